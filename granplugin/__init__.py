@@ -1,0 +1,1 @@
+"""granplugin: quantization granularity, layer by layer, for NVIDIA modelopt and TensorRT."""

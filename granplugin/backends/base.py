@@ -1,0 +1,99 @@
+"""What every backend module has: how an engine is built, opened and read back."""
+
+from __future__ import annotations
+
+import textwrap
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What `build` made: `path` is a file or a folder of `bytes` bytes; `version` its library's."""
+
+    backend: str
+    path: Path
+    bytes: int
+    build_seconds: float
+    version: str
+
+
+@dataclass(frozen=True)
+class LayerPrecision:
+    """What one call of a weighted layer ran in: `precision` is int8, float or unknown.
+
+    `layer` is the module path; `kernel` is the library's own word for what computes it.
+    """
+
+    layer: str
+    precision: str
+    kernel: str
+
+
+class Runner(Protocol):
+    """An opened engine."""
+
+    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """All outputs for all inputs, by their names in the ONNX graph; axis 0 is the batch.
+
+        Raises EngineError where the feeds are not the graph's inputs.
+        """
+
+
+class Backend(Protocol):
+    """A module of this package.
+
+    `EXTRA` is the extra of granplugin that installs the library, None where granplugin itself
+    needs it; `what_for` is one line; a backend that does not measure latency is a reference only.
+    """
+
+    name: str
+    EXTRA: str | None
+    what_for: str
+    measures_latency: bool
+
+    def unavailable(self) -> str | None:
+        """Why it cannot be used and what to install, or None; does not import the library."""
+
+    def version(self) -> str:
+        """The library's version; does not import it."""
+
+    def build(self, onnx: Path, out: Path) -> Engine:
+        """The engine of the ONNX file, in the folder `out`, which is made if missing.
+
+        An engine already there is returned if the same library made it of the same ONNX and its
+        files are intact; anything else there is replaced. Raises EngineError where the library
+        refuses the graph.
+        """
+
+    def open(
+        self, engine: Engine, threads: int | None = None, batch: int | None = None
+    ) -> AbstractContextManager[Runner]:
+        """A runner on `threads` threads; without it, one per physical core.
+
+        With `batch` it takes feeds of that batch size only, and may be faster for it. Raises
+        EngineError where the engine's files are not as they were built.
+        """
+
+    def layers(self, engine: Engine) -> tuple[LayerPrecision, ...]:
+        """Each call of a weighted layer, in the graph's order; empty where it cannot be read."""
+
+
+def missing(package: str, extra: str | None) -> str | None:
+    """A sentence if `package` cannot be imported; only looks for it."""
+    if find_spec(package):
+        return None
+    wanted = f'"granplugin[{extra}]"' if extra else package
+    return f"{package} is not installed; pip install {wanted}"
+
+
+def one_line(err: Exception) -> str:
+    """A library's message on one line of at most 300 characters."""
+    lines = (line.strip() for line in str(err).splitlines())
+    told = " ".join(line for line in lines if not line.startswith(("Exception from", "Check '")))
+    return textwrap.shorten(told or str(err), 300, placeholder=" ...")

@@ -1,0 +1,299 @@
+"""Which values of a tensor share one scale: every granularity is a block shape.
+
+A block shape has the tensor's rank and cuts it into equal blocks; each block has one scale. The
+blocks form a grid of shape `shape / block`. Axis 0 of an input or output is the batch: it is
+written as 1 in its shape, so no granularity can split it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+
+from granplugin.suggest import did_you_mean
+
+Shape = tuple[int, ...]
+Role = Literal["weight", "input", "output"]
+ROLES: tuple[Role, ...] = ("weight", "input", "output")
+
+
+class DoesNotApply(ValueError):
+    """A granularity that a tensor of this shape or role cannot have; the message says why."""
+
+
+class _Granularity(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    kind: ClassVar[str]
+
+    def __str__(self) -> str:
+        parameters = self.model_dump(exclude_none=True)
+        inside = ", ".join(f"{key} {_compact(value)}" for key, value in parameters.items())
+        return f"{self.kind}({inside})" if inside else self.kind
+
+
+class PerTensor(_Granularity):
+    """One scale for the whole tensor.
+
+    >>> PerTensor().block((8, 3, 3, 3), "weight", 0)
+    (8, 3, 3, 3)
+    """
+
+    kind = "per_tensor"
+
+    def block(self, shape: Shape, role: Role, channel_axis: int | None) -> Shape:
+        return shape
+
+
+class PerChannel(_Granularity):
+    """One scale for each index along `axis`; without it, along the (output) channel axis.
+
+    >>> PerChannel().block((8, 3, 3, 3), "weight", 0)
+    (1, 3, 3, 3)
+    >>> PerChannel(axis=-1).block((1, 64), "input", 1)
+    (1, 1)
+    """
+
+    kind = "per_channel"
+    axis: int | None = None
+
+    def block(self, shape: Shape, role: Role, channel_axis: int | None) -> Shape:
+        if self.axis is None and channel_axis is None:
+            raise DoesNotApply("per_channel: no single axis is the output channel here; give axis")
+        axis = channel_axis if self.axis is None else _axis(self.axis, shape, role)
+        if axis >= len(shape):
+            raise DoesNotApply(f"per_channel: a tensor of shape {list(shape)} has no channel axis")
+        return _replace(shape, {axis: 1})
+
+
+class PerToken(_Granularity):
+    """One scale for each row (all axes but the last) of a layer's input, the same for all samples.
+
+    >>> PerToken().block((1, 197, 64), "input", 2)
+    (1, 1, 64)
+    """
+
+    kind = "per_token"
+
+    def block(self, shape: Shape, role: Role, channel_axis: int | None) -> Shape:
+        if role == "weight":
+            raise DoesNotApply("per_token: a weight has no tokens; use per_channel")
+        if channel_axis != len(shape) - 1:
+            raise DoesNotApply("per_token: only inputs whose last axis is the features have tokens")
+        if len(shape) < 3:
+            raise DoesNotApply(
+                f"per_token: the only rows of a tensor of shape {_batched(shape)} are the samples, "
+                "and a static scale cannot differ between samples; use per_tensor"
+            )
+        return (1,) * (len(shape) - 1) + shape[-1:]
+
+
+class PerBlock(_Granularity):
+    """One scale for each run of `size` values along `axis`, or for each block of a given `shape`.
+
+    >>> PerBlock(size=4).block((8, 16), "weight", 0)
+    (1, 4)
+    >>> PerBlock(shape=(1, 4, 3, 3)).block((8, 16, 3, 3), "weight", 0)
+    (1, 4, 3, 3)
+    """
+
+    kind = "per_block"
+    size: int | None = Field(default=None, ge=1)
+    axis: int | None = None
+    shape: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+
+    def block(self, shape: Shape, role: Role, channel_axis: int | None) -> Shape:
+        if self.shape is not None:
+            if len(self.shape) != len(shape):
+                raise DoesNotApply(
+                    f"per_block: shape {list(self.shape)} has {len(self.shape)} axes, "
+                    f"the tensor {_batched(shape, role)} has {len(shape)}"
+                )
+            block = self.shape
+        else:
+            axis = _axis(-1 if self.axis is None else self.axis, shape, role)
+            block = _replace((1,) * len(shape), {axis: self.size})
+        for axis, (length, part) in enumerate(zip(shape, block, strict=True)):
+            if length % part:
+                if role != "weight" and axis == 0:
+                    raise DoesNotApply("per_block: axis 0 is the batch and is never cut; write 1")
+                raise DoesNotApply(
+                    f"per_block: {part} does not divide axis {axis} of {_batched(shape, role)}"
+                    + _nearest_divisors(length, part)
+                )
+        return block
+
+
+class PerElement(_Granularity):
+    """One scale for each value (of one sample).
+
+    >>> PerElement().block((8, 3), "weight", 0)
+    (1, 1)
+    """
+
+    kind = "per_element"
+
+    def block(self, shape: Shape, role: Role, channel_axis: int | None) -> Shape:
+        return (1,) * len(shape)
+
+
+GRANULARITIES: dict[str, type[_Granularity]] = {
+    cls.kind: cls for cls in (PerTensor, PerChannel, PerToken, PerBlock, PerElement)
+}
+
+
+def parse_granularity(value: Any) -> _Granularity:
+    """`per_tensor`, or `{per_block: {size: 16, axis: 1}}`: a name, or a name with parameters.
+
+    >>> print(parse_granularity({"per_block": {"size": 16, "axis": 1}}))
+    per_block(size 16, axis 1)
+    """
+    if isinstance(value, _Granularity):
+        return value
+    if isinstance(value, str):
+        name, parameters = value, {}
+    elif isinstance(value, dict) and len(value) == 1:
+        name, parameters = next(iter(value.items()))
+        parameters = {} if parameters is None else parameters
+    else:
+        raise ValueError(
+            "a granularity is a name, or one name with its parameters such as "
+            "{per_block: {size: 16, axis: 1}}"
+        )
+    if name not in GRANULARITIES:
+        raise ValueError(f"unknown granularity {name!r}{did_you_mean(str(name), GRANULARITIES)}")
+    cls = GRANULARITIES[name]
+    if not isinstance(parameters, dict):
+        raise ValueError(f"{name} takes parameters by name, such as {{{name}: {{axis: 0}}}}")
+    for key in parameters:
+        if key not in cls.model_fields:
+            known = list(cls.model_fields)
+            raise ValueError(
+                f"{name} has no parameter {key!r}{did_you_mean(str(key), known)}"
+                if known
+                else f"{name} takes no parameters"
+            )
+    for key, given in parameters.items():
+        numbers = given if key == "shape" and isinstance(given, list) else [given]
+        if not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers) or (
+            key != "axis" and (not numbers or min(numbers) < 1)
+        ):
+            wanted = "an integer" if key == "axis" else "a positive integer"
+            wanted = "a list of positive integers" if key == "shape" else wanted
+            raise ValueError(f"{name}: {key} must be {wanted}, not {given!r}")
+    if cls is PerBlock and ("shape" in parameters) == ("size" in parameters):
+        raise ValueError("per_block takes either size (and axis) or shape")
+    if cls is PerBlock and "shape" in parameters and "axis" in parameters:
+        raise ValueError("per_block takes either size and axis, or shape, not both")
+    if "shape" in parameters:
+        parameters = {**parameters, "shape": tuple(parameters["shape"])}
+    return cls(**parameters)
+
+
+def _dump(granularity: _Granularity) -> Any:
+    parameters = granularity.model_dump(exclude_none=True)
+    return {granularity.kind: parameters} if parameters else granularity.kind
+
+
+_AXIS = {"axis": {"type": "integer"}}
+_SIZES = {"type": "integer", "minimum": 1}
+_BLOCK = {
+    "oneOf": [
+        {"properties": {"size": _SIZES, **_AXIS}, "required": ["size"]},
+        {"properties": {"shape": {"type": "array", "items": _SIZES}}, "required": ["shape"]},
+    ]
+}
+
+
+def _with_parameters(name: str, schema: dict) -> dict:
+    inside = {"type": "object", "unevaluatedProperties": False, **schema}
+    return {
+        "type": "object",
+        "properties": {name: inside},
+        "required": [name],
+        "additionalProperties": False,
+    }
+
+
+Granularity = Annotated[
+    _Granularity,
+    BeforeValidator(parse_granularity),
+    PlainSerializer(_dump),
+    WithJsonSchema(
+        {
+            "description": "Which values share one scale.",
+            "oneOf": [
+                {"enum": [name for name in GRANULARITIES if name != "per_block"]},
+                _with_parameters("per_channel", {"properties": _AXIS}),
+                _with_parameters("per_block", _BLOCK),
+            ],
+        }
+    ),
+]
+
+
+def grid(shape: Shape, block: Shape) -> Shape:
+    """How many blocks lie along each axis; one scale per cell.
+
+    >>> grid((8, 16, 3, 3), (1, 4, 3, 3))
+    (8, 4, 1, 1)
+    """
+    return tuple(length // part for length, part in zip(shape, block, strict=True))
+
+
+def scales(shape: Shape, block: Shape) -> int:
+    """The number of scales."""
+    return math.prod(grid(shape, block))
+
+
+def reduce_blocks(values: np.ndarray, block: Shape, ufunc: np.ufunc = np.maximum) -> np.ndarray:
+    """Reduce each block of `values` with `ufunc`: shape -> grid.
+
+    >>> reduce_blocks(np.array([[1, 5, 2, 3]]), (1, 2)).tolist()
+    [[5, 3]]
+    """
+    cells = grid(values.shape, block)
+    split = [part for pair in zip(cells, block, strict=True) for part in pair]
+    return ufunc.reduce(values.reshape(split), axis=tuple(range(1, 2 * len(block), 2)))
+
+
+def expand(cells: np.ndarray, block: Shape) -> np.ndarray:
+    """Repeat each cell of a grid over its block: grid -> shape.
+
+    >>> expand(np.array([[5, 3]]), (1, 2)).tolist()
+    [[5, 5, 3, 3]]
+    """
+    for axis, part in enumerate(block):
+        if part > 1:
+            cells = np.repeat(cells, part, axis=axis)
+    return cells
+
+
+def _axis(axis: int, shape: Shape, role: Role) -> int:
+    if not -len(shape) <= axis < len(shape):
+        raise DoesNotApply(f"axis {axis} is out of range for {_batched(shape, role)}")
+    axis %= len(shape)
+    if role != "weight" and axis == 0:
+        raise DoesNotApply(f"axis 0 of an {role} is the batch; a scale cannot depend on the sample")
+    return axis
+
+
+def _replace(shape: Shape, changed: dict[int, int]) -> Shape:
+    return tuple(changed.get(axis, length) for axis, length in enumerate(shape))
+
+
+def _compact(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _batched(shape: Shape, role: Role = "input") -> str:
+    first = "batch" if role != "weight" else str(shape[0]) if shape else ""
+    return "[" + ", ".join([first, *map(str, shape[1:])]) + "]"
+
+
+def _nearest_divisors(length: int, part: int) -> str:
+    divisors = [n for n in range(1, length + 1) if length % n == 0]
+    near = sorted(sorted(divisors, key=lambda n: abs(n - part))[:2])
+    return "; " + " or ".join(map(str, near)) + " would"

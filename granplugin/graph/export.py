@@ -1,0 +1,147 @@
+"""Torch to ONNX, once: the float model with a marker at each site, nodes named after modules."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common as passes
+
+from granplugin.errors import ModelError
+from granplugin.graph.files import save, unique
+from granplugin.trace import flatten_outputs
+
+log = logging.getLogger(__name__)
+
+OPSET = 21
+"""The first with blocked Q/DQ and INT4."""
+
+
+def export_float(
+    model: torch.nn.Module, example: Any, path: Path, output_names: Sequence[str] | None = None
+) -> None:
+    """Write the model as float ONNX, axis 0 of every input dynamic.
+
+    `example` is a tensor, a tuple of arguments, or a dict of keyword arguments. Inputs are named
+    after the parameters of `forward`, outputs after `output_names` (default: what
+    `flatten_outputs` calls them), nodes `module.path/OpType`. Raises ModelError.
+    """
+    if model.training:
+        raise ModelError("the model is in training mode; call model.eval() before exporting it")
+    args, kwargs = _arguments(example)
+    names: list[str] = []
+
+    def flat(module: torch.nn.Module, args: Any, outputs: Any) -> tuple[torch.Tensor, ...]:
+        named = flatten_outputs(outputs)
+        names[:] = output_names or named
+        return tuple(named.values())
+
+    hook = model.register_forward_hook(flat)
+    try:
+        with torch.no_grad(), _chatter_to_log():
+            program = torch.onnx.export(
+                model,
+                args,
+                kwargs=kwargs,
+                dynamo=True,
+                optimize=True,
+                verbose=False,
+                opset_version=OPSET,
+                dynamic_shapes=_dynamic_batch(model, args, kwargs),
+            )
+    except Exception as error:  # tracing runs the user's code: anything can come out of it
+        raise ModelError(
+            f"{type(model).__name__} cannot be exported to ONNX with a dynamic batch: "
+            f"{_cause(error)}"
+        ) from error
+    finally:
+        hook.remove()
+    exported = program.model
+    for value, name in zip(exported.graph.outputs, names, strict=True):
+        value.name = name
+    _name_nodes(exported.graph)
+    # It holds absolute paths of the machine that exported.
+    passes.ClearMetadataAndDocStringPass()(exported)
+    save(exported, path)
+    log.info("exported %s: %d nodes", type(model).__name__, exported.graph.num_nodes())
+
+
+def _arguments(example: Any) -> tuple[tuple, dict[str, Any]]:
+    """Positional and keyword arguments; a batch of 1 is doubled, since torch.export takes a
+    length of 1 for a constant."""
+
+    def doubled(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.dim() and len(value) == 1:
+            return torch.cat([value, value])
+        return value
+
+    if isinstance(example, Mapping):
+        return (), {name: doubled(value) for name, value in example.items()}
+    example = example if isinstance(example, (tuple, list)) else (example,)
+    return tuple(map(doubled, example)), {}
+
+
+def _dynamic_batch(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def axes(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return {0: "batch"} if value.dim() else None
+        if isinstance(value, Mapping):
+            return {name: axes(item) for name, item in value.items()}
+        return type(value)(map(axes, value)) if isinstance(value, (tuple, list)) else None
+
+    return axes(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
+
+
+@contextlib.contextmanager
+def _chatter_to_log() -> Iterator[None]:
+    """What the exporter prints, warns and logs goes to the log at level DEBUG."""
+    # torch gives several of its loggers a handler on stderr
+    loggers = [
+        logger
+        for name, logger in logging.root.manager.loggerDict.items()
+        if isinstance(logger, logging.Logger) and name.split(".")[0] == "torch" and logger.handlers
+    ]
+    kept = [(logger, logger.handlers[:]) for logger in loggers]
+    printed = io.StringIO()
+    with warnings.catch_warnings(record=True) as warned, contextlib.redirect_stdout(printed):
+        for logger in loggers:
+            logger.handlers[:] = [_ToDebug()]
+        try:
+            yield
+        finally:
+            for logger, handlers in kept:
+                logger.handlers[:] = handlers
+    for text in [*map(str, (w.message for w in warned)), printed.getvalue().strip()]:
+        if text:
+            log.debug("exporter: %s", text)
+
+
+class _ToDebug(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        log.debug("exporter: %s", record.getMessage())
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason, in one line: torch wraps it several times."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _name_nodes(graph: ir.Graph) -> None:
+    """Name nodes after their modules, while the exporter's metadata still says which."""
+    taken: set[str] = set()
+    for node in graph.all_nodes():
+        # "['', 'features', 'features.0', 'conv2d']": modules, outermost first, then the call
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))
+        node.name = unique(f"{scopes[-2]}/{node.op_type}".lstrip("/"), taken)

@@ -1,0 +1,100 @@
+"""The layers of a model as the plan sees them: shapes, traits and the BN behind each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from granplugin.granularity import Role, Shape
+
+WEIGHTED = frozenset(
+    f"{kind}{rank}d" for kind in ("Conv", "ConvTranspose") for rank in (1, 2, 3)
+) | {"Linear"}
+NORMS = frozenset({"LayerNorm", *(f"InstanceNorm{rank}d" for rank in (1, 2, 3))})
+POOLS = frozenset(
+    f"{kind}Pool{rank}d"
+    for kind in ("Max", "Avg", "AdaptiveAvg")
+    for rank in (1, 2, 3)
+)
+BATCH_NORMS = frozenset(f"BatchNorm{rank}d" for rank in (1, 2, 3))
+PASSIVE = NORMS | POOLS | BATCH_NORMS | {"LeakyReLU"}
+"""Types without a quantizable weight; with WEIGHTED, every type modelopt gives quantizers and
+granplugin sites. (Recurrent layers and embeddings stay float.)"""
+
+TRAITS = ("depthwise", "grouped", "pointwise", "first", "last")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One module that can be quantized.
+
+    Shapes of input and output have 1 on axis 0, which stands for any batch. `traits` are among
+    TRAITS: depthwise (one filter per input channel), grouped (1 < groups, not depthwise),
+    pointwise (a convolution with a kernel of one), first (reads a model input through operations
+    on one tensor only), last (a model output is computed from its output so). `bn` names the
+    batch norm that can be folded into it. `spread` is the largest over the median of the weight's
+    output-channel ranges, with that batch norm folded. `calls` counts uses in one forward pass.
+    `input_id` and `output_id` number the tensors: layers that read the same tensor share it.
+    `unusable` says why its quantizers would have no effect.
+    """
+
+    name: str
+    type: str
+    calls: int = 1
+    input_shape: Shape | None = None
+    output_shape: Shape | None = None
+    weight_shape: Shape | None = None
+    groups: int = 1
+    traits: frozenset[str] = field(default_factory=frozenset)
+    bn: str | None = None
+    spread: float | None = None
+    input_id: int | None = None
+    output_id: int | None = None
+    unusable: str | None = None
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        return ("weight", "input", "output") if self.weight_shape else ("input", "output")
+
+    def shape(self, role: Role) -> Shape | None:
+        return {
+            "weight": self.weight_shape,
+            "input": self.input_shape,
+            "output": self.output_shape,
+        }[role]
+
+    def channel_axis(self, role: Role) -> int | None:
+        """The axis of the (output) channels, or None where no single axis has them."""
+        shape = self.shape(role)
+        if role == "weight":
+            if not self.type.startswith("ConvTranspose"):
+                return 0
+            return 1 if self.groups == 1 else None
+        if self.type in ("Linear", "LayerNorm"):
+            return len(shape) - 1
+        return 1
+
+    @property
+    def size(self) -> int:
+        """Values in the weight."""
+        count = 1
+        for length in self.weight_shape or (0,):
+            count *= length
+        return count
+
+
+def layer_to_json(layer: Layer) -> dict[str, Any]:
+    """A JSON object; what equals its default is left out."""
+    return {
+        f.name: sorted(value) if isinstance(value, frozenset) else value
+        for f in fields(layer)
+        if (value := getattr(layer, f.name)) not in (None, frozenset())
+    }
+
+
+def layer_from_json(data: dict[str, Any]) -> Layer:
+    """The inverse of layer_to_json."""
+    values = {
+        key: tuple(value) if key.endswith("_shape") else value for key, value in data.items()
+    }
+    return Layer(**{**values, "traits": frozenset(data.get("traits", ()))})

@@ -1,0 +1,387 @@
+"""The plan: one row per site, with the rule that decided it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from granplugin.calibrators import LEAST_VALUES, Calibrator
+from granplugin.errors import UserError
+from granplugin.granularity import (
+    DoesNotApply,
+    PerChannel,
+    PerTensor,
+    Role,
+    Shape,
+    grid,
+    scales,
+)
+from granplugin.layers import WEIGHTED, Layer
+from granplugin.presets import PRESETS, spelt_out
+from granplugin.recipe.load import Loaded
+from granplugin.recipe.rules import nearest, select
+from granplugin.recipe.schema import FLOAT, Decision
+from granplugin.suggest import did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One site's decision.
+
+    `block` has the rank of `shape`; one scale per block. `format` is a key of FORMATS or "float"
+    (then block, granularity and calibrator are None). `amax` pins the range. `bn` is fold or keep
+    where the layer has a batch norm `bn_name` behind it that can be folded, else None. `rule` is
+    the deciding rule's id or the preset's name, `where` its file:line:column.
+    """
+
+    layer: str
+    type: str
+    role: Role
+    shape: Shape
+    format: str
+    granularity: str | None
+    block: Shape | None
+    calibrator: Calibrator | None
+    amax: float | None
+    bn: str | None
+    bn_name: str | None
+    rule: str
+    where: str
+    note: str | None = None
+
+    @property
+    def site(self) -> str:
+        return f"{self.layer}.{self.role}"
+
+    @property
+    def observed(self) -> str:
+        """The site of the unfolded model where this row's tensor is: a folded layer's output is
+        its batch norm's."""
+        if self.role == "output" and self.bn == "fold":
+            return f"{self.bn_name}.output"
+        return self.site
+
+    @property
+    def quantized(self) -> bool:
+        return self.format != FLOAT
+
+    @property
+    def grid(self) -> Shape:
+        return grid(self.shape, self.block)
+
+    @property
+    def scales(self) -> int:
+        return scales(self.shape, self.block) if self.block else 0
+
+
+@dataclass(frozen=True, slots=True)
+class RuleUse:
+    """What became of a rule: layers matched, and sites where it had the last word on some key."""
+
+    rule: str
+    where: str
+    matched: int
+    decides: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every site's row, in the order the layers run; what each rule did; and what to know."""
+
+    rows: tuple[Row, ...]
+    uses: tuple[RuleUse, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def quantized(self) -> tuple[Row, ...]:
+        return tuple(row for row in self.rows if row.quantized)
+
+    @property
+    def folded(self) -> frozenset[str]:
+        """The layers whose batch norm is folded."""
+        return frozenset(row.layer for row in self.rows if row.bn == "fold")
+
+
+PRESET = -1
+"""The position of the defaults, in front of rule 0."""
+
+_KEYS = ("format", "granularity", "calibrator", "amax")
+
+
+def make_plan(loaded: Loaded, layers: Sequence[Layer]) -> Plan:
+    """Resolve a recipe against a model's layers.
+
+    The last matching rule decides, key by key. Raises RecipeError at the rule's line: a rule that
+    matches nothing or can do nothing, a granularity that does not apply, half a layer quantized.
+    """
+    return _Planner(loaded, layers).plan()
+
+
+def preset_plan(name: str, layers: Sequence[Layer], loaded: Loaded) -> Plan:
+    """The plan of a preset alone: what a baseline is."""
+    bare = loaded.recipe.model_copy(update={"defaults": name, "rules": []})
+    return make_plan(Loaded(bare, loaded.document, loaded.path), layers)
+
+
+def why(loaded: Loaded, layers: Sequence[Layer], name: str) -> tuple[str, ...]:
+    """One layer's story: what each rule said of it, and what came of it.
+
+    Raises UserError where no layer has that name.
+    """
+    for layer in layers:
+        if layer.name == name:
+            return _Planner(loaded, layers).story(layer)
+    raise UserError(f"no layer is called {name!r}{did_you_mean(name, [x.name for x in layers])}")
+
+
+class _Planner:
+    def __init__(self, loaded: Loaded, layers: Sequence[Layer]) -> None:
+        self.loaded, self.layers = loaded, layers
+        self.rules = loaded.recipe.rules
+        defaults = loaded.recipe.defaults
+        self.defaults = spelt_out(defaults) if isinstance(defaults, Decision) else PRESETS[defaults]
+        self.labels = [loaded.rule_label(index) for index in range(len(self.rules))]
+        self.wheres = [str(loaded.mark("rules", index)) for index in range(len(self.rules))]
+        self.default_label = "defaults" if isinstance(defaults, Decision) else defaults
+        self.default_where = str(loaded.mark("defaults"))
+        self.decides: Counter[int] = Counter()
+        self.notes: list[str] = []
+
+    def plan(self) -> Plan:
+        matched = [select(rule.match, self.layers) for rule in self.rules]
+        for index, found in enumerate(matched):
+            self._check_match(index, found)
+        rules_of: list[list[int]] = [[] for _ in self.layers]
+        for index, found in enumerate(matched):
+            for position in found:
+                rules_of[position].append(index)
+        rows: list[Row] = []
+        folded_norms: dict[str, str] = {}
+        for layer, rules in zip(self.layers, rules_of, strict=True):
+            if layer.unusable:
+                continue
+            settled = self._settle(layer, rules)
+            of_layer = self._rows(layer, settled)
+            self._check_half(layer, settled, of_layer)
+            if of_layer and of_layer[0].bn == "fold":
+                folded_norms[layer.bn] = layer.name
+            rows += of_layer
+            self._count(settled, of_layer)
+        self._check_folded_norms(rows, folded_norms)
+        uses = tuple(
+            RuleUse(label, where, len(found), self.decides[index])
+            for index, (label, where, found) in enumerate(
+                zip(self.labels, self.wheres, matched, strict=True)
+            )
+        )
+        for use in uses:
+            if use.matched and not use.decides:
+                self.notes.append(
+                    f"{use.where}: {use.rule} decides nothing: later rules or format: float cover it"
+                )
+        return Plan(tuple(rows), uses, tuple(self.notes))
+
+    def story(self, layer: Layer) -> tuple[str, ...]:
+        if layer.unusable:
+            return (f"=> float: {layer.unusable}",)
+        rules = [n for n, rule in enumerate(self.rules) if select(rule.match, [layer])]
+        settled = self._settle(layer, rules)
+        return self._story(layer, settled, self._rows(layer, settled))
+
+    def _settle(self, layer: Layer, rules: Sequence[int]) -> _Settled:
+        settled = _Settled(layer, self.defaults(layer))
+        for index in rules:
+            settled.apply(index, self.rules[index])
+        return settled
+
+    def _check_match(self, index: int, found: Sequence[int]) -> None:
+        rule = self.rules[index]
+        if rule.optional:
+            return
+        usable = [self.layers[position] for position in found if not self.layers[position].unusable]
+        at = ("rules", index, "match")
+        if not found:
+            raise self.loaded.error(at, nearest(rule.match, self.layers))
+        if not usable:
+            layer = self.layers[found[0]]
+            raise self.loaded.error(at, f"{layer.name!r} cannot be quantized: {layer.unusable}")
+        if rule.weight and not any(layer.weight_shape for layer in usable):
+            raise self.loaded.error(
+                ("rules", index, "weight"), "no layer this rule matches has a weight to quantize"
+            )
+        if rule.bn and not any(layer.bn for layer in usable):
+            raise self.loaded.error(
+                ("rules", index, "bn"),
+                "no layer this rule matches has a batch norm behind it that can be folded",
+            )
+
+    def _rows(self, layer: Layer, settled: _Settled) -> list[Row]:
+        by_rule = settled.bn_rule != PRESET
+        is_float = all(settled.value(role, "format") in (None, FLOAT) for role in layer.roles)
+        bn = settled.bn if layer.bn and (by_rule or not is_float) else None
+        bn = bn or ("keep" if layer.bn else None)
+        rows = []
+        for role in layer.roles:
+            shape = layer.shape(role)
+            if shape is None:
+                continue
+            deciding = settled.deciding(role)
+            rule, where = self._name(deciding)
+            format = settled.value(role, "format") or FLOAT
+            common = dict(
+                layer=layer.name, type=layer.type, role=role, shape=shape, format=format,
+                bn=bn, bn_name=layer.bn, rule=rule, where=where,
+            )  # fmt: skip
+            if format == FLOAT:
+                rows.append(
+                    Row(**common, granularity=None, block=None, calibrator=None, amax=None)
+                )
+                continue
+            granularity = settled.value(role, "granularity") or PerTensor()
+            at = settled.source(role, "granularity")
+            try:
+                block = granularity.block(shape, role, layer.channel_axis(role))
+            except DoesNotApply as err:
+                raise self._error(at, role, "granularity", f"{layer.name!r}: {err}") from err
+            calibrator = settled.value(role, "calibrator") or Calibrator()
+            amax = settled.value(role, "amax")
+            if role == "weight" and calibrator.kind != "max" and amax is None:
+                values = math.prod(block)
+                if values < LEAST_VALUES:
+                    raise self._error(
+                        settled.source(role, "calibrator"), role, "calibrator",
+                        f"{layer.name!r}: {calibrator} needs {LEAST_VALUES} values per scale, "
+                        f"{granularity} leaves {values}; use max or a coarser granularity",
+                    )  # fmt: skip
+            rows.append(
+                Row(
+                    **common,
+                    granularity=str(granularity),
+                    block=block,
+                    calibrator=calibrator,
+                    amax=amax,
+                    note=_coarser(granularity, shape, role, block, layer.channel_axis(role)),
+                )
+            )
+        return rows
+
+    def _check_half(self, layer: Layer, settled: _Settled, rows: Sequence[Row]) -> None:
+        if layer.type not in WEIGHTED or settled.half:
+            return
+        by_role = {row.role: row for row in rows}
+        weight, given = by_role.get("weight"), by_role.get("input")
+        if weight is None or given is None or weight.quantized == given.quantized:
+            return
+        left = "input" if weight.quantized else "weight"
+        source = max(settled.source(role, "format") for role in ("weight", "input"))
+        raise self._error(
+            source, left, "format",
+            f"{layer.name!r}: only its {'weight' if left == 'input' else 'input'} would be quantized, "
+            "which engines run in float; quantize both, or say half: allow",
+        )  # fmt: skip
+
+    def _check_folded_norms(self, rows: Sequence[Row], folded: Mapping[str, str]) -> None:
+        for row in rows:
+            if row.quantized and row.layer in folded:
+                raise self.loaded.error(
+                    (),
+                    f"{row.where}: {row.layer!r} is folded into {folded[row.layer]!r}; quantize "
+                    f"that layer's output, or say bn: keep for it",
+                )
+
+    def _count(self, settled: _Settled, rows: Sequence[Row]) -> None:
+        for row in rows:
+            keys = _KEYS if row.quantized else ("format",)
+            self.decides.update({settled.source(row.role, key) for key in keys})
+        if rows and rows[0].bn:
+            self.decides[settled.bn_rule] += 1
+
+    def _story(self, layer: Layer, settled: _Settled, rows: Sequence[Row]) -> tuple[str, ...]:
+        lines = []
+        for role, key, index, value in settled.history:
+            rule, where = self._name(index)
+            current = settled.source(role, key) if role else settled.bn_rule
+            lost = "" if current == index else "  (a later rule says otherwise)"
+            what = f"{role}.{key}" if role else key
+            lines.append(f"{where}  {rule}: {what} = {value}{lost}")
+        for row in rows:
+            if row.quantized:
+                lines.append(
+                    f"=> {row.role}: {row.format} {row.granularity}, {row.scales} "
+                    f"scale{'s' if row.scales > 1 else ''}, {row.calibrator}"
+                    + (f", amax {row.amax:g}" if row.amax else "")
+                    + (f" ({row.note})" if row.note else "")
+                )
+            elif row.role != "output":
+                lines.append(f"=> {row.role}: float")
+        if rows and rows[0].bn:
+            lines.append(f"=> bn: {rows[0].bn} ({layer.bn})")
+        return tuple(lines)
+
+    def _name(self, index: int) -> tuple[str, str]:
+        if index == PRESET:
+            return self.default_label, self.default_where
+        return self.labels[index], self.wheres[index]
+
+    def _error(self, index: int, role: str, key: str, message: str) -> Exception:
+        at = ("defaults", role, key) if index == PRESET else ("rules", index, role, key)
+        return self.loaded.error(at, message)
+
+
+class _Settled:
+    """What the rules so far say of one layer: each key with the rule that said it."""
+
+    def __init__(self, layer: Layer, defaults: Decision) -> None:
+        self.roles = layer.roles
+        self.values: dict[tuple[str, str], tuple[Any, int]] = {}
+        self.history: list[tuple[str | None, str, int, Any]] = []
+        self.bn, self.bn_rule, self.half = "keep", PRESET, False
+        self.apply(PRESET, defaults)
+
+    def apply(self, index: int, decision: Decision) -> None:
+        if decision.format is not None:
+            roles = self.roles if decision.format == FLOAT else self.roles[:-1]
+            for role in roles:
+                self._set(role, "format", index, decision.format)
+        for role in self.roles:
+            settings = getattr(decision, role)
+            for key in _KEYS if settings is not None else ():
+                value = getattr(settings, key)
+                if value is not None:
+                    self._set(role, key, index, value)
+        if decision.bn is not None:
+            self.bn, self.bn_rule = decision.bn, index
+            self.history.append((None, "bn", index, decision.bn))
+        if getattr(decision, "half", None):
+            self.half = True
+
+    def _set(self, role: str, key: str, index: int, value: Any) -> None:
+        self.values[role, key] = (value, index)
+        self.history.append((role, key, index, value))
+
+    def value(self, role: str, key: str) -> Any:
+        return self.values.get((role, key), (None, PRESET))[0]
+
+    def source(self, role: str, key: str) -> int:
+        return self.values.get((role, key), (None, PRESET))[1]
+
+    def deciding(self, role: str) -> int:
+        """The last rule whose word on this site still counts."""
+        if self.value(role, "format") in (None, FLOAT):
+            return self.source(role, "format")
+        return max(self.source(role, key) for key in _KEYS)
+
+
+def _coarser(
+    granularity: Any, shape: Shape, role: Role, block: Shape, channel_axis: int | None
+) -> str | None:
+    """The coarser granularity this one equals here, if any."""
+    if not isinstance(granularity, PerTensor) and scales(shape, block) == 1:
+        return "equals per_tensor here"
+    if isinstance(granularity, (PerTensor, PerChannel)) or channel_axis is None:
+        return None
+    per_channel = PerChannel().block(shape, role, channel_axis)
+    return "equals per_channel here" if grid(shape, per_channel) == grid(shape, block) else None

@@ -1,0 +1,83 @@
+"""The named, versioned defaults: what a layer gets before any rule."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+
+from granplugin.calibrators import Calibrator
+from granplugin.granularity import PerChannel, PerTensor
+from granplugin.layers import BATCH_NORMS, WEIGHTED, Layer
+from granplugin.recipe.schema import Decision, Settings
+
+_MAX = Calibrator("max")
+_PER_TENSOR = Settings(format="int8", granularity=PerTensor(), calibrator=_MAX)
+_NOTHING = Decision()
+
+
+def tensorrt_11(layer: Layer) -> Decision:
+    """TensorRT 11's placement rules: of weighted layers, inputs per_tensor and weights per_channel
+    on the output channels, max; pools and norms float; batch norms folded, as the engine does.
+
+    Source: NVIDIA TensorRT documentation, "Explicit Quantization", placement recommendations.
+    """
+    if layer.type not in WEIGHTED:
+        return _NOTHING
+    weight = _PER_TENSOR
+    if layer.channel_axis("weight") is not None:
+        weight = Settings(format="int8", granularity=PerChannel(), calibrator=_MAX)
+    return Decision(weight=weight, input=_PER_TENSOR, bn="fold")
+
+
+def modelopt_0_47(layer: Layer) -> Decision:
+    """modelopt 0.47's INT8_DEFAULT_CFG as it is: weights per_channel on axis 0 (for a transposed
+    convolution the *input* channels), every input per_tensor - pools and norms too - except of
+    batch norms, LeakyReLU and names it excludes; batch norms kept."""
+    if layer.type in BATCH_NORMS or layer.type == "LeakyReLU" or _modelopt_excludes(layer):
+        return _NOTHING
+    if layer.type not in WEIGHTED:
+        return Decision(input=_PER_TENSOR)
+    weight = Settings(format="int8", granularity=PerChannel(axis=0), calibrator=_MAX)
+    return Decision(weight=weight, input=_PER_TENSOR, bn="keep")
+
+
+# The patterns of modelopt's default_disabled_quantizers that are about names.
+_MODELOPT_EXCLUDED = (
+    "*block_sparse_moe.gate*", "*linear_attn.conv1d*", "*self_attention.conv1d*",
+    "*linear_attn.in_proj_a*", "*linear_attn.in_proj_b*", "*lm_head*", "*mixer.conv1d*",
+    "*mlp.gate.*", "*mlp.shared_expert_gate.*", "*output_layer*", "*proj_out.*", "*router*",
+    "mtp.*", "output.*", "*embed_vision*", "*vision_tower*", "*visual*", "*vision_model*",
+    "*multi_modal_projector*",
+)  # fmt: skip
+
+
+def _modelopt_excludes(layer: Layer) -> bool:
+    quantizer = f"{layer.name}.input_quantizer"
+    return any(fnmatch.fnmatchcase(quantizer, glob) for glob in _MODELOPT_EXCLUDED)
+
+
+PRESETS: dict[str, Callable[[Layer], Decision]] = {
+    "tensorrt@11": tensorrt_11,
+    "modelopt@0.47": modelopt_0_47,
+}
+
+
+def spelt_out(decision: Decision) -> Callable[[Layer], Decision]:
+    """Defaults written per role: what is not said is int8, per_tensor, max - for each role named."""
+
+    def decide(layer: Layer) -> Decision:
+        if layer.type not in WEIGHTED:
+            return _NOTHING
+        roles = {
+            role: _PER_TENSOR.model_copy(update=_said(given))
+            for role in ("weight", "input", "output")
+            if (given := getattr(decision, role)) is not None
+        }
+        return decision.model_copy(update=roles)
+
+    return decide
+
+
+def _said(given: Settings) -> dict:
+    values = {key: getattr(given, key) for key in Settings.model_fields}
+    return {key: value for key, value in values.items() if value is not None}

@@ -1,0 +1,310 @@
+"""Recipe files -> one validated recipe per variant, with the line of every key at hand."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from granplugin.errors import RecipeError
+from granplugin.recipe.schema import Recipe, Target, spelt_out
+from granplugin.recipe.source import (
+    Document,
+    Location,
+    Mark,
+    get,
+    merge,
+    parse_value,
+    read_document,
+    subtree,
+)
+from granplugin.suggest import did_you_mean
+
+RECIPE = "recipe"
+"""The name of the variant that is the recipe itself."""
+
+VARIED = ("rules", "defaults")
+"""What a variant may change; the rest (model, data, engines ...) is the run's."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A validated recipe and the text it came from."""
+
+    recipe: Recipe
+    document: Document
+    path: Path
+
+    def mark(self, *location: str | int) -> Mark:
+        return self.document.mark(location)
+
+    def error(self, location: Sequence[str | int], message: str) -> RecipeError:
+        return self.document.error(location, message)
+
+    def rule_label(self, index: int) -> str:
+        return self.recipe.rules[index].id or f"rule {index + 1}"
+
+
+def load(path: Path, settings: Sequence[str] = ()) -> Loaded:
+    """Read and validate a recipe; `settings` are the `key=value` of `--set`.
+
+    Raises RecipeError, one line per mistake, each with file:line:column.
+    """
+    document = _extended(path, ())
+    for setting in settings:
+        key, sign, text = setting.partition("=")
+        if not sign or not key:
+            raise RecipeError(f"--set {setting}: write --set key=value")
+        mark = Mark(f"--set {key}", 0, 0, Path.cwd())
+        document = _set(document, key, parse_value(text), {(): mark}, mark)
+    return _validate(document, path)
+
+
+def load_variants(loaded: Loaded) -> dict[str, Loaded]:
+    """The recipe itself, then each of its variants, by name."""
+    variants = {RECIPE: loaded}
+    for name, variant in loaded.recipe.variants.items():
+        at: Location = ("variants", name)
+        if name == RECIPE:
+            raise loaded.error(
+                at, f"a variant cannot be called {RECIPE!r}: that is the recipe itself"
+            )
+        document = loaded.document
+        for index, rule_id in enumerate(variant.drop):
+            document = _drop(document, rule_id, (*at, "drop", index))
+        for key in variant.set:
+            inside = (*at, "set", key)
+            if key.split(".")[0] not in VARIED:
+                raise loaded.error(
+                    inside, f"a variant changes {' and '.join(VARIED)}, not {key.split('.')[0]!r}"
+                )
+            marks = subtree(loaded.document, inside, ())
+            document = _set(
+                document, key, get(loaded.document.value, inside), marks, loaded.mark(*inside)
+            )
+        for index in range(len(variant.rules)):
+            document = _append_rule(document, loaded.document, (*at, "rules", index))
+        variants[name] = _validate(document, loaded.path)
+    return variants
+
+
+def _extended(path: Path, chain: tuple[Path, ...]) -> Document:
+    if path.resolve() in chain:
+        raise RecipeError(f"{path}: extends itself, by way of {chain[-1].name}")
+    own = _anchor(read_document(path))
+    bases = own.value.get("extends", [])
+    for index, base in enumerate([bases] if isinstance(bases, str) else bases or []):
+        if not isinstance(base, str):
+            continue  # the schema will say so, at its line
+        if not Path(base).is_file():
+            raise own.error(("extends", index), f"no such file: {base}")
+        below = _extended(Path(base), (*chain, path.resolve()))
+        below.value.pop("name", None)
+        own = merge(below, own)
+    return own
+
+
+def _anchor(document: Document) -> Document:
+    """Paths that start at the file they are written in, made absolute."""
+    value = document.value
+    sources = [("data", role) for role in ("calibration", "evaluation")]
+    places = [
+        ("extends",),
+        ("evaluate",),
+        ("model", "callable"),
+        ("model", "weights"),
+        ("statistics", "import"),
+        ("statistics", "export"),
+        *((*at, key) for at in sources for key in ("npz", "folder", "callable")),
+        *((*at, "labels") for at in sources if "folder" in _peek(value, at, {})),
+    ]
+    folder = document.marks[()].folder
+    for place in places:
+        parent = _peek(value, place[:-1], None)
+        given = parent.get(place[-1]) if isinstance(parent, dict) else None
+        if isinstance(given, list):
+            parent[place[-1]] = [str(folder / x) if isinstance(x, str) else x for x in given]
+        elif isinstance(given, str) and (
+            place[-1] not in ("callable", "evaluate") or given.rpartition(":")[0].endswith(".py")
+        ):
+            parent[place[-1]] = str(folder / given)
+    return document
+
+
+def _peek(value: Any, at: Location, default: Any) -> Any:
+    for part in at:
+        if not isinstance(value, dict) or part not in value:
+            return default
+        value = value[part]
+    return value if isinstance(value, dict) else default
+
+
+def _set(
+    document: Document, dotted: str, value: Any, marks: Mapping[Location, Mark], mark: Mark
+) -> Document:
+    """A document with one value changed; `rules.<id>` finds a rule by its id or number."""
+    at: Location = ()
+    root = _copy(document.value)
+    holder = root
+    parts = dotted.split(".")
+    for part in parts[:-1]:
+        key: str | int = part
+        if isinstance(holder, list):
+            key = _rule_index(holder, part, mark)
+        elif part not in holder:
+            holder[part] = {}
+        elif isinstance(holder[part], str) and part in ("weight", "input", "output"):
+            holder[part] = dict(spelt_out(holder[part]))
+        elif not isinstance(holder[part], (dict, list)):
+            holder[part] = {}
+        holder = holder[key]
+        at = (*at, key)
+    if isinstance(holder, list):
+        last: str | int = _rule_index(holder, parts[-1], mark)
+    else:
+        last = parts[-1]
+    holder[last] = value
+    at = (*at, last)
+    kept = {loc: m for loc, m in document.marks.items() if loc[: len(at)] != at}
+    above = {at[:n]: mark for n in range(1, len(at)) if at[:n] not in kept}
+    moved = {at + loc: m for loc, m in marks.items()}
+    return _anchor(Document(root, {**kept, **above, **moved, at: mark}))
+
+
+def _drop(document: Document, rule_id: str, said_at: Location) -> Document:
+    rules = document.value.get("rules", [])
+    mark = document.mark(said_at)
+    index = _rule_index(rules, rule_id, mark)
+    kept = [n for n in range(len(rules)) if n != index]
+    marks = {loc: m for loc, m in document.marks.items() if loc[:1] != ("rules",) or len(loc) == 1}
+    for new, old in enumerate(kept):
+        marks |= subtree(document, ("rules", old), ("rules", new))
+    return Document({**document.value, "rules": [rules[n] for n in kept]}, marks)
+
+
+def _append_rule(document: Document, source: Document, at: Location) -> Document:
+    rules = [*document.value.get("rules", []), get(source.value, at)]
+    marks = {("rules",): document.mark(()), **document.marks}
+    marks |= subtree(source, at, ("rules", len(rules) - 1))
+    return Document({**document.value, "rules": rules}, marks)
+
+
+def _rule_index(rules: Sequence[Any], name: str, mark: Mark) -> int:
+    ids = [rule.get("id") if isinstance(rule, dict) else None for rule in rules]
+    if name in ids:
+        return ids.index(name)
+    if name.isdigit() and 1 <= int(name) <= len(rules):
+        return int(name) - 1
+    known = [i for i in ids if i]
+    hint = did_you_mean(name, known) if known else "; no rule has an id"
+    raise RecipeError(f"{mark}: no rule has the id {name!r}{hint}")
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(inside) for key, inside in value.items()}
+    return [_copy(inside) for inside in value] if isinstance(value, list) else value
+
+
+def _validate(document: Document, path: Path) -> Loaded:
+    values = {"name": re.sub(r"[^A-Za-z0-9._-]", "-", path.stem), **document.value}
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as err:
+        lines = dict.fromkeys(_line(document, error) for error in err.errors(include_url=False))
+        raise RecipeError("\n".join(list(lines)[:10])) from err
+    loaded = Loaded(recipe, document, path)
+    _check_rules(loaded)
+    _check_files(loaded)
+    return loaded
+
+
+def _check_rules(loaded: Loaded) -> None:
+    seen: dict[str, int] = {}
+    for index, rule in enumerate(loaded.recipe.rules):
+        if rule.id in seen:
+            first = loaded.mark("rules", seen[rule.id], "id")
+            raise loaded.error(("rules", index, "id"), f"id {rule.id!r} is taken, by {first}")
+        if rule.id:
+            seen[rule.id] = index
+        if not rule.model_fields_set & {"weight", "input", "output", "format", "bn"}:
+            raise loaded.error(
+                ("rules", index),
+                "this rule decides nothing; give weight, input, output, format or bn",
+            )
+    for name in loaded.recipe.limits.latency_vs:
+        if name not in loaded.recipe.baselines:
+            raise loaded.error(
+                ("limits", "latency_vs", name),
+                f"{name!r} is not among the baselines{did_you_mean(name, loaded.recipe.baselines)}",
+            )
+    if "top1" not in loaded.recipe.metrics and loaded.recipe.limits.top1_drop is not None:
+        raise loaded.error(("limits", "top1_drop"), "top1_drop needs top1 among the metrics")
+
+
+def _check_files(loaded: Loaded) -> None:
+    recipe = loaded.recipe
+    files: list[tuple[Location, Path | None]] = [
+        (("model", "weights"), recipe.model.weights),
+        (("model", "callable"), recipe.model.callable.path),
+        (("evaluate",), recipe.evaluate.path if recipe.evaluate else None),
+        (("statistics", "import"), recipe.statistics.import_),
+    ]
+    for role in ("calibration", "evaluation"):
+        source = getattr(recipe.data, role)
+        for key in ("npz", "folder", "labels", "callable"):
+            given = getattr(source, key, None)
+            given = given.path if isinstance(given, Target) else given
+            files.append((("data", role, key), given if isinstance(given, Path) else None))
+    for at, file in files:
+        if file is not None and not file.exists():
+            near = difflib.get_close_matches(
+                file.name,
+                [p.name for p in file.parent.glob("*")] if file.parent.is_dir() else [],
+                1,
+            )
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise loaded.error(at, f"no such file: {_shown(file)}{hint}")
+
+
+def _shown(path: Path) -> str:
+    """Relative to the current folder where that is shorter."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+_SAID = {
+    "dict_type": "a mapping of keys is expected here",
+    "model_type": "a mapping of keys is expected here",
+    "model_attributes_type": "a mapping of keys is expected here",
+    "list_type": "a list is expected here",
+    "string_type": "text is expected here, not {input!r}; quote it if it is text",
+    "int_type": "a whole number is expected here, not {input!r}",
+    "float_type": "a number is expected here, not {input!r}",
+    "bool_type": "true or false is expected here, not {input!r}",
+}
+
+
+def _line(document: Document, error: Mapping[str, Any]) -> str:
+    at, kind = tuple(error["loc"]), error["type"]
+    context = error.get("ctx", {})
+    if kind == "missing":
+        mark = document.mark(at[:-1])
+        where = f" in {at[-2]!r}" if len(at) > 1 and isinstance(at[-2], str) else ""
+        return f"{mark}: key {at[-1]!r} is missing{where}"
+    if "key" in context:
+        return f"{document.mark((*at, context['key']))}: {context['message']}"
+    if kind in _SAID:
+        message = _SAID[kind].format(input=error["input"])
+    elif kind == "value_error":
+        message = str(context["error"])
+    else:
+        message = f"{error['msg'][:1].lower()}{error['msg'][1:]}, not {error['input']!r}"
+    return f"{document.mark(at)}: {message}"

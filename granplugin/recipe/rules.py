@@ -1,0 +1,73 @@
+"""Which layers a rule is about."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from collections.abc import Iterable, Sequence
+
+from granplugin.layers import Layer
+from granplugin.recipe.schema import Match, within
+
+
+@functools.lru_cache(maxsize=4096)
+def pattern(name: str) -> re.Pattern[str]:
+    """A glob over dotted names (`*` within one level, `**` across levels), or `re:` and a regular
+    expression; both match whole names.
+
+    >>> bool(pattern("features.*.conv").fullmatch("features.3.conv"))
+    True
+    >>> bool(pattern("features.*").fullmatch("features.3.conv"))
+    False
+    >>> bool(pattern("**.conv").fullmatch("conv"))
+    True
+    """
+    if name.startswith("re:"):
+        return re.compile(name[3:])
+    parts = re.split(r"(\*\*\.|\*\*|\*|\?)", name)
+    meaning = {"**.": r"(?:.*\.)?", "**": r".*", "*": r"[^.]*", "?": r"[^.]"}
+    return re.compile("".join(meaning.get(part, re.escape(part)) for part in parts))
+
+
+def select(match: Match, layers: Iterable[Layer]) -> list[int]:
+    """The positions of the layers that satisfy every key of `match`."""
+    names = [pattern(name).fullmatch for name in match.name or ()]
+    excluded = [pattern(name).fullmatch for name in match.exclude or ()]
+    return [
+        position
+        for position, layer in enumerate(layers)
+        if (not names or any(is_match(layer.name) for is_match in names))
+        and (match.type is None or layer.type in match.type)
+        and (match.trait is None or layer.traits.issuperset(match.trait))
+        and (match.size is None or (layer.weight_shape and within(match.size, layer.size)))
+        and (match.spread is None or within(match.spread, layer.spread))
+        and not any(is_match(layer.name) for is_match in excluded)
+    ]
+
+
+def nearest(match: Match, layers: Sequence[Layer]) -> str:
+    """What to say of a match without a layer: the nearest names, or what it asked for."""
+    names = [layer.name for layer in layers]
+    if match.name and not any(pattern(n).fullmatch(name) for n in match.name for name in names):
+        said = match.name[0]
+        wanted = said.removeprefix("re:")
+        near = difflib.get_close_matches(wanted, _globbed(names, wanted), n=2, cutoff=0.5)
+        hint = f"; nearest: {', '.join(map(repr, near))}" if near else ""
+        return f"{said!r} matches no layer{hint}"
+    asked = match.model_dump(exclude_none=True)
+    said = ", ".join(f"{key} {' and '.join(v) if isinstance(v, list) else v}" for key, v in asked.items())
+    return f"no layer has {said}"
+
+
+def _globbed(names: Sequence[str], wanted: str) -> list[str]:
+    """Layer names written as the pattern would have to be: with its wildcards in place."""
+    parts = wanted.split(".")
+    globbed = {
+        ".".join(
+            want if "*" in want else part for want, part in zip(parts, name.split("."), strict=False)
+        )
+        for name in names
+        if len(name.split(".")) == len(parts)
+    }
+    return sorted(globbed) + list(names)

@@ -1,0 +1,499 @@
+"""The recipe's keys: strict, frozen, versioned. Every key says here what it means.
+
+`granplugin schema` prints this module as JSON Schema; nothing else validates a recipe's text.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from granplugin.calibrators import Calibrator
+from granplugin.formats import FORMATS
+from granplugin.granularity import GRANULARITIES, Granularity
+from granplugin.layers import PASSIVE, TRAITS, WEIGHTED
+from granplugin.suggest import did_you_mean
+
+VERSION = 1
+FLOAT = "float"
+PRESETS = ("tensorrt@11", "modelopt@0.47")
+ENGINES = ("onnxruntime", "openvino")
+METRICS = ("top1", "top5", "agreement", "sqnr_db")
+
+
+class Strict(BaseModel):
+    """Frozen, no coercion, and an unknown key is an error that names the nearest known one."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        populate_by_name=True,
+        arbitrary_types_allowed=True,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            known = [field.alias or name for name, field in cls.model_fields.items()]
+            for key in data:
+                if key not in known:
+                    raise PydanticCustomError(
+                        "unknown_key", "{message}", {"key": key, "message": _unknown(key, known)}
+                    )
+        return data
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    return f"unknown key {key!r}{did_you_mean(key, known)}"
+
+
+def one_of(what: str, names: tuple[str, ...] | list[str]) -> Any:
+    """A word out of a list; a wrong one names the nearest."""
+
+    def check(value: Any) -> str:
+        if value not in names:
+            raise ValueError(f"unknown {what} {value!r}{did_you_mean(str(value), names)}")
+        return value
+
+    return Annotated[str, BeforeValidator(check), WithJsonSchema({"enum": list(names)})]
+
+
+def _path(value: Any, info: ValidationInfo) -> Path:
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise ValueError(f"a file name is expected, not {value!r}")
+    return Path(value)
+
+
+File = Annotated[
+    Path,
+    BeforeValidator(_path),
+    WithJsonSchema({"type": "string", "description": "A path; relative ones start at the recipe."}),
+]
+
+
+class Target(Strict):
+    """A callable: `file.py:name` beside the recipe, or `installed.module:name`."""
+
+    path: Path | None = None
+    module: str | None = None
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.path.name if self.path else self.module}:{self.name}"
+
+
+def _target(value: Any) -> Target:
+    if isinstance(value, Target):
+        return value
+    place, _, name = str(value).rpartition(":")
+    if not isinstance(value, str) or not place or not name.isidentifier():
+        raise ValueError(f"a callable is written file.py:name or module:name, not {value!r}")
+    if place.endswith(".py"):
+        return Target(path=Path(place), name=name)
+    if not all(part.isidentifier() for part in place.split(".")):
+        raise ValueError(f"{place!r} is neither a file ending in .py nor a module's name")
+    return Target(module=place, name=name)
+
+
+Callable = Annotated[
+    Target,
+    BeforeValidator(_target),
+    WithJsonSchema({"type": "string", "description": "file.py:name or installed.module:name"}),
+]
+
+
+class ModelSpec(Strict):
+    """Where the network comes from."""
+
+    callable: Callable = Field(description="Returns the torch.nn.Module.")
+    args: dict[str, Any] = Field(default={}, description="Keyword arguments of the callable.")
+    weights: File | None = Field(
+        default=None, description="A safetensors file, or a torch file (weights only)."
+    )
+
+
+Samples = Annotated[
+    int | None, Field(default=None, ge=1, description="How many samples to use; default: all.")
+]
+
+
+class NpzSource(Strict):
+    """Arrays of a NumPy .npz file; axis 0 counts the samples."""
+
+    npz: File
+    inputs: dict[str, str] = Field(min_length=1, description="Argument of forward -> array name.")
+    labels: str | None = Field(default=None, description="Array of class numbers.")
+    samples: Samples
+
+
+class CallableSource(Strict):
+    """A callable that returns an iterable of batches, anew at each call."""
+
+    callable: Callable
+    args: dict[str, Any] = Field(default={}, description="Keyword arguments of the callable.")
+    samples: Samples
+
+
+class FolderSource(Strict):
+    """A folder of images, with one subfolder per class or a label file."""
+
+    folder: File
+    labels: File | None = Field(default=None, description="A CSV file of `file,label` lines.")
+    input: str = Field(description="The argument of forward that takes the images.")
+    resize: int | None = Field(default=None, ge=1, description="Length of the shorter side.")
+    crop: int | None = Field(default=None, ge=1, description="Side of the centre crop.")
+    mean: list[float] = Field(default=[0.0, 0.0, 0.0], description="Subtracted, per channel.")
+    std: list[float] = Field(default=[1.0, 1.0, 1.0], description="Divided by, per channel.")
+    grayscale: bool = False
+    samples: Samples
+
+    @model_validator(mode="after")
+    def _channels(self) -> FolderSource:
+        channels = 1 if self.grayscale else 3
+        for name in ("mean", "std"):
+            if name in self.model_fields_set and len(getattr(self, name)) != channels:
+                raise PydanticCustomError(
+                    "channels",
+                    "{message}",
+                    {"key": name, "message": f"{name} needs {channels} numbers"},
+                )
+        return self
+
+
+_SOURCES = {"npz": NpzSource, "callable": CallableSource, "folder": FolderSource}
+
+
+def _source(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, dict):
+        kinds = [kind for kind in _SOURCES if kind in value]
+        if len(kinds) == 1:
+            return _SOURCES[kinds[0]].model_validate(value)
+        if not kinds and value:
+            near = [message for key in value if "did" in (message := did_you_mean(key, _SOURCES))]
+            if near:
+                raise ValueError(f"a data source is an npz, a callable or a folder{near[0]}")
+    elif isinstance(value, tuple(_SOURCES.values())):
+        return value
+    raise ValueError("a data source is one of npz:, callable: or folder:, with its keys")
+
+
+Source = Annotated[NpzSource | CallableSource | FolderSource, BeforeValidator(_source)]
+
+
+class DataSpec(Strict):
+    """What the network is calibrated on and measured with."""
+
+    calibration: Source
+    evaluation: Source | None = Field(
+        default=None, description="Default: no accuracy is measured, only agreement on calibration."
+    )
+    batch_size: int = Field(default=32, ge=1)
+    seed: int = Field(default=0, ge=0, description="Decides which samples are drawn.")
+
+
+def _calibrator(value: Any) -> Calibrator:
+    if isinstance(value, Calibrator):
+        return value
+    if isinstance(value, str):
+        if value == "percentile":
+            raise ValueError("percentile needs its number: {percentile: 99.99}")
+        if value in ("max", "entropy", "mse"):
+            return Calibrator(value)
+        known = ["max", "percentile", "entropy", "mse"]
+        raise ValueError(f"unknown calibrator {value!r}{did_you_mean(value, known)}")
+    if isinstance(value, dict) and list(value) == ["percentile"]:
+        number = value["percentile"]
+        if isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number <= 100:
+            return Calibrator("percentile", float(number))
+        raise ValueError(f"percentile is a number above 0 and at most 100, not {number!r}")
+    raise ValueError("a calibrator is max, entropy, mse or {percentile: 99.99}")
+
+
+CalibratorKey = Annotated[
+    Calibrator,
+    BeforeValidator(_calibrator),
+    WithJsonSchema(
+        {
+            "description": "How amax is found.",
+            "oneOf": [
+                {"enum": ["max", "entropy", "mse"]},
+                {
+                    "type": "object",
+                    "properties": {
+                        "percentile": {"type": "number", "exclusiveMinimum": 0, "maximum": 100}
+                    },
+                    "required": ["percentile"],
+                    "additionalProperties": False,
+                },
+            ],
+        }
+    ),
+]
+FormatKey = one_of("format", [*FORMATS, FLOAT])
+
+
+class Settings(Strict):
+    """What one site gets; keys that are not given keep what earlier rules said."""
+
+    format: FormatKey | None = Field(default=None, description="int8, int4, fp8, or float.")
+    granularity: Granularity | None = None
+    calibrator: CalibratorKey | None = None
+    amax: float | None = Field(default=None, gt=0, description="Pins the range.")
+
+
+def spelt_out(value: Any) -> Any:
+    """The keys behind the one-word form: `per_tensor` is {granularity: per_tensor}."""
+    if isinstance(value, str):
+        if value == FLOAT or value in FORMATS:
+            return {"format": value}
+        if value in GRANULARITIES:
+            return {"granularity": value}
+        known = [*GRANULARITIES, *FORMATS, FLOAT]
+        raise ValueError(f"unknown granularity or format {value!r}{did_you_mean(value, known)}")
+    if isinstance(value, dict) and len(value) == 1 and (key := next(iter(value))) not in _SETTINGS:
+        if key in GRANULARITIES:
+            return {"granularity": value}
+        raise ValueError(
+            f"unknown key {key!r}{did_you_mean(str(key), [*_SETTINGS, *GRANULARITIES])}"
+        )
+    return value
+
+
+_SETTINGS = tuple(Settings.model_fields)
+
+
+SettingsKey = Annotated[
+    Settings,
+    BeforeValidator(spelt_out, json_schema_input_type=Settings | str),
+    Field(description="A granularity or format, or their keys one by one."),
+]
+
+_BOUND = re.compile(r"(>=|<=|>|<)\s*([0-9.]+(?:[eE][-+]?[0-9]+)?)")
+
+
+def _bound(value: Any) -> str:
+    if not isinstance(value, str) or not _BOUND.fullmatch(value):
+        raise ValueError(f"a bound is written like '>= 100', not {value!r}")
+    return value
+
+
+Bound = Annotated[
+    str, BeforeValidator(_bound), WithJsonSchema({"type": "string", "pattern": _BOUND.pattern})
+]
+
+
+def within(bound: str, number: float | None) -> bool:
+    """Whether a number satisfies a bound such as '>= 100'; nothing does without a number."""
+    sign, limit = _BOUND.fullmatch(bound).groups()
+    if number is None:
+        return False
+    limit = float(limit)
+    return {">=": number >= limit, "<=": number <= limit, ">": number > limit, "<": number < limit}[
+        sign
+    ]
+
+
+def _words(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _names(value: Any) -> Any:
+    for name in _words(value) if isinstance(_words(value), list) else []:
+        if isinstance(name, str) and name.startswith("re:"):
+            try:
+                re.compile(name[3:])
+            except re.error as err:
+                raise ValueError(f"not a regular expression: {name[3:]!r}: {err}") from None
+    return _words(value)
+
+
+def list_of(item: Any, validator: Any = _words) -> Any:
+    """A list, or one item alone."""
+    return Annotated[
+        list[item],
+        Field(min_length=1),
+        BeforeValidator(validator, json_schema_input_type=list[item] | item),
+    ]
+
+
+class Match(Strict):
+    """Which layers a rule is about: all that satisfy every key."""
+
+    name: list_of(str, _names) | None = Field(
+        default=None, description="Globs (* one level, ** many), or re: and a regular expression."
+    )
+    type: list_of(one_of("layer type", sorted(WEIGHTED | PASSIVE))) | None = Field(
+        default=None, description="One of these module types, such as Conv2d or Linear."
+    )
+    trait: list_of(one_of("trait", TRAITS)) | None = Field(
+        default=None, description="All of: depthwise, grouped, pointwise, first, last."
+    )
+    size: Bound | None = Field(default=None, description="Values in the weight, as '>= 1000'.")
+    spread: Bound | None = Field(
+        default=None,
+        description="Largest over median output-channel range, BN folded, as '>= 100'.",
+    )
+    exclude: list_of(str, _names) | None = Field(default=None, description="Names to leave out.")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Match:
+        if not self.model_fields_set - {"exclude"}:
+            raise ValueError("match needs a name, type, trait, size or spread")
+        return self
+
+
+def _match(value: Any) -> Any:
+    return {"name": value} if isinstance(value, (str, list)) else value
+
+
+class Decision(Strict):
+    """What a rule, or spelt-out defaults, decide for a layer."""
+
+    weight: SettingsKey | None = None
+    input: SettingsKey | None = None
+    output: SettingsKey | None = None
+    format: FormatKey | None = Field(
+        default=None, description="Of weight and input together; float leaves the layer alone."
+    )
+    bn: one_of("bn", ("fold", "keep")) | None = Field(
+        default=None, description="Fold the batch norm behind the layer into it before quantizing."
+    )
+
+
+class Rule(Decision):
+    """One override; the last rule that matches decides, key by key."""
+
+    id: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")] | None = None
+    match: Annotated[Match, BeforeValidator(_match, json_schema_input_type=Match | str | list[str])]
+    half: Literal["allow"] | None = Field(
+        default=None, description="Allows quantizing only one of a layer's weight and input."
+    )
+    optional: bool = Field(default=False, description="The rule may match nothing.")
+
+
+class Limits(Strict):
+    """What must hold, else the exit code is 1."""
+
+    top1_drop: float | None = Field(
+        default=None, ge=0, description="Points against fp32, at the interval's unfavourable end."
+    )
+    latency_vs: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={}, description="Baseline -> largest allowed ratio of median latencies."
+    )
+
+
+class Latency(Strict):
+    """How latency is measured."""
+
+    rounds: int = Field(default=20, ge=6, description="Interleaved rounds.")
+    seconds: float = Field(default=3.0, gt=0, description="At most so long for each variant.")
+
+
+class StatisticsSpec(Strict):
+    """Ranges from and to a file."""
+
+    import_: File | None = Field(default=None, alias="import", description="amax file to use.")
+    export: File | None = Field(default=None, description="Where to write this run's amax.")
+
+
+class Variant(Strict):
+    """What one variant changes."""
+
+    drop: list_of(str) = Field(default=[], description="Rules to leave out, by id.")
+    set: dict[str, Any] = Field(
+        default={}, description="Keys to change: `rules.<id>.weight: per_tensor`, `defaults: ...`."
+    )
+    rules: list[Rule] = Field(default=[], description="Rules to add behind the others.")
+
+
+def _defaults(value: Any) -> Any:
+    if isinstance(value, str) and value not in PRESETS:
+        raise ValueError(f"unknown defaults {value!r}{did_you_mean(value, PRESETS)}")
+    if not isinstance(value, (str, dict, Decision)):
+        raise ValueError(
+            f"defaults are a preset ({', '.join(PRESETS)}) or weight:, input: ... keys"
+        )
+    return value if isinstance(value, (str, Decision)) else Decision.model_validate(value)
+
+
+def _baseline(value: Any) -> str:
+    if value != "fp32" and value not in PRESETS:
+        raise ValueError(
+            f"unknown baseline {value!r}{did_you_mean(str(value), ['fp32', *PRESETS])}"
+        )
+    return value
+
+
+class Recipe(Strict):
+    """A recipe: one model, its data, and what is quantized how."""
+
+    version: int = Field(description="Of this schema: 1.")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        default="", description="Names the run folder runs/<name>; default: the file's name."
+    )
+    extends: list_of(File) = Field(
+        default=[], description="Recipes whose keys and rules come first."
+    )
+    model: ModelSpec
+    device: one_of("device", ("cpu", "cuda", "auto")) = "cpu"
+    data: DataSpec
+    metrics: list[one_of("metric", METRICS)] = Field(
+        default=["agreement", "sqnr_db"],
+        min_length=1,
+        description="What is measured on the evaluation data.",
+    )
+    evaluate: Callable | None = Field(
+        default=None,
+        description="fn(predict, data) -> {metric: value, per_sample: {metric: [..]}}.",
+    )
+    defaults: Annotated[
+        str | Decision,
+        BeforeValidator(
+            _defaults,
+            json_schema_input_type=Annotated[str, WithJsonSchema({"enum": list(PRESETS)})]
+            | Decision,
+        ),
+    ] = "tensorrt@11"
+    rules: list[Rule] = []
+    variants: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Variant] = {}
+    statistics: StatisticsSpec = StatisticsSpec()
+    engines: list[one_of("engine", ENGINES)] = Field(default=list(ENGINES), min_length=1)
+    baselines: list[
+        Annotated[str, BeforeValidator(_baseline), WithJsonSchema({"enum": ["fp32", *PRESETS]})]
+    ] = ["fp32", "tensorrt@11"]
+    latency: Latency = Latency()
+    limits: Limits = Limits()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _version(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "version" in data and data["version"] != VERSION:
+            raise PydanticCustomError(
+                "version",
+                "{message}",
+                {
+                    "key": "version",
+                    "message": f"version {data['version']!r} is not known; this is version {VERSION}",
+                },
+            )
+        return data
+
+
+def json_schema() -> dict[str, Any]:
+    """The recipe's JSON Schema (2020-12), for editors."""
+    schema = Recipe.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -1,0 +1,227 @@
+"""Recipe text -> plain values, with the line and column of every key and value.
+
+The text is YAML 1.2's core schema: only true and false are booleans (so `on` is a word), `1e-3` is
+a number, and a key may be written once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from granplugin.errors import RecipeError
+
+MAX_BYTES = 1_000_000
+MAX_VALUES = 200_000
+
+Location = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in a recipe; lines and columns count from 1."""
+
+    file: str
+    line: int
+    column: int
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+
+
+@dataclass(frozen=True)
+class Document:
+    """Plain values, and where each was written: `marks[("rules", 0, "match")]`."""
+
+    value: Any
+    marks: Mapping[Location, Mark]
+
+    def mark(self, location: Sequence[str | int]) -> Mark:
+        """The mark of a location; parts that are not in the text are skipped, so a validator's
+        location (which also names union members) finds its line."""
+        found: Location = ()
+        for part in location:
+            if (*found, part) in self.marks:
+                found = (*found, part)
+        return self.marks[found]
+
+    def error(self, location: Sequence[str | int], message: str) -> RecipeError:
+        return RecipeError(f"{self.mark(location)}: {message}")
+
+
+def read_document(path: Path) -> Document:
+    """Read one recipe file.
+
+    Raises RecipeError: no such file, more than MAX_BYTES, not UTF-8, not YAML, a key twice, or
+    aliases that expand to more than MAX_VALUES values.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise RecipeError(f"{path}: larger than 1 MB, which no recipe needs")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such file") from None
+    except UnicodeDecodeError as err:
+        raise RecipeError(f"{path}: not UTF-8 text") from err
+    except OSError as err:
+        raise RecipeError(f"{path}: cannot be read: {err.strerror}") from err
+    return parse_document(text, str(path), path.resolve().parent)
+
+
+def parse_document(text: str, file: str, folder: Path) -> Document:
+    """Parse a recipe's text; `file` names it in messages, `folder` is what its paths start from."""
+    reader = _Reader(file, folder)
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        value = {} if node is None else reader.read(node, ())
+    except yaml.YAMLError as err:
+        raise RecipeError(_explain(err, file, text)) from err
+    except RecursionError as err:
+        raise RecipeError(f"{file}: nested too deeply") from err
+    reader.marks.setdefault((), Mark(file, 1, 1, folder))
+    if not isinstance(value, dict):
+        raise RecipeError(f"{file}:1:1: a recipe is a mapping of keys such as model: and rules:")
+    return Document(value, reader.marks)
+
+
+def parse_value(text: str) -> Any:
+    """The value of `--set key=value`."""
+    return parse_document(f"value: {text}", "--set", Path.cwd()).value["value"]
+
+
+def merge(base: Document, own: Document) -> Document:
+    """`own` extends `base`: its keys win, mapping by mapping; base's rules come first."""
+    value, marks = _merge(base, own, ())
+    marks[()] = own.marks[()]
+    return Document(value, marks)
+
+
+def _merge(base: Document, own: Document, at: Location) -> tuple[Any, dict[Location, Mark]]:
+    left, right = get(base.value, at), get(own.value, at)
+    marks = {at: own.mark(at)}
+    if at == ("rules",) and isinstance(left, list) and isinstance(right, list):
+        marks |= subtree(base, at, at)
+        for index in range(len(right)):
+            marks |= subtree(own, (*at, index), (*at, len(left) + index))
+        return [*left, *right], marks
+    if not (isinstance(left, dict) and isinstance(right, dict)) or at == ("data",):
+        return right, subtree(own, at, at)
+    merged: dict[str, Any] = {}
+    for key in [*left, *(key for key in right if key not in left)]:
+        if key in left and key in right:
+            merged[key], inside = _merge(base, own, (*at, key))
+        else:
+            document = own if key in right else base
+            here = (*at, key)
+            merged[key], inside = get(document.value, here), subtree(document, here, here)
+        marks |= inside
+    return merged, marks
+
+
+def get(value: Any, location: Location) -> Any:
+    """The value at a location."""
+    for part in location:
+        value = value[part]
+    return value
+
+
+def subtree(document: Document, at: Location, to: Location) -> dict[Location, Mark]:
+    """The marks below `at`, moved to `to`."""
+    return {
+        to + location[len(at) :]: mark
+        for location, mark in document.marks.items()
+        if location[: len(at)] == at
+    }
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the scalars of YAML 1.2's core schema."""
+
+    yaml_implicit_resolvers: dict = {}
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
+    )
+
+
+class _Reader:
+    def __init__(self, file: str, folder: Path) -> None:
+        self.file, self.folder = file, folder
+        self.marks: dict[Location, Mark] = {}
+        self.constructor = yaml.constructor.SafeConstructor()
+
+    def mark(self, node: yaml.Node) -> Mark:
+        return Mark(self.file, node.start_mark.line + 1, node.start_mark.column + 1, self.folder)
+
+    def read(self, node: yaml.Node, at: Location) -> Any:
+        self.marks.setdefault(at, self.mark(node))
+        if len(self.marks) > MAX_VALUES:
+            raise RecipeError(f"{self.file}: its aliases expand to over {MAX_VALUES:,} values")
+        if isinstance(node, yaml.SequenceNode):
+            return [self.read(item, (*at, index)) for index, item in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, at)
+        return self._scalar(node)
+
+    def _mapping(self, node: yaml.MappingNode, at: Location) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = self._scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
+            key = key_node.value if isinstance(key, (int, float)) else key
+            if not isinstance(key, str):
+                raise RecipeError(f"{self.mark(key_node)}: a key must be a word")
+            if key in values:
+                first = self.marks[(*at, key)]
+                raise RecipeError(
+                    f"{self.mark(key_node)}: key {key!r} is written twice; first in line {first.line}"
+                )
+            self.marks[(*at, key)] = self.mark(key_node)
+            values[key] = self.read(value_node, (*at, key))
+        return values
+
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
+        tag = node.tag.rpartition(":")[2]
+        if tag == "str":
+            return node.value
+        if tag == "null":
+            return None
+        if tag == "bool":
+            return node.value.lower() == "true"
+        if tag == "int":
+            return int(node.value, 0) if "x" in node.value else int(node.value)
+        if tag == "float":
+            return self.constructor.construct_yaml_float(node)
+        raise RecipeError(f"{self.mark(node)}: YAML tag {node.tag!r} is not allowed in a recipe")
+
+
+def _explain(err: yaml.YAMLError, file: str, text: str) -> str:
+    mark = getattr(err, "problem_mark", None) or getattr(err, "context_mark", None)
+    if mark is None:
+        return f"{file}: not YAML: {err}"
+    where = f"{file}:{mark.line + 1}:{mark.column + 1}"
+    lines = text.splitlines()
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    if re.search(r"(^|[\s:\[,-])\*", line) and isinstance(
+        err, (yaml.scanner.ScannerError, yaml.composer.ComposerError)
+    ):
+        return f"{where}: a pattern that starts with * must be quoted, as in match: '*.conv'"
+    if "\t" in line:
+        return f"{where}: not YAML: a tab cannot indent; use spaces"
+    return f"{where}: not YAML: {err.problem or err.context}"

@@ -1,0 +1,107 @@
+"""How long a call takes: runners timed in turns, so that what slows the machine slows them all."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import perf_counter_ns
+
+import numpy as np
+from scipy.special import bdtr
+
+# Below 6 pairs even the whole range of the ratios is not a 95 % interval of their median.
+MIN_ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall time of one call in ms.
+
+    `median_ms` and `p90_ms` over the rounds (linear interpolation); `spread` is the interquartile
+    range over the median; `samples_ms` has one value per round, in the order measured.
+    """
+
+    median_ms: float
+    p90_ms: float
+    spread: float
+    rounds: int
+    samples_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long one runner takes as another, with a 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def measure_interleaved(
+    runners: Mapping[str, Callable[[], object]],
+    warmup: int,
+    rounds: int,
+    inner: int = 1,
+    seconds: float | None = None,
+    seed: int = 0,
+) -> dict[str, Latency]:
+    """Time each runner once per round, in an order shuffled anew each round by `seed`.
+
+    A round's sample is the mean of `inner` calls. When a runner has used `seconds` - warm-up and
+    rounds each - the rest is dropped for all, since rounds are compared in pairs; one warm-up call
+    and MIN_ROUNDS rounds are always made. The garbage collector rests meanwhile.
+    """
+    order = list(runners)
+    shuffle = random.Random(seed).shuffle
+    limit_ns = float("inf") if seconds is None else seconds * 1e9
+    samples: dict[str, list[float]] = {name: [] for name in order}
+    used_ns = dict.fromkeys(order, 0)
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for name in order:
+            start = perf_counter_ns()
+            for _ in range(max(warmup, 1)):
+                runners[name]()
+                if perf_counter_ns() - start > limit_ns:
+                    break
+        for done in range(max(rounds, MIN_ROUNDS)):
+            if done >= MIN_ROUNDS and max(used_ns.values(), default=0) > limit_ns:
+                break
+            shuffle(order)
+            for name in order:
+                run = runners[name]
+                start = perf_counter_ns()
+                for _ in range(inner):
+                    run()
+                # A coarse clock may not have moved; ratios need a positive time.
+                elapsed = max(perf_counter_ns() - start, 1)
+                used_ns[name] += elapsed
+                samples[name].append(elapsed / inner / 1e6)
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: _latency(samples[name]) for name in runners}
+
+
+def ratio(a: Latency, b: Latency) -> Ratio:
+    """The median over rounds of a's time / b's, two latencies of one `measure_interleaved`.
+
+    The interval is the sign test's: the k-th smallest and k-th largest ratio, with the largest k
+    for which P(Binomial(n, 1/2) < k) <= 2.5 %; exact for any distribution whose rounds are
+    independent (Conover, Practical Nonparametric Statistics, section 3.2). ValueError when the
+    rounds do not pair or are fewer than MIN_ROUNDS.
+    """
+    if a.rounds != b.rounds or a.rounds < MIN_ROUNDS:
+        raise ValueError(f"{a.rounds} and {b.rounds} rounds do not pair, {MIN_ROUNDS} at least")
+    ratios = np.sort(np.divide(a.samples_ms, b.samples_ms))
+    k = int(np.count_nonzero(bdtr(np.arange(a.rounds), a.rounds, 0.5) <= 0.025))
+    return Ratio(float(np.median(ratios)), float(ratios[k - 1]), float(ratios[-k]))
+
+
+def _latency(samples_ms: list[float]) -> Latency:
+    low, median, high, p90 = np.percentile(samples_ms, [25, 50, 75, 90]).tolist()
+    return Latency(median, p90, (high - low) / median, len(samples_ms), tuple(samples_ms))
