@@ -1,4 +1,4 @@
-"""Folding a batch norm into the weight before it: the arithmetic, the same bits for torch and ONNX."""
+"""Folding a batch norm into the weight before it: one arithmetic for torch and for ONNX."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import hashlib
-import importlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import inspect
@@ -19,7 +19,7 @@ import traceback
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import safetensors
@@ -71,7 +71,8 @@ def resolve(target: Target, error: type[UserError] = ModelError) -> Callable[...
     if not hasattr(module, target.name):
         known = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
         if target.path:
-            known = [key for key in known if vars(module)[key].__module__ == module.__name__]
+            own = module.__name__
+            known = [key for key in known if getattr(vars(module)[key], "__module__", own) == own]
         else:
             # An installed module may have hundreds of names; only a near one is of use.
             known = difflib.get_close_matches(target.name, known)
@@ -80,13 +81,11 @@ def resolve(target: Target, error: type[UserError] = ModelError) -> Callable[...
         raise error(f"{target}: {where} has no {target.name!r}{hint}")
     found = getattr(module, target.name)
     if not callable(found):
-        raise error(f"{target}: {target.name!r} is a {type(found).__name__}, not a callable")
+        raise error(f"{target}: {target.name!r} is {type(found).__name__}, not a callable")
     return found
 
 
-def blame(
-    target: Target, doing: str, err: BaseException, error: type[UserError]
-) -> UserError:
+def blame(target: Target, doing: str, err: BaseException, error: type[UserError]) -> UserError:
     """The `error` to raise, in one sentence, for what the user's code raised.
 
     It names the line of the target's file that was running. The traceback goes to the log.
@@ -95,7 +94,8 @@ def blame(
     frames = [
         (frame.filename, frame.lineno)
         for frame in traceback.extract_tb(err.__traceback__)
-        if "importlib" not in frame.filename and Path(frame.filename).parent != Path(__file__).parent
+        if not frame.filename.startswith("<frozen importlib")
+        and Path(frame.filename).parent != Path(__file__).parent
     ]
     frames = [frame for frame in frames if frame[0] == str(target.path)] or frames
     if isinstance(err, SyntaxError) and err.filename:
@@ -123,13 +123,21 @@ def build_model(spec: ModelSpec, device: torch.device) -> nn.Module:
             raise blame(spec.callable, "calling it", err, ModelError) from err
     if not isinstance(model, nn.Module):
         raise ModelError(
-            f"{spec.callable}: it returned a {type(model).__name__}, not a torch.nn.Module"
+            f"{spec.callable}: it returned {type(model).__name__}, not a torch.nn.Module"
         )
     if spec.weights:
         _load_weights(model, spec.weights)
     _check_finite(model, str(spec.weights or spec.callable))
     log.info("built %s (%d parameters)", spec.callable, sum(p.numel() for p in model.parameters()))
     return model.to(device).eval()
+
+
+def input_names(model: nn.Module) -> tuple[str, ...]:
+    """The arguments that the model's forward takes; empty where it takes any by keyword."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return ()
+    return tuple(p.name for p in parameters if p.kind is not p.VAR_POSITIONAL)
 
 
 def model_key(spec: ModelSpec, model: nn.Module) -> str:
@@ -175,19 +183,26 @@ def source_key(target: Target) -> str:
     return hashlib.blake2b(json.dumps([target.name, *facts]).encode(), digest_size=16).hexdigest()
 
 
+class _FromSource(importlib.machinery.SourceFileLoader):
+    """Neither reads nor writes a .pyc: one misses an edit within the same second."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _load(path: Path) -> ModuleType:
     source = path.read_bytes()
     name = _PRIVATE + hashlib.blake2b(bytes(path) + b"\0" + source, digest_size=8).hexdigest()
     if name in sys.modules:
         return sys.modules[name]
-    module = importlib.util.module_from_spec(importlib.util.spec_from_file_location(name, path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=_FromSource(name, str(path)))
+    module = importlib.util.module_from_spec(spec)
     _forget_foreign_neighbours(path.parent)
     # Dataclasses and pickle look a class's module up by name.
     sys.modules[name] = module
     sys.path.insert(0, str(path.parent))
     try:
-        # Not through the loader: its .pyc misses an edit within the same second.
-        exec(compile(source, str(path), "exec"), vars(module))
+        module.__loader__.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
@@ -199,9 +214,8 @@ def _load(path: Path) -> ModuleType:
 def _forget_foreign_neighbours(folder: Path) -> None:
     """Another recipe's `layers.py` must not answer when this folder's is imported."""
     files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
-    others = {
-        Path(file).parent for name, file in files.items() if name.startswith(_PRIVATE)
-    } - {folder}
+    loaded = {Path(file).parent for name, file in files.items() if name.startswith(_PRIVATE)}
+    others = loaded - {folder}
     for name, file in files.items():
         top = _package(name)
         here = (folder / f"{top}.py").exists() or (folder / top).is_dir()
@@ -293,9 +307,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         ) from err
     if _is_state_dict(loaded):
         return loaded
-    sets = [key for key, value in loaded.items() if _is_state_dict(value)] if isinstance(
-        loaded, dict
-    ) else []
+    parts = loaded.items() if isinstance(loaded, dict) else ()
+    sets = [key for key, value in parts if _is_state_dict(value)]
     if len(sets) == 1:
         log.info("took %r of %s", sets[0], path)
         return loaded[sets[0]]
@@ -329,7 +342,7 @@ def _check_finite(model: nn.Module, where: str) -> None:
             ends = (tensor.float() if tensor.itemsize == 1 else tensor).detach().aminmax()
             low, high = (end.item() for end in ends)
             # A buffer may be an attention mask with -inf.
-            if math.isnan(low) or (kind == "parameter" and math.isinf(high - low)):
+            if math.isnan(low) or (kind == "parameter" and math.inf in (-low, high)):
                 what = "NaN" if math.isnan(low) else "Inf"
                 raise ModelError(f"{where}: {kind} {name!r} holds {what}; use finite weights")
 

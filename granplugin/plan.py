@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from granplugin.calibrators import LEAST_VALUES, Calibrator
+from granplugin.calibrators import Calibrator, refusal
 from granplugin.errors import UserError
 from granplugin.granularity import (
     DoesNotApply,
@@ -248,14 +247,11 @@ class _Planner:
                 raise self._error(at, role, "granularity", f"{layer.name!r}: {err}") from err
             calibrator = settled.value(role, "calibrator") or Calibrator()
             amax = settled.value(role, "amax")
-            if role == "weight" and calibrator.kind != "max" and amax is None:
-                values = math.prod(block)
-                if values < LEAST_VALUES:
-                    raise self._error(
-                        settled.source(role, "calibrator"), role, "calibrator",
-                        f"{layer.name!r}: {calibrator} needs {LEAST_VALUES} values per scale, "
-                        f"{granularity} leaves {values}; use max or a coarser granularity",
-                    )  # fmt: skip
+            if role == "weight" and amax is None:
+                refused = refusal(calibrator, shape, block)
+                if refused:
+                    at = settled.source(role, "calibrator")
+                    raise self._error(at, role, "calibrator", f"{layer.name!r}: {refused}")
             rows.append(
                 Row(
                     **common,

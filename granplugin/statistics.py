@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,10 +16,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from granplugin.calibrators import BINS, LEAST_VALUES, Calibrator, amax_of, histogram
+from granplugin.calibrators import LEAST_VALUES, amax_of, histogram
 from granplugin.errors import DataError, ModelError, UserError
 from granplugin.formats import FORMATS, Format
-from granplugin.granularity import Shape, expand, grid
+from granplugin.granularity import Shape, grid
 from granplugin.plan import Row
 
 _SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
@@ -43,9 +43,7 @@ class Need:
 def needs_of(rows: Iterable[Row]) -> frozenset[Need]:
     """What must be seen to calibrate these rows; weights and pinned ranges need no data."""
     needs = {
-        _need(row)
-        for row in rows
-        if row.quantized and row.role != "weight" and row.amax is None
+        _need(row) for row in rows if row.quantized and row.role != "weight" and row.amax is None
     }
     return frozenset(n for n in needs if n.histogram or replace(n, histogram=True) not in needs)
 
@@ -157,28 +155,97 @@ def find_amax(
     if row.amax is not None:
         amax = np.full(row.grid, row.amax, np.float32)
     elif row.role == "weight":
-        amax = _weight_amax(row, np.asarray(weight, np.float32), fmt)
+        cells = _cells(row, np.asarray(weight, np.float32))
+        amax = _calibrate(row, fmt, cells.max(-1), lambda cell: histogram(cells[cell]))
     else:
         largest, counts = statistics.of(_need(row))
-        amax = _calibrate(row, largest, counts, fmt)
+        amax = _calibrate(row, fmt, largest, lambda cell: counts[cell])
     usable = amax >= fmt.largest * _SMALLEST_NORMAL
     return np.where(usable, amax, amax.max()) if usable.any() else None
 
 
-def _weight_amax(row: Row, weight: np.ndarray, fmt: Format) -> np.ndarray:
+def _calibrate(
+    row: Row, fmt: Format, largest: np.ndarray, counts_of: Callable[[Shape], np.ndarray]
+) -> np.ndarray:
+    if row.calibrator.kind == "max":
+        return largest
+    amax = np.zeros_like(largest)
+    for cell in zip(*np.nonzero(largest), strict=True):
+        counts = counts_of(cell)
+        if (seen := counts.sum()) < LEAST_VALUES:
+            raise DataError(
+                f"{row.site}: {row.calibrator} needs at least {LEAST_VALUES} values per scale and "
+                f"has {seen}; use more samples, max, or a coarser granularity"
+            )
+        amax[cell] = amax_of(row.calibrator, counts, float(largest[cell]), fmt)
+    return amax
+
+
+def _cells(row: Row, weight: np.ndarray) -> np.ndarray:
+    """|weight| as grid + (values of the block,)."""
     if weight.shape != row.shape:
         raise ModelError(
             f"{row.site}: its shape is {list(weight.shape)}, the plan says {list(row.shape)}"
         )
     if not np.isfinite(weight).all():
         raise ModelError(f"{row.site}: NaN or Inf among the weights")
-    cells = _cells(np.abs(weight), row.block)
-    largest = cells.max(-1)
-    if row.calibrator.kind == "max":
-        return largest
-    counts = np.empty((*row.grid, 0)) if False else None
-    return _calibrate(row, largest, counts, fmt)
+    split = [part for pair in zip(row.grid, row.block, strict=True) for part in pair]
+    axes = range(len(split))
+    return np.abs(weight).reshape(split).transpose(*axes[::2], *axes[1::2]).reshape(*row.grid, -1)
 
 
-def _calibrate(row: Row, largest: np.ndarray, counts: np.ndarray, fmt: Format) -> np.ndarray:
-    raise NotImplementedError
+def export_amax(path: Path, rows: Iterable[Row], amax: Mapping[str, np.ndarray]) -> None:
+    """Write the amax grids of these rows, site -> grid, as JSON that people can read and keep."""
+    sites = {
+        row.site: {
+            "format": row.format,
+            "shape": list(row.shape),
+            "block": list(row.block),
+            "amax": amax[row.site].tolist(),
+        }
+        for row in rows
+        if row.site in amax
+    }
+    _write_whole(path, json.dumps({"granplugin_amax": 1, "sites": sites}, indent=1).encode())
+
+
+def import_amax(path: Path, rows: Iterable[Row]) -> dict[str, np.ndarray]:
+    """The amax grids of those rows that a file of `export_amax` has, site -> grid, float32.
+
+    DataError if it is no such file, holds something that is no amax, or has other blocks than a
+    row. A file may hold more sites than there are rows, and fewer.
+    """
+    try:
+        sites = json.loads(path.read_bytes())["sites"]
+        found = {site: np.array(entry["amax"], np.float32) for site, entry in sites.items()}
+        blocks = {site: (tuple(e["shape"]), tuple(e["block"])) for site, e in sites.items()}
+    except OSError as err:
+        raise DataError(f"{path}: cannot read amax values: {err.strerror}") from err
+    except (ValueError, KeyError, TypeError, AttributeError) as err:
+        raise DataError(f"{path}: not a file of amax values as granplugin writes it") from err
+    imported = {}
+    for row in rows:
+        if not row.quantized or row.site not in found:
+            continue
+        shape, block = blocks[row.site]
+        if (shape, block) != (row.shape, row.block):
+            raise DataError(
+                f"{path}: {row.site} has blocks {list(block)} of {list(shape)}, the plan says "
+                f"{list(row.block)} of {list(row.shape)}; leave the site out of the file"
+            )
+        amax = found[row.site]
+        if amax.shape != row.grid or not (np.isfinite(amax) & (amax > 0)).all():
+            raise DataError(
+                f"{path}: {row.site} needs {list(row.grid)} positive numbers, one per scale"
+            )
+        imported[row.site] = amax
+    return imported
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
 from granplugin.errors import DataError, ModelError, UserError
@@ -56,23 +57,30 @@ def trace(model: nn.Module, example: Example) -> Traced:
     """Run the model once, in eval mode and without gradients, and describe it.
 
     All activations of this pass are held in memory: give it a small batch. The model is left as it
-    was. Raises ModelError for a model that cannot run, or whose layers put out NaN or Inf (naming
+    was. Raises ModelError for a model that cannot run, has a parametrized weight, or whose layers put out NaN or Inf (naming
     the first), and DataError where these are in the example.
     """
     modules = {name: m for name, m in model.named_modules() if _base_class(m) is not None}
+    for name, module in modules.items():
+        if _base_class(module).__name__ in WEIGHTED and is_parametrized(module, "weight"):
+            raise ModelError(
+                f"the weight of layer {name!r} is parametrized, which modelopt cannot convert; call "
+                "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') on it first"
+            )
     values = _Values()
-    calls: dict[str, list[_Call]] = defaultdict(list)
+    calls: dict[str, list[_Call]] = {}
     broken: list[str] = []
 
     def before(name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         tensor = next(_tensors((args, kwargs)), None)
         if tensor is not None:
             with torch._C.DisableTorchFunction():
-                calls[name].append(_Call(values.number(tensor), batched_shape(tensor)))
+                seen = _Call(values.number(tensor), batched_shape(tensor))
+                calls.setdefault(name, []).append(seen)
 
     def after(name: str, module: nn.Module, args: tuple, output: Any) -> None:
         tensor = next(_tensors(output), None)
-        if tensor is None or not calls[name]:
+        if tensor is None or name not in calls:
             return
         with torch._C.DisableTorchFunction():
             seen = calls[name][-1]
@@ -87,7 +95,7 @@ def trace(model: nn.Module, example: Example) -> Traced:
                 module.register_forward_pre_hook(partial(before, name), with_kwargs=True)
             )
             hooks.append(module.register_forward_hook(partial(after, name)))
-        given = _copied(example)
+        given = copied(example)
         inputs = named_inputs(model, given)
         starts = {values.number(tensor, data=True) for tensor in inputs.values()}
         try:
@@ -160,7 +168,10 @@ def call(
     Raises ModelError with what forward raised.
     """
     training = {module: module.training for module in model.modules()}
+    fast = torch.backends.mha.get_fastpath_enabled()
     model.eval()
+    # One fused kernel for an nn.TransformerEncoderLayer reads its weights and calls no layer.
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), within:
             if isinstance(example, Mapping):
@@ -173,6 +184,7 @@ def call(
     finally:
         for module, flag in training.items():
             module.training = flag
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def flatten_outputs(output: Any) -> dict[str, Tensor]:
@@ -344,7 +356,7 @@ def _batch_norms(
     found = {}
     for name, seen in calls.items():
         module = modules[name]
-        weight = module._parameters.get("weight")  # not there: parametrized
+        weight = module._parameters.get("weight")  # not there: computed by a hook
         if (
             _base_class(module).__name__ not in WEIGHTED
             or weight is None
@@ -372,7 +384,7 @@ def _batch_norms(
             bn is not None
             # A subclass with its own forward may do more than normalize.
             and type(bn).forward is _BatchNorm.forward
-            and len(calls[bn_name]) == 1
+            and len(calls.get(bn_name, ())) == 1
             and calls[bn_name][0].output in op.writes
             and len(readers(bn.running_mean)) == 1
             and not given.get("training", False)
@@ -470,17 +482,23 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+    # A finite sum has only finite terms, and is cheaper than looking at each of them; but finite
+    # terms may have an infinite sum.
+    return (
+        not tensor.is_floating_point()
+        or bool(torch.isfinite(tensor.sum()))
+        or bool(torch.isfinite(tensor).all())
+    )
 
 
-def _copied(example: Example) -> Example:
+def copied(example: Example) -> Example:
     """The same batch in tensors of its own: a model may change what it is given."""
     if isinstance(example, Tensor):
         return example.clone()
     if isinstance(example, Mapping):
-        return {key: _copied(value) for key, value in example.items()}
+        return {key: copied(value) for key, value in example.items()}
     if isinstance(example, (tuple, list)):
-        return type(example)(_copied(value) for value in example)
+        return type(example)(copied(value) for value in example)
     return example
 
 

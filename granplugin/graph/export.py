@@ -17,7 +17,8 @@ import torch
 from onnx_ir.passes import common as passes
 
 from granplugin.errors import ModelError
-from granplugin.graph.files import save, unique
+from granplugin.graph.edit import unique
+from granplugin.graph.files import save
 from granplugin.trace import flatten_outputs
 
 log = logging.getLogger(__name__)
@@ -35,8 +36,6 @@ def export_float(
     after the parameters of `forward`, outputs after `output_names` (default: what
     `flatten_outputs` calls them), nodes `module.path/OpType`. Raises ModelError.
     """
-    if model.training:
-        raise ModelError("the model is in training mode; call model.eval() before exporting it")
     args, kwargs = _arguments(example)
     names: list[str] = []
 
@@ -45,6 +44,8 @@ def export_float(
         names[:] = output_names or named
         return tuple(named.values())
 
+    training = [module for module in model.modules() if module.training]
+    model.eval()
     hook = model.register_forward_hook(flat)
     try:
         with torch.no_grad(), _chatter_to_log():
@@ -65,6 +66,8 @@ def export_float(
         ) from error
     finally:
         hook.remove()
+        for module in training:
+            module.training = True
     exported = program.model
     for value, name in zip(exported.graph.outputs, names, strict=True):
         value.name = name
@@ -86,7 +89,7 @@ def _arguments(example: Any) -> tuple[tuple, dict[str, Any]]:
 
     if isinstance(example, Mapping):
         return (), {name: doubled(value) for name, value in example.items()}
-    example = example if isinstance(example, (tuple, list)) else (example,)
+    example = example if isinstance(example, tuple) else (example,)
     return tuple(map(doubled, example)), {}
 
 

@@ -1,0 +1,102 @@
+"""For scripts that call modelopt themselves: prepare, modelopt_config, export_onnx.
+
+    model = granplugin.prepare(model, "recipe.yaml", example)
+    model = mtq.quantize(model, granplugin.modelopt_config("recipe.yaml", model), forward_loop)
+    granplugin.export_onnx(model, example, "model.onnx")
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from granplugin.errors import ModelError
+from granplugin.layers import Layer
+from granplugin.plan import make_plan
+from granplugin.prepare import fold_batch_norms
+from granplugin.recipe.load import Loaded, load
+from granplugin.trace import Example, trace
+
+_MARK = "_granplugin_prepared"
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    layers: tuple[Layer, ...]
+    folded: frozenset[str]
+
+
+def prepare(model: nn.Module, recipe: str | Path | Loaded, example: Example) -> nn.Module:
+    """Fold the batch norms that the recipe folds, in place, and remember the model's layers.
+
+    `example` is one small batch: a tensor, a tuple of arguments, or a dict of keyword arguments of
+    forward. Outputs on it are compared before and after. Call it before mtq.quantize. Raises
+    RecipeError where the recipe does not fit the model, ModelError where folding would change it.
+    """
+    traced = trace(model, example)
+    plan = make_plan(_loaded(recipe), traced.layers)
+    fold_batch_norms(model, traced, plan.folded, example)
+    setattr(model, _MARK, _Prepared(traced.layers, plan.folded))
+    return model
+
+
+def modelopt_config(recipe: str | Path | Loaded, model: nn.Module) -> dict[str, Any]:
+    """The config for `mtq.quantize(model, config, forward_loop)`.
+
+    Importing this registers granplugin's calibration mode with modelopt; a process that only
+    restores (`mto.restore`) such a model needs `import granplugin.modelopt_bridge` first. Raises
+    ModelError for a model that was not prepared, or prepared for a recipe that folds other layers.
+    """
+    from granplugin import modelopt_bridge
+
+    prepared = getattr(model, _MARK, None)
+    if prepared is None:
+        raise ModelError(
+            "the model was not prepared: call granplugin.prepare(model, recipe, example) first, "
+            "which folds batch norms and finds the layers the rules are about"
+        )
+    plan = make_plan(_loaded(recipe), prepared.layers)
+    if plan.folded != prepared.folded:
+        name = min(plan.folded ^ prepared.folded)
+        was = "folded" if name in prepared.folded else "kept"
+        raise ModelError(
+            f"the model was prepared for another recipe: the batch norm behind {name} is {was}; "
+            "prepare a fresh model with this recipe"
+        )
+    return modelopt_bridge.config(plan.quantized)
+
+
+def export_onnx(model: nn.Module, example: Example, path: str | Path) -> Path:
+    """Write a model that was quantized with `modelopt_config` as Q/DQ ONNX, dynamic batch.
+
+    The file is read back and compared with the plan before it gets its name. Raises ModelError
+    for a model that granplugin did not quantize, Unhonoured where the file is not the plan's.
+    """
+    from granplugin import modelopt_bridge
+    from granplugin.graph.export import export_float
+    from granplugin.graph.files import load_float, save
+    from granplugin.graph.qdq import insert
+    from granplugin.graph.verify import read_back
+
+    path = Path(path)
+    sites = modelopt_bridge.sites_of(model)
+    # Whatever is folded has been folded in the model itself.
+    amax = {f"{s['layer']}.{s['role']}": s["grid"] for s in sites if s["grid"] is not None}
+    rows = [replace(modelopt_bridge.row_of(site), bn=None) for site in sites]
+    rows = [row for row in rows if row.site in amax]
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".granplugin-") as folder:
+        scratch = Path(folder) / path.name
+        with modelopt_bridge.markers(model):
+            export_float(model, example, scratch)
+        save(insert(load_float(scratch), rows, amax), scratch)
+        read_back(scratch, rows, amax)
+        scratch.replace(path)
+    return path
+
+
+def _loaded(recipe: str | Path | Loaded) -> Loaded:
+    return recipe if isinstance(recipe, Loaded) else load(Path(recipe))

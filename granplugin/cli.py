@@ -1,0 +1,232 @@
+"""The verbs: parse, one call, print. Stages are imported inside the verb that needs them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+import granplugin
+from granplugin.errors import RecipeError, UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Quantization granularity, layer by layer, for NVIDIA modelopt and TensorRT.",
+    epilog="Start with: granplugin apply recipes/digits_mobilenet.yaml",
+)
+
+Recipes = Annotated[list[Path], typer.Argument(metavar="RECIPE...", show_default=False)]
+OneRecipe = Annotated[Path, typer.Argument(metavar="RECIPE", show_default=False)]
+Settings = Annotated[
+    Optional[list[str]],
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key, as data.batch_size=8."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON; `granplugin schema` documents it.")]
+Out = Annotated[Optional[Path], typer.Option(help="The run folder; default runs/<name>.")]
+
+
+# ClickException, which typer has of click or of its own, depending on its version.
+_UsageError = typer.BadParameter.__mro__[2]
+
+
+def call(argv: Sequence[str]) -> int:
+    """Run one command line; the exit code. Raises what the verb raises."""
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(args=list(argv), prog_name="granplugin", standalone_mode=False)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except _UsageError as err:
+        err.show()
+        return err.exit_code
+    return result if isinstance(result, int) else 0
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"granplugin {granplugin.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell each step.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of every verb."""
+    logging.captureWarnings(True)
+    root = logging.getLogger()
+    root.handlers.clear()
+    root.setLevel(logging.DEBUG)
+    handler = RichHandler(
+        console=Console(stderr=True), show_time=False, show_path=False, show_level=False,
+        markup=False, highlighter=None,
+    )  # fmt: skip
+    handler.setLevel(logging.INFO if verbose or sys.stderr.isatty() else logging.WARNING)
+    handler.addFilter(lambda record: record.name.startswith("granplugin"))
+    root.addHandler(handler)
+
+
+@app.command(epilog="Example: granplugin apply recipes/digits_mobilenet.yaml --set data.batch_size=8")
+def apply(recipes: Recipes, settings: Settings = None, out: Out = None, json_: Json = False) -> int:
+    """Build and measure baselines, recipes and variants, and compare them."""
+    from granplugin.recipe.load import load
+
+    loaded = [load(path, settings or ()) for path in recipes]
+    from granplugin.run_folder import open_run
+
+    with open_run(out or Path("runs") / loaded[0].recipe.name) as run, _log_file(run.path):
+        from granplugin import pipeline
+
+        report = pipeline.apply(loaded, run)
+        where = run.path
+    if json_:
+        print(report.model_dump_json(indent=1))
+    else:
+        from granplugin.report.terminal import WIDTH, render
+
+        console = Console(width=WIDTH, highlight=False)
+        console.print(render(report))
+        console.print(f"report: {where / 'report.md'}", soft_wrap=True)
+    verdicts = {limit.verdict for limit in report.limits}
+    return 1 if "missed" in verdicts else 4 if "cannot tell" in verdicts else 0
+
+
+@app.command(epilog="Example: granplugin plan recipe.yaml --why features.0.0")
+def plan(
+    recipe: OneRecipe,
+    variant: Annotated[Optional[str], typer.Option(help="A variant of the recipe.")] = None,
+    why: Annotated[Optional[str], typer.Option(metavar="LAYER", help="One layer's story.")] = None,
+    modelopt: Annotated[bool, typer.Option(help="The config as modelopt takes it.")] = False,
+    settings: Settings = None,
+    out: Out = None,
+    json_: Json = False,
+) -> int:
+    """What each site gets, and the rule that decided it; nothing is calibrated."""
+    from granplugin.recipe.load import RECIPE, load, load_variants
+    from granplugin.suggest import did_you_mean
+
+    loaded = load(recipe, settings or ())
+    variants = load_variants(loaded)
+    name = variant or RECIPE
+    if name not in variants:
+        raise UserError(f"{recipe}: no variant is called {name!r}{did_you_mean(name, variants)}")
+    from granplugin.run_folder import open_run
+
+    with open_run(out or Path("runs") / loaded.recipe.name) as run, _log_file(run.path):
+        from granplugin import pipeline
+        from granplugin.plan import why as story
+
+        source = pipeline.Source(loaded.recipe, run)
+        jobs = pipeline.plan_jobs([loaded], source.layers)
+        run.publish("plan.json", json.dumps(pipeline.plan_json(source, jobs), indent=1))
+        layers = source.layers
+    title = loaded.recipe.name if name == RECIPE else name
+    found = next(job.plan for job in jobs if job.name == title and job.kind != "baseline")
+    if modelopt:
+        from granplugin.modelopt_bridge import config
+
+        print(json.dumps(config(found.quantized), indent=1))
+        return 0
+    if why:
+        lines: Any = story(variants[name], layers, why)
+        print(json.dumps({"layer": why, "story": lines}) if json_ else "\n".join([why, *lines]))
+        return 0
+    if json_:
+        from granplugin.report.verbs import PlanOutput
+
+        rows = [pipeline.row_json(row) for row in found.rows]
+        rules = [
+            {"rule": u.rule, "where": u.where, "matched": u.matched, "decides": u.decides}
+            for u in found.uses
+        ]
+        output = PlanOutput(
+            recipe=str(recipe), variant=name, rows=rows, rules=rules, notes=list(found.notes)
+        )
+        print(output.model_dump_json(indent=1))
+        return 0
+    from granplugin.report.plan_text import plan_lines
+
+    for line in plan_lines(found):
+        print(line)
+    return 0
+
+
+@app.command(epilog="Example: granplugin check recipes/*.yaml")
+def check(recipes: Recipes, settings: Settings = None, out: Out = None, json_: Json = False) -> int:
+    """Validate recipes without running anything; rules too, where the last plan still holds."""
+    from granplugin.check import check_recipe
+    from granplugin.report.verbs import CheckOutput
+
+    found = [check_recipe(path, settings or (), out) for path in recipes]
+    if json_:
+        print(CheckOutput(recipes=found).model_dump_json(indent=1))
+    for each in found if not json_ else ():
+        for error in each.errors:
+            print(error, file=sys.stderr)
+        if each.ok:
+            print(f"{each.recipe}: good; checked its {each.checked}{each.why}")
+    return 0 if all(each.ok for each in found) else 2
+
+
+@app.command()
+def schema(
+    what: Annotated[str, typer.Argument(help="recipe, report, plan, check or doctor")] = "recipe",
+) -> int:
+    """JSON Schema of recipes (for editors), or of what a verb prints with --json."""
+    from granplugin.recipe.schema import json_schema
+    from granplugin.report import model
+    from granplugin.report.verbs import OUTPUTS
+    from granplugin.suggest import did_you_mean
+
+    if what == "recipe":
+        found = json_schema()
+    elif what == "report":
+        found = model.json_schema()
+    elif what in OUTPUTS:
+        found = OUTPUTS[what].model_json_schema(mode="serialization")
+    else:
+        known = ["recipe", "report", *OUTPUTS]
+        raise UserError(f"no schema is called {what!r}{did_you_mean(what, known)}")
+    print(json.dumps(found, indent=1))
+    return 0
+
+
+@app.command()
+def doctor(json_: Json = False) -> int:
+    """What is installed, which engines work, and why the others do not."""
+    from granplugin import doctor as examination
+
+    found = examination.examine()
+    print(found.model_dump_json(indent=1) if json_ else "\n".join(examination.lines(found)))
+    return 0 if not found.missing else 2
+
+
+@contextmanager
+def _log_file(folder: Path) -> Iterator[None]:
+    """Everything that is logged, chatter of libraries included, into the run folder."""
+    handler = logging.FileHandler(folder / "log.txt", mode="w", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    except RecipeError as err:
+        logging.getLogger(__name__).debug("refused", exc_info=err)
+        raise
+    finally:
+        root.removeHandler(handler)
+        handler.close()

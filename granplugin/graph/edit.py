@@ -1,0 +1,78 @@
+"""Small edits of an ONNX graph that the stages share: markers, constants, taking a node out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+SITE = "Site"
+DOMAIN = "granplugin"
+"""A marker is an identity of this op type and domain; its attribute `site` says where it sits."""
+
+
+def unique(name: str, taken: set[str]) -> str:
+    """The name, or name_1, name_2, ... where it is taken; it is taken from then on."""
+    candidate, count = name, 0
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}_{count}"
+    taken.add(candidate)
+    return candidate
+
+
+def is_marker(node: ir.Node | None) -> bool:
+    return node is not None and node.op_type == SITE and node.domain == DOMAIN
+
+
+def site_of(marker: ir.Node) -> str:
+    return marker.attributes["site"].as_string()
+
+
+def markers(graph: ir.Graph) -> Iterator[ir.Node]:
+    """All markers, in the order of computation."""
+    return filter(is_marker, list(graph.all_nodes()))
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """What the value always is, or None."""
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """A new initializer. (Existing ones are never changed: the exporter merges equal ones.)"""
+    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
+    value = ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def replace(old: ir.Value, new: ir.Value) -> None:
+    """Let everything that reads `old` read `new`; the graph's outputs keep their names."""
+    if old.is_graph_output():
+        graph, name = old.graph, old.name
+        if new.is_graph_input() or new.is_graph_output() or new.is_initializer():
+            node = ir.node("Identity", [new], name=f"{name}/Identity")
+            node.outputs[0].type, node.outputs[0].shape = new.type, new.shape
+            old.producer().append(node)
+            for user, index in list(old.uses()):
+                user.replace_input_with(index, new)
+            new = node.outputs[0]
+        old.name, new.name = None, name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def bypass(node: ir.Node) -> None:
+    """Take out a node; its readers read its first input."""
+    replace(node.outputs[0], node.inputs[0])
+    node.graph.remove(node, safe=True)
+
+
+def only_user(value: ir.Value) -> ir.Node | None:
+    """The one node that reads the value, or None where it is read elsewhere too."""
+    uses = value.uses()
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None

@@ -1,0 +1,138 @@
+"""Markers + rows + amax -> a Q/DQ graph: a pure function, the same bytes for the same input."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from granplugin.formats import FORMATS, Format, quantize, scale_of
+from granplugin.granularity import Shape, expand
+from granplugin.graph.edit import (
+    DOMAIN,
+    add_constant,
+    bypass,
+    markers,
+    replace,
+    site_of,
+    unique,
+)
+from granplugin.graph.fold import fold_batch_norms, weight_at
+from granplugin.graph.pads import merge_pads
+from granplugin.plan import Row
+
+
+def insert(model: ir.Model, rows: Sequence[Row], amax: Mapping[str, np.ndarray]) -> ir.Model:
+    """A copy of the marked float model with Q/DQ where a row says so, and no markers.
+
+    `amax` is by row.site, float32, one value per block (row.grid), all positive; a site without
+    one stays float. Weights are stored as integers with a DequantizeLinear; inputs and outputs get
+    QuantizeLinear and DequantizeLinear, one pair per tensor and scale. Zero points are 0, a lone
+    scale is 0-D. Batch norms are folded where rows say so. Raises ModelError.
+    """
+    model = model.clone()
+    graph = model.graph
+    fold_batch_norms(graph, rows)
+    wanted = {row.observed: row for row in rows if row.quantized and amax.get(row.site) is not None}
+    merge_pads(graph, wanted)
+    writer = _Writer(graph)
+    for marker in markers(graph):
+        row = wanted.get(site_of(marker))
+        if row is None:
+            bypass(marker)
+        else:
+            writer.quantize(marker, row, amax[row.site])
+    model.opset_imports.pop(DOMAIN, None)
+    passes.RemoveUnusedNodesPass()(model)
+    return model
+
+
+def layout(row: Row, scale: np.ndarray) -> tuple[np.ndarray, dict[str, int], Shape | None]:
+    """How ONNX says a grid of scales: (scale, attributes, shape of the tensor without its batch).
+
+    One scale is 0-D; scales along one axis are 1-D with `axis`. Others are, for a weight, blocks
+    along the axis where they are longest (`block_size`), repeated along the rest. ONNX Runtime
+    refuses those for a dynamic batch, so another tensor is reshaped to the third value, the axes
+    from the first to the last along which scales differ being one, axis 1.
+    """
+    varying = [axis for axis, cells in enumerate(row.grid) if cells > 1]
+    if not varying:
+        return scale.reshape(()), {}, None
+    first, last = varying[0], varying[-1]
+    if row.role == "weight" and first < last:
+        axis = max(range(len(row.block)), key=lambda i: (row.block[i], i))
+        repeats = tuple(1 if i == axis else part for i, part in enumerate(row.block))
+        return expand(scale, repeats), {"axis": axis, "block_size": row.block[axis]}, None
+    inside = range(first, last + 1)
+    repeats = tuple(part if axis in inside else 1 for axis, part in enumerate(row.block))
+    scale = expand(scale, repeats).reshape(-1)
+    if first == last:
+        return scale, {"axis": first}, None
+    return scale, {"axis": 1}, (len(scale), math.prod(row.shape[last + 1 :]))
+
+
+class _Writer:
+    """Writes Q/DQ into a graph; remembers which tensors have which pair already."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.nodes = {node.name for node in graph.all_nodes()}
+        self.values = {v.name for node in graph.all_nodes() for v in node.outputs}
+        self.values.update(graph.initializers, (value.name for value in graph.inputs))
+        self.done: dict[tuple, ir.Value] = {}
+        self.zeros: dict[tuple[str, Shape], ir.Value] = {}
+
+    def quantize(self, marker: ir.Node, row: Row, amax: np.ndarray) -> None:
+        """Put the row's Q/DQ in the marker's place."""
+        x, fmt = marker.inputs[0], FORMATS[row.format]
+        cells = scale_of(amax, fmt)
+        scale, attributes, flat = layout(row, cells)
+        key = (row.format, scale.shape, scale.tobytes(), *attributes.items(), flat)
+        if (x, key) not in self.done:
+            make = functools.partial(self._node, marker, row.site)
+            constants = [self._constant(f"{row.site}/scale", scale), self._zero(fmt, scale.shape)]
+            if row.role == "weight":
+                stored = quantize(weight_at(marker), cells, row.block, fmt)
+                y = self._constant(f"{row.site}/{row.format}", stored)
+            else:
+                y = make("Reshape", [x, self._shape(row, flat)]) if flat else x
+                y = make("QuantizeLinear", [y, *constants], attributes)
+            y = make("DequantizeLinear", [y, *constants], attributes)
+            if flat:
+                y = make("Reshape", [y, self._shape(row, row.shape[1:])])
+            y.type, y.shape = x.type, x.shape
+            self.done[x, key] = y
+            self.done[y, key] = y  # quantizing again with the same scale changes nothing
+        replace(marker.outputs[0], self.done[x, key])
+        self.graph.remove(marker, safe=True)
+
+    def _node(
+        self,
+        marker: ir.Node,
+        site: str,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        attributes: Mapping[str, int] = MappingProxyType({}),
+    ) -> ir.Value:
+        name = unique(f"{site}/{op_type}", self.nodes)
+        node = ir.node(op_type, inputs, attributes, name=name)
+        node.outputs[0].name = unique(name, self.values)
+        marker.prepend(node)
+        return node.outputs[0]
+
+    def _shape(self, row: Row, shape: Shape) -> ir.Value:
+        return self._constant(f"{row.site}/shape", np.array([-1, *shape], np.int64))
+
+    def _constant(self, name: str, array: np.ndarray) -> ir.Value:
+        return add_constant(self.graph, unique(name, self.values), array)
+
+    def _zero(self, fmt: Format, shape: Shape) -> ir.Value:
+        if (fmt.name, shape) not in self.zeros:
+            name = f"zero_point/{fmt.name}" + "".join(f"_{length}" for length in shape)
+            self.zeros[fmt.name, shape] = self._constant(name, np.zeros(shape, fmt.dtype))
+        return self.zeros[fmt.name, shape]

@@ -1,0 +1,23 @@
+"""granplugin inside modelopt: config, calibration mode, fake-quant, markers.
+
+The only package that imports modelopt. Importing it registers the calibration mode, without which
+`mto.restore` cannot read a model that granplugin calibrated.
+"""
+
+from granplugin.modelopt_bridge.config import config, row_of, site_of
+from granplugin.modelopt_bridge.markers import markers
+from granplugin.modelopt_bridge.mode import collect
+from granplugin.modelopt_bridge.quantizers import fake_quantize, load_amax, sites_of
+from granplugin.modelopt_bridge.quiet import quiet
+
+__all__ = [
+    "collect",
+    "config",
+    "fake_quantize",
+    "load_amax",
+    "markers",
+    "quiet",
+    "row_of",
+    "site_of",
+    "sites_of",
+]

@@ -1,0 +1,30 @@
+"""What granplugin takes from modelopt; nothing else imports modelopt."""
+
+from granplugin.modelopt_bridge.quiet import quiet
+
+with quiet():
+    import modelopt.torch.opt as mto
+    import modelopt.torch.quantization as mtq
+    from modelopt.torch.opt.config import ModeloptField
+    from modelopt.torch.opt.conversion import ModeloptStateManager
+    from modelopt.torch.quantization.config import (
+        QuantizeAlgorithmConfig,
+        QuantizerAttributeConfig,
+    )
+    from modelopt.torch.quantization.mode import (
+        BaseCalibrateModeDescriptor,
+        CalibrateModeRegistry,
+    )
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+__all__ = [
+    "BaseCalibrateModeDescriptor",
+    "CalibrateModeRegistry",
+    "ModeloptField",
+    "ModeloptStateManager",
+    "QuantizeAlgorithmConfig",
+    "QuantizerAttributeConfig",
+    "TensorQuantizer",
+    "mto",
+    "mtq",
+]

@@ -1,0 +1,112 @@
+"""The calibration mode that `{"method": "granplugin", "sites": [...]}` names inside mtq.quantize.
+
+modelopt records mode and sites in the model's state: `mto.save` and `mto.restore` carry them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from granplugin.errors import DataError, ModelError
+from granplugin.layers import BATCH_NORMS
+from granplugin.modelopt_bridge.config import METHOD, config, row_of
+from granplugin.modelopt_bridge.library import (
+    BaseCalibrateModeDescriptor,
+    CalibrateModeRegistry,
+    ModeloptField,
+    QuantizeAlgorithmConfig,
+    mtq,
+)
+from granplugin.modelopt_bridge.observe import ForwardLoop, observe
+from granplugin.modelopt_bridge.quantizers import set_quantizers
+from granplugin.modelopt_bridge.quiet import quiet
+from granplugin.plan import Row
+from granplugin.statistics import Need, Statistics, find_amax, needs_of
+
+log = logging.getLogger(__name__)
+
+
+class CalibrationConfig(QuantizeAlgorithmConfig):
+    """The sites to quantize, as config.site_of writes them."""
+
+    method: Literal["granplugin"] = ModeloptField(METHOD)
+    sites: list[dict[str, Any]] = ModeloptField(
+        default=[], title="The plan's quantized rows.", validate_default=True
+    )
+
+
+def calibrate(
+    model: nn.Module, forward_loop: ForwardLoop | None = None, *, sites: list[dict[str, Any]]
+) -> None:
+    """Find the amax of each site, from its weight or from one run of `forward_loop(model)`, and
+    set its quantizer; every other quantizer is off afterwards. Raises DataError, ModelError.
+    """
+    # The model at hand is the one to calibrate: what the plan folds has been folded in it.
+    rows = [replace(row_of(site), bn=None) for site in sites]
+    refuse_unfolded(model, [row_of(site) for site in sites])
+    needs = needs_of(rows)
+    if needs and forward_loop is None:
+        raise DataError(
+            f"{min(need.site for need in needs)}: inputs and outputs need calibration data; give "
+            "mtq.quantize a forward_loop, or pin their ranges with amax"
+        )
+    statistics = Statistics({}, {}, 0)
+    if forward_loop is not None:
+        statistics = observe(model, needs, forward_loop)
+    amax = {row.site: find_amax(row, statistics, weight_of(model, row)) for row in rows}
+    set_quantizers(model, rows, amax)
+
+
+@CalibrateModeRegistry.register_mode
+class CalibrationMode(BaseCalibrateModeDescriptor):
+    """What modelopt calls for the method `granplugin`."""
+
+    _calib_func = calibrate
+    _supports_layerwise = False
+
+    @property
+    def config_class(self) -> type[QuantizeAlgorithmConfig]:
+        return CalibrationConfig
+
+
+def collect(
+    model: nn.Module, needs: Iterable[Need], forward_loop: ForwardLoop
+) -> tuple[nn.Module, Statistics]:
+    """Convert `model` with every quantizer in place and off, and collect `needs` in one pass.
+
+    Runs as a calibration of no sites inside mtq.quantize, so that the model can be saved,
+    exported with markers, or given any plan's amax by `load_amax`.
+    """
+    seen: list[Statistics] = []
+    with quiet():
+        model = mtq.quantize(
+            model, config([]), lambda model: seen.append(observe(model, needs, forward_loop))
+        )
+    return model, seen[0]
+
+
+def refuse_unfolded(model: nn.Module, rows: Iterable[Row]) -> None:
+    """ModelError where a row counts on a folded batch norm that `model` still has."""
+    modules = dict(model.named_modules())
+    for row in rows:
+        # modelopt names its classes after the original's: QuantBatchNorm2d.
+        kind = type(modules.get(row.bn_name)).__name__.removeprefix("Quant")
+        if row.bn == "fold" and kind in BATCH_NORMS:
+            raise ModelError(
+                f"{row.layer}: the plan folds {row.bn_name} into it and the model has not; call "
+                "granplugin.prepare(model, recipe, example) before mtq.quantize"
+            )
+
+
+def weight_of(model: nn.Module, row: Row) -> Any:
+    """The row's weight as float32 numpy, None for an input or output."""
+    if row.role != "weight":
+        return None
+    weight = model.get_submodule(row.layer).weight
+    return weight.detach().to(torch.float32).cpu().numpy()

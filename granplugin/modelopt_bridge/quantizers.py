@@ -1,0 +1,145 @@
+"""modelopt's quantizers given amax grids, and read back: a plan's effect on a converted model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from granplugin.errors import ModelError
+from granplugin.granularity import Shape, expand
+from granplugin.modelopt_bridge.config import (
+    METHOD,
+    attributes,
+    quantizer_name,
+    row_of,
+    site_of,
+)
+from granplugin.modelopt_bridge.library import (
+    ModeloptStateManager,
+    QuantizerAttributeConfig,
+    TensorQuantizer,
+)
+from granplugin.plan import Row
+
+log = logging.getLogger(__name__)
+
+
+def set_quantizers(
+    model: nn.Module, rows: Iterable[Row], amax: Mapping[str, np.ndarray | None]
+) -> None:
+    """Make a converted model behave as the quantized rows say, with `amax`: site -> grid.
+
+    A site whose amax is None stays float and is logged, as does, silently, all that is in no row.
+    counted and logged. Raises ModelError where modelopt has no quantizer for a row.
+    """
+    quantizers = {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, TensorQuantizer)
+    }
+    for quantizer in quantizers.values():
+        _forget(quantizer)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    left = []
+    for row in rows:
+        if not row.quantized:
+            continue
+        name = quantizer_name(row)
+        if name not in quantizers:
+            raise ModelError(
+                f"{row.site}: modelopt has no quantizer there; set its format to float"
+            )
+        grid = amax[row.site]
+        if grid is None:
+            left.append(row.site)
+        else:
+            _set(quantizers[name], row, grid, device)
+    if left:
+        log.warning(
+            "%d of the sites to quantize only ever see zeros and stay float: %s",
+            len(left),
+            ", ".join(left),
+        )
+
+
+def load_amax(model: nn.Module, rows: Iterable[Row], amax: Mapping[str, np.ndarray | None]) -> None:
+    """set_quantizers, recorded: `sites_of` and `mto.save` then speak of these rows."""
+    rows = [row for row in rows if row.quantized]
+    set_quantizers(model, rows, amax)
+    _record(model)["sites"] = [site_of(row) for row in rows]
+
+
+def sites_of(model: nn.Module) -> list[dict[str, Any]]:
+    """What the granplugin mode was last configured with, also after `mto.restore`.
+
+    Each is config.site_of's dict, and "grid": the amax in its quantizer as a float32 array of the
+    grid's shape, None where that quantizer is off. Raises ModelError for a model that granplugin
+    did not quantize, or one with other quantizers switched on.
+    """
+    sites = [dict(site) for site in _record(model)["sites"]]
+    quantizers = {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, TensorQuantizer)
+    }
+    ours = {site["quantizer"] for site in sites}
+    foreign = [n for n, q in quantizers.items() if q.is_enabled and n not in ours]
+    if foreign:
+        raise ModelError(
+            f"{foreign[0]} is switched on and not in granplugin's config; quantize with "
+            "granplugin.modelopt_config(recipe, model) alone"
+        )
+    for site in sites:
+        quantizer = quantizers[site["quantizer"]]
+        site["grid"] = _grid(quantizer, row_of(site)) if quantizer.is_enabled else None
+    return sites
+
+
+def fake_quantize(x: np.ndarray, row: Row, amax: np.ndarray) -> np.ndarray:
+    """modelopt's own fake-quant of one tensor, x: (float32) row.shape, or any batch of it."""
+    quantizer = TensorQuantizer()
+    _set(quantizer, row, amax, torch.device("cpu"))
+    with torch.no_grad():
+        return quantizer(torch.from_numpy(np.ascontiguousarray(x))).numpy()
+
+
+def _set(quantizer: TensorQuantizer, row: Row, amax: np.ndarray, device: torch.device) -> None:
+    quantizer.set_from_attribute_config(QuantizerAttributeConfig(**attributes(row), enable=True))
+    values = torch.from_numpy(expand(amax, _part(row)).copy()).to(device)
+    quantizer.amax = values if row.scales > 1 else values.reshape(())
+
+
+def _part(row: Row) -> Shape:
+    """How often an amax is repeated on each axis: not at all where there is one for the axis."""
+    return tuple(part if cells > 1 else 1 for part, cells in zip(row.block, row.grid, strict=True))
+
+
+def _grid(quantizer: TensorQuantizer, row: Row) -> np.ndarray:
+    amax = quantizer.amax.detach().cpu().numpy()
+    if row.scales == 1:
+        return amax.reshape(row.grid)
+    return amax[tuple(slice(None, None, part) for part in _part(row))]
+
+
+def _forget(quantizer: TensorQuantizer) -> None:
+    quantizer.disable()
+    # modelopt refuses an amax of another shape while it has one.
+    if hasattr(quantizer, "_amax"):
+        del quantizer._amax
+
+
+def _record(model: nn.Module) -> dict[str, Any]:
+    """The config of the last granplugin mode in modelopt's own state of the model."""
+    if ModeloptStateManager.is_converted(model):
+        for name, state in reversed(ModeloptStateManager(model).state_dict()):
+            if name == f"{METHOD}_calibrate":
+                return state["config"]
+    raise ModelError(
+        "the model was not quantized by granplugin; call mtq.quantize(model, "
+        "granplugin.modelopt_config(recipe, model), forward_loop) first"
+    )

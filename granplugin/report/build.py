@@ -1,0 +1,297 @@
+"""Measurements -> Report: intervals, differences from the baselines, overrides and limits."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import granplugin
+from granplugin import compare, metrics, timing
+from granplugin.plan import Plan, Row, preset_plan
+from granplugin.recipe.load import Loaded
+from granplugin.report.model import (
+    EngineResult,
+    Interval,
+    LatencyValue,
+    LayerRan,
+    LimitResult,
+    Machine,
+    MetricValue,
+    Override,
+    Ratio,
+    Report,
+    VariantResult,
+)
+
+_STARTED = time.time()
+_PACKAGES = ("nvidia-modelopt", "torch", "numpy", "onnx", "onnxruntime", "openvino")
+
+
+def make_report(
+    recipes: Sequence[Loaded],
+    source: Any,
+    built: Sequence[Any],
+    results: Mapping[tuple[str, str], Any],
+    latencies: Mapping[tuple[str, str, int], timing.Latency],
+) -> Report:
+    """The report of a run; `built`, `results` and `latencies` are pipeline's."""
+    recipe = recipes[0].recipe
+    baselines = [each.job.name for each in built if each.job.kind == "baseline"]
+    variants = [
+        _variant(each, recipe, baselines, results, latencies) for each in built
+    ]
+    preset = _preset(recipes[0])
+    defaults = preset_plan(preset, source.layers, recipes[0])
+    overrides = [
+        override
+        for each, result in zip(built, variants, strict=True)
+        if each.job.kind != "baseline"
+        for override in _overrides(each.job, defaults, result)
+    ]
+    evaluation = source.evaluation
+    drops = [m for m in recipe.metrics if metrics.METRICS[m].kind == "proportion"]
+    return Report(
+        granplugin=granplugin.__version__,
+        name=recipe.name,
+        recipes=[str(loaded.path) for loaded in recipes],
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        seconds=round(time.time() - _STARTED, 1),
+        machine=machine(),
+        defaults=preset,
+        calibration_samples=source.calibration.samples,
+        evaluation_samples=evaluation.samples,
+        evaluated_on="evaluation" if recipe.data.evaluation else "calibration",
+        batch_size=recipe.data.batch_size,
+        smallest_provable_drop=compare.smallest_provable_drop(evaluation.samples) if drops else None,
+        variants=variants,
+        overrides=overrides,
+        notes=_notes(built),
+        limits=[
+            limit
+            for each, result in zip(built, variants, strict=True)
+            if each.job.kind == "recipe"
+            for limit in _limits(each.job.loaded, result)
+        ],
+    )
+
+
+def machine() -> Machine:
+    """This machine, as far as a figure needs it."""
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return Machine(
+        system=f"{platform.system()} {platform.machine()}",
+        processor=_processor(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        python=platform.python_version(),
+        packages=packages,
+    )
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+        return names[0] if names else platform.processor()
+    except OSError:
+        return platform.processor() or "unknown"
+
+
+def _preset(loaded: Loaded) -> str:
+    named = [name for name in loaded.recipe.baselines if name != "fp32"]
+    defaults = loaded.recipe.defaults
+    return named[0] if named else defaults if isinstance(defaults, str) else "tensorrt@11"
+
+
+def _variant(
+    each: Any,
+    recipe: Any,
+    baselines: Sequence[str],
+    results: Mapping[tuple[str, str], Any],
+    latencies: Mapping[tuple[str, str, int], timing.Latency],
+) -> VariantResult:
+    job = each.job
+    against = [name for name in baselines if name != job.name]
+    quantized = [row for row in job.plan.quantized if row.site in each.amax]
+    return VariantResult(
+        name=job.name,
+        kind=job.kind,
+        recipe=None if job.kind == "baseline" else str(job.loaded.path),
+        onnx=f"variants/{job.name}/model.onnx",
+        onnx_bytes=each.onnx.stat().st_size,
+        quantized_sites=len(quantized),
+        scales=sum(row.scales for row in quantized),
+        folded=len(job.plan.folded),
+        zero_sites=list(each.zero_sites),
+        agreement=each.agreement,
+        engines=[
+            _engine(job.name, engine, result, against, results, latencies)
+            for (name, engine), result in results.items()
+            if name == job.name
+        ],
+    )
+
+
+def _engine(
+    name: str,
+    engine: str,
+    result: Any,
+    against: Sequence[str],
+    results: Mapping[tuple[str, str], Any],
+    latencies: Mapping[tuple[str, str, int], timing.Latency],
+) -> EngineResult:
+    batches = sorted(batch for variant, on, batch in latencies if (variant, on) == (name, engine))
+    return EngineResult(
+        engine=engine,
+        version=result.engine.version,
+        engine_bytes=result.engine.bytes,
+        build_seconds=result.engine.build_seconds,
+        metrics={
+            metric: _metric(metric, value, {b: results[b, engine].values for b in against})
+            for metric, value in result.values.items()
+        },
+        latency=[
+            _latency(latencies[name, engine, batch], batch, {
+                baseline: latencies[baseline, engine, batch] for baseline in against
+            })
+            for batch in batches
+        ],
+        layers=[LayerRan(layer=x.layer, precision=x.precision, kernel=x.kernel) for x in result.layers],
+    )  # fmt: skip
+
+
+def _metric(name: str, value: Any, baselines: Mapping[str, Mapping[str, Any]]) -> MetricValue:
+    known = metrics.METRICS.get(name)
+    unit = known.unit if known else ""
+    low = high = None
+    if value.per_sample is not None and value.per_sample.dtype == bool:
+        hits = int(value.per_sample.sum())
+        low, high = compare.proportion_interval(hits, value.per_sample.size)
+    vs = {}
+    for baseline, values in baselines.items():
+        other = values.get(name)
+        if other is None or value.per_sample is None or other.per_sample is None:
+            continue
+        better = known.higher_is_better if known else True
+        found = compare.difference(value.per_sample, other.per_sample, unit, better)
+        vs[baseline] = Interval(**vars(found))
+    return MetricValue(value=value.value, unit=unit, low=low, high=high, vs=vs)
+
+
+def _latency(
+    latency: timing.Latency, batch: int, baselines: Mapping[str, timing.Latency]
+) -> LatencyValue:
+    return LatencyValue(
+        batch=batch,
+        median_ms=latency.median_ms,
+        p90_ms=latency.p90_ms,
+        spread=latency.spread,
+        rounds=latency.rounds,
+        vs={name: Ratio(**vars(timing.ratio(latency, other))) for name, other in baselines.items()},
+    )
+
+
+def _overrides(job: Any, defaults: Plan, result: VariantResult) -> list[Override]:
+    by_site = {row.site: row for row in defaults.rows}
+    timed = next((engine for engine in result.engines if engine.layers), None)
+    ran = {layer.layer: layer.precision for layer in timed.layers} if timed else {}
+    return [
+        Override(
+            variant=job.name,
+            layer=row.layer,
+            role=row.role,
+            default=said(by_site[row.site]),
+            now=said(row),
+            rule=row.rule,
+            where=row.where,
+            ran=ran.get(row.layer),
+        )
+        for row in job.plan.rows
+        if said(row) != said(by_site[row.site])
+    ]
+
+
+def said(row: Row) -> str:
+    """A row's decision in a few words."""
+    if not row.quantized:
+        return "float"
+    words = [] if row.format == "int8" else [row.format]
+    words.append(row.granularity)
+    if row.calibrator.kind != "max":
+        words.append(str(row.calibrator))
+    if row.amax is not None:
+        words.append(f"amax {row.amax:g}")
+    if row.role == "weight" and row.bn:
+        words.append(f"bn {row.bn}")
+    return " ".join(words)
+
+
+def _notes(built: Sequence[Any]) -> list[str]:
+    notes: dict[str, None] = {}
+    for each in built:
+        name = each.job.name
+        notes |= dict.fromkeys(each.job.plan.notes)
+        if each.zero_sites:
+            notes[
+                f"{name}: {len(each.zero_sites)} sites only saw zeros and stay float: "
+                + ", ".join(each.zero_sites[:3])
+            ] = None
+        if each.agreement and each.agreement.oracle_differs:
+            notes[
+                f"{name}: ONNX Runtime differs from the oracle in {each.agreement.oracle_differs} "
+                "values"
+            ] = None
+    return list(notes)
+
+
+def _limits(loaded: Loaded, result: VariantResult) -> list[LimitResult]:
+    limits = loaded.recipe.limits
+    found = []
+    main = main_engine(result)
+    if limits.top1_drop is not None:
+        interval = main.metrics["top1"].vs.get("fp32") if main else None
+        drop = None if interval is None or interval.low is None else -interval.low
+        verdict = "cannot tell" if drop is None else "met" if drop <= limits.top1_drop else "missed"
+        why = (
+            interval.method if drop is None and interval
+            else f"drop of at most {drop:.2f} points (95 %) on {main.engine}" if drop is not None
+            else "top1 was not measured"
+        )  # fmt: skip
+        found.append(
+            LimitResult(
+                limit="top1_drop", variant=result.name, bound=limits.top1_drop, measured=drop,
+                verdict=verdict, why=why,
+            )
+        )  # fmt: skip
+    timed = next((engine for engine in result.engines if engine.latency), None)
+    for baseline, bound in limits.latency_vs.items():
+        ratio = timed.latency[0].vs.get(baseline) if timed else None
+        if ratio is None:
+            verdict, why = "cannot tell", "no engine of this run measures latency"
+        else:
+            verdict = "met" if ratio.high <= bound else "missed" if ratio.low > bound else "cannot tell"
+            why = (
+                f"{ratio.value:.2f} (95 % {ratio.low:.2f} to {ratio.high:.2f}) on {timed.engine}, "
+                f"batch {timed.latency[0].batch}"
+            )
+        found.append(
+            LimitResult(
+                limit=f"latency_vs {baseline}", variant=result.name, bound=bound,
+                measured=ratio.value if ratio else None, verdict=verdict, why=why,
+            )
+        )  # fmt: skip
+    return found
+
+
+def main_engine(result: VariantResult) -> EngineResult:
+    """The engine whose accuracy heads the table: the first that measures latency, else the first."""
+    return next((engine for engine in result.engines if engine.latency), result.engines[0])

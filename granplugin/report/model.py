@@ -1,0 +1,179 @@
+"""report.json: what was built, what was measured, on which machine. Versioned; nothing else is
+needed to print a run again."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+
+VERSION = 1
+
+# JSON has no infinity; an SQNR of equal outputs is one.
+Number = Annotated[
+    float,
+    PlainSerializer(lambda x: x if math.isfinite(x) else str(x), return_type=float | str),
+]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class Machine(Part):
+    """Where it was measured."""
+
+    system: str
+    processor: str
+    cores: int = Field(description="Cores this process may use.")
+    python: str
+    packages: dict[str, str] = Field(description="Name -> version.")
+
+
+class Interval(Part):
+    """A 95 % interval of a difference, in `unit`; the bounds are null where `method` says why."""
+
+    value: Number
+    low: Number | None
+    high: Number | None
+    unit: str
+    n: int
+    method: str
+    verdict: Literal["better", "worse", "no measurable difference"]
+
+
+class MetricValue(Part):
+    """One metric of one variant on one engine."""
+
+    value: Number
+    unit: str
+    low: float | None = Field(default=None, description="95 % interval of the value itself.")
+    high: float | None = None
+    vs: dict[str, Interval] = Field(default={}, description="Baseline -> this minus baseline.")
+
+
+class Ratio(Part):
+    """This variant's median latency over a baseline's, with a 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class LatencyValue(Part):
+    """Latency of one batch size, over interleaved rounds."""
+
+    batch: int
+    median_ms: float
+    p90_ms: float
+    spread: float = Field(description="Interquartile range over median.")
+    rounds: int
+    vs: dict[str, Ratio] = Field(default={}, description="Baseline -> ratio.")
+
+
+class LayerRan(Part):
+    """What the engine says it ran a weighted layer in."""
+
+    layer: str
+    precision: Literal["int8", "float", "unknown"]
+    kernel: str
+
+
+class EngineResult(Part):
+    """One variant on one engine."""
+
+    engine: str
+    version: str
+    engine_bytes: int
+    build_seconds: float
+    metrics: dict[str, MetricValue]
+    latency: list[LatencyValue] = []
+    layers: list[LayerRan] = Field(default=[], description="Empty where the engine does not tell.")
+
+    @property
+    def int8_layers(self) -> int:
+        return sum(layer.precision == "int8" for layer in self.layers)
+
+
+class Agreement(Part):
+    """How far the oracle, ONNX Runtime (optimizations off) and modelopt's fake-quant agree, on
+    the values of every activation site and every weight."""
+
+    sites: int
+    values: int
+    oracle_differs: int = Field(description="Values where ONNX Runtime is not the oracle's: 0.")
+    modelopt_differs: int = Field(description="Values where modelopt rounds a tie the other way.")
+    modelopt_worst_steps: float = Field(description="Largest such difference, in steps.")
+
+
+class VariantResult(Part):
+    """One variant."""
+
+    name: str
+    kind: Literal["baseline", "recipe", "variant"]
+    recipe: str | None = Field(description="The recipe's file; null for a baseline.")
+    onnx: str = Field(description="Path within the run folder.")
+    onnx_bytes: int
+    quantized_sites: int
+    scales: int
+    folded: int = Field(description="Batch norms folded.")
+    zero_sites: list[str] = Field(default=[], description="Only ever saw zeros, so stay float.")
+    agreement: Agreement | None = Field(default=None, description="Null where nothing is quantized.")
+    engines: list[EngineResult]
+
+
+class Override(Part):
+    """One site where a variant differs from the defaults preset."""
+
+    variant: str
+    layer: str
+    role: str
+    default: str
+    now: str
+    rule: str
+    where: str
+    ran: str | None = Field(default=None, description="Precision on the latency engine.")
+
+
+class LimitResult(Part):
+    """A limit of the recipe and what was measured against it."""
+
+    limit: str
+    variant: str
+    bound: float
+    measured: float | None
+    verdict: Literal["met", "missed", "cannot tell"]
+    why: str
+
+
+class Report(Part):
+    """One run of `granplugin apply`."""
+
+    version: Literal[1] = VERSION
+    granplugin: str
+    name: str
+    recipes: list[str]
+    created: str
+    seconds: float
+    machine: Machine
+    defaults: str = Field(description="The preset that overrides are counted against.")
+    calibration_samples: int
+    evaluation_samples: int
+    evaluated_on: Literal["evaluation", "calibration"]
+    batch_size: int
+    smallest_provable_drop: float | None = Field(
+        description="Points of top-1 or agreement that so many samples can prove."
+    )
+    variants: list[VariantResult]
+    overrides: list[Override] = []
+    notes: list[str] = []
+    limits: list[LimitResult] = []
+
+
+def json_schema() -> dict:
+    """report.json's JSON Schema."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Report.model_json_schema(mode="serialization"),
+    }

@@ -1,0 +1,176 @@
+"""A report as text of 80 columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from granplugin.report.build import main_engine
+from granplugin.report.model import EngineResult, Override, Report, VariantResult
+
+WIDTH = 80
+_LISTED = 12
+"""Overrides of one rule that are listed one by one; more are counted."""
+
+
+def render(report: Report) -> Group:
+    """The report for a terminal: the table, then what the numbers need to be read rightly."""
+    parts: list = [_heading(report), "", _table(report), ""]
+    parts += [Text(line, overflow="fold") for line in _reading(report)]
+    if report.overrides:
+        parts += ["", *[Text(line, overflow="fold") for line in overrides(report)]]
+    if report.notes:
+        parts += ["", *[Text(f"note: {note}", overflow="fold") for note in report.notes]]
+    for limit in report.limits:
+        style = {"met": "green", "missed": "red", "cannot tell": "yellow"}[limit.verdict]
+        line = f"limit {limit.limit} <= {limit.bound:g} ({limit.variant}): {limit.verdict}; {limit.why}"
+        parts.append(Text(line, style=style, overflow="fold"))
+    return Group(*parts)
+
+
+def headline_metric(report: Report) -> str | None:
+    """The metric of the table's accuracy column."""
+    names = list(main_engine(report.variants[-1]).metrics)
+    return next((name for name in ("top1", "top5") if name in names), names[0] if names else None)
+
+
+def _heading(report: Report) -> Text:
+    engine = main_engine(report.variants[0])
+    source = "" if report.evaluated_on == "evaluation" else " (the calibration data)"
+    return Text(
+        f"{report.name}: {report.evaluation_samples} samples{source}, "
+        f"{engine.engine} {engine.version}, {report.machine.cores} cores",
+        style="bold",
+    )
+
+
+def _table(report: Report) -> Table:
+    metric = headline_metric(report)
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, width=WIDTH)
+    engine = main_engine(report.variants[0])
+    batches = [latency.batch for latency in engine.latency]
+    unit = main_engine(report.variants[-1]).metrics[metric].unit if metric else ""
+    table.add_column("variant", ratio=1, overflow="fold")
+    table.add_column(f"{metric} {unit}".strip() if metric else "", justify="right", no_wrap=True)
+    table.add_column("against fp32 (95 %)", justify="right", no_wrap=True)
+    table.add_column("SQNR", justify="right", no_wrap=True)
+    for batch in batches:
+        table.add_column(f"ms b{batch}", justify="right", no_wrap=True)
+    table.add_column("MB", justify="right", no_wrap=True)
+    table.add_column("int8", justify="right", no_wrap=True)
+    for variant in report.variants:
+        found = main_engine(variant)
+        table.add_row(
+            Text(variant.name, style="bold" if variant.kind == "recipe" else ""),
+            _value(found, metric),
+            _against(found, metric),
+            _sqnr(found),
+            *[f"{latency.median_ms:.2f}" for latency in found.latency],
+            f"{variant.onnx_bytes / 1e6:.2f}",
+            int8_column(found),
+        )
+    return table
+
+
+def _value(engine: EngineResult, metric: str | None) -> str:
+    found = engine.metrics.get(metric) if metric else None
+    return f"{found.value:.2f}" if found else "-"
+
+
+def _against(engine: EngineResult, metric: str | None) -> Text:
+    found = engine.metrics.get(metric) if metric else None
+    interval = found.vs.get("fp32") if found else None
+    if interval is None:
+        return Text("-")
+    style = {"worse": "red", "better": "green"}.get(interval.verdict, "")
+    if interval.low is None:
+        return Text(f"{interval.value:+.2f}", style=style)
+    mark = " =" if interval.verdict == "no measurable difference" else ""
+    return Text(f"{interval.value:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]{mark}", style=style)
+
+
+def _sqnr(engine: EngineResult) -> str:
+    found = engine.metrics.get("sqnr_db")
+    if found is None:
+        return "-"
+    return f"{found.value:.1f}" if math.isfinite(found.value) else "equal"
+
+
+def int8_column(engine: EngineResult) -> str:
+    """Weighted layers the engine ran in INT8, of all; a dash where it does not tell."""
+    return f"{engine.int8_layers}/{len(engine.layers)}" if engine.layers else "-"
+
+
+def _reading(report: Report) -> Iterator[str]:
+    """The sentences below the table."""
+    metric = headline_metric(report)
+    shown = [v for v in report.variants if v.name != "fp32"]
+    same = [
+        v.name
+        for v in shown
+        if metric in main_engine(v).metrics
+        and (interval := main_engine(v).metrics[metric].vs.get("fp32"))
+        and interval.verdict == "no measurable difference"
+    ]
+    if same:
+        yield f"=  no measurable difference from fp32: {', '.join(same)}"
+    if report.smallest_provable_drop is not None:
+        yield (
+            f"The smallest drop that {report.evaluation_samples} samples can prove: "
+            f"{report.smallest_provable_drop:.2f} points."
+        )
+    yield from latency_sentences(report, shown)
+    yield from agreement_sentences(report)
+
+
+def latency_sentences(report: Report, shown: Sequence[VariantResult]) -> Iterator[str]:
+    """Each quantized variant's latency against fp32, with its interval."""
+    for variant in shown:
+        if variant.kind == "variant":
+            continue
+        ratios = [
+            f"batch {latency.batch} {latency.vs['fp32'].value:.2f}x "
+            f"[{latency.vs['fp32'].low:.2f}, {latency.vs['fp32'].high:.2f}]"
+            for latency in main_engine(variant).latency
+            if "fp32" in latency.vs
+        ]
+        if ratios:
+            yield f"latency of {variant.name} against fp32: {', '.join(ratios)}"
+
+
+def agreement_sentences(report: Report) -> Iterator[str]:
+    """How many values were compared, and what differed."""
+    checked = [v.agreement for v in report.variants if v.agreement]
+    if checked:
+        values = sum(a.values for a in checked)
+        differs = sum(a.oracle_differs for a in checked)
+        modelopt = sum(a.modelopt_differs for a in checked)
+        yield (
+            f"Agreement over {values / 1e6:.1f} M values: ONNX Runtime differs from the numpy "
+            f"oracle in {differs}, modelopt in {modelopt} (rounding ties)."
+        )
+
+
+def overrides(report: Report) -> Iterator[str]:
+    """The sites where each recipe and variant leaves the defaults, by rule."""
+    yield f"overrides of {report.defaults}:"
+    for (variant, rule, where), group in groupby(
+        report.overrides, key=lambda o: (o.variant, o.rule, o.where)
+    ):
+        found = list(group)
+        yield f"  {variant}  {rule} ({where})"
+        changes: dict[tuple[str, str, str], list[Override]] = {}
+        for override in found:
+            changes.setdefault((override.role, override.default, override.now), []).append(override)
+        for (role, default, now), sites in changes.items():
+            names = ", ".join(o.layer for o in sites[:3])
+            more = f" and {len(sites) - 3} more" if len(sites) > 3 else ""
+            yield f"    {role}: {default} -> {now}  ({len(sites)}: {names}{more})"
+            floats = [o.layer for o in sites if o.ran == "float" and now != "float"]
+            if floats:
+                yield f"      the engine ran {len(floats)} of these in float: {', '.join(floats[:3])}"

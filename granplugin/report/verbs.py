@@ -1,0 +1,84 @@
+"""What the other verbs print with --json, as schemas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from granplugin.report.model import Machine, Part
+
+
+class SiteRow(Part):
+    """One site's decision."""
+
+    layer: str
+    type: str
+    role: str
+    shape: list[int] = Field(description="Axis 0 of an input or output stands for any batch.")
+    format: str
+    granularity: str | None
+    block: list[int] | None = Field(description="The values that share one scale.")
+    scales: int
+    calibrator: str | None
+    amax: float | None
+    bn: str | None
+    rule: str
+    where: str
+    note: str | None
+
+
+class RuleRow(Part):
+    """What became of a rule."""
+
+    rule: str
+    where: str
+    matched: int = Field(description="Layers.")
+    decides: int = Field(description="Keys of sites on which it had the last word.")
+
+
+class PlanOutput(Part):
+    """`granplugin plan --json`."""
+
+    version: int = 1
+    recipe: str
+    variant: str
+    rows: list[SiteRow]
+    rules: list[RuleRow]
+    notes: list[str]
+
+
+class CheckedRecipe(Part):
+    recipe: str
+    ok: bool
+    errors: list[str] = []
+    checked: str = Field(description="`text`, or `text and layers` of the last plan.")
+    why: str = ""
+
+
+class CheckOutput(Part):
+    """`granplugin check --json`."""
+
+    version: int = 1
+    recipes: list[CheckedRecipe]
+
+
+class EngineState(Part):
+    engine: str
+    what_for: str
+    version: str | None
+    unavailable: str | None
+
+
+class DoctorOutput(Part):
+    """`granplugin doctor --json`."""
+
+    version: int = 1
+    granplugin: str
+    machine: Machine
+    gpu: str | None
+    engines: list[EngineState]
+    missing: list[str] = Field(description="Packages granplugin needs that are not installed.")
+
+
+OUTPUTS: dict[str, Any] = {"plan": PlanOutput, "check": CheckOutput, "doctor": DoctorOutput}

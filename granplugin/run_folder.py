@@ -1,0 +1,125 @@
+"""A run's folder: one run at a time in it, files whole or not at all, stages reused by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from granplugin.errors import RunError
+from granplugin.recipe.schema import Recipe
+
+log = logging.getLogger(__name__)
+
+
+def content_key(*parts: Any) -> str:
+    """A hash of JSON-able parts: equal content, equal key."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def file_key(path: Path) -> str:
+    """A hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:20]
+
+
+def text_key(recipe: Recipe) -> str:
+    """A hash of what the recipe's text says of the model: files and arguments, without torch."""
+    spec = recipe.model
+    files = [path for path in (spec.callable.path, spec.weights) if path]
+    return content_key(str(spec.callable), spec.args, [file_key(path) for path in files])
+
+
+class RunFolder:
+    """`runs/<name>`: results on top, and in `cache/` what stages made, named by content.
+
+    What is in the cache is complete, because it was renamed into place; so an interrupted run
+    resumes where it was, and results are put in place only when all of them exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.cache = path / "cache"
+        self.used: set[Path] = set()
+
+    def made(self, stage: str, key: str, suffix: str, make: Callable[[Path], None]) -> Path:
+        """The file or folder `make` writes for this key; made only if it is not there."""
+        path = self.cache / f"{stage}-{key}{suffix}"
+        self.used.add(path)
+        if path.exists():
+            log.debug("%s is reused: %s", stage, path.name)
+            return path
+        scratch = Path(tempfile.mkdtemp(dir=self.cache, prefix=".making-"))
+        try:
+            target = scratch / path.name
+            make(target)
+            os.replace(target, path)
+        except OSError as err:
+            raise RunError(f"{path}: cannot be written: {err.strerror or err}") from err
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return path
+
+    def made_json(self, stage: str, key: str, make: Callable[[], Any]) -> Any:
+        """As `made`, for a JSON value."""
+        path = self.made(stage, key, ".json", lambda path: path.write_text(json.dumps(make())))
+        return json.loads(path.read_text())
+
+    def publish(self, name: str, content: Path | str) -> Path:
+        """Put a result in place: a cached file (linked or copied), or text."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f".{path.name}.new")
+        try:
+            if isinstance(content, str):
+                scratch.write_text(content, encoding="utf-8")
+            else:
+                scratch.unlink(missing_ok=True)
+                shutil.copyfile(content, scratch)
+            os.replace(scratch, path)
+        except OSError as err:
+            scratch.unlink(missing_ok=True)
+            raise RunError(f"{path}: cannot be written: {err.strerror or err}") from err
+        return path
+
+    def forget_unused(self) -> None:
+        """Delete what this run did not use, so the folder does not grow."""
+        for path in self.cache.iterdir():
+            if path not in self.used:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def open_run(path: Path) -> Iterator[RunFolder]:
+    """The run folder, made if missing and held against other runs.
+
+    Raises RunError: not writable, or in use by another run.
+    """
+    run = RunFolder(path)
+    fresh = not path.exists()
+    try:
+        run.cache.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(f"{path}: in use by another run; wait for it, or give --out") from None
+    except OSError as err:
+        raise RunError(f"{path}: cannot be used: {err.strerror or err}; give --out") from err
+    try:
+        for left in run.cache.glob(".making-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield run
+    finally:
+        lock.release()
+        if fresh and not any(run.cache.iterdir()) and not (path / "plan.json").exists():
+            shutil.rmtree(path, ignore_errors=True)  # nothing came of it

@@ -1,0 +1,438 @@
+"""What one forward pass shows: layers, traits, values, and which batch norms can be folded."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from granplugin.errors import DataError, ModelError
+from granplugin.trace import Traced, call, flatten_outputs, trace
+
+IMAGE = torch.linspace(-1, 1, 2 * 4 * 6 * 6).reshape(2, 4, 6, 6)
+
+
+class Net(nn.Module):
+    """Modules by name and a forward of (self, *inputs)."""
+
+    def __init__(self, forward, **modules):
+        super().__init__()
+        self.body = forward
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x, y=None):
+        return self.body(self, x) if y is None else self.body(self, x, y)
+
+
+def conv(out=4, **kwargs):
+    return nn.Conv2d(4, out, 3, padding=1, **kwargs)
+
+
+def folds(forward, example=IMAGE, **modules):
+    return trace(Net(forward, **modules), example).batch_norms
+
+
+def by_name(traced: Traced):
+    return {layer.name: layer for layer in traced.layers}
+
+
+def named(traced: Traced, trait: str):
+    return [layer.name for layer in traced.layers if trait in layer.traits]
+
+
+# ---- batch norms that can be folded -------------------------------------------------------------
+
+
+def test_a_batch_norm_is_found_by_dataflow_and_not_by_the_order_of_modules():
+    assert folds(
+        lambda m, x: m.b2(m.c2(m.b1(m.c1(x)))),
+        b2=nn.BatchNorm2d(4),
+        c1=conv(),
+        c2=conv(bias=False),
+        b1=nn.BatchNorm2d(4),
+    ) == {"c1": "b1", "c2": "b2"}
+
+
+def test_every_weighted_type_has_its_batch_norm_found():
+    for rank in (1, 2, 3):
+        for kind in ("Conv", "ConvTranspose"):
+            layer = getattr(nn, f"{kind}{rank}d")(4, 6, 3, groups=2)
+            bn = getattr(nn, f"BatchNorm{rank}d")(6)
+            x = torch.ones(2, 4, *(5,) * rank)
+            assert folds(lambda m, x: m.b(m.c(x)), x, c=layer, b=bn) == {"c": "b"}
+    linear = dict(c=nn.Linear(4, 6), b=nn.BatchNorm1d(6))
+    assert folds(lambda m, x: m.b(m.c(x)), torch.ones(2, 4), **linear) == {"c": "b"}
+
+
+def test_dropout_in_eval_mode_and_identity_do_not_hide_a_batch_norm():
+    assert folds(
+        lambda m, x: m.b(m.i(m.d(m.c(x)))),
+        c=conv(), d=nn.Dropout(), i=nn.Identity(), b=nn.BatchNorm2d(4),
+    ) == {"c": "b"}
+
+
+def test_reading_a_shape_is_no_use_of_the_output():
+    def forward(m, x):
+        y = m.c(x)
+        assert y.dim() == 4 and y.size(1) == y.shape[1] and y.is_floating_point()
+        return m.b(y)
+
+    assert folds(forward, c=conv(), b=nn.BatchNorm2d(4)) == {"c": "b"}
+
+
+def in_place_on_a_view(m, x):
+    y = m.c(x)
+    y.view(-1)[:3].mul_(2)
+    return m.b(y)
+
+
+def in_place(m, x):
+    y = m.c(x)
+    y += 1
+    return m.b(y)
+
+
+def item_assignment(m, x):
+    y = m.c(x)
+    y[:, 0] = 0
+    return m.b(y)
+
+
+def skip(m, x):
+    y = m.c(x)
+    return m.b(y) + y
+
+
+def also_an_output(m, x):
+    y = m.c(x)
+    return {"out": m.b(y), "features": [y]}
+
+
+def changed_later(m, x):
+    y = m.c(x)
+    z = m.b(y)
+    return z + y.relu_()
+
+
+def looked_at(m, x):
+    y = m.c(x)
+    return m.b(y) * y.flatten()[0].item()
+
+
+def functional(m, x):
+    return F.batch_norm(m.c(x), m.b.running_mean, m.b.running_var, m.b.weight, m.b.bias)
+
+
+def twice(m, x):
+    return m.b(m.c(m.b(m.c(x))))
+
+
+def conv_twice(m, x):
+    return m.b(m.c(m.c(x)))
+
+
+def bn_twice(m, x):
+    return m.b(m.b(m.c(x)))
+
+
+def weight_also_read(m, x):
+    return m.b(m.c(x)) + m.c.weight.sum()
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        in_place_on_a_view, in_place, item_assignment, skip, also_an_output, changed_later,
+        looked_at, functional, twice, conv_twice, bn_twice, weight_also_read,
+        lambda m, x: m.b(F.relu(m.c(x), inplace=True)),
+        lambda m, x: m.b(m.c(x) * 1),
+        lambda m, x: m.b(m.c(x).view(2, 4, 6, 6)),
+        lambda m, x: m.b(F.conv2d(x, m.c.weight, m.c.bias, padding=1)),
+    ],
+)  # fmt: skip
+def test_a_batch_norm_stays_where_it_is_not_the_only_reader_of_one_call(forward):
+    assert folds(forward, c=conv(), b=nn.BatchNorm2d(4)) == {}
+
+
+def test_a_batch_norm_with_a_forward_of_its_own_stays():
+    class BatchNormAct(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x).relu()
+
+    assert folds(lambda m, x: m.b(m.c(x)), c=conv(), b=BatchNormAct(4)) == {}
+
+
+def test_a_batch_norm_without_running_statistics_stays():
+    bn = nn.BatchNorm2d(4, track_running_stats=False)
+    assert folds(lambda m, x: m.b(m.c(x)), c=conv(), b=bn) == {}
+
+
+def test_a_batch_norm_over_another_axis_than_the_channels_stays():
+    # [batch, 5, features] -> BatchNorm1d scales axis 1, a Linear's channels are the last.
+    x = torch.ones(2, 5, 4)
+    modules = dict(c=nn.Linear(4, 5), b=nn.BatchNorm1d(5))
+    assert folds(lambda m, x: m.b(m.c(x)), x, **modules) == {}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_computed_and_a_shared_weight_are_not_folded():
+    computed = nn.utils.weight_norm(conv())
+    assert folds(lambda m, x: m.b(m.c(x)), c=computed, b=nn.BatchNorm2d(4)) == {}
+    first, second = conv(), conv()
+    second.weight = first.weight
+    assert folds(lambda m, x: m.b(m.c(x)), c=first, d=second, b=nn.BatchNorm2d(4)) == {}
+
+
+def test_a_layer_that_changes_its_result_behind_the_convolution_is_not_folded():
+    class Scaled(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    class Standardized(nn.Conv2d):
+        def forward(self, x):
+            return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+    for cls in (Scaled, Standardized):
+        modules = dict(c=cls(4, 4, 3, padding=1), b=nn.BatchNorm2d(4))
+        assert folds(lambda m, x: m.b(m.c(x)), **modules) == {}
+
+
+# ---- layers -------------------------------------------------------------------------------------
+
+
+def test_a_layer_has_its_shapes_with_one_for_the_batch_and_its_traits():
+    traced = trace(
+        nn.Sequential(
+            nn.Conv2d(4, 8, 1), nn.ReLU6(), nn.Conv2d(8, 8, 3, groups=8),
+            nn.Conv2d(8, 8, 3, groups=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
+        ),
+        IMAGE,
+    )  # fmt: skip
+    layers = by_name(traced)
+    assert list(layers) == ["0", "2", "3", "4", "6"]
+    assert layers["0"].input_shape == (1, 4, 6, 6) and layers["0"].output_shape == (1, 8, 6, 6)
+    assert layers["2"].weight_shape == (8, 1, 3, 3) and layers["2"].groups == 8
+    assert layers["4"].type == "AdaptiveAvgPool2d" and layers["4"].weight_shape is None
+    assert layers["0"].traits == {"pointwise", "first"}
+    assert layers["2"].traits == {"depthwise"}
+    assert layers["3"].traits == {"grouped"}
+    assert layers["6"].traits == {"last"}
+    assert traced.inputs == {"input": (1, 4, 6, 6)} and traced.outputs == {"output": (1, 3)}
+
+
+def test_first_and_last_reach_through_functions_of_one_tensor_and_not_further():
+    def forward(m, x, y):
+        a = m.a(F.pad((x.float() - 0.5) / 0.25, (1, 1)).flatten(1))
+        b = m.b(x.flatten(1) + y.flatten(1))
+        c = m.c(a.relu() + b)
+        return {"z": m.e(m.d(c).sigmoid()).softmax(-1), "sum": c + a}
+
+    net = Net(
+        forward, a=nn.Linear(16, 4), b=nn.Linear(8, 4), c=nn.Linear(4, 4), d=nn.Linear(4, 4),
+        e=nn.LeakyReLU(inplace=True),
+    )  # fmt: skip
+    traced = trace(net, {"x": torch.ones(2, 4, 2), "y": torch.ones(2, 8)})
+    assert named(traced, "first") == ["a"]  # b reads a sum of two inputs
+    assert named(traced, "last") == ["d", "e"]  # c and a reach an output in a sum only
+
+
+def test_a_constant_is_no_second_tensor():
+    net = Net(lambda m, x: m.c(x + m.position) * m.scale, c=nn.Linear(4, 4))
+    net.position = nn.Parameter(torch.zeros(1, 4))
+    net.register_buffer("scale", torch.full((4,), 2.0))
+    traced = trace(net, torch.ones(2, 4))
+    assert named(traced, "first") == named(traced, "last") == ["c"]
+
+
+def test_layers_that_read_the_same_tensor_share_its_number():
+    def forward(m, x):
+        h = m.n(x)
+        q, k = m.q(h), m.k(h)
+        return m.v(h.relu_()) + q * k
+
+    modules = {name: nn.Linear(4, 4) for name in "qkv"}
+    layers = by_name(trace(Net(forward, n=nn.LayerNorm(4), **modules), torch.ones(2, 3, 4)))
+    assert layers["n"].output_id == layers["q"].input_id == layers["k"].input_id
+    assert layers["v"].input_id != layers["q"].input_id  # changed in place before it
+
+
+def test_what_cannot_be_quantized_says_why():
+    class Same(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(F.pad(x, (1, 1, 1, 1)))
+
+    class Plain(nn.Conv2d):
+        pass
+
+    attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(m, x):
+        h = m.plain(m.same(x)).flatten(2).transpose(1, 2)
+        return m.attention(h, h, h)[0]
+
+    net = Net(
+        forward, idle=conv(), same=Same(4, 4, 3), plain=Plain(4, 4, 1), attention=attention
+    )
+    layers = by_name(trace(net, IMAGE))
+    assert list(layers) == ["same", "plain", "idle", "attention.out_proj"]
+    assert layers["same"].type == layers["plain"].type == "Conv2d"
+    assert layers["plain"].unusable is None
+    assert "its class Same has its own forward" in layers["same"].unusable
+    assert layers["idle"].unusable == "never runs in the forward pass"
+    assert "never called" in layers["attention.out_proj"].unusable
+
+
+def test_a_parametrized_weight_is_refused_with_the_way_out():
+    net = nn.Sequential(nn.ReLU(), nn.utils.parametrizations.weight_norm(conv()))
+    with pytest.raises(ModelError, match="'1' is parametrized.*remove_parametrizations"):
+        trace(net, IMAGE)
+    nn.utils.parametrize.remove_parametrizations(net[1], "weight")
+    assert by_name(trace(net, IMAGE))["1"].unusable is None
+
+
+def test_the_layers_of_a_fused_transformer_layer_are_called():
+    layer = nn.TransformerEncoderLayer(4, 2, dim_feedforward=8, batch_first=True).eval()
+    called = []
+    layer.linear2.forward = lambda x: (called.append(1), nn.Linear.forward(layer.linear2, x))[1]
+    x = torch.ones(1, 3, 4)
+    with torch.no_grad():
+        layer(x)
+    assert not called  # torch's fused kernel
+    call(layer, x)
+    assert called and torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_module_called_twice_or_registered_twice_is_one_layer():
+    shared = nn.Linear(4, 4)
+    layers = trace(Net(lambda m, x: m.b(m.a(x)), a=shared, b=shared), torch.ones(2, 4)).layers
+    assert [(layer.name, layer.calls) for layer in layers] == [("a", 2)]
+
+
+def test_calls_of_different_shapes_are_told():
+    net = Net(lambda m, x: (m.c(x), m.c(x[:, :, ::2]), m.d(x), m.d(x[:1])), c=conv(), d=conv())
+    traced = trace(net, IMAGE)
+    assert traced.varying == {"c"}  # d sees two batch sizes
+    assert by_name(traced)["c"].input_shape == (1, 4, 6, 6)
+
+
+def test_spread_is_the_largest_over_the_median_range_with_the_batch_norm_folded():
+    layer, bn = nn.Conv2d(1, 4, 1, bias=False), nn.BatchNorm2d(4, eps=0)
+    with torch.no_grad():
+        layer.weight[:, 0, 0, 0] = torch.tensor([1.0, -2.0, 0.0, 4.0])
+    net = Net(lambda m, x: m.b(m.c(x)), c=layer, b=bn)
+    x = torch.ones(1, 1, 2, 2)
+    assert by_name(trace(net, x))["c"].spread == 2  # median of 1, 2, 4: zero channels are left out
+    bn.running_var[0] = 1 / 16**2
+    assert by_name(trace(net, x))["c"].spread == 4  # 16, 2, 4
+    nn.init.zeros_(layer.weight)
+    assert by_name(trace(net, x))["c"].spread is None
+
+
+def test_the_spread_of_a_grouped_transposed_convolution_is_per_output_channel():
+    layer = nn.ConvTranspose1d(2, 4, 1, groups=2, bias=False)
+    with torch.no_grad():
+        layer.weight[:, :, 0] = torch.tensor([[1.0, 2.0], [3.0, 8.0]])
+    assert by_name(trace(layer, torch.ones(1, 2, 3)))[""].spread == pytest.approx(8 / 2.5)
+
+
+# ---- inputs, outputs, errors --------------------------------------------------------------------
+
+
+def test_outputs_of_any_kind_are_named():
+    one = torch.ones(1)
+
+    @dataclass
+    class Output:
+        logits: torch.Tensor
+        loss: None = None
+
+    assert list(flatten_outputs(one)) == ["output"]
+    assert list(flatten_outputs((one, [one, 3]))) == ["output_0", "output_1_0"]
+    assert list(flatten_outputs({"a": {"b": one}, "c": None})) == ["a_b"]
+    assert list(flatten_outputs(Output(one))) == ["logits"]
+    assert list(flatten_outputs([Output(one)])) == ["output_0_logits"]
+    with pytest.raises(ModelError, match="no tensor"):
+        flatten_outputs("text")
+    with pytest.raises(ModelError, match="'a_b'"):
+        flatten_outputs({"a": {"b": one}, "a_b": one})
+
+
+def test_positional_inputs_have_the_names_of_forwards_parameters():
+    net = Net(lambda m, x, y: m.c(x) + y, c=nn.Linear(4, 4))
+    traced = trace(net, (torch.ones(2, 4), torch.ones(2, 4)))
+    assert traced.inputs == {"x": (1, 4), "y": (1, 4)}
+    with pytest.raises(ModelError, match="does not take 3 inputs"):
+        trace(net, (torch.ones(2, 4),) * 3)
+
+
+def test_tracing_changes_nothing():
+    def forward(m, x):
+        return m.d(m.b(m.c(x.mul_(2))))
+
+    net = Net(forward, c=conv(), b=nn.BatchNorm2d(4), d=nn.Dropout()).train()
+    net.b.eval()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    example = IMAGE.clone()
+    trace(net, example)
+    assert torch.equal(example, IMAGE)
+    assert (net.training, net.c.training, net.b.training, net.d.training) == (1, 1, 0, 1)
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_a_forward_that_raises_is_one_sentence_with_its_cause():
+    net = Net(lambda m, x: m.c(x), c=conv()).train()
+    with pytest.raises(ModelError, match="forward raised RuntimeError: .*channels") as caught:
+        trace(net, torch.ones(2, 5, 6, 6))
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert net.training and not net.c._forward_hooks
+
+
+def test_nan_and_inf_are_traced_to_where_they_began():
+    def net(function):
+        return Net(lambda m, x: m.b(function(m.a(x))), a=nn.Linear(4, 4), b=nn.Linear(4, 4))
+
+    ones = torch.ones(2, 4)
+    with pytest.raises(ModelError, match="layer 'b' holds NaN or Inf"):
+        trace(net(lambda h: h / 0), ones)
+    with pytest.raises(DataError, match="input 'x' holds NaN or Inf"):
+        trace(net(torch.relu), torch.tensor([[1.0, 2.0, float("nan"), 0.0]]))
+    broken = net(torch.relu)
+    nn.init.constant_(broken.a.bias, float("inf"))
+    with pytest.raises(ModelError, match="weights hold NaN or Inf: 'a.bias'"):
+        trace(broken, ones)
+    with pytest.raises(ModelError, match="output 'output' holds NaN or Inf"):
+        trace(Net(lambda m, x: m.a(x) / 0, a=nn.Linear(4, 4)), ones)
+    huge = Net(lambda m, x: m.a(x), a=nn.Linear(4, 4))
+    nn.init.constant_(huge.a.weight, 5e37)  # every value is finite, their sum is not
+    assert trace(huge, ones).layers
+
+
+def test_call_runs_in_eval_mode_without_gradients_and_puts_flags_back():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.9)).train()
+    x = torch.ones(2, 4)
+    out = call(net, x)
+    assert torch.equal(out, net[0](x)) and not out.requires_grad and net[1].training
+
+
+# ---- real networks ------------------------------------------------------------------------------
+
+
+def test_a_vision_transformer_shares_the_input_of_its_projections():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        image_size=32, patch_size=16,
+    )  # fmt: skip
+    traced = trace(
+        transformers.ViTForImageClassification(config), {"pixel_values": torch.ones(1, 3, 32, 32)}
+    )
+    assert traced.outputs == {"logits": (1, 2)} and not traced.batch_norms
+    assert named(traced, "last") == ["classifier"] and len(named(traced, "first")) == 1
+    readers: dict = {}
+    for layer in traced.layers:
+        readers.setdefault(layer.input_id, []).append(layer.name)
+    assert sum(len(names) == 3 for names in readers.values()) == 2  # q, k, v of two blocks
+    assert not any(layer.unusable for layer in traced.layers)
