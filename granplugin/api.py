@@ -1,8 +1,8 @@
 """For scripts that call modelopt themselves: prepare, modelopt_config, export_onnx.
 
-    model = granplugin.prepare(model, "recipe.yaml", example)
-    model = mtq.quantize(model, granplugin.modelopt_config("recipe.yaml", model), forward_loop)
-    granplugin.export_onnx(model, example, "model.onnx")
+model = granplugin.prepare(model, "recipe.yaml", example)
+model = mtq.quantize(model, granplugin.modelopt_config("recipe.yaml", model), forward_loop)
+granplugin.export_onnx(model, example, "model.onnx")
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ def export_onnx(model: nn.Module, example: Example, path: str | Path) -> Path:
     from granplugin import modelopt_bridge
     from granplugin.graph.export import export_float
     from granplugin.graph.files import load_float, save
+    from granplugin.graph.fold import weights_of
     from granplugin.graph.qdq import insert
     from granplugin.graph.verify import read_back
 
@@ -92,8 +93,9 @@ def export_onnx(model: nn.Module, example: Example, path: str | Path) -> Path:
         scratch = Path(folder) / path.name
         with modelopt_bridge.markers(model):
             export_float(model, example, scratch)
-        save(insert(load_float(scratch), rows, amax), scratch)
-        read_back(scratch, rows, amax)
+        floats = load_float(scratch)
+        save(insert(floats, rows, amax), scratch)
+        read_back(scratch, rows, amax, weights_of(floats, rows))
         scratch.replace(path)
     return path
 

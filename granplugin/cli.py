@@ -80,7 +80,9 @@ def options(
     root.addHandler(handler)
 
 
-@app.command(epilog="Example: granplugin apply recipes/digits_mobilenet.yaml --set data.batch_size=8")
+@app.command(
+    epilog="Example: granplugin apply recipes/digits_mobilenet.yaml --set data.batch_size=8"
+)
 def apply(recipes: Recipes, settings: Settings = None, out: Out = None, json_: Json = False) -> int:
     """Build and measure baselines, recipes and variants, and compare them."""
     from granplugin.recipe.load import load
@@ -130,7 +132,7 @@ def plan(
         from granplugin import pipeline
         from granplugin.plan import why as story
 
-        source = pipeline.Source(loaded.recipe, run)
+        source = pipeline.Source(loaded, run)
         jobs = pipeline.plan_jobs([loaded], source.layers)
         run.publish("plan.json", json.dumps(pipeline.plan_json(source, jobs), indent=1))
         layers = source.layers

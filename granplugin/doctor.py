@@ -60,7 +60,9 @@ def gpu() -> str | None:
         return None
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        told = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout
     except (subprocess.SubprocessError, OSError):
         return None
     return told.strip().splitlines()[0] if told.strip() else None

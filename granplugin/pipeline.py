@@ -11,21 +11,20 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-import onnx_ir
 
 import granplugin
 from granplugin import backends, metrics
 from granplugin.backends.base import Engine
 from granplugin.data import Batches, open_data
-from granplugin.errors import DataError, EngineError, ModelError, RecipeError, UserError
+from granplugin.errors import DataError, ModelError, RecipeError, UserError
 from granplugin.graph.files import load_float, save
 from granplugin.graph.fold import weights_of
 from granplugin.graph.qdq import insert
@@ -34,7 +33,6 @@ from granplugin.layers import Layer, layer_from_json, layer_to_json
 from granplugin.plan import Plan, Row, make_plan, preset_plan
 from granplugin.progress import track
 from granplugin.recipe.load import RECIPE, Loaded, load_variants
-from granplugin.recipe.schema import Recipe
 from granplugin.report import build
 from granplugin.report.model import Agreement, Report
 from granplugin.run_folder import RunFolder, content_key, file_key, text_key
@@ -85,12 +83,13 @@ class Measured:
 class Source:
     """The model of a run: built at once, traced and converted only where that is not kept."""
 
-    def __init__(self, recipe: Recipe, run: RunFolder) -> None:
+    def __init__(self, loaded: Loaded, run: RunFolder) -> None:
         from granplugin import models
 
-        self.run = run
-        self.recipe = recipe
-        self.model = models.build_model(recipe.model, models.device(recipe.device))
+        self.run, self.loaded = run, loaded
+        self.recipe = recipe = loaded.recipe
+        with located(loaded, "model"):
+            self.model = models.build_model(recipe.model, models.device(recipe.device))
         self.key = models.model_key(recipe.model, self.model)
         self.text_key = text_key(recipe)
 
@@ -110,12 +109,17 @@ class Source:
 
     def _data(self, role: str) -> Batches:
         data = self.recipe.data
-        return open_data(getattr(data, role), data.batch_size, data.seed, role, self.input_names)
+        with located(self.loaded, "data", role):
+            return open_data(
+                getattr(data, role), data.batch_size, data.seed, role, self.input_names
+            )
 
     @cached_property
     def example(self) -> dict[str, Any]:
         """Two samples: torch.export takes a batch of one for a constant."""
-        return self.tensors({name: array[:2] for name, array in next(iter(self.calibration)).items()})
+        return self.tensors(
+            {name: array[:2] for name, array in next(iter(self.calibration)).items()}
+        )
 
     def tensors(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
         import torch
@@ -128,7 +132,8 @@ class Source:
         def traced() -> list[dict]:
             from granplugin.trace import trace
 
-            return [layer_to_json(layer) for layer in trace(self.model, self.example).layers]
+            with located(self.loaded, "model"):
+                return [layer_to_json(layer) for layer in trace(self.model, self.example).layers]
 
         shapes = {name: tuple(tensor.shape) for name, tensor in self.example.items()}
         key = content_key(self.key, shapes, granplugin.__version__)
@@ -138,11 +143,22 @@ class Source:
         import torch
 
         batches = track(
-            self.calibration, "calibrating", -(-self.calibration.samples // self.recipe.data.batch_size)
+            self.calibration,
+            "calibrating",
+            -(-self.calibration.samples // self.recipe.data.batch_size),
         )
         with torch.no_grad():
             for batch in batches:
                 model(**self.tensors(batch))
+
+
+@contextmanager
+def located(loaded: Loaded, *location: str) -> Iterator[None]:
+    """What goes wrong with a section of the recipe is said at its line."""
+    try:
+        yield
+    except (ModelError, DataError) as err:
+        raise type(err)(f"{loaded.mark(*location)}: {err}") from err
 
 
 def apply(recipes: Sequence[Loaded], run: RunFolder) -> Report:
@@ -151,13 +167,15 @@ def apply(recipes: Sequence[Loaded], run: RunFolder) -> Report:
     Raises UserError where something must change, Unhonoured where a written graph, read back, is
     not what its plan says.
     """
-    recipe = one_run(recipes)
+    check_common(recipes)
     engines = open_backends(recipes[0])
-    source = Source(recipe, run)
+    source = Source(recipes[0], run)
     jobs = plan_jobs(recipes, source.layers)
-    check_data(recipe, source.evaluation)
+    check_data(source)
     float_onnx, statistics = calibrate(source, jobs)
-    built = [build_variant(source, job, float_onnx, statistics) for job in track(jobs, "writing Q/DQ")]
+    built = [
+        build_variant(source, job, float_onnx, statistics) for job in track(jobs, "writing Q/DQ")
+    ]
     results = measure(source, built, engines)
     latencies = measure_latency(source, results, engines)
     report = build.make_report(recipes, source, built, results, latencies)
@@ -166,8 +184,8 @@ def apply(recipes: Sequence[Loaded], run: RunFolder) -> Report:
     return report
 
 
-def one_run(recipes: Sequence[Loaded]) -> Recipe:
-    """The recipe that says what is common; RecipeError where others say it differently."""
+def check_common(recipes: Sequence[Loaded]) -> None:
+    """RecipeError where recipes of one run differ in more than rules, defaults and limits."""
     first = recipes[0].recipe
     common = ("model", "device", "data", "metrics", "evaluate", "engines", "baselines", "latency")
     for other in recipes[1:]:
@@ -176,7 +194,6 @@ def one_run(recipes: Sequence[Loaded]) -> Recipe:
                 raise other.error(
                     (key,), f"{key} differs from {recipes[0].path}; recipes of one run share it"
                 )
-    return first
 
 
 def open_backends(loaded: Loaded) -> dict[str, ModuleType]:
@@ -211,14 +228,15 @@ def plan_jobs(recipes: Sequence[Loaded], layers: Sequence[Layer]) -> list[Job]:
     return jobs
 
 
-def check_data(recipe: Recipe, evaluation: Batches) -> None:
+def check_data(source: Source) -> None:
     """Refuse metrics that need labels where there are none, before anything is computed."""
-    labelled = evaluation.labels() is not None
-    for name in recipe.metrics:
+    labelled = source.evaluation.labels() is not None
+    for index, name in enumerate(source.recipe.metrics):
         if metrics.METRICS[name].needs_labels and not labelled:
-            raise DataError(
+            raise source.loaded.error(
+                ("metrics", index),
                 f"{name} needs labels and the evaluation data has none; name them in "
-                "data.evaluation.labels, or measure agreement and sqnr_db"
+                "data.evaluation.labels, or measure agreement and sqnr_db",
             )
 
 
@@ -237,10 +255,7 @@ def calibrate(source: Source, jobs: Sequence[Job]) -> tuple[Path, Statistics]:
         if row.site in _imported(job)
     }
     needs = frozenset(
-        need
-        for job in jobs
-        for need in needs_of(job.plan.quantized)
-        if need.site not in imported
+        need for job in jobs for need in needs_of(job.plan.quantized) if need.site not in imported
     )
     version = granplugin.__version__
     key = content_key(source.key, source.calibration.key(), version)
@@ -276,9 +291,7 @@ def _imported(job: Job) -> dict[str, np.ndarray]:
     return import_amax(path, job.plan.quantized) if path else {}
 
 
-def build_variant(
-    source: Source, job: Job, float_onnx: Path, statistics: Statistics
-) -> Built:
+def build_variant(source: Source, job: Job, float_onnx: Path, statistics: Statistics) -> Built:
     """Write a variant's ONNX, read it back against its plan, and measure the agreement."""
     run = source.run
     amax = dict(_imported(job))
@@ -296,7 +309,7 @@ def build_variant(
 
     def write(path: Path) -> None:
         save(insert(floats, rows, amax), path)
-        read_back(path, rows, amax)
+        read_back(path, rows, amax, weights)
 
     path = run.made("variant", key, ".onnx", write)
     return Built(job, path, amax, zero_sites, _agreement(source, path, rows, amax))
@@ -432,7 +445,9 @@ def measure_latency(
                     for (variant, engine), result in results.items()
                     if engine == name
                 }
-                log.info("measuring latency of %d variants on %s, batch %d", len(runners), name, batch)
+                log.info(
+                    "measuring latency of %d variants on %s, batch %d", len(runners), name, batch
+                )
                 found = measure_interleaved(
                     {variant: _call(runner, feeds) for variant, runner in runners.items()},
                     warmup=3,
@@ -483,7 +498,9 @@ def _measurements(results: Mapping[tuple[str, str], Measured]) -> dict[str, Any]
         f"{variant}/{engine}": {
             name: {
                 "value": value.value if math.isfinite(value.value) else str(value.value),
-                "per_sample": None if value.per_sample is None else value.per_sample.astype(float).tolist(),
+                "per_sample": None
+                if value.per_sample is None
+                else value.per_sample.astype(float).tolist(),
             }
             for name, value in result.values.items()
             if value.per_sample is None or np.isfinite(value.per_sample).all()

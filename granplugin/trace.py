@@ -3,6 +3,7 @@
 Module hooks say which layer reads and writes which tensor; a TorchFunctionMode sees every function
 call between them. A value is what a tensor holds until it is changed in place: then every tensor on
 the same storage gets a new value. (torch.fx cannot trace most transformers models; this can.)
+It does not see inside TorchScript and torch.vmap: that is what granplugin.prepare's proof is for.
 """
 
 from __future__ import annotations
@@ -57,15 +58,15 @@ def trace(model: nn.Module, example: Example) -> Traced:
     """Run the model once, in eval mode and without gradients, and describe it.
 
     All activations of this pass are held in memory: give it a small batch. The model is left as it
-    was. Raises ModelError for a model that cannot run, has a parametrized weight, or whose layers put out NaN or Inf (naming
-    the first), and DataError where these are in the example.
+    was. Raises ModelError for a model that cannot run, has a parametrized weight, or whose layers
+    put out NaN or Inf (naming the first), and DataError where these are in the example.
     """
     modules = {name: m for name, m in model.named_modules() if _base_class(m) is not None}
     for name, module in modules.items():
         if _base_class(module).__name__ in WEIGHTED and is_parametrized(module, "weight"):
             raise ModelError(
-                f"the weight of layer {name!r} is parametrized, which modelopt cannot convert; call "
-                "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') on it first"
+                f"the weight of layer {name!r} is parametrized, which modelopt cannot convert; "
+                "call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first"
             )
     values = _Values()
     calls: dict[str, list[_Call]] = {}
@@ -281,7 +282,7 @@ class _Values(TorchFunctionMode):
         self.consumers.append([])
         return number
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         given = list(_tensors((args, kwargs)))
         versions = [_version(tensor) for tensor in given]
@@ -478,7 +479,10 @@ def _version(tensor: Tensor) -> int:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
+    try:
+        return tensor.untyped_storage()._cdata
+    except NotImplementedError:  # sparse, or inside torch.vmap
+        return id(tensor)
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from granplugin.errors import DataError, ModelError
-from granplugin.models import build_model, device, model_key, resolve
+from granplugin.models import build_model, device, input_names, model_key, resolve
 from granplugin.recipe.schema import ModelSpec, Target
 
 CPU = torch.device("cpu")
@@ -318,6 +318,19 @@ def test_parameters_without_values_are_an_error(write, layer):
     path = write(f"from torch import nn\ndef net(): return {layer}")
     said = message(build_model, ModelSpec(callable=Target(path=path, name="net")), CPU)
     assert said == "net.py:net: parameter 'weight' has no values; initialize the model"
+
+
+def test_input_names_are_what_forward_takes_and_unknown_where_it_takes_any():
+    class Model(nn.Module):
+        def forward(self, image, mask=None, *, scale=1):
+            return image
+
+    class Wrapper(nn.Module):
+        def forward(self, image, **kwargs):
+            return image
+
+    assert input_names(Model()) == ("image", "mask", "scale")
+    assert input_names(Wrapper()) == ()
 
 
 def test_auto_is_cuda_where_there_is_one(monkeypatch):

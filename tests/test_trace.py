@@ -116,6 +116,22 @@ def changed_later(m, x):
     return z + y.relu_()
 
 
+def inside_autograd_function(m, x):
+    class Swish(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, y):
+            return y * y.sigmoid()
+
+    y = m.c(x)
+    return m.b(y) + Swish.apply(y)
+
+
+def out_of_sight_of_the_version(m, x):
+    y = m.c(x)
+    y.data.mul_(2)
+    return m.b(y)
+
+
 def looked_at(m, x):
     y = m.c(x)
     return m.b(y) * y.flatten()[0].item()
@@ -145,7 +161,7 @@ def weight_also_read(m, x):
     "forward",
     [
         in_place_on_a_view, in_place, item_assignment, skip, also_an_output, changed_later,
-        looked_at, functional, twice, conv_twice, bn_twice, weight_also_read,
+        inside_autograd_function, out_of_sight_of_the_version, looked_at, functional, twice, conv_twice, bn_twice, weight_also_read,
         lambda m, x: m.b(F.relu(m.c(x), inplace=True)),
         lambda m, x: m.b(m.c(x) * 1),
         lambda m, x: m.b(m.c(x).view(2, 4, 6, 6)),

@@ -54,7 +54,7 @@ def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 def replace(old: ir.Value, new: ir.Value) -> None:
     """Let everything that reads `old` read `new`; the graph's outputs keep their names."""
     if old.is_graph_output():
-        graph, name = old.graph, old.name
+        name = old.name
         if new.is_graph_input() or new.is_graph_output() or new.is_initializer():
             node = ir.node("Identity", [new], name=f"{name}/Identity")
             node.outputs[0].type, node.outputs[0].shape = new.type, new.shape

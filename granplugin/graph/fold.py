@@ -16,7 +16,6 @@ from granplugin.graph.edit import (
     is_marker,
     markers,
     only_user,
-    replace,
     site_of,
 )
 from granplugin.plan import Row

@@ -42,9 +42,7 @@ def make_report(
     """The report of a run; `built`, `results` and `latencies` are pipeline's."""
     recipe = recipes[0].recipe
     baselines = [each.job.name for each in built if each.job.kind == "baseline"]
-    variants = [
-        _variant(each, recipe, baselines, results, latencies) for each in built
-    ]
+    variants = [_variant(each, recipe, baselines, results, latencies) for each in built]
     preset = _preset(recipes[0])
     defaults = preset_plan(preset, source.layers, recipes[0])
     overrides = [
@@ -67,7 +65,9 @@ def make_report(
         evaluation_samples=evaluation.samples,
         evaluated_on="evaluation" if recipe.data.evaluation else "calibration",
         batch_size=recipe.data.batch_size,
-        smallest_provable_drop=compare.smallest_provable_drop(evaluation.samples) if drops else None,
+        smallest_provable_drop=compare.smallest_provable_drop(evaluation.samples)
+        if drops
+        else None,
         variants=variants,
         overrides=overrides,
         notes=_notes(built),
@@ -100,7 +100,9 @@ def machine() -> Machine:
 def _processor() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+            names = [
+                line.partition(":")[2].strip() for line in file if line.startswith("model name")
+            ]
         return names[0] if names else platform.processor()
     except OSError:
         return platform.processor() or "unknown"
@@ -278,7 +280,9 @@ def _limits(loaded: Loaded, result: VariantResult) -> list[LimitResult]:
         if ratio is None:
             verdict, why = "cannot tell", "no engine of this run measures latency"
         else:
-            verdict = "met" if ratio.high <= bound else "missed" if ratio.low > bound else "cannot tell"
+            verdict = (
+                "met" if ratio.high <= bound else "missed" if ratio.low > bound else "cannot tell"
+            )
             why = (
                 f"{ratio.value:.2f} (95 % {ratio.low:.2f} to {ratio.high:.2f}) on {timed.engine}, "
                 f"batch {timed.latency[0].batch}"

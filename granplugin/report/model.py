@@ -119,7 +119,9 @@ class VariantResult(Part):
     scales: int
     folded: int = Field(description="Batch norms folded.")
     zero_sites: list[str] = Field(default=[], description="Only ever saw zeros, so stay float.")
-    agreement: Agreement | None = Field(default=None, description="Null where nothing is quantized.")
+    agreement: Agreement | None = Field(
+        default=None, description="Null where nothing is quantized."
+    )
     engines: list[EngineResult]
 
 

@@ -91,7 +91,9 @@ def _against(engine: EngineResult, metric: str | None) -> Text:
     if interval.low is None:
         return Text(f"{interval.value:+.2f}", style=style)
     mark = " =" if interval.verdict == "no measurable difference" else ""
-    return Text(f"{interval.value:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]{mark}", style=style)
+    return Text(
+        f"{interval.value:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]{mark}", style=style
+    )
 
 
 def _sqnr(engine: EngineResult) -> str:
