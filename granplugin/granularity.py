@@ -198,24 +198,20 @@ def _dump(granularity: _Granularity) -> Any:
 
 
 _AXIS = {"axis": {"type": "integer"}}
-_SIZES = {"type": "integer", "minimum": 1}
-_BLOCK = {
-    "oneOf": [
-        {"properties": {"size": _SIZES, **_AXIS}, "required": ["size"]},
-        {"properties": {"shape": {"type": "array", "items": _SIZES}}, "required": ["shape"]},
-    ]
-}
-
-
-def _with_parameters(name: str, schema: dict) -> dict:
-    inside = {"type": "object", "unevaluatedProperties": False, **schema}
-    return {
+_SIZE = {"type": "integer", "minimum": 1}
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "per_channel": {"type": "object", "properties": _AXIS, "additionalProperties": False},
+    "per_block": {
         "type": "object",
-        "properties": {name: inside},
-        "required": [name],
+        "properties": {"size": _SIZE, **_AXIS, "shape": {"type": "array", "items": _SIZE}},
         "additionalProperties": False,
-    }
-
+        "oneOf": [
+            {"required": ["size"]},
+            {"required": ["shape"], "properties": {"axis": False}},
+        ],
+    },
+}
+"""JSON Schema of the parameters of those granularities that have any."""
 
 Granularity = Annotated[
     _Granularity,
@@ -223,11 +219,15 @@ Granularity = Annotated[
     PlainSerializer(_dump),
     WithJsonSchema(
         {
-            "description": "Which values share one scale.",
             "oneOf": [
                 {"enum": [name for name in GRANULARITIES if name != "per_block"]},
-                _with_parameters("per_channel", {"properties": _AXIS}),
-                _with_parameters("per_block", _BLOCK),
+                {
+                    "type": "object",
+                    "properties": PARAMETERS,
+                    "minProperties": 1,
+                    "maxProperties": 1,
+                    "additionalProperties": False,
+                },
             ],
         }
     ),

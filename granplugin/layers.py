@@ -84,7 +84,7 @@ class Layer:
 
 
 def layer_to_json(layer: Layer) -> dict[str, Any]:
-    """A JSON object; what equals its default is left out."""
+    """A JSON object; what is None or empty is left out."""
     return {
         f.name: sorted(value) if isinstance(value, frozenset) else value
         for f in fields(layer)

@@ -7,12 +7,13 @@ with one rule changed does only what that rule changes.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -36,12 +37,21 @@ from granplugin.recipe.load import RECIPE, Loaded, load_variants
 from granplugin.report import build
 from granplugin.report.model import Agreement, Report
 from granplugin.run_folder import RunFolder, content_key, file_key, text_key
-from granplugin.statistics import Statistics, export_amax, find_amax, import_amax, needs_of
+from granplugin.statistics import (
+    Need,
+    Statistics,
+    export_amax,
+    find_amax,
+    import_amax,
+    needs_of,
+)
 from granplugin.timing import Latency, measure_interleaved
 
 log = logging.getLogger(__name__)
 
 FP32 = "fp32"
+SITE_SAMPLES = 4
+"""Samples whose tensors are compared value by value at every site."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,7 @@ class Source:
         self.recipe = recipe = loaded.recipe
         with located(loaded, "model"):
             self.model = models.build_model(recipe.model, models.device(recipe.device))
+        self.converted: Any = None
         self.key = models.model_key(recipe.model, self.model)
         self.text_key = text_key(recipe)
 
@@ -138,6 +149,34 @@ class Source:
         shapes = {name: tuple(tensor.shape) for name, tensor in self.example.items()}
         key = content_key(self.key, shapes, granplugin.__version__)
         return tuple(map(layer_from_json, self.run.made_json("layers", key, traced)))
+
+    def convert(self, needs: Collection[Need]) -> Statistics:
+        """Convert the model with modelopt, collecting `needs` in one pass over the data."""
+        from granplugin import modelopt_bridge
+
+        loop = self.forward_loop if needs else lambda model: None
+        with located(self.loaded, "data", "calibration"):
+            self.converted, seen = modelopt_bridge.collect(self.model, needs, loop)
+        return seen
+
+    def quantized(self, job: Job, amax: Mapping[str, np.ndarray]) -> Any:
+        """A variant as modelopt computes it: a copy of the converted model, batch norms folded
+        with the proof that outputs did not change, then its quantizers set."""
+        from granplugin import modelopt_bridge
+        from granplugin.prepare import fold_batch_norms
+        from granplugin.trace import Traced
+
+        if self.converted is None:
+            self.convert(())
+        model = copy.deepcopy(self.converted)
+        norms = {layer.name: layer.bn for layer in self.layers if layer.bn}
+        with located(self.loaded, "model"):
+            fold_batch_norms(
+                model, Traced(self.layers, norms, {}, {}), job.plan.folded, self.example
+            )
+        rows = [replace(row, bn=None) for row in job.plan.quantized if row.site in amax]
+        modelopt_bridge.load_amax(model, rows, amax)
+        return model
 
     def forward_loop(self, model: Any) -> None:
         import torch
@@ -240,7 +279,7 @@ def check_data(source: Source) -> None:
             )
 
 
-def calibrate(source: Source, jobs: Sequence[Job]) -> tuple[Path, Statistics]:
+def calibrate(source: Source, jobs: Sequence[Job]) -> tuple[Path, Statistics | None]:
     """The float ONNX with markers, and statistics that serve every row of the run.
 
     One pass over the calibration data collects what is not kept from earlier runs; modelopt is
@@ -264,26 +303,23 @@ def calibrate(source: Source, jobs: Sequence[Job]) -> tuple[Path, Statistics]:
     statistics = Statistics.load(kept, key) if kept.exists() else None
     shapes = {name: tuple(tensor.shape[1:]) for name, tensor in source.example.items()}
     float_key = content_key(source.key, shapes, version)
-    covered = statistics is not None and statistics.covers(needs)
-    exported = (run.cache / f"float-{float_key}.onnx").exists()
-    if not covered or not exported:
+    missing = {need for need in needs if statistics is None or not statistics.covers([need])}
+    if missing:
+        seen = source.convert(missing)
+        statistics = statistics.join(seen) if statistics else seen
+        statistics.save(kept, key)
+
+    def export(path: Path) -> None:
         from granplugin import modelopt_bridge
         from granplugin.graph.export import export_float
 
-        missing = needs if statistics is None else {n for n in needs if not statistics.covers([n])}
-        converted, seen = modelopt_bridge.collect(source.model, missing, source.forward_loop)
-        if not covered:
-            statistics = seen if statistics is None else statistics.join(seen)
-            statistics.save(kept, key)
+        if source.converted is None:
+            source.convert(())
+        log.info("exporting the float model with a marker at each site")
+        with located(source.loaded, "model"), modelopt_bridge.markers(source.converted):
+            export_float(source.converted, source.example, path)
 
-        def export(path: Path) -> None:
-            log.info("exporting the float model with a marker at each site")
-            with modelopt_bridge.markers(converted):
-                export_float(converted, source.example, path)
-
-        run.made("float", float_key, ".onnx", export)
-    path = run.made("float", float_key, ".onnx", lambda path: None)
-    return path, statistics
+    return run.made("float", float_key, ".onnx", export), statistics
 
 
 def _imported(job: Job) -> dict[str, np.ndarray]:
@@ -291,7 +327,9 @@ def _imported(job: Job) -> dict[str, np.ndarray]:
     return import_amax(path, job.plan.quantized) if path else {}
 
 
-def build_variant(source: Source, job: Job, float_onnx: Path, statistics: Statistics) -> Built:
+def build_variant(
+    source: Source, job: Job, float_onnx: Path, statistics: Statistics | None
+) -> Built:
     """Write a variant's ONNX, read it back against its plan, and measure the agreement."""
     run = source.run
     amax = dict(_imported(job))
@@ -312,25 +350,48 @@ def build_variant(source: Source, job: Job, float_onnx: Path, statistics: Statis
         read_back(path, rows, amax, weights)
 
     path = run.made("variant", key, ".onnx", write)
-    return Built(job, path, amax, zero_sites, _agreement(source, path, rows, amax))
+    found = _agreement(source, job, path, amax) if amax else None
+    return Built(job, path, amax, zero_sites, found)
 
 
-def _agreement(
-    source: Source, onnx: Path, rows: Sequence[Row], amax: Mapping[str, np.ndarray]
-) -> Agreement | None:
-    quantized = tuple(row for row in rows if row.quantized)
-    if not quantized:
-        return None
+def _agreement(source: Source, job: Job, onnx: Path, amax: Mapping[str, np.ndarray]) -> Agreement:
+    """Site by site on ONNX Runtime's tensors, and the whole network against modelopt's."""
 
-    def check() -> dict:
+    def check() -> dict[str, Any]:
+        import torch
+
         from granplugin.modelopt_bridge import fake_quantize
+        from granplugin.trace import call, flatten_outputs
 
-        feeds = {name: array[:4] for name, array in next(iter(source.evaluation)).items()}
-        found = agreement(onnx, quantized, amax, feeds, fake_quantize)
-        return {field: getattr(found, field) for field in Agreement.model_fields}
+        batch = next(iter(source.evaluation))
+        rows = [row for row in job.plan.quantized if row.site in amax]
+        few = {name: array[:SITE_SAMPLES] for name, array in batch.items()}
+        sites = agreement(onnx, rows, amax, few, fake_quantize)
+        with torch.no_grad():
+            told = flatten_outputs(call(source.quantized(job, amax), source.tensors(batch)))
+        theirs = {name: tensor.cpu().numpy() for name, tensor in told.items()}
+        reference = backends.load("onnxruntime")
+        with reference.open(reference.build(onnx, onnx.parent)) as runner:
+            ours = runner.run(batch)
+        return {
+            **{field: getattr(sites, field) for field in sites.__dataclass_fields__},
+            "network_samples": len(next(iter(batch.values()))),
+            "network_agreement": metrics.METRICS["agreement"].measure(ours, theirs, None).value,
+            "network_sqnr_db": _number(
+                metrics.METRICS["sqnr_db"].measure(ours, theirs, None).value
+            ),
+        }
 
-    key = content_key(file_key(onnx), source.evaluation.key(), granplugin.__version__)
+    key = content_key(
+        file_key(onnx), source.evaluation.key(), source.recipe.data.batch_size, source.key,
+        granplugin.__version__,
+    )  # fmt: skip
     return Agreement(**source.run.made_json("agreement", key, check))
+
+
+def _number(value: float) -> float | str:
+    """As JSON has it: infinity is a word."""
+    return value if math.isfinite(value) else str(value)
 
 
 def measure(
@@ -386,7 +447,8 @@ def _values(
     for name in source.recipe.metrics:
         if built.job.name == FP32 and metrics.METRICS[name].needs_reference:
             continue
-        values[name] = metrics.METRICS[name].measure(outputs, reference, labels)
+        with located(source.loaded, "data", "evaluation"):
+            values[name] = metrics.METRICS[name].measure(outputs, reference, labels)
     if source.recipe.evaluate:
         with module.open(engine) as runner:
             values |= user_metrics(source.recipe.evaluate, runner.run, source.evaluation)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from granplugin.calibrators import Calibrator, refusal
-from granplugin.errors import UserError
+from granplugin.errors import RecipeError, UserError
 from granplugin.granularity import (
     DoesNotApply,
     PerChannel,
@@ -22,7 +22,7 @@ from granplugin.layers import WEIGHTED, Layer
 from granplugin.presets import PRESETS, spelt_out
 from granplugin.recipe.load import Loaded
 from granplugin.recipe.rules import nearest, select
-from granplugin.recipe.schema import FLOAT, Decision
+from granplugin.recipe.schema import FLOAT, Decision, Match, Rule
 from granplugin.suggest import did_you_mean
 
 
@@ -146,6 +146,7 @@ class _Planner:
         self.wheres = [str(loaded.mark("rules", index)) for index in range(len(self.rules))]
         self.default_label = "defaults" if isinstance(defaults, Decision) else defaults
         self.default_where = str(loaded.mark("defaults"))
+        self.settled: dict[tuple[Decision, tuple[int, ...], tuple[Role, ...]], _Settled] = {}
         self.decides: Counter[int] = Counter()
         self.notes: list[str] = []
 
@@ -179,7 +180,7 @@ class _Planner:
         for use in uses:
             if use.matched and not use.decides:
                 self.notes.append(
-                    f"{use.where}: {use.rule} decides nothing: later rules or format: float cover it"
+                    f"{use.where}: {use.rule} decides nothing: later rules or format: float win"
                 )
         return Plan(tuple(rows), uses, tuple(self.notes))
 
@@ -191,10 +192,12 @@ class _Planner:
         return self._story(layer, settled, self._rows(layer, settled))
 
     def _settle(self, layer: Layer, rules: Sequence[int]) -> _Settled:
-        settled = _Settled(layer, self.defaults(layer))
-        for index in rules:
-            settled.apply(index, self.rules[index])
-        return settled
+        # Layers of one kind with the same rules are settled alike: 10,000 layers, a dozen times.
+        key = (self.defaults(layer), tuple(rules), layer.roles)
+        if key not in self.settled:
+            said = [(PRESET, key[0]), *((index, self.rules[index]) for index in rules)]
+            self.settled[key] = _Settled(layer.roles, said)
+        return self.settled[key]
 
     def _check_match(self, index: int, found: Sequence[int]) -> None:
         rule = self.rules[index]
@@ -204,6 +207,11 @@ class _Planner:
         at = ("rules", index, "match")
         if not found:
             raise self.loaded.error(at, nearest(rule.match, self.layers))
+        names = rule.match.name or ()
+        for number, name in enumerate(names if len(names) > 1 else ()):
+            alone = Match(name=[name])
+            if not select(alone, self.layers):
+                raise self.loaded.error((*at, "name", number), nearest(alone, self.layers))
         if not usable:
             layer = self.layers[found[0]]
             raise self.loaded.error(at, f"{layer.name!r} cannot be quantized: {layer.unusable}")
@@ -219,25 +227,21 @@ class _Planner:
 
     def _rows(self, layer: Layer, settled: _Settled) -> list[Row]:
         by_rule = settled.bn_rule != PRESET
-        is_float = all(settled.value(role, "format") in (None, FLOAT) for role in layer.roles)
-        bn = settled.bn if layer.bn and (by_rule or not is_float) else None
+        bn = settled.bn if layer.bn and (by_rule or not settled.is_float) else None
         bn = bn or ("keep" if layer.bn else None)
         rows = []
         for role in layer.roles:
             shape = layer.shape(role)
             if shape is None:
                 continue
-            deciding = settled.deciding(role)
-            rule, where = self._name(deciding)
+            rule, where = self._name(settled.deciding[role])
             format = settled.value(role, "format") or FLOAT
             common = dict(
                 layer=layer.name, type=layer.type, role=role, shape=shape, format=format,
                 bn=bn, bn_name=layer.bn, rule=rule, where=where,
             )  # fmt: skip
             if format == FLOAT:
-                rows.append(
-                    Row(**common, granularity=None, block=None, calibrator=None, amax=None)
-                )
+                rows.append(Row(**common, granularity=None, block=None, calibrator=None, amax=None))
                 continue
             granularity = settled.value(role, "granularity") or PerTensor()
             at = settled.source(role, "granularity")
@@ -275,23 +279,21 @@ class _Planner:
         source = max(settled.source(role, "format") for role in ("weight", "input"))
         raise self._error(
             source, left, "format",
-            f"{layer.name!r}: only its {'weight' if left == 'input' else 'input'} would be quantized, "
-            "which engines run in float; quantize both, or say half: allow",
+            f"{layer.name!r}: only its {'weight' if left == 'input' else 'input'} would be "
+            "quantized, which engines run in float; quantize both, or say half: allow",
         )  # fmt: skip
 
     def _check_folded_norms(self, rows: Sequence[Row], folded: Mapping[str, str]) -> None:
         for row in rows:
             if row.quantized and row.layer in folded:
-                raise self.loaded.error(
-                    (),
+                raise RecipeError(
                     f"{row.where}: {row.layer!r} is folded into {folded[row.layer]!r}; quantize "
-                    f"that layer's output, or say bn: keep for it",
+                    "that layer's output, or say bn: keep for it"
                 )
 
     def _count(self, settled: _Settled, rows: Sequence[Row]) -> None:
         for row in rows:
-            keys = _KEYS if row.quantized else ("format",)
-            self.decides.update({settled.source(row.role, key) for key in keys})
+            self.decides.update(settled.last_words[row.role])
         if rows and rows[0].bn:
             self.decides[settled.bn_rule] += 1
 
@@ -328,14 +330,27 @@ class _Planner:
 
 
 class _Settled:
-    """What the rules so far say of one layer: each key with the rule that said it."""
+    """What defaults and rules say of a layer: each key with the last that said it.
 
-    def __init__(self, layer: Layer, defaults: Decision) -> None:
-        self.roles = layer.roles
+    `last_words` are, per role, those with the last word on some key, `deciding` the last of them.
+    """
+
+    def __init__(
+        self, roles: tuple[Role, ...], said: Sequence[tuple[int, Decision | Rule]]
+    ) -> None:
+        self.roles = roles
         self.values: dict[tuple[str, str], tuple[Any, int]] = {}
         self.history: list[tuple[str | None, str, int, Any]] = []
         self.bn, self.bn_rule, self.half = "keep", PRESET, False
-        self.apply(PRESET, defaults)
+        for index, decision in said:
+            self.apply(index, decision)
+        floats = {role for role in roles if self.value(role, "format") in (None, FLOAT)}
+        self.is_float = len(floats) == len(roles)
+        self.last_words = {
+            role: {self.source(role, key) for key in (("format",) if role in floats else _KEYS)}
+            for role in roles
+        }
+        self.deciding = {role: max(words) for role, words in self.last_words.items()}
 
     def apply(self, index: int, decision: Decision) -> None:
         if decision.format is not None:
@@ -351,8 +366,7 @@ class _Settled:
         if decision.bn is not None:
             self.bn, self.bn_rule = decision.bn, index
             self.history.append((None, "bn", index, decision.bn))
-        if getattr(decision, "half", None):
-            self.half = True
+        self.half = self.half or decision.half == "allow"
 
     def _set(self, role: str, key: str, index: int, value: Any) -> None:
         self.values[role, key] = (value, index)
@@ -363,12 +377,6 @@ class _Settled:
 
     def source(self, role: str, key: str) -> int:
         return self.values.get((role, key), (None, PRESET))[1]
-
-    def deciding(self, role: str) -> int:
-        """The last rule whose word on this site still counts."""
-        if self.value(role, "format") in (None, FLOAT):
-            return self.source(role, "format")
-        return max(self.source(role, key) for key in _KEYS)
 
 
 def _coarser(

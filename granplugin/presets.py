@@ -6,27 +6,37 @@ import fnmatch
 from collections.abc import Callable
 
 from granplugin.calibrators import Calibrator
-from granplugin.granularity import PerChannel, PerTensor
+from granplugin.granularity import ROLES, PerChannel, PerTensor
 from granplugin.layers import BATCH_NORMS, WEIGHTED, Layer
 from granplugin.recipe.schema import Decision, Settings
 
 _MAX = Calibrator("max")
 _PER_TENSOR = Settings(format="int8", granularity=PerTensor(), calibrator=_MAX)
 _NOTHING = Decision()
+_TENSORRT = Decision(
+    weight=_PER_TENSOR.model_copy(update={"granularity": PerChannel()}),
+    input=_PER_TENSOR,
+    bn="fold",
+)
+_TENSORRT_GROUPED = Decision(weight=_PER_TENSOR, input=_PER_TENSOR, bn="fold")
+_MODELOPT = Decision(
+    weight=_PER_TENSOR.model_copy(update={"granularity": PerChannel(axis=0)}),
+    input=_PER_TENSOR,
+    bn="keep",
+)
+_MODELOPT_PASSIVE = Decision(input=_PER_TENSOR)
 
 
 def tensorrt_11(layer: Layer) -> Decision:
     """TensorRT 11's placement rules: of weighted layers, inputs per_tensor and weights per_channel
-    on the output channels, max; pools and norms float; batch norms folded, as the engine does.
+    on the output channels (per_tensor where no axis has them), max; pools and norms float; batch
+    norms folded, as the engine does.
 
     Source: NVIDIA TensorRT documentation, "Explicit Quantization", placement recommendations.
     """
     if layer.type not in WEIGHTED:
         return _NOTHING
-    weight = _PER_TENSOR
-    if layer.channel_axis("weight") is not None:
-        weight = Settings(format="int8", granularity=PerChannel(), calibrator=_MAX)
-    return Decision(weight=weight, input=_PER_TENSOR, bn="fold")
+    return _TENSORRT if layer.channel_axis("weight") is not None else _TENSORRT_GROUPED
 
 
 def modelopt_0_47(layer: Layer) -> Decision:
@@ -35,10 +45,7 @@ def modelopt_0_47(layer: Layer) -> Decision:
     batch norms, LeakyReLU and names it excludes; batch norms kept."""
     if layer.type in BATCH_NORMS or layer.type == "LeakyReLU" or _modelopt_excludes(layer):
         return _NOTHING
-    if layer.type not in WEIGHTED:
-        return Decision(input=_PER_TENSOR)
-    weight = Settings(format="int8", granularity=PerChannel(axis=0), calibrator=_MAX)
-    return Decision(weight=weight, input=_PER_TENSOR, bn="keep")
+    return _MODELOPT if layer.type in WEIGHTED else _MODELOPT_PASSIVE
 
 
 # The patterns of modelopt's default_disabled_quantizers that are about names.
@@ -64,20 +71,10 @@ PRESETS: dict[str, Callable[[Layer], Decision]] = {
 
 def spelt_out(decision: Decision) -> Callable[[Layer], Decision]:
     """Defaults written per role: what is not said is int8, per_tensor, max - for each role named."""
-
-    def decide(layer: Layer) -> Decision:
-        if layer.type not in WEIGHTED:
-            return _NOTHING
-        roles = {
-            role: _PER_TENSOR.model_copy(update=_said(given))
-            for role in ("weight", "input", "output")
-            if (given := getattr(decision, role)) is not None
-        }
-        return decision.model_copy(update=roles)
-
-    return decide
-
-
-def _said(given: Settings) -> dict:
-    values = {key: getattr(given, key) for key in Settings.model_fields}
-    return {key: value for key, value in values.items() if value is not None}
+    roles = {
+        role: _PER_TENSOR.model_copy(update={k: v for k, v in given if v is not None})
+        for role in ROLES
+        if (given := getattr(decision, role)) is not None
+    }
+    complete = decision.model_copy(update=roles)
+    return lambda layer: complete if layer.type in WEIGHTED else _NOTHING

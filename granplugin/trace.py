@@ -362,10 +362,9 @@ def _batch_norms(
             _base_class(module).__name__ not in WEIGHTED
             or weight is None
             or weight.dtype != torch.float32  # fold's result is float32
-            or len(seen) != 1
             or seen[0].output in ends
             or owners[id(weight)] != 1
-            or len(readers(weight)) != 1
+            or len(readers(weight)) != 1  # called once, and read by nothing else
         ):
             continue
         output, producer = seen[0].output, readers(weight)[0]
@@ -382,15 +381,12 @@ def _batch_norms(
         bn_name = by_mean.get(id(given["running_mean"]))
         bn = modules.get(bn_name)
         if (
-            bn is not None
-            # A subclass with its own forward may do more than normalize.
+            bn_name in calls
             and type(bn).forward is _BatchNorm.forward
-            and len(calls.get(bn_name, ())) == 1
+            # A hook of the user's does not change the result, and there is one call.
             and calls[bn_name][0].output in op.writes
             and len(readers(bn.running_mean)) == 1
             and not given.get("training", False)
-            and given.get("weight") is bn._parameters.get("weight")
-            and given.get("bias") is bn._parameters.get("bias")
             # Else axis 1, which batch norm scales, is not the layer's channels.
             and len(seen[0].output_shape) == weight.ndim
         ):

@@ -153,6 +153,16 @@ def bn_twice(m, x):
     return m.b(m.b(m.c(x)))
 
 
+def bn_in_training(m, x):
+    y = m.c(x)
+    m.b.train()
+    return m.b(y)
+
+
+def bn_elsewhere(m, x):
+    return functional(m, x) + m.b(x)
+
+
 def weight_also_read(m, x):
     return m.b(m.c(x)) + m.c.weight.sum()
 
@@ -161,7 +171,8 @@ def weight_also_read(m, x):
     "forward",
     [
         in_place_on_a_view, in_place, item_assignment, skip, also_an_output, changed_later,
-        inside_autograd_function, out_of_sight_of_the_version, looked_at, functional, twice, conv_twice, bn_twice, weight_also_read,
+        inside_autograd_function, out_of_sight_of_the_version, looked_at, functional, twice,
+        conv_twice, bn_twice, weight_also_read, bn_in_training, bn_elsewhere,
         lambda m, x: m.b(F.relu(m.c(x), inplace=True)),
         lambda m, x: m.b(m.c(x) * 1),
         lambda m, x: m.b(m.c(x).view(2, 4, 6, 6)),
@@ -177,7 +188,26 @@ def test_a_batch_norm_with_a_forward_of_its_own_stays():
         def forward(self, x):
             return super().forward(x).relu()
 
-    assert folds(lambda m, x: m.b(m.c(x)), c=conv(), b=BatchNormAct(4)) == {}
+    class OtherEps(nn.BatchNorm2d):
+        def forward(self, x):
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=0.1
+            )
+
+    for cls in (BatchNormAct, OtherEps):
+        assert folds(lambda m, x: m.b(m.c(x)), c=conv(), b=cls(4)) == {}
+
+
+def test_a_batch_norm_whose_result_a_hook_changes_stays():
+    bn = nn.BatchNorm2d(4)
+    bn.register_forward_hook(lambda module, args, y: y.relu())
+    assert folds(lambda m, x: m.b(m.c(x)), c=conv(), b=bn) == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_only_float32_weights_are_folded(dtype):
+    net = nn.Sequential(conv(), nn.BatchNorm2d(4)).to(dtype)
+    assert trace(net, IMAGE.to(dtype)).batch_norms == {}
 
 
 def test_a_batch_norm_without_running_statistics_stays():
@@ -210,7 +240,11 @@ def test_a_layer_that_changes_its_result_behind_the_convolution_is_not_folded():
         def forward(self, x):
             return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
 
-    for cls in (Scaled, Standardized):
+    class Unbiased(nn.Conv2d):
+        def forward(self, x):
+            return self._conv_forward(x, self.weight, None)
+
+    for cls in (Scaled, Standardized, Unbiased):
         modules = dict(c=cls(4, 4, 3, padding=1), b=nn.BatchNorm2d(4))
         assert folds(lambda m, x: m.b(m.c(x)), **modules) == {}
 
@@ -266,12 +300,15 @@ def test_layers_that_read_the_same_tensor_share_its_number():
     def forward(m, x):
         h = m.n(x)
         q, k = m.q(h), m.k(h)
-        return m.v(h.relu_()) + q * k
+        v = m.v(h.relu_())
+        h.view(-1).mul_(2)
+        return m.w(h) + q * k * v
 
-    modules = {name: nn.Linear(4, 4) for name in "qkv"}
+    modules = {name: nn.Linear(4, 4) for name in "qkvw"}
     layers = by_name(trace(Net(forward, n=nn.LayerNorm(4), **modules), torch.ones(2, 3, 4)))
     assert layers["n"].output_id == layers["q"].input_id == layers["k"].input_id
-    assert layers["v"].input_id != layers["q"].input_id  # changed in place before it
+    # It is changed in place before v, and by way of a view before w.
+    assert len({layers[name].input_id for name in "qvw"}) == 3
 
 
 def test_what_cannot_be_quantized_says_why():

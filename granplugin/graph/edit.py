@@ -57,12 +57,12 @@ def replace(old: ir.Value, new: ir.Value) -> None:
         name = old.name
         if new.is_graph_input() or new.is_graph_output() or new.is_initializer():
             node = ir.node("Identity", [new], name=f"{name}/Identity")
-            node.outputs[0].type, node.outputs[0].shape = new.type, new.shape
             old.producer().append(node)
             for user, index in list(old.uses()):
                 user.replace_input_with(index, new)
             new = node.outputs[0]
         old.name, new.name = None, name
+        new.type, new.shape = old.type, old.shape
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 

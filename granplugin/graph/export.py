@@ -19,7 +19,7 @@ from onnx_ir.passes import common as passes
 from granplugin.errors import ModelError
 from granplugin.graph.edit import unique
 from granplugin.graph.files import save
-from granplugin.trace import flatten_outputs
+from granplugin.trace import flatten_outputs, named_inputs
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +69,16 @@ def export_float(
         for module in training:
             module.training = True
     exported = program.model
-    for value, name in zip(exported.graph.outputs, names, strict=True):
+    inputs, outputs = exported.graph.inputs, exported.graph.outputs
+    named = [*named_inputs(model, example), *names]
+    for value, name in zip([*inputs, *outputs], named, strict=True):
         value.name = name
+    passes.NameFixPass()(exported)  # other values that had one of these names
     _name_nodes(exported.graph)
-    # It holds absolute paths of the machine that exported.
+    # The metadata holds absolute paths of the machine; the pass leaves the initializers'.
     passes.ClearMetadataAndDocStringPass()(exported)
+    for value in exported.graph.initializers.values():
+        value.metadata_props.clear()
     save(exported, path)
     log.info("exported %s: %d nodes", type(model).__name__, exported.graph.num_nodes())
 
@@ -115,7 +120,11 @@ def _chatter_to_log() -> Iterator[None]:
     ]
     kept = [(logger, logger.handlers[:]) for logger in loggers]
     printed = io.StringIO()
-    with warnings.catch_warnings(record=True) as warned, contextlib.redirect_stdout(printed):
+    with (
+        warnings.catch_warnings(record=True) as warned,
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
         for logger in loggers:
             logger.handlers[:] = [_ToDebug()]
         try:
@@ -123,9 +132,8 @@ def _chatter_to_log() -> Iterator[None]:
         finally:
             for logger, handlers in kept:
                 logger.handlers[:] = handlers
-    for text in [*map(str, (w.message for w in warned)), printed.getvalue().strip()]:
-        if text:
-            log.debug("exporter: %s", text)
+            for text in [*(str(warning.message) for warning in warned), printed.getvalue()]:
+                log.debug("exporter: %s", text)
 
 
 class _ToDebug(logging.Handler):
@@ -134,11 +142,10 @@ class _ToDebug(logging.Handler):
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost reason, in one line: torch wraps it several times."""
+    """The innermost reason, the start of it in one line: torch wraps it several times."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return " ".join(str(error).split())[:250] or type(error).__name__
 
 
 def _name_nodes(graph: ir.Graph) -> None:

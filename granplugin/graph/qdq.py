@@ -105,7 +105,7 @@ class _Writer:
             y = make("DequantizeLinear", [y, *constants], attributes)
             if flat:
                 y = make("Reshape", [y, self._shape(row, row.shape[1:])])
-            y.type, y.shape = x.type, x.shape
+            y.type, y.shape = ir.TensorType(ir.DataType.FLOAT), x.shape
             self.done[x, key] = y
             self.done[y, key] = y  # quantizing again with the same scale changes nothing
         replace(marker.outputs[0], self.done[x, key])

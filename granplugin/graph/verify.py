@@ -64,22 +64,23 @@ def read_back(
         raise Unhonoured(f"{Path(path).name} is not valid ONNX: {error}") from error
     graph = _Graph(onnx.load(path).graph)
     unclaimed = {pair.name: pair for pair in graph.pairs}
-    readers: dict[str, set[str]] = defaultdict(set)
+    readers: dict[str, set[str | None]] = defaultdict(set)
     for row in rows:
         if not row.quantized or amax.get(row.site) is None:
             continue
         for pair in _pairs_of(graph, row):
             unclaimed.pop(pair.name, None)
-            readers[pair.name].add(row.layer if row.role != "output" else "")
+            readers[pair.name].add(row.layer if row.role != "output" else None)
             _compare(graph, pair, row, scale_of(amax[row.site], FORMATS[row.format]))
             if row.role == "weight":
                 _compare_stored(pair, row, amax[row.site], weights[row.layer])
     for pair in unclaimed.values():
         raise Unhonoured(f"{pair.name}: quantized, and no row of the plan says so")
     for pair in graph.pairs:
-        for node in () if "" in readers[pair.name] else graph.readers[pair.result]:
+        # Behind an output's Q/DQ anything may read, behind an input's its layers alone.
+        for node in () if None in readers[pair.name] else graph.readers[pair.result]:
             if _scope(node) not in readers[pair.name]:
-                raise Unhonoured(f"{node.name}: reads the quantized {pair.source}, and no row says so")
+                raise Unhonoured(f"{node.name}: reads {pair.result}, and no row says so")
 
 
 def agreement(
@@ -277,7 +278,7 @@ def _compare(graph: _Graph, pair: _Pair, row: Row, cells: np.ndarray) -> None:
         expected = cells[tuple(i // part for i, part in zip(index, row.block, strict=True))]
         if pair.flat is not None:
             require(pair.sample == row.shape[1:] and len(pair.flat) == 2, "is reshaped wrongly")
-            require(math.prod(pair.flat) and not pair.block_size and pair.axis == 1, "has no axis 1")
+            require(pair.axis == 1 and not pair.block_size, "its axis is not 1")
             require(scale.shape == pair.flat[:1], f"has scales of shape {scale.shape}")
             place = np.arange(math.prod(row.shape)).reshape(row.shape)
             scale = scale[place // pair.flat[1] % pair.flat[0]]

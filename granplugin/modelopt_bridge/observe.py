@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 ForwardLoop = Callable[[nn.Module], object]
 _CHUNK = 1 << 20
+_LEAST_BATCH = 16
 
 
 def observe(model: nn.Module, needs: Iterable[Need], forward_loop: ForwardLoop) -> Statistics:
@@ -82,6 +83,20 @@ def observe(model: nn.Module, needs: Iterable[Need], forward_loop: ForwardLoop) 
         {seen.need: seen.counts_grid() for seen in found if seen.need.histogram},
         samples,
     )
+
+
+def batches(samples: int) -> list[slice]:
+    """Slices of 16 to 31 samples (fewer only where there are fewer than 16 in all).
+
+    On a CPU, torch picks another convolution for a batch of fewer than 16 samples, depending on
+    the threads too, and the last bits of what it computes differ (ConvParams::use_mkldnn in
+    aten/src/ATen/native/Convolution.cpp). From 16 on, one sample's activations are the same bits
+    in any batch, so data run in these batches give the same statistics bit for bit, whatever
+    batch size the user chose, in any order and on any number of threads.
+    """
+    count = max(samples // _LEAST_BATCH, 1)
+    bounds = [samples * i // count for i in range(count + 1)]
+    return [slice(*ends) for ends in zip(bounds, bounds[1:], strict=False)]
 
 
 class _Seen:

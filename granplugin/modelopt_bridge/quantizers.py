@@ -34,8 +34,8 @@ def set_quantizers(
 ) -> None:
     """Make a converted model behave as the quantized rows say, with `amax`: site -> grid.
 
-    A site whose amax is None stays float and is logged, as does, silently, all that is in no row.
-    counted and logged. Raises ModelError where modelopt has no quantizer for a row.
+    A site whose amax is None stays float; those are counted and logged. What is in no row stays
+    float too. Raises ModelError where modelopt has no quantizer for a row.
     """
     quantizers = {
         name: module

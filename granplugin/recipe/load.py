@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import re
-from collections.abc import Mapping, Sequence
+import stat
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from granplugin.errors import RecipeError
-from granplugin.recipe.schema import Recipe, Target, spelt_out
+from granplugin.granularity import ROLES
+from granplugin.recipe.schema import Decision, Recipe, Settings, Target, spelt_out
 from granplugin.recipe.source import (
     Document,
     Location,
@@ -60,8 +64,10 @@ def load(path: Path, settings: Sequence[str] = ()) -> Loaded:
         key, sign, text = setting.partition("=")
         if not sign or not key:
             raise RecipeError(f"--set {setting}: write --set key=value")
-        mark = Mark(f"--set {key}", 0, 0, Path.cwd())
-        document = _set(document, key, parse_value(text), {(): mark}, mark)
+        mark = Mark(f"--set {key}", 0, 0)
+        if key.partition(".")[0] == "extends":
+            raise RecipeError(f"{mark}: what a recipe extends is written in the recipe")
+        document = _set(document, key, parse_value(text, mark.file), {}, mark)
     return _validate(document, path)
 
 
@@ -75,18 +81,19 @@ def load_variants(loaded: Loaded) -> dict[str, Loaded]:
                 at, f"a variant cannot be called {RECIPE!r}: that is the recipe itself"
             )
         document = loaded.document
-        for index, rule_id in enumerate(variant.drop):
-            document = _drop(document, rule_id, (*at, "drop", index))
-        for key in variant.set:
+        for key, value in variant.set.items():
             inside = (*at, "set", key)
             if key.split(".")[0] not in VARIED:
                 raise loaded.error(
                     inside, f"a variant changes {' and '.join(VARIED)}, not {key.split('.')[0]!r}"
                 )
             marks = subtree(loaded.document, inside, ())
-            document = _set(
-                document, key, get(loaded.document.value, inside), marks, loaded.mark(*inside)
-            )
+            document = _set(document, key, value, marks, loaded.mark(*inside))
+        dropped = {
+            _rule_index(document.value.get("rules", ()), rule_id, loaded.mark(*at, "drop", index))
+            for index, rule_id in enumerate(variant.drop)
+        }
+        document = _rules_but(document, dropped)
         for index in range(len(variant.rules)):
             document = _append_rule(document, loaded.document, (*at, "rules", index))
         variants[name] = _validate(document, loaded.path)
@@ -94,19 +101,21 @@ def load_variants(loaded: Loaded) -> dict[str, Loaded]:
 
 
 def _extended(path: Path, chain: tuple[Path, ...]) -> Document:
-    if path.resolve() in chain:
-        raise RecipeError(f"{path}: extends itself, by way of {chain[-1].name}")
     own = _anchor(read_document(path))
     bases = own.value.get("extends", [])
-    for index, base in enumerate([bases] if isinstance(bases, str) else bases or []):
-        if not isinstance(base, str):
-            continue  # the schema will say so, at its line
-        if not Path(base).is_file():
-            raise own.error(("extends", index), f"no such file: {base}")
-        below = _extended(Path(base), (*chain, path.resolve()))
-        below.value.pop("name", None)
-        own = merge(below, own)
-    return own
+    bases = [bases] if isinstance(bases, str) else bases if isinstance(bases, list) else []
+    chain = (*chain, path.resolve())
+    below: Document | None = None
+    for index, base in enumerate(map(Path, filter(_is_text, bases))):
+        at = ("extends", index)
+        if _missing(base, folder=False):
+            raise own.error(at, _missing(base, folder=False))
+        if base.resolve() in chain:
+            raise own.error(at, f"{_shown(base)} extends itself, by way of {path.name}")
+        document = _extended(Path(_shown(base)), chain)
+        document.value.pop("name", None)
+        below = merge(below, document) if below else document
+    return merge(below, own) if below else own
 
 
 def _anchor(document: Document) -> Document:
@@ -123,7 +132,7 @@ def _anchor(document: Document) -> Document:
         *((*at, key) for at in sources for key in ("npz", "folder", "callable")),
         *((*at, "labels") for at in sources if "folder" in _peek(value, at, {})),
     ]
-    folder = document.marks[()].folder
+    folder = document.folder
     for place in places:
         parent = _peek(value, place[:-1], None)
         given = parent.get(place[-1]) if isinstance(parent, dict) else None
@@ -150,48 +159,59 @@ def _set(
     """A document with one value changed; `rules.<id>` finds a rule by its id or number."""
     at: Location = ()
     root = _copy(document.value)
-    holder = root
-    parts = dotted.split(".")
-    for part in parts[:-1]:
-        key: str | int = part
-        if isinstance(holder, list):
-            key = _rule_index(holder, part, mark)
-        elif part not in holder:
-            holder[part] = {}
-        elif isinstance(holder[part], str) and part in ("weight", "input", "output"):
-            holder[part] = dict(spelt_out(holder[part]))
-        elif not isinstance(holder[part], (dict, list)):
-            holder[part] = {}
-        holder = holder[key]
+    holder: Any = root
+    *above, last = dotted.split(".")
+    for part in above:
+        key = _key(holder, at, part, mark)
+        inside = holder.get(key) if isinstance(holder, dict) else holder[key]
         at = (*at, key)
-    if isinstance(holder, list):
-        last: str | int = _rule_index(holder, parts[-1], mark)
-    else:
-        last = parts[-1]
-    holder[last] = value
-    at = (*at, last)
+        if at == ("rules",) and inside is None:
+            inside = []
+        elif inside is None:
+            inside = {}
+        elif at[0] in VARIED and key in ROLES:
+            try:
+                inside = spelt_out(inside)
+            except ValueError as err:
+                raise document.error(at, str(err)) from err
+        elif at[0] == "rules" and key == "match" and isinstance(inside, (str, list)):
+            inside = {"name": inside}
+        if not isinstance(inside, (dict, list)):
+            raise RecipeError(f"{mark}: {part!r} is {inside!r}, which has no keys to change")
+        holder[key] = inside
+        holder = inside
+    key = _key(holder, at, last, mark)
+    holder[key] = value
+    at = (*at, key)
     kept = {loc: m for loc, m in document.marks.items() if loc[: len(at)] != at}
-    above = {at[:n]: mark for n in range(1, len(at)) if at[:n] not in kept}
+    new = {at[:n]: mark for n in range(1, len(at)) if at[:n] not in kept}
     moved = {at + loc: m for loc, m in marks.items()}
-    return _anchor(Document(root, {**kept, **above, **moved, at: mark}))
+    return _anchor(Document(root, {**kept, **new, **moved, at: mark}, document.folder))
 
 
-def _drop(document: Document, rule_id: str, said_at: Location) -> Document:
+def _key(holder: Any, at: Location, part: str, mark: Mark) -> str | int:
+    if isinstance(holder, dict):
+        return part
+    if at != ("rules",):
+        raise RecipeError(f"{mark}: {'.'.join(map(str, at))!r} is a list; set it as a whole")
+    return _rule_index(holder, part, mark)
+
+
+def _rules_but(document: Document, dropped: Collection[int]) -> Document:
     rules = document.value.get("rules", [])
-    mark = document.mark(said_at)
-    index = _rule_index(rules, rule_id, mark)
-    kept = [n for n in range(len(rules)) if n != index]
+    kept = [n for n in range(len(rules)) if n not in dropped]
     marks = {loc: m for loc, m in document.marks.items() if loc[:1] != ("rules",) or len(loc) == 1}
     for new, old in enumerate(kept):
         marks |= subtree(document, ("rules", old), ("rules", new))
-    return Document({**document.value, "rules": [rules[n] for n in kept]}, marks)
+    value = {**document.value, "rules": [rules[n] for n in kept]}
+    return Document(value, marks, document.folder)
 
 
 def _append_rule(document: Document, source: Document, at: Location) -> Document:
     rules = [*document.value.get("rules", []), get(source.value, at)]
     marks = {("rules",): document.mark(()), **document.marks}
     marks |= subtree(source, at, ("rules", len(rules) - 1))
-    return Document({**document.value, "rules": rules}, marks)
+    return Document({**document.value, "rules": rules}, marks, document.folder)
 
 
 def _rule_index(rules: Sequence[Any], name: str, mark: Mark) -> int:
@@ -201,7 +221,7 @@ def _rule_index(rules: Sequence[Any], name: str, mark: Mark) -> int:
     if name.isdigit() and 1 <= int(name) <= len(rules):
         return int(name) - 1
     known = [i for i in ids if i]
-    hint = did_you_mean(name, known) if known else "; no rule has an id"
+    hint = did_you_mean(name, known) if known else "; no rule here has an id"
     raise RecipeError(f"{mark}: no rule has the id {name!r}{hint}")
 
 
@@ -212,9 +232,9 @@ def _copy(value: Any) -> Any:
 
 
 def _validate(document: Document, path: Path) -> Loaded:
-    values = {"name": re.sub(r"[^A-Za-z0-9._-]", "-", path.stem), **document.value}
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-") or RECIPE
     try:
-        recipe = Recipe.model_validate(values)
+        recipe = Recipe.model_validate({"name": name, **document.value})
     except ValidationError as err:
         lines = dict.fromkeys(_line(document, error) for error in err.errors(include_url=False))
         raise RecipeError("\n".join(list(lines)[:10])) from err
@@ -232,10 +252,11 @@ def _check_rules(loaded: Loaded) -> None:
             raise loaded.error(("rules", index, "id"), f"id {rule.id!r} is taken, by {first}")
         if rule.id:
             seen[rule.id] = index
-        if not rule.model_fields_set & {"weight", "input", "output", "format", "bn"}:
+        said = [getattr(rule, key) for key in Decision.model_fields]
+        if all(given in (None, Settings()) for given in said):
             raise loaded.error(
                 ("rules", index),
-                "this rule decides nothing; give weight, input, output, format or bn",
+                f"this rule decides nothing; give one of {', '.join(Decision.model_fields)}",
             )
     for name in loaded.recipe.limits.latency_vs:
         if name not in loaded.recipe.baselines:
@@ -245,6 +266,11 @@ def _check_rules(loaded: Loaded) -> None:
             )
     if "top1" not in loaded.recipe.metrics and loaded.recipe.limits.top1_drop is not None:
         raise loaded.error(("limits", "top1_drop"), "top1_drop needs top1 among the metrics")
+    if loaded.recipe.limits.latency_vs and set(loaded.recipe.engines) == {"onnxruntime"}:
+        raise loaded.error(
+            ("limits", "latency_vs"),
+            "latency_vs needs an engine that measures latency, and onnxruntime is a reference only",
+        )
 
 
 def _check_files(loaded: Loaded) -> None:
@@ -262,22 +288,36 @@ def _check_files(loaded: Loaded) -> None:
             given = given.path if isinstance(given, Target) else given
             files.append((("data", role, key), given if isinstance(given, Path) else None))
     for at, file in files:
-        if file is not None and not file.exists():
-            near = difflib.get_close_matches(
-                file.name,
-                [p.name for p in file.parent.glob("*")] if file.parent.is_dir() else [],
-                1,
-            )
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise loaded.error(at, f"no such file: {_shown(file)}{hint}")
+        if file is not None and (said := _missing(file, folder=at[-1] == "folder")):
+            raise loaded.error(at, said)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)  # of what is not, the schema will say so, at its line
+
+
+def _missing(path: Path, folder: bool) -> str | None:
+    """Why this is not a file (or a folder) one can read, or None."""
+    wanted = "folder" if folder else "file"
+    try:
+        found = path.stat().st_mode
+    except OSError as err:
+        if err.errno not in (errno.ENOENT, errno.ENOTDIR):
+            return f"{_shown(path)} cannot be read: {err.strerror}"
+        names = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, names, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"no such {wanted}: {_shown(path)}{hint}"
+    if folder != stat.S_ISDIR(found):
+        return f"{_shown(path)} is {'not ' if folder else ''}a folder; a {wanted} is expected here"
+    return None
 
 
 def _shown(path: Path) -> str:
-    """Relative to the current folder where that is shorter."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    """Relative to the current folder where it is in there."""
+    absolute = Path(os.path.abspath(path))
+    cwd = Path.cwd()
+    return str(absolute.relative_to(cwd) if absolute.is_relative_to(cwd) else absolute)
 
 
 _SAID = {
@@ -289,6 +329,8 @@ _SAID = {
     "int_type": "a whole number is expected here, not {input!r}",
     "float_type": "a number is expected here, not {input!r}",
     "bool_type": "true or false is expected here, not {input!r}",
+    "too_short": "one at least is expected here",
+    "string_pattern_mismatch": "{input!r} is no name: letters, digits, - and _, a letter first",
 }
 
 
@@ -300,11 +342,12 @@ def _line(document: Document, error: Mapping[str, Any]) -> str:
         where = f" in {at[-2]!r}" if len(at) > 1 and isinstance(at[-2], str) else ""
         return f"{mark}: key {at[-1]!r} is missing{where}"
     if "key" in context:
-        return f"{document.mark((*at, context['key']))}: {context['message']}"
-    if kind in _SAID:
+        at, message = (*at, context["key"]), context["message"]
+    elif kind in _SAID:
         message = _SAID[kind].format(input=error["input"])
     elif kind == "value_error":
         message = str(context["error"])
     else:
         message = f"{error['msg'][:1].lower()}{error['msg'][1:]}, not {error['input']!r}"
+    message = message if len(message) <= 300 else f"{message[:300]}..."
     return f"{document.mark(at)}: {message}"

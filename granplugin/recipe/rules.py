@@ -56,7 +56,9 @@ def nearest(match: Match, layers: Sequence[Layer]) -> str:
         hint = f"; nearest: {', '.join(map(repr, near))}" if near else ""
         return f"{said!r} matches no layer{hint}"
     asked = match.model_dump(exclude_none=True)
-    said = ", ".join(f"{key} {' and '.join(v) if isinstance(v, list) else v}" for key, v in asked.items())
+    said = ", ".join(
+        f"{key} {' and '.join(v) if isinstance(v, list) else v}" for key, v in asked.items()
+    )
     return f"no layer has {said}"
 
 
@@ -65,7 +67,8 @@ def _globbed(names: Sequence[str], wanted: str) -> list[str]:
     parts = wanted.split(".")
     globbed = {
         ".".join(
-            want if "*" in want else part for want, part in zip(parts, name.split("."), strict=False)
+            want if "*" in want else part
+            for want, part in zip(parts, name.split("."), strict=False)
         )
         for name in names
         if len(name.split(".")) == len(parts)

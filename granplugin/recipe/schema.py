@@ -14,7 +14,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationInfo,
     WithJsonSchema,
     model_validator,
 )
@@ -22,7 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from granplugin.calibrators import Calibrator
 from granplugin.formats import FORMATS
-from granplugin.granularity import GRANULARITIES, Granularity
+from granplugin.granularity import GRANULARITIES, PARAMETERS, Granularity
 from granplugin.layers import PASSIVE, TRAITS, WEIGHTED
 from granplugin.suggest import did_you_mean
 
@@ -42,6 +41,7 @@ class Strict(BaseModel):
         strict=True,
         populate_by_name=True,
         arbitrary_types_allowed=True,
+        allow_inf_nan=False,
     )
 
     @model_validator(mode="before")
@@ -51,14 +51,17 @@ class Strict(BaseModel):
             known = [field.alias or name for name, field in cls.model_fields.items()]
             for key in data:
                 if key not in known:
-                    raise PydanticCustomError(
-                        "unknown_key", "{message}", {"key": key, "message": _unknown(key, known)}
-                    )
+                    raise _unknown_key(key, known)
         return data
 
 
-def _unknown(key: str, known: list[str]) -> str:
-    return f"unknown key {key!r}{did_you_mean(key, known)}"
+def _at_key(key: str, message: str) -> PydanticCustomError:
+    """An error at one key of the mapping that is being validated."""
+    return PydanticCustomError("at_key", "{message}", {"key": key, "message": message})
+
+
+def _unknown_key(key: str, known: list[str]) -> PydanticCustomError:
+    return _at_key(key, f"unknown key {key!r}{did_you_mean(key, known)}")
 
 
 def one_of(what: str, names: tuple[str, ...] | list[str]) -> Any:
@@ -72,7 +75,7 @@ def one_of(what: str, names: tuple[str, ...] | list[str]) -> Any:
     return Annotated[str, BeforeValidator(check), WithJsonSchema({"enum": list(names)})]
 
 
-def _path(value: Any, info: ValidationInfo) -> Path:
+def _path(value: Any) -> Path:
     if not isinstance(value, (str, Path)) or not str(value):
         raise ValueError(f"a file name is expected, not {value!r}")
     return Path(value)
@@ -143,7 +146,7 @@ class NpzSource(Strict):
 class CallableSource(Strict):
     """A callable that returns an iterable of batches, anew at each call."""
 
-    callable: Callable
+    callable: Callable = Field(description="Called before each pass over the data.")
     args: dict[str, Any] = Field(default={}, description="Keyword arguments of the callable.")
     samples: Samples
 
@@ -157,8 +160,10 @@ class FolderSource(Strict):
     resize: int | None = Field(default=None, ge=1, description="Length of the shorter side.")
     crop: int | None = Field(default=None, ge=1, description="Side of the centre crop.")
     mean: list[float] = Field(default=[0.0, 0.0, 0.0], description="Subtracted, per channel.")
-    std: list[float] = Field(default=[1.0, 1.0, 1.0], description="Divided by, per channel.")
-    grayscale: bool = False
+    std: list[Annotated[float, Field(gt=0)]] = Field(
+        default=[1.0, 1.0, 1.0], description="Divided by, per channel."
+    )
+    grayscale: bool = Field(default=False, description="One channel instead of three.")
     samples: Samples
 
     @model_validator(mode="after")
@@ -166,18 +171,14 @@ class FolderSource(Strict):
         channels = 1 if self.grayscale else 3
         for name in ("mean", "std"):
             if name in self.model_fields_set and len(getattr(self, name)) != channels:
-                raise PydanticCustomError(
-                    "channels",
-                    "{message}",
-                    {"key": name, "message": f"{name} needs {channels} numbers"},
-                )
+                raise _at_key(name, f"{name} needs {channels} numbers")
         return self
 
 
 _SOURCES = {"npz": NpzSource, "callable": CallableSource, "folder": FolderSource}
 
 
-def _source(value: Any, info: ValidationInfo) -> Any:
+def _source(value: Any) -> Any:
     if isinstance(value, dict):
         kinds = [kind for kind in _SOURCES if kind in value]
         if len(kinds) == 1:
@@ -197,11 +198,11 @@ Source = Annotated[NpzSource | CallableSource | FolderSource, BeforeValidator(_s
 class DataSpec(Strict):
     """What the network is calibrated on and measured with."""
 
-    calibration: Source
+    calibration: Source = Field(description="What ranges are found on; labels are not needed.")
     evaluation: Source | None = Field(
         default=None, description="Default: no accuracy is measured, only agreement on calibration."
     )
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=32, ge=1, description="Samples in a batch.")
     seed: int = Field(default=0, ge=0, description="Decides which samples are drawn.")
 
 
@@ -246,17 +247,32 @@ CalibratorKey = Annotated[
 FormatKey = one_of("format", [*FORMATS, FLOAT])
 
 
+def _short_forms(schema: dict[str, Any]) -> None:
+    for name, parameters in PARAMETERS.items():
+        short = {"description": f"Short for granularity: {{{name}: ...}}.", **parameters}
+        schema["properties"][name] = short
+
+
 class Settings(Strict):
     """What one site gets; keys that are not given keep what earlier rules said."""
 
-    format: FormatKey | None = Field(default=None, description="int8, int4, fp8, or float.")
-    granularity: Granularity | None = None
-    calibrator: CalibratorKey | None = None
-    amax: float | None = Field(default=None, gt=0, description="Pins the range.")
+    model_config = ConfigDict(json_schema_extra=_short_forms)
+
+    format: FormatKey | None = Field(
+        default=None, description="int8, int4, fp8, or float: left alone."
+    )
+    granularity: Granularity | None = Field(
+        default=None, description="Which values share one scale; its parameters are part of it."
+    )
+    calibrator: CalibratorKey | None = Field(
+        default=None, description="How amax, the largest value that fits, is found."
+    )
+    amax: float | None = Field(default=None, gt=0, description="Pins the range: no calibration.")
 
 
 def spelt_out(value: Any) -> Any:
-    """The keys behind the one-word form: `per_tensor` is {granularity: per_tensor}."""
+    """The keys behind a short form: `per_tensor` is {granularity: per_tensor}, and
+    {per_block: {size: 16}, calibrator: mse} has its granularity's name as a key."""
     if isinstance(value, str):
         if value == FLOAT or value in FORMATS:
             return {"format": value}
@@ -264,25 +280,32 @@ def spelt_out(value: Any) -> Any:
             return {"granularity": value}
         known = [*GRANULARITIES, *FORMATS, FLOAT]
         raise ValueError(f"unknown granularity or format {value!r}{did_you_mean(value, known)}")
-    if isinstance(value, dict) and len(value) == 1 and (key := next(iter(value))) not in _SETTINGS:
-        if key in GRANULARITIES:
-            return {"granularity": value}
-        raise ValueError(
-            f"unknown key {key!r}{did_you_mean(str(key), [*_SETTINGS, *GRANULARITIES])}"
-        )
-    return value
+    if not isinstance(value, dict):
+        return value
+    keys = list(Settings.model_fields)
+    for key in value:
+        if key not in keys and key not in GRANULARITIES:
+            raise _unknown_key(key, [*keys, *GRANULARITIES])
+    named = [key for key in value if key in GRANULARITIES]
+    if len(named) + ("granularity" in value) > 1:
+        raise _at_key(named[-1], "a site has one granularity, and this is a second")
+    rest = {key: given for key, given in value.items() if key in keys}
+    return {**rest, "granularity": {named[0]: value[named[0]]}} if named else rest
 
 
-_SETTINGS = tuple(Settings.model_fields)
-
-
+_Word = Annotated[
+    str, WithJsonSchema({"enum": sorted({*GRANULARITIES, *FORMATS, FLOAT} - {"per_block"})})
+]
 SettingsKey = Annotated[
-    Settings,
-    BeforeValidator(spelt_out, json_schema_input_type=Settings | str),
-    Field(description="A granularity or format, or their keys one by one."),
+    Settings, BeforeValidator(spelt_out, json_schema_input_type=Settings | _Word)
 ]
 
-_BOUND = re.compile(r"(>=|<=|>|<)\s*([0-9.]+(?:[eE][-+]?[0-9]+)?)")
+
+def _of(role: str) -> Any:
+    return Field(default=None, description=f"The {role}: granularity, format, or keys one by one.")
+
+
+_BOUND = re.compile(r"(>=|<=|>|<)\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)")
 
 
 def _bound(value: Any) -> str:
@@ -316,7 +339,7 @@ def _names(value: Any) -> Any:
         if isinstance(name, str) and name.startswith("re:"):
             try:
                 re.compile(name[3:])
-            except re.error as err:
+            except (re.error, OverflowError, RecursionError) as err:
                 raise ValueError(f"not a regular expression: {name[3:]!r}: {err}") from None
     return _words(value)
 
@@ -351,7 +374,7 @@ class Match(Strict):
 
     @model_validator(mode="after")
     def _says_something(self) -> Match:
-        if not self.model_fields_set - {"exclude"}:
+        if all(given is None for key, given in self if key != "exclude"):
             raise ValueError("match needs a name, type, trait, size or spread")
         return self
 
@@ -363,11 +386,14 @@ def _match(value: Any) -> Any:
 class Decision(Strict):
     """What a rule, or spelt-out defaults, decide for a layer."""
 
-    weight: SettingsKey | None = None
-    input: SettingsKey | None = None
-    output: SettingsKey | None = None
+    weight: SettingsKey | None = _of("weight")
+    input: SettingsKey | None = _of("input")
+    output: SettingsKey | None = _of("output")
     format: FormatKey | None = Field(
         default=None, description="Of weight and input together; float leaves the layer alone."
+    )
+    half: Literal["allow"] | None = Field(
+        default=None, description="Allows quantizing only one of a layer's weight and input."
     )
     bn: one_of("bn", ("fold", "keep")) | None = Field(
         default=None, description="Fold the batch norm behind the layer into it before quantizing."
@@ -377,11 +403,12 @@ class Decision(Strict):
 class Rule(Decision):
     """One override; the last rule that matches decides, key by key."""
 
-    id: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")] | None = None
-    match: Annotated[Match, BeforeValidator(_match, json_schema_input_type=Match | str | list[str])]
-    half: Literal["allow"] | None = Field(
-        default=None, description="Allows quantizing only one of a layer's weight and input."
+    id: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")] | None = Field(
+        default=None, description="What variants and reports call this rule."
     )
+    match: Annotated[
+        Match, BeforeValidator(_match, json_schema_input_type=Match | str | list[str])
+    ] = Field(description="Which layers: names, or keys that must all hold.")
     optional: bool = Field(default=False, description="The rule may match nothing.")
 
 
@@ -430,14 +457,6 @@ def _defaults(value: Any) -> Any:
     return value if isinstance(value, (str, Decision)) else Decision.model_validate(value)
 
 
-def _baseline(value: Any) -> str:
-    if value != "fp32" and value not in PRESETS:
-        raise ValueError(
-            f"unknown baseline {value!r}{did_you_mean(str(value), ['fp32', *PRESETS])}"
-        )
-    return value
-
-
 class Recipe(Strict):
     """A recipe: one model, its data, and what is quantized how."""
 
@@ -446,11 +465,13 @@ class Recipe(Strict):
         default="", description="Names the run folder runs/<name>; default: the file's name."
     )
     extends: list_of(File) = Field(
-        default=[], description="Recipes whose keys and rules come first."
+        default=[], description="Recipes whose keys and rules come before this one's, in order."
     )
-    model: ModelSpec
-    device: one_of("device", ("cpu", "cuda", "auto")) = "cpu"
-    data: DataSpec
+    model: ModelSpec = Field(description="Where the network comes from.")
+    device: one_of("device", ("cpu", "cuda", "auto")) = Field(
+        default="cpu", description="Where the model runs for calibration; auto: cuda if there."
+    )
+    data: DataSpec = Field(description="What it is calibrated on and measured with.")
     metrics: list[one_of("metric", METRICS)] = Field(
         default=["agreement", "sqnr_db"],
         min_length=1,
@@ -467,28 +488,31 @@ class Recipe(Strict):
             json_schema_input_type=Annotated[str, WithJsonSchema({"enum": list(PRESETS)})]
             | Decision,
         ),
-    ] = "tensorrt@11"
-    rules: list[Rule] = []
-    variants: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Variant] = {}
-    statistics: StatisticsSpec = StatisticsSpec()
-    engines: list[one_of("engine", ENGINES)] = Field(default=list(ENGINES), min_length=1)
-    baselines: list[
-        Annotated[str, BeforeValidator(_baseline), WithJsonSchema({"enum": ["fp32", *PRESETS]})]
-    ] = ["fp32", "tensorrt@11"]
-    latency: Latency = Latency()
-    limits: Limits = Limits()
+    ] = Field(default="tensorrt@11", description="What a layer gets before any rule.")
+    rules: list[Rule] = Field(
+        default=[], description="Overrides, in order: the last that matches decides, key by key."
+    )
+    variants: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Variant] = Field(
+        default={}, description="Name -> what to change; built and compared in the same run."
+    )
+    statistics: StatisticsSpec = Field(default=StatisticsSpec(), description="amax files.")
+    engines: list[one_of("engine", ENGINES)] = Field(
+        default=list(ENGINES),
+        min_length=1,
+        description="What variants are built and measured with.",
+    )
+    baselines: list[one_of("baseline", ("fp32", *PRESETS))] = Field(
+        default=["fp32", "tensorrt@11"], description="What the recipe is compared with."
+    )
+    latency: Latency = Field(default=Latency(), description="How latency is measured.")
+    limits: Limits = Field(default=Limits(), description="What must hold, else exit code 1.")
 
     @model_validator(mode="before")
     @classmethod
     def _version(cls, data: Any) -> Any:
         if isinstance(data, dict) and "version" in data and data["version"] != VERSION:
-            raise PydanticCustomError(
-                "version",
-                "{message}",
-                {
-                    "key": "version",
-                    "message": f"version {data['version']!r} is not known; this is version {VERSION}",
-                },
+            raise _at_key(
+                "version", f"version {data['version']!r} is not known; this is version {VERSION}"
             )
         return data
 

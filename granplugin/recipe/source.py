@@ -18,6 +18,8 @@ from granplugin.errors import RecipeError
 
 MAX_BYTES = 1_000_000
 MAX_VALUES = 200_000
+MAX_DEPTH = 50
+MAX_DIGITS = 18
 
 Location = tuple[str | int, ...]
 
@@ -29,7 +31,6 @@ class Mark:
     file: str
     line: int
     column: int
-    folder: Path
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
@@ -37,10 +38,12 @@ class Mark:
 
 @dataclass(frozen=True)
 class Document:
-    """Plain values, and where each was written: `marks[("rules", 0, "match")]`."""
+    """Plain values, where each was written - `marks[("rules", 0, "match")]` - and the folder its
+    paths start from."""
 
     value: Any
     marks: Mapping[Location, Mark]
+    folder: Path
 
     def mark(self, location: Sequence[str | int]) -> Mark:
         """The mark of a location; parts that are not in the text are skipped, so a validator's
@@ -58,8 +61,8 @@ class Document:
 def read_document(path: Path) -> Document:
     """Read one recipe file.
 
-    Raises RecipeError: no such file, more than MAX_BYTES, not UTF-8, not YAML, a key twice, or
-    aliases that expand to more than MAX_VALUES values.
+    Raises RecipeError: no such file, more than MAX_BYTES, not UTF-8, not YAML, a key twice, more
+    than MAX_DEPTH levels, or aliases that expand to more than MAX_VALUES values.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -75,31 +78,38 @@ def read_document(path: Path) -> Document:
 
 
 def parse_document(text: str, file: str, folder: Path) -> Document:
-    """Parse a recipe's text; `file` names it in messages, `folder` is what its paths start from."""
-    reader = _Reader(file, folder)
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-        value = {} if node is None else reader.read(node, ())
-    except yaml.YAMLError as err:
-        raise RecipeError(_explain(err, file, text)) from err
-    except RecursionError as err:
-        raise RecipeError(f"{file}: nested too deeply") from err
-    reader.marks.setdefault((), Mark(file, 1, 1, folder))
+    """Parse a recipe's text; `file` names it in messages."""
+    value, marks = _parse(text, file)
+    value = {} if value is None else value
     if not isinstance(value, dict):
         raise RecipeError(f"{file}:1:1: a recipe is a mapping of keys such as model: and rules:")
-    return Document(value, reader.marks)
+    return Document(value, {**marks, (): Mark(file, 1, 1)}, folder)
 
 
-def parse_value(text: str) -> Any:
+def parse_value(text: str, file: str) -> Any:
     """The value of `--set key=value`."""
-    return parse_document(f"value: {text}", "--set", Path.cwd()).value["value"]
+    return _parse(text, file)[0]
+
+
+def _parse(text: str, file: str) -> tuple[Any, dict[Location, Mark]]:
+    reader = _Reader(file)
+    try:
+        node = _Loader(text, file).get_single_node()
+        return None if node is None else reader.read(node, ()), reader.marks
+    except yaml.YAMLError as err:
+        raise RecipeError(_explain(err, file, text)) from err
+    except (ValueError, OverflowError) as err:  # PyYAML, of an escape such as "\UFFFFFFFF"
+        raise RecipeError(f"{file}:1:1: not YAML: {err}") from err
 
 
 def merge(base: Document, own: Document) -> Document:
-    """`own` extends `base`: its keys win, mapping by mapping; base's rules come first."""
+    """`own` extends `base`: its keys win, mapping by mapping; base's rules come first. What _WHOLE
+    names is taken whole, so that no parameter of one granularity or data source meets another."""
     value, marks = _merge(base, own, ())
-    marks[()] = own.marks[()]
-    return Document(value, marks)
+    return Document(value, marks, own.folder)
+
+
+_WHOLE = (("defaults",), ("data", "calibration"), ("data", "evaluation"))
 
 
 def _merge(base: Document, own: Document, at: Location) -> tuple[Any, dict[Location, Mark]]:
@@ -110,15 +120,16 @@ def _merge(base: Document, own: Document, at: Location) -> tuple[Any, dict[Locat
         for index in range(len(right)):
             marks |= subtree(own, (*at, index), (*at, len(left) + index))
         return [*left, *right], marks
-    if not (isinstance(left, dict) and isinstance(right, dict)) or at == ("data",):
+    whole = at in _WHOLE or at[:-1] == ("variants",)
+    if whole or not (isinstance(left, dict) and isinstance(right, dict)):
         return right, subtree(own, at, at)
     merged: dict[str, Any] = {}
     for key in [*left, *(key for key in right if key not in left)]:
+        here = (*at, key)
         if key in left and key in right:
-            merged[key], inside = _merge(base, own, (*at, key))
+            merged[key], inside = _merge(base, own, here)
         else:
             document = own if key in right else base
-            here = (*at, key)
             merged[key], inside = get(document.value, here), subtree(document, here, here)
         marks |= inside
     return merged, marks
@@ -141,9 +152,22 @@ def subtree(document: Document, at: Location, to: Location) -> dict[Location, Ma
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2's core schema."""
+    """SafeLoader with the scalars of YAML 1.2's core schema, and a limit to nesting."""
 
     yaml_implicit_resolvers: dict = {}
+
+    def __init__(self, text: str, file: str) -> None:
+        super().__init__(text)
+        self.file, self.depth = file, 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise _too_deep(_mark(self.file, self.peek_event().start_mark))
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
 
 for _tag, _pattern, _first in (
@@ -162,18 +186,22 @@ for _tag, _pattern, _first in (
 
 
 class _Reader:
-    def __init__(self, file: str, folder: Path) -> None:
-        self.file, self.folder = file, folder
+    def __init__(self, file: str) -> None:
+        self.file = file
         self.marks: dict[Location, Mark] = {}
         self.constructor = yaml.constructor.SafeConstructor()
 
     def mark(self, node: yaml.Node) -> Mark:
-        return Mark(self.file, node.start_mark.line + 1, node.start_mark.column + 1, self.folder)
+        return _mark(self.file, node.start_mark)
 
     def read(self, node: yaml.Node, at: Location) -> Any:
         self.marks.setdefault(at, self.mark(node))
         if len(self.marks) > MAX_VALUES:
-            raise RecipeError(f"{self.file}: its aliases expand to over {MAX_VALUES:,} values")
+            raise RecipeError(
+                f"{self.mark(node)}: the aliases around here expand to over {MAX_VALUES:,} values"
+            )
+        if len(at) > MAX_DEPTH:  # an alias of what it is in
+            raise _too_deep(self.mark(node))
         if isinstance(node, yaml.SequenceNode):
             return [self.read(item, (*at, index)) for index, item in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):
@@ -190,7 +218,7 @@ class _Reader:
             if key in values:
                 first = self.marks[(*at, key)]
                 raise RecipeError(
-                    f"{self.mark(key_node)}: key {key!r} is written twice; first in line {first.line}"
+                    f"{self.mark(key_node)}: key {key!r} is written twice; line {first.line} has it"
                 )
             self.marks[(*at, key)] = self.mark(key_node)
             values[key] = self.read(value_node, (*at, key))
@@ -199,25 +227,38 @@ class _Reader:
     def _scalar(self, node: yaml.ScalarNode) -> Any:
         tag = node.tag.rpartition(":")[2]
         if tag == "str":
+            if re.search(r"[\0\ud800-\udfff]", node.value):
+                raise RecipeError(f"{self.mark(node)}: a character that no file can hold")
             return node.value
         if tag == "null":
             return None
         if tag == "bool":
             return node.value.lower() == "true"
         if tag == "int":
-            return int(node.value, 0) if "x" in node.value else int(node.value)
+            if len(node.value) > MAX_DIGITS:
+                raise RecipeError(f"{self.mark(node)}: a whole number of over {MAX_DIGITS} digits")
+            return int(node.value, 16 if "x" in node.value else 10)
         if tag == "float":
             return self.constructor.construct_yaml_float(node)
         raise RecipeError(f"{self.mark(node)}: YAML tag {node.tag!r} is not allowed in a recipe")
 
 
+def _mark(file: str, at: Any) -> Mark:
+    return Mark(file, at.line + 1, at.column + 1)
+
+
+def _too_deep(mark: Mark) -> RecipeError:
+    return RecipeError(f"{mark}: nested over {MAX_DEPTH} levels deep")
+
+
 def _explain(err: yaml.YAMLError, file: str, text: str) -> str:
-    mark = getattr(err, "problem_mark", None) or getattr(err, "context_mark", None)
-    if mark is None:
-        return f"{file}: not YAML: {err}"
-    where = f"{file}:{mark.line + 1}:{mark.column + 1}"
-    lines = text.splitlines()
-    line = lines[mark.line] if mark.line < len(lines) else ""
+    if isinstance(err, yaml.reader.ReaderError):
+        before = text[: err.position].split("\n")
+        where = Mark(file, len(before), len(before[-1]) + 1)
+        return f"{where}: not YAML: character #x{err.character:04x} is not allowed"
+    at = err.problem_mark or err.context_mark
+    where = _mark(file, at)
+    line = "".join(text.splitlines()[at.line : at.line + 1])
     if re.search(r"(^|[\s:\[,-])\*", line) and isinstance(
         err, (yaml.scanner.ScannerError, yaml.composer.ComposerError)
     ):

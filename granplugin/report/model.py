@@ -6,13 +6,14 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 VERSION = 1
 
 # JSON has no infinity; an SQNR of equal outputs is one.
 Number = Annotated[
     float,
+    BeforeValidator(lambda x: float(x) if x in ("inf", "-inf", "nan") else x),
     PlainSerializer(lambda x: x if math.isfinite(x) else str(x), return_type=float | str),
 ]
 
@@ -105,6 +106,11 @@ class Agreement(Part):
     oracle_differs: int = Field(description="Values where ONNX Runtime is not the oracle's: 0.")
     modelopt_differs: int = Field(description="Values where modelopt rounds a tie the other way.")
     modelopt_worst_steps: float = Field(description="Largest such difference, in steps.")
+    network_samples: int = Field(description="Samples for the two figures below.")
+    network_agreement: float = Field(
+        description="Percent of samples that modelopt's network and ONNX Runtime class the same."
+    )
+    network_sqnr_db: Number = Field(description="Of ONNX Runtime's outputs against modelopt's.")
 
 
 class VariantResult(Part):

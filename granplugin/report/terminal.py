@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from granplugin.report.build import main_engine
-from granplugin.report.model import EngineResult, Override, Report, VariantResult
+from granplugin.report.model import EngineResult, Override, Ratio, Report, VariantResult
 
 WIDTH = 80
-_LISTED = 12
-"""Overrides of one rule that are listed one by one; more are counted."""
 
 
 def render(report: Report) -> Group:
@@ -126,23 +123,28 @@ def _reading(report: Report) -> Iterator[str]:
             f"The smallest drop that {report.evaluation_samples} samples can prove: "
             f"{report.smallest_provable_drop:.2f} points."
         )
-    yield from latency_sentences(report, shown)
+    yield from latency_lines(shown)
     yield from agreement_sentences(report)
 
 
-def latency_sentences(report: Report, shown: Sequence[VariantResult]) -> Iterator[str]:
-    """Each quantized variant's latency against fp32, with its interval."""
-    for variant in shown:
-        if variant.kind == "variant":
-            continue
-        ratios = [
-            f"batch {latency.batch} {latency.vs['fp32'].value:.2f}x "
-            f"[{latency.vs['fp32'].low:.2f}, {latency.vs['fp32'].high:.2f}]"
-            for latency in main_engine(variant).latency
-            if "fp32" in latency.vs
-        ]
-        if ratios:
-            yield f"latency of {variant.name} against fp32: {', '.join(ratios)}"
+def latency_lines(shown: Sequence[VariantResult]) -> Iterator[str]:
+    """Each variant's latency as a multiple of fp32's, with its interval."""
+    found = [(variant.name, main_engine(variant).latency) for variant in shown]
+    found = [(name, latency) for name, latency in found if latency and "fp32" in latency[0].vs]
+    if not found:
+        return
+    yield "latency as a multiple of fp32's (95 %; = no measurable difference):"
+    width = max(len(name) for name, _ in found)
+    for name, latencies in found:
+        ratios = [(latency.batch, latency.vs["fp32"]) for latency in latencies]
+        yield f"  {name:<{width}}  " + "  ".join(
+            f"batch {batch} {r.value:.2f} [{r.low:.2f}, {r.high:.2f}]{_same(r)}"
+            for batch, r in ratios
+        )
+
+
+def _same(ratio: Ratio) -> str:
+    return " =" if ratio.low <= 1 <= ratio.high else ""
 
 
 def agreement_sentences(report: Report) -> Iterator[str]:
@@ -161,18 +163,28 @@ def agreement_sentences(report: Report) -> Iterator[str]:
 def overrides(report: Report) -> Iterator[str]:
     """The sites where each recipe and variant leaves the defaults, by rule."""
     yield f"overrides of {report.defaults}:"
-    for (variant, rule, where), group in groupby(
-        report.overrides, key=lambda o: (o.variant, o.rule, o.where)
-    ):
-        found = list(group)
-        yield f"  {variant}  {rule} ({where})"
-        changes: dict[tuple[str, str, str], list[Override]] = {}
-        for override in found:
-            changes.setdefault((override.role, override.default, override.now), []).append(override)
+    by_rule: dict[tuple[str, str, str], dict[tuple[str, str, str], list[Override]]] = {}
+    for o in report.overrides:
+        changes = by_rule.setdefault((o.variant, o.rule, o.where), {})
+        changes.setdefault((o.role, o.default, o.now), []).append(o)
+    for (variant, rule, where), changes in by_rule.items():
+        yield f"  {variant}: {rule} ({where})"
         for (role, default, now), sites in changes.items():
-            names = ", ".join(o.layer for o in sites[:3])
-            more = f" and {len(sites) - 3} more" if len(sites) > 3 else ""
-            yield f"    {role}: {default} -> {now}  ({len(sites)}: {names}{more})"
-            floats = [o.layer for o in sites if o.ran == "float" and now != "float"]
+            head = f"    {role}: {default} -> {now}"
+            yield f"{head}, {_names([site.layer for site in sites], WIDTH - len(head) - 2)}"
+            floats = [site.layer for site in sites if site.ran == "float" and now != "float"]
             if floats:
-                yield f"      the engine ran {len(floats)} of these in float: {', '.join(floats[:3])}"
+                head = "      of these the engine ran in float: "
+                yield head + _names(floats, WIDTH - len(head))
+
+
+def _names(names: Sequence[str], width: int) -> str:
+    """As many names as fit, and how many more there are."""
+    if len(names) == 1:
+        return names[0]
+    for shown in range(min(len(names), 3), 0, -1):
+        more = len(names) - shown
+        text = ", ".join(names[:shown]) + (f" and {more} more" if more else "")
+        if len(text) <= width:
+            return text
+    return f"{len(names)} layers"
