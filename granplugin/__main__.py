@@ -6,7 +6,7 @@ tell; 70 our bug; 130 interrupted.
 
 from __future__ import annotations
 
-import logging
+import os
 import platform
 import sys
 import tempfile
@@ -22,10 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from granplugin import cli
 
     try:
-        return cli.call(sys.argv[1:] if argv is None else argv)
+        code = cli.call(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
     except UserError as err:
         print(err, file=sys.stderr)
-        logging.getLogger(__name__).debug("user error", exc_info=err)
         return 2
     except Unhonoured as err:
         print(f"not honoured: {err}", file=sys.stderr)
@@ -34,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted; the next run resumes here", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        sys.stderr.close()
+        # The reader of stdout has gone, as `head` does; Python would complain of it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as err:
         print(f"{_crashed(err)}", file=sys.stderr)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -15,7 +14,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 import granplugin
-from granplugin.errors import RecipeError, UserError
+from granplugin.errors import UserError
+from granplugin.progress import console
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -68,14 +68,19 @@ def options(
 ) -> None:
     """Options of every verb."""
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # where the log cannot be written, the run says so itself
     root = logging.getLogger()
     root.handlers.clear()
-    root.setLevel(logging.DEBUG)
+    root.setLevel(logging.INFO)
+    logging.getLogger("granplugin").setLevel(logging.DEBUG)
+    for chatty in ("onnxscript", "onnx_ir"):  # they print every node, several times
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     handler = RichHandler(
-        console=Console(stderr=True), show_time=False, show_path=False, show_level=False,
+        # The progress bars' console, so that lines go above the bar.
+        console=console, show_time=False, show_path=False, show_level=False,
         markup=False, highlighter=None,
     )  # fmt: skip
-    handler.setLevel(logging.INFO if verbose or sys.stderr.isatty() else logging.WARNING)
+    handler.setLevel(logging.INFO if verbose or console.is_terminal else logging.WARNING)
     handler.addFilter(lambda record: record.name.startswith("granplugin"))
     root.addHandler(handler)
 
@@ -90,7 +95,7 @@ def apply(recipes: Recipes, settings: Settings = None, out: Out = None, json_: J
     loaded = [load(path, settings or ()) for path in recipes]
     from granplugin.run_folder import open_run
 
-    with open_run(out or Path("runs") / loaded[0].recipe.name) as run, _log_file(run.path):
+    with open_run(out or Path("runs") / loaded[0].recipe.name) as run:
         from granplugin import pipeline
 
         report = pipeline.apply(loaded, run)
@@ -128,7 +133,7 @@ def plan(
         raise UserError(f"{recipe}: no variant is called {name!r}{did_you_mean(name, variants)}")
     from granplugin.run_folder import open_run
 
-    with open_run(out or Path("runs") / loaded.recipe.name) as run, _log_file(run.path):
+    with open_run(out or Path("runs") / loaded.recipe.name) as run:
         from granplugin import pipeline
         from granplugin.plan import why as story
 
@@ -136,8 +141,8 @@ def plan(
         jobs = pipeline.plan_jobs([loaded], source.layers)
         run.publish("plan.json", json.dumps(pipeline.plan_json(source, jobs), indent=1))
         layers = source.layers
-    title = loaded.recipe.name if name == RECIPE else name
-    found = next(job.plan for job in jobs if job.name == title and job.kind != "baseline")
+    plans = [job.plan for job in jobs if job.kind != "baseline"]
+    found = dict(zip(variants, plans, strict=True))[name]
     if modelopt:
         from granplugin.modelopt_bridge import config
 
@@ -215,20 +220,3 @@ def doctor(json_: Json = False) -> int:
     found = examination.examine()
     print(found.model_dump_json(indent=1) if json_ else "\n".join(examination.lines(found)))
     return 0 if not found.missing else 2
-
-
-@contextmanager
-def _log_file(folder: Path) -> Iterator[None]:
-    """Everything that is logged, chatter of libraries included, into the run folder."""
-    handler = logging.FileHandler(folder / "log.txt", mode="w", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    try:
-        yield
-    except RecipeError as err:
-        logging.getLogger(__name__).debug("refused", exc_info=err)
-        raise
-    finally:
-        root.removeHandler(handler)
-        handler.close()

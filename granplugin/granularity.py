@@ -193,7 +193,7 @@ def parse_granularity(value: Any) -> _Granularity:
 
 
 def _dump(granularity: _Granularity) -> Any:
-    parameters = granularity.model_dump(exclude_none=True)
+    parameters = granularity.model_dump(mode="json", exclude_none=True)
     return {granularity.kind: parameters} if parameters else granularity.kind
 
 

@@ -70,7 +70,7 @@ PRESETS: dict[str, Callable[[Layer], Decision]] = {
 
 
 def spelt_out(decision: Decision) -> Callable[[Layer], Decision]:
-    """Defaults written per role: what is not said is int8, per_tensor, max - for each role named."""
+    """Defaults written per role: what is not said of a role named is int8, per_tensor, max."""
     roles = {
         role: _PER_TENSOR.model_copy(update={k: v for k, v in given if v is not None})
         for role in ROLES

@@ -1,7 +1,8 @@
-"""A run's folder: one run at a time in it, files whole or not at all, stages reused by content."""
+"""A run's folder: one run at a time, files whole or not at all, stages reused by content."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -15,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from granplugin.errors import RunError
+from granplugin.errors import RunError, UserError
 from granplugin.recipe.schema import Recipe
 
 log = logging.getLogger(__name__)
@@ -78,9 +79,9 @@ class RunFolder:
     def publish(self, name: str, content: Path | str) -> Path:
         """Put a result in place: a cached file (linked or copied), or text."""
         path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(f".{path.name}.new")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, str):
                 scratch.write_text(content, encoding="utf-8")
             else:
@@ -101,25 +102,77 @@ class RunFolder:
 
 @contextmanager
 def open_run(path: Path) -> Iterator[RunFolder]:
-    """The run folder, made if missing and held against other runs.
+    """The run folder, made if missing and held against other runs; its log.txt tells all of it.
 
-    Raises RunError: not writable, or in use by another run.
+    A user's mistake leaves no folder that was not there before; only the log, if it has the
+    traceback of the user's own code. Raises RunError: not writable, full, or in use by another run.
     """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    log_file = path / "log.txt"
+    with _held(path) as run:
+        try:
+            with _full_disk_told(path), _logged(log_file):
+                yield run
+        except UserError as err:
+            told = log_file.exists() and "\nTraceback" in log_file.read_text("utf-8", "replace")
+            if made and not told:
+                shutil.rmtree(path, ignore_errors=True)
+                _remove_empty(made[1:])
+            elif made:
+                shutil.rmtree(run.cache, ignore_errors=True)
+            if told:
+                raise type(err)(f"{err}; traceback: {log_file}") from err
+            raise
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[RunFolder]:
     run = RunFolder(path)
-    fresh = not path.exists()
+    lock = FileLock(path / ".lock")
     try:
         run.cache.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / ".lock")
         lock.acquire(timeout=0)
     except Timeout:
         raise RunError(f"{path}: in use by another run; wait for it, or give --out") from None
     except OSError as err:
         raise RunError(f"{path}: cannot be used: {err.strerror or err}; give --out") from err
     try:
-        for left in run.cache.glob(".making-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        # What a killed run left half-written.
+        for left in (*run.cache.glob(".making-*"), *path.rglob(".*.new")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield run
     finally:
         lock.release()
-        if fresh and not any(run.cache.iterdir()) and not (path / "plan.json").exists():
-            shutil.rmtree(path, ignore_errors=True)  # nothing came of it
+
+
+@contextmanager
+def _full_disk_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        if err.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        raise RunError(f"{path}: cannot be written: {err.strerror}; give --out") from err
+
+
+@contextmanager
+def _logged(file: Path) -> Iterator[None]:
+    """Everything that is logged, chatter of libraries included."""
+    try:
+        handler = logging.FileHandler(file, mode="w", encoding="utf-8")
+    except OSError as err:
+        raise RunError(f"{file}: cannot be written: {err.strerror}; give --out") from err
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()

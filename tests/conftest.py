@@ -1,11 +1,18 @@
-"""What tests of the whole path share: one run of the quickstart."""
+"""What tests of the whole path share: main(argv), one run of the quickstart, and a tiny project."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 
 from granplugin.report.model import Report
 
@@ -14,34 +21,146 @@ RECIPES = ROOT / "recipes"
 
 
 @dataclass(frozen=True)
-class Applied:
-    """A finished run: its folder and report, and what was printed."""
+class Done:
+    """What one command line came to."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True)
+class Applied(Done):
+    """A finished run: also its folder and report."""
 
     folder: Path
     report: Report
-    stdout: str
-    stderr: str
-    code: int
 
 
-def run_main(*argv: str) -> tuple[int, str, str]:
-    """main(argv) in this process: exit code, stdout, stderr."""
-    import contextlib
-    import io
-
+def _main(*argv: object) -> Done:
     from granplugin.__main__ import main
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(word) for word in argv])
-    return code, out.getvalue(), err.getvalue()
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def main() -> Callable[..., Done]:
+    """main(argv) in this process."""
+    return _main
+
+
+@pytest.fixture(scope="session")
+def command() -> str:
+    """The installed command."""
+    return str(Path(sys.executable).with_name("granplugin"))
 
 
 @pytest.fixture(scope="session")
 def quickstart(tmp_path_factory) -> Applied:
     """`granplugin apply recipes/digits_mobilenet.yaml`."""
     folder = tmp_path_factory.mktemp("runs") / "digits_mobilenet"
-    recipe = RECIPES / "digits_mobilenet.yaml"
-    code, out, err = run_main("apply", recipe, "--out", folder)
+    done = _main("apply", RECIPES / "digits_mobilenet.yaml", "--out", folder)
+    assert (folder / "report.json").exists(), done.stderr
     report = Report.model_validate_json((folder / "report.json").read_text())
-    return Applied(folder, report, out, err, code)
+    return Applied(done.code, done.stdout, done.stderr, folder, report)
+
+
+NETS = '''
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+class Tiny(nn.Module):
+    """A convolution, a depthwise one, a classifier; channels of very different ranges."""
+
+    def __init__(self, classes=4):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+        self.depthwise_bn = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, classes)
+        with torch.no_grad():
+            for bn in (self.bn, self.depthwise_bn):
+                bn.weight.copy_(torch.logspace(-1, 1, 8))
+                bn.running_mean.normal_()
+                bn.running_var.uniform_(0.5, 2)
+
+    def forward(self, image):
+        x = self.bn(self.conv(image)).relu()
+        x = self.depthwise_bn(self.depthwise(x)).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def tiny(**args):
+    return Tiny(**args)
+'''
+
+
+class Project:
+    """A folder with a network, data and a recipe, small enough to apply in seconds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.write("nets.py", NETS)
+        rng = np.random.default_rng(0)
+        self.arrays = {
+            "images": rng.standard_normal((64, 1, 8, 8), np.float32),
+            "labels": rng.integers(0, 4, 64),
+        }
+        self.out = folder / "runs" / "recipe"
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.folder / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    def recipe(self, name: str = "recipe.yaml", **changes: Any) -> Path:
+        """Write the data and a recipe of it; a change of None leaves the key out."""
+        np.savez(self.folder / "data.npz", **self.arrays)
+        images = {"npz": "data.npz", "inputs": {"image": "images"}}
+        recipe = {
+            "version": 1,
+            "model": {"callable": "nets.py:tiny"},
+            "data": {
+                "calibration": images,
+                "evaluation": {**images, "labels": "labels"},
+                "batch_size": 16,
+            },
+            "metrics": ["top1", "agreement", "sqnr_db"],
+            "engines": ["onnxruntime"],
+            "baselines": ["fp32"],
+            **changes,
+        }
+        recipe = {key: value for key, value in recipe.items() if value is not None}
+        return self.write(name, yaml.safe_dump(recipe, sort_keys=False))
+
+    def apply(self, *argv: object) -> Done:
+        """Apply recipe.yaml, or the recipes and options given, in runs/recipe."""
+        return _main("apply", *(argv or [self.folder / "recipe.yaml"]), "--out", self.out)
+
+    def report(self) -> Report:
+        return Report.model_validate_json((self.out / "report.json").read_text())
+
+    def onnx(self, variant: str = "recipe") -> bytes:
+        return (self.out / "variants" / variant / "model.onnx").read_bytes()
+
+
+@pytest.fixture
+def project(tmp_path) -> Project:
+    return Project(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Project:
+    """A project that was applied once; tests leave it as it is."""
+    made = Project(tmp_path_factory.mktemp("tiny"))
+    made.recipe()
+    done = made.apply()
+    assert done.code == 0, done.stderr
+    return made

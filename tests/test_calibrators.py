@@ -50,7 +50,7 @@ def test_histograms_merge_exactly_whatever_the_split_and_the_order(x, data):
     np.testing.assert_array_equal(merged, histogram(x))
 
 
-@given(values, st.decimals(0.01, 100, places=2).map(float))
+@given(values, st.integers(1, 10_000).map(lambda n: n / 100))
 def test_percentile_is_numpys_rounded_up_to_a_bins_edge(x, percent):
     exact = np.percentile(np.abs(x).astype(np.float64), percent, method="inverted_cdf")
     found = percentile(histogram(x), largest(x), percent)
@@ -100,8 +100,9 @@ def entropy_by_definition(bins, levels):
             if bins[k]:
                 runs.setdefault(k * levels // i, []).append(k)
         for run in runs.values():
+            mean = sum(int(bins[k]) for k in run) / len(run)
             for k in run:
-                q[k] = sum(int(bins[j]) for j in run) / len(run)
+                q[k] = mean
         total_p, total_q = sum(p), sum(q)
         divergences[i] = 0.0 if total_q else math.inf
         for p_k, q_k in zip(p, q, strict=True):
@@ -112,16 +113,15 @@ def entropy_by_definition(bins, levels):
 
 
 @pytest.mark.parametrize(
-    "draw",
+    "draw, levels",
     [
-        lambda rng: rng.standard_normal(20_000),
-        lambda rng: np.maximum(rng.laplace(size=3_000), 0),
-        lambda rng: np.append(rng.standard_normal(5_000), 40),
-        lambda rng: np.full(500, 3.0),
+        (lambda rng: rng.standard_normal(20_000), 128),
+        (lambda rng: np.maximum(rng.laplace(size=3_000), 0), 8),
+        (lambda rng: np.append(rng.standard_normal(5_000), 40), 128),
+        (lambda rng: np.full(500, 3.0), 8),
     ],
     ids=["normal", "sparse", "outlier", "constant"],
 )
-@pytest.mark.parametrize("levels", [8, 128])
 def test_entropy_is_the_last_cut_with_the_least_divergence(draw, levels):
     x = draw(np.random.default_rng(1)).astype(np.float32)
     counts = histogram(x)
@@ -155,7 +155,7 @@ def test_amax_is_positive_and_never_above_the_largest_value(x, kind, name):
 
 def test_fewer_than_128_values_per_scale_are_refused_except_for_max():
     shape, block = (1, 8, 4, 4), (1, 1, 4, 4)
-    assert "16 values per scale" not in (refusal(Calibrator("max"), shape, block, 1) or "")
+    assert refusal(Calibrator("max"), shape, block, 1) is None
     assert "has 112; use max" in refusal(Calibrator("entropy"), shape, block, 7)
     assert refusal(Calibrator("entropy"), shape, block, 8) is None
     assert "percentile 99.9 needs" in refusal(Calibrator("percentile", 99.9), (8, 9), (1, 9))

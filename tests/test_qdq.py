@@ -435,6 +435,29 @@ def test_changed_blocks_are_unhonoured(tmp_path, granularity):
         read_back(path, rows, amax, weights)
 
 
+def test_reading_an_output_before_its_qdq_is_unhonoured(written):
+    path, rows, amax, weights = written
+    rows = [*rows, row_of("conv.output", (1, 4, 2, 2))]
+    amax |= {"conv.output": np.float32([[[[2.0]]]])}
+    save(insert(network()[0], rows, amax), path)
+    read_back(path, rows, amax, weights)
+    model = onnx.load(path)
+    model.graph.node.append(helper.make_node("Relu", ["c"], ["r"], "other/Relu"))
+    model.graph.output.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, ["n", 4, 2, 2]))
+    onnx.save(model, path)
+    with pytest.raises(Unhonoured, match="conv.output"):
+        read_back(path, rows, amax, weights)
+
+
+@pytest.mark.parametrize("block, scales", [((4, 1), 64), ((1, 8), 32), ((2, 8), 64), ((16, 1), 16)])
+def test_blocks_are_written_along_the_axis_that_takes_the_fewest_scales(tmp_path, block, scales):
+    model, constants = network()
+    row = row_of("q.weight", (16, 16), block=block)
+    save(insert(model, [row], network_amax([row], constants)), tmp_path / "model.onnx")
+    (scale,) = [t for t in onnx.load(tmp_path / "model.onnx").graph.initializer if "scale" in t.name]
+    assert np.prod(scale.dims) == scales
+
+
 # -- agreement ----------------------------------------------------------------------------------
 
 

@@ -52,7 +52,7 @@ def insert(model: ir.Model, rows: Sequence[Row], amax: Mapping[str, np.ndarray])
     return model
 
 
-def layout(row: Row, scale: np.ndarray) -> tuple[np.ndarray, dict[str, int], Shape | None]:
+def _layout(row: Row, scale: np.ndarray) -> tuple[np.ndarray, dict[str, int], Shape | None]:
     """How ONNX says a grid of scales: (scale, attributes, shape of the tensor without its batch).
 
     One scale is 0-D; scales along one axis are 1-D with `axis`. Others are, for a weight, blocks
@@ -91,7 +91,7 @@ class _Writer:
         """Put the row's Q/DQ in the marker's place."""
         x, fmt = marker.inputs[0], FORMATS[row.format]
         cells = scale_of(amax, fmt)
-        scale, attributes, flat = layout(row, cells)
+        scale, attributes, flat = _layout(row, cells)
         key = (row.format, scale.shape, scale.tobytes(), *attributes.items(), flat)
         if (x, key) not in self.done:
             make = functools.partial(self._node, marker, row.site)
@@ -109,7 +109,7 @@ class _Writer:
             self.done[x, key] = y
             self.done[y, key] = y  # quantizing again with the same scale changes nothing
         replace(marker.outputs[0], self.done[x, key])
-        self.graph.remove(marker, safe=True)
+        marker.graph.remove(marker, safe=True)
 
     def _node(
         self,

@@ -77,9 +77,10 @@ def read_back(
     for pair in unclaimed.values():
         raise Unhonoured(f"{pair.name}: quantized, and no row of the plan says so")
     for pair in graph.pairs:
-        # Behind an output's Q/DQ anything may read, behind an input's its layers alone.
-        for node in () if None in readers[pair.name] else graph.readers[pair.result]:
-            if _scope(node) not in readers[pair.name]:
+        # Anything may read an output behind its Q/DQ, but an input only the layers with a row.
+        allowed = readers[pair.name]
+        for node in graph.readers[pair.result]:
+            if None not in allowed and _scope(node) not in allowed:
                 raise Unhonoured(f"{node.name}: reads {pair.result}, and no row says so")
 
 

@@ -58,7 +58,8 @@ def _engine(report: Report, name: str, position: int) -> Iterator[str]:
     batches = [latency.batch for latency in first.latency]
     columns = ["variant"]
     for metric, value in first.metrics.items():
-        columns += [f"{metric} {value.unit}".strip(), f"{metric} against fp32"]
+        columns.append(f"{metric} {value.unit}".strip())
+        columns += [f"{metric} against fp32"] if "fp32" in value.vs else []
     columns += [f"ms, batch {batch}" for batch in batches]
     columns += [f"against fp32, batch {batch}" for batch in batches]
     columns += ["ONNX MB", "engine MB", "int8 layers", "scales"]
@@ -70,9 +71,11 @@ def _engine(report: Report, name: str, position: int) -> Iterator[str]:
     for variant in report.variants:
         result = variant.engines[position]
         cells = [variant.name]
-        for metric in first.metrics:
+        for metric, value in first.metrics.items():
             found = result.metrics.get(metric)
-            cells += [_value(found), _difference(found.vs.get("fp32")) if found else ""]
+            cells.append(_value(found))
+            if "fp32" in value.vs:
+                cells.append(_difference(found.vs.get("fp32")) if found else "")
         cells += [f"{x.median_ms:.3f} (p90 {x.p90_ms:.3f})" for x in result.latency]
         for latency in result.latency:
             ratio = latency.vs.get("fp32")

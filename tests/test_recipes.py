@@ -1,0 +1,38 @@
+"""Every recipe that ships plans and applies."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import RECIPES, run_main
+
+from granplugin.report.model import Report
+
+FEW = ["--set", "data.evaluation.samples=96", "--set", "data.calibration.samples=64"]
+SHIPPED = sorted(RECIPES.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", SHIPPED, ids=lambda path: path.stem)
+def test_every_recipe_is_good_and_plans(recipe, tmp_path):
+    code, _, err = run_main("check", recipe, "--out", tmp_path / "run")
+    assert code == 0, err
+    code, out, err = run_main("plan", recipe, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "sites quantized" in out
+    code, out, err = run_main("check", recipe, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "against 1" in out  # with the layers of that plan
+
+
+@pytest.mark.parametrize(
+    "recipe", [path for path in SHIPPED if path.stem != "digits_mobilenet"], ids=lambda p: p.stem
+)
+def test_every_recipe_applies(recipe, tmp_path):
+    code, _, err = run_main("apply", recipe, "--out", tmp_path / "run", *FEW)
+    assert code in (0, 1), err  # so few samples may miss a limit
+    report = Report.model_validate_json((tmp_path / "run/report.json").read_text())
+    for variant in report.variants:
+        assert variant.agreement is None or variant.agreement.oracle_differs == 0
+    by_name = {variant.name: variant.engines[0].metrics["top1"].value for variant in report.variants}
+    if recipe.stem == "granularity_table_mobilenet":
+        assert by_name["per_tensor-folded"] < 20
+        assert min(v for name, v in by_name.items() if name != "per_tensor-folded") > 90
