@@ -31,12 +31,12 @@ def resnet_50() -> PreTrainedModel:
     return _randomized(ResNetForImageClassification(ResNetConfig(num_labels=1000)))
 
 
-def images(samples: int, batch: int = 16) -> Iterator[np.ndarray]:
+def images(samples: int, batch: int = 16) -> Iterator[dict[str, np.ndarray]]:
     """Random images (batch, 3, 224, 224), float32, made as they are asked for."""
     for start in range(0, samples, batch):
         random = np.random.default_rng(start)
         shape = (min(batch, samples - start), 3, SIZE, SIZE)
-        yield random.standard_normal(shape, dtype=np.float32)
+        yield {"pixel_values": random.standard_normal(shape, dtype=np.float32)}
 
 
 def _randomized(model: PreTrainedModel) -> PreTrainedModel:

@@ -37,11 +37,11 @@ def _last_layers(loaded: Loaded, folder: Path) -> tuple[tuple[Layer, ...], str]:
     file = folder / "plan.json"
     try:
         last = json.loads(file.read_text(encoding="utf-8"))
+        if last["text_key"] != text_key(loaded.recipe):
+            return (), f" only: {file} is of another model"
+        layers = tuple(map(layer_from_json, last["layers"]))
     except FileNotFoundError:
         return (), f" only: no plan in {folder} yet"
-    except (OSError, ValueError):
-        return (), f" only: {file} cannot be read"
-    if last.get("text_key") != text_key(loaded.recipe):
-        return (), f" only: {file} is of another model"
-    layers = tuple(map(layer_from_json, last["layers"]))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return (), f" only: {file} cannot be read; run granplugin plan again"
     return layers, f", against {len(layers)} layers of {file}"

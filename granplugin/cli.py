@@ -45,11 +45,15 @@ def call(argv: Sequence[str]) -> int:
     command = typer.main.get_command(app)
     try:
         result = command.main(args=list(argv), prog_name="granplugin", standalone_mode=False)
-    except typer.Abort:
-        raise KeyboardInterrupt from None
+    except typer.Abort as err:  # typer's for ^C and, of all things, for an EOFError
+        raise err.__cause__ or KeyboardInterrupt from None
     except _UsageError as err:
         err.show()
         return err.exit_code
+    except SystemExit as err:  # typer's for a reader of stdout that went away
+        raise (err.__context__ if isinstance(err.__context__, BrokenPipeError) else err) from None
+    if result == 130:  # newer typers' for ^C
+        raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
 
 
@@ -143,18 +147,19 @@ def plan(
         layers = source.layers
     plans = [job.plan for job in jobs if job.kind != "baseline"]
     found = dict(zip(variants, plans, strict=True))[name]
+    from granplugin.report.verbs import PlanOutput, WhyOutput
+
     if modelopt:
         from granplugin.modelopt_bridge import config
 
         print(json.dumps(config(found.quantized), indent=1))
         return 0
     if why:
-        lines: Any = story(variants[name], layers, why)
-        print(json.dumps({"layer": why, "story": lines}) if json_ else "\n".join([why, *lines]))
+        output: Any = WhyOutput(layer=why, story=story(variants[name], layers, why))
+        told = output.model_dump_json(indent=1) if json_ else "\n".join([why, *output.story])
+        print(told)
         return 0
     if json_:
-        from granplugin.report.verbs import PlanOutput
-
         rows = [pipeline.row_json(row) for row in found.rows]
         rules = [
             {"rule": u.rule, "where": u.where, "matched": u.matched, "decides": u.decides}
@@ -191,7 +196,7 @@ def check(recipes: Recipes, settings: Settings = None, out: Out = None, json_: J
 
 @app.command()
 def schema(
-    what: Annotated[str, typer.Argument(help="recipe, report, plan, check or doctor")] = "recipe",
+    what: Annotated[str, typer.Argument(help="recipe, report, plan, why, check or doctor")] = "recipe",
 ) -> int:
     """JSON Schema of recipes (for editors), or of what a verb prints with --json."""
     from granplugin.recipe.schema import json_schema

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 import granplugin
 from granplugin import backends
-from granplugin.report.build import machine
+from granplugin.report import build
 from granplugin.report.verbs import DoctorOutput, EngineState
 
 
@@ -29,7 +29,7 @@ def examine() -> DoctorOutput:
         )
     return DoctorOutput(
         granplugin=granplugin.__version__,
-        machine=machine(),
+        machine=build.machine(),
         gpu=gpu(),
         engines=engines,
         missing=missing(),
@@ -70,12 +70,13 @@ def gpu() -> str | None:
 
 def lines(found: DoctorOutput) -> list[str]:
     """The same as text."""
+    machine = found.machine
     told = [
-        f"granplugin {found.granplugin}, Python {found.machine.python}, {found.machine.system}",
-        f"{found.machine.processor}, {found.machine.cores} cores; NVIDIA GPU: {found.gpu or 'none'}",
+        f"granplugin {found.granplugin}, Python {machine.python}, {machine.system}",
+        f"{machine.processor}, {machine.cores} cores; NVIDIA GPU: {found.gpu or 'none'}",
         "",
     ]
-    told += [f"{name:<18} {number}" for name, number in found.machine.packages.items()]
+    told += [f"{name:<18} {number}" for name, number in machine.packages.items()]
     told += [f"{name:<18} missing; pip install {name}" for name in found.missing]
     told.append("")
     for engine in found.engines:

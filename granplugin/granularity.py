@@ -295,5 +295,5 @@ def _batched(shape: Shape, role: Role = "input") -> str:
 
 def _nearest_divisors(length: int, part: int) -> str:
     divisors = [n for n in range(1, length + 1) if length % n == 0]
-    near = sorted(sorted(divisors, key=lambda n: abs(n - part))[:2])
+    near = [*[n for n in divisors if n < part][-1:], *[n for n in divisors if n > part][:1]]
     return "; " + " or ".join(map(str, near)) + " would"

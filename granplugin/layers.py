@@ -12,9 +12,7 @@ WEIGHTED = frozenset(
 ) | {"Linear"}
 NORMS = frozenset({"LayerNorm", *(f"InstanceNorm{rank}d" for rank in (1, 2, 3))})
 POOLS = frozenset(
-    f"{kind}Pool{rank}d"
-    for kind in ("Max", "Avg", "AdaptiveAvg")
-    for rank in (1, 2, 3)
+    f"{kind}Pool{rank}d" for kind in ("Max", "Avg", "AdaptiveAvg") for rank in (1, 2, 3)
 )
 BATCH_NORMS = frozenset(f"BatchNorm{rank}d" for rank in (1, 2, 3))
 PASSIVE = NORMS | POOLS | BATCH_NORMS | {"LeakyReLU"}
@@ -94,7 +92,5 @@ def layer_to_json(layer: Layer) -> dict[str, Any]:
 
 def layer_from_json(data: dict[str, Any]) -> Layer:
     """The inverse of layer_to_json."""
-    values = {
-        key: tuple(value) if key.endswith("_shape") else value for key, value in data.items()
-    }
+    values = {key: tuple(value) if key.endswith("_shape") else value for key, value in data.items()}
     return Layer(**{**values, "traits": frozenset(data.get("traits", ()))})

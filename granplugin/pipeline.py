@@ -450,7 +450,7 @@ def _values(
         with located(source.loaded, "data", "evaluation"):
             values[name] = metrics.METRICS[name].measure(outputs, reference, labels)
     if source.recipe.evaluate:
-        with module.open(engine) as runner:
+        with located(source.loaded, "evaluate"), module.open(engine) as runner:
             values |= user_metrics(source.recipe.evaluate, runner.run, source.evaluation)
     return values
 
@@ -464,25 +464,34 @@ def user_metrics(target: Any, predict: Any, data: Batches) -> dict[str, metrics.
         said = fn(predict, data)
     except UserError:
         raise
-    except Exception as err:
+    except (Exception, SystemExit) as err:
         raise blame(target, "evaluating", err, ModelError) from err
     if not isinstance(said, dict):
         raise ModelError(f"{target}: it must return a dict of metrics, not a {type(said).__name__}")
     per_sample = said.get("per_sample", {})
+    names = [name for name in said if name != "per_sample"]
+    if not names:
+        raise ModelError(f"{target}: it returned no metric")
+    if not isinstance(per_sample, dict) or (stray := [n for n in per_sample if n not in names]):
+        wrong = f"has {stray[0]!r}" if isinstance(per_sample, dict) else f"is {per_sample!r:.40}"
+        raise ModelError(f"{target}: per_sample {wrong}; it maps {', '.join(map(str, names))}")
     values = {}
-    for name, value in said.items():
-        if name == "per_sample":
-            continue
+    for name in names:
+        if name in metrics.METRICS or not isinstance(name, str):
+            raise ModelError(f"{target}: a metric of one's own cannot be called {name!r}")
         try:
             samples = np.asarray(per_sample[name], float) if name in per_sample else None
-            values[name] = metrics.Measured(float(value), samples)
+            values[name] = metrics.Measured(float(said[name]), samples)
         except (TypeError, ValueError):
-            raise ModelError(f"{target}: metric {name!r} is not a number: {value!r}") from None
-        if math.isnan(values[name].value):
+            raise ModelError(
+                f"{target}: metric {name!r} is not a number: {said[name]!r:.40}"
+            ) from None
+        if math.isnan(values[name].value) or (samples is not None and np.isnan(samples).any()):
             raise ModelError(f"{target}: metric {name!r} is NaN")
         if samples is not None and samples.shape != (data.samples,):
             raise ModelError(
-                f"{target}: per_sample {name!r} has shape {list(samples.shape)}, not [{data.samples}]"
+                f"{target}: per_sample {name!r} has shape {list(samples.shape)}, "
+                f"not [{data.samples}]"
             )
     return values
 

@@ -385,7 +385,7 @@ def _coarser(
     """The coarser granularity this one equals here, if any."""
     if not isinstance(granularity, PerTensor) and scales(shape, block) == 1:
         return "equals per_tensor here"
-    if isinstance(granularity, (PerTensor, PerChannel)) or channel_axis is None:
+    if isinstance(granularity, (PerTensor, PerChannel)) or channel_axis not in range(len(shape)):
         return None
     per_channel = PerChannel().block(shape, role, channel_axis)
     return "equals per_channel here" if grid(shape, per_channel) == grid(shape, block) else None

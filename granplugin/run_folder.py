@@ -114,7 +114,7 @@ def open_run(path: Path) -> Iterator[RunFolder]:
             with _full_disk_told(path), _logged(log_file):
                 yield run
         except UserError as err:
-            told = log_file.exists() and "\nTraceback" in log_file.read_text("utf-8", "replace")
+            told = log_file.is_file() and "\nTraceback" in log_file.read_text("utf-8", "replace")
             if made and not told:
                 shutil.rmtree(path, ignore_errors=True)
                 _remove_empty(made[1:])

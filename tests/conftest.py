@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -20,8 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(NamedTuple):
     """What one command line came to."""
 
     code: int
@@ -30,26 +29,24 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Applied(Done):
-    """A finished run: also its folder and report."""
+class Applied:
+    """A finished run: its folder and report, and what was printed."""
 
     folder: Path
     report: Report
+    stdout: str
+    stderr: str
+    code: int
 
 
-def _main(*argv: object) -> Done:
+def run_main(*argv: object) -> Done:
+    """main(argv) in this process."""
     from granplugin.__main__ import main
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(word) for word in argv])
     return Done(code, out.getvalue(), err.getvalue())
-
-
-@pytest.fixture(scope="session")
-def main() -> Callable[..., Done]:
-    """main(argv) in this process."""
-    return _main
 
 
 @pytest.fixture(scope="session")
@@ -62,10 +59,10 @@ def command() -> str:
 def quickstart(tmp_path_factory) -> Applied:
     """`granplugin apply recipes/digits_mobilenet.yaml`."""
     folder = tmp_path_factory.mktemp("runs") / "digits_mobilenet"
-    done = _main("apply", RECIPES / "digits_mobilenet.yaml", "--out", folder)
+    done = run_main("apply", RECIPES / "digits_mobilenet.yaml", "--out", folder)
     assert (folder / "report.json").exists(), done.stderr
     report = Report.model_validate_json((folder / "report.json").read_text())
-    return Applied(done.code, done.stdout, done.stderr, folder, report)
+    return Applied(folder, report, done.stdout, done.stderr, done.code)
 
 
 NETS = '''
@@ -142,7 +139,7 @@ class Project:
 
     def apply(self, *argv: object) -> Done:
         """Apply recipe.yaml, or the recipes and options given, in runs/recipe."""
-        return _main("apply", *(argv or [self.folder / "recipe.yaml"]), "--out", self.out)
+        return run_main("apply", *(argv or [self.folder / "recipe.yaml"]), "--out", self.out)
 
     def report(self) -> Report:
         return Report.model_validate_json((self.out / "report.json").read_text())
@@ -153,14 +150,21 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path) -> Project:
+    """A project that was never applied."""
     return Project(tmp_path)
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Project:
-    """A project that was applied once; tests leave it as it is."""
+def _tiny(tmp_path_factory) -> Path:
     made = Project(tmp_path_factory.mktemp("tiny"))
     made.recipe()
     done = made.apply()
     assert done.code == 0, done.stderr
-    return made
+    return made.folder
+
+
+@pytest.fixture
+def applied(_tiny, tmp_path) -> Project:
+    """A project that was applied once."""
+    shutil.copytree(_tiny, tmp_path, dirs_exist_ok=True)
+    return Project(tmp_path)

@@ -196,7 +196,7 @@ def test_an_exported_network_is_quantized_as_planned(net, tmp_path, bn, choice):
 
 
 def test_the_output_of_a_folded_layer_is_quantized_where_its_batch_norm_ended(net, tmp_path):
-    model, path = net
+    _, path = net
     row = row_of("conv.output", (1, 8, 8, 8), bn="fold", bn_name="conv_bn")
     save(
         insert(load_float(path), [row], {"conv.output": np.full(row.grid, 2.0, np.float32)}),

@@ -60,6 +60,7 @@ class Net(nn.Module):
         self.bn = nn.BatchNorm2d(8)
         self.add_module("a[0]*", nn.Linear(8 * 6 * 6, 16))
         self.add_module("a0b", nn.Linear(16, 4))
+        self.eval()
 
     def forward(self, x):
         x = torch.relu(self.bn(self.conv(x)))
@@ -241,6 +242,8 @@ def test_loading_the_same_amax_equals_quantizing(quantized):
     bridge.load_amax(converted, ROWS, grids)
     assert torch.equal(predict(converted), predict(quantized))
     assert [bridge.row_of(site) for site in bridge.sites_of(converted)] == ROWS
+    with pytest.raises(ModelError, match=r"conv: the plan folds bn into it"):
+        bridge.load_amax(converted, [replace(ROWS[0], bn="fold", bn_name="bn")], grids)
 
 
 SHAPE = (1, 4, 2, 6)
@@ -381,7 +384,7 @@ def test_quantizers_that_others_switched_on_are_not_overlooked(quantized):
 
 
 def test_a_large_plan_gives_the_same_model_without_an_entry_per_row(quantized, monkeypatch):
-    monkeypatch.setattr("granplugin.modelopt_bridge.config._MOST_ENTRIES", 2)
+    monkeypatch.setattr("granplugin.modelopt_bridge.quantize_config._MOST_ENTRIES", 2)
     config = bridge.config(ROWS)
     assert len(config["quant_cfg"]) == 1
     assert torch.equal(predict(mtq.quantize(Net(), config, forward_loop)), predict(quantized))

@@ -24,6 +24,7 @@ from granplugin.plan import Row
 
 FakeQuantize = Callable[[np.ndarray, Row, np.ndarray], np.ndarray]
 
+_Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 _MATRIX_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _VALUES_AT_ONCE = 2**25
 """Float values fetched from ONNX Runtime in one go: 128 MB."""
@@ -71,7 +72,7 @@ def read_back(
         for pair in _pairs_of(graph, row):
             unclaimed.pop(pair.name, None)
             readers[pair.name].add(row.layer if row.role != "output" else None)
-            _compare(graph, pair, row, scale_of(amax[row.site], FORMATS[row.format]))
+            _compare(pair, row, scale_of(amax[row.site], FORMATS[row.format]))
             if row.role == "weight":
                 _compare_stored(pair, row, amax[row.site], weights[row.layer])
     for pair in unclaimed.values():
@@ -149,7 +150,6 @@ class _Graph:
     """What leads where in an ONNX graph, and its Q/DQ pairs."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
-        self.nodes = list(graph.node)
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         self.outputs = {value.name for value in graph.output}
         self.producer = {name: node for node in graph.node for name in node.output}
@@ -185,15 +185,13 @@ class _Graph:
         source, result = (dq.input[0] if q is None else q.input[0]), dq.output[0]
         flat = sample = None
         before, after = self.producer.get(source), self.readers[result]
-        # one Reshape before and one after, to a constant shape with only the batch left open
-        if q is not None and before is not None and before.op_type == "Reshape":
-            if len(after) == 1 and after[0].op_type == "Reshape" and _scope(before) == _scope(q):
-                (open1, *flat), (open2, *sample) = (
-                    self.array(node.input[1]).tolist() for node in (before, after[0])
-                )
-                if (open1, open2) != (-1, -1) or result in self.outputs:
-                    raise Unhonoured(f"{q.name}: the Reshapes around it are not each other's")
-                source, result = before.input[0], after[0].output[0]
+        # A Reshape on either side, to a constant shape with only the batch left open.
+        around = [before, *after] if q is not None else []
+        if [n and n.op_type for n in around] == ["Reshape"] * 2 and _scope(before) == _scope(q):
+            (open1, *flat), (open2, *sample) = (self.array(n.input[1]).tolist() for n in around)
+            if (open1, open2) != (-1, -1) or result in self.outputs:
+                raise Unhonoured(f"{q.name}: the Reshapes around it are not each other's")
+            source, result = before.input[0], after[0].output[0]
         attributes = _ints(dq)
         return _Pair(
             name=dq.name,
@@ -207,9 +205,6 @@ class _Graph:
             flat=None if flat is None else tuple(flat),
             sample=None if sample is None else tuple(sample),
         )
-
-
-_Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 
 
 def _scope(node: onnx.NodeProto) -> str:
@@ -252,7 +247,7 @@ def _origin(graph: _Graph, name: str) -> str:
     return node.input[0] if node is not None and node.op_type == "Transpose" else name
 
 
-def _compare(graph: _Graph, pair: _Pair, row: Row, cells: np.ndarray) -> None:
+def _compare(pair: _Pair, row: Row, cells: np.ndarray) -> None:
     """Do the pair's type, zero point, axis, block and scales say what the row says?"""
     fmt, scale = FORMATS[row.format], pair.scale
 

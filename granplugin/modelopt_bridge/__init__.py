@@ -4,12 +4,12 @@ The only package that imports modelopt. Importing it registers the calibration m
 `mto.restore` cannot read a model that granplugin calibrated.
 """
 
-from granplugin.modelopt_bridge.config import config, row_of, site_of
-from granplugin.modelopt_bridge.markers import markers
+from granplugin.modelopt_bridge.chatter import quiet
+from granplugin.modelopt_bridge.marker import markers
 from granplugin.modelopt_bridge.mode import collect
 from granplugin.modelopt_bridge.observe import batches
+from granplugin.modelopt_bridge.quantize_config import config, row_of, site_of
 from granplugin.modelopt_bridge.quantizers import fake_quantize, load_amax, sites_of
-from granplugin.modelopt_bridge.quiet import quiet
 
 __all__ = [
     "batches",

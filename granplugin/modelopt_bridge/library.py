@@ -1,6 +1,6 @@
 """What granplugin takes from modelopt; nothing else imports modelopt."""
 
-from granplugin.modelopt_bridge.quiet import quiet
+from granplugin.modelopt_bridge.chatter import quiet
 
 with quiet():
     import modelopt.torch.opt as mto

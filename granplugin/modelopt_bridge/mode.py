@@ -5,17 +5,16 @@ modelopt records mode and sites in the model's state: `mto.save` and `mto.restor
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
-from granplugin.errors import DataError, ModelError
-from granplugin.layers import BATCH_NORMS
-from granplugin.modelopt_bridge.config import METHOD, config, row_of
+from granplugin.errors import DataError
+from granplugin.modelopt_bridge.chatter import quiet
 from granplugin.modelopt_bridge.library import (
     BaseCalibrateModeDescriptor,
     CalibrateModeRegistry,
@@ -24,16 +23,14 @@ from granplugin.modelopt_bridge.library import (
     mtq,
 )
 from granplugin.modelopt_bridge.observe import ForwardLoop, observe
-from granplugin.modelopt_bridge.quantizers import set_quantizers
-from granplugin.modelopt_bridge.quiet import quiet
+from granplugin.modelopt_bridge.quantize_config import METHOD, config, row_of
+from granplugin.modelopt_bridge.quantizers import refuse_unfolded, set_quantizers
 from granplugin.plan import Row
 from granplugin.statistics import Need, Statistics, find_amax, needs_of
 
-log = logging.getLogger(__name__)
-
 
 class CalibrationConfig(QuantizeAlgorithmConfig):
-    """The sites to quantize, as config.site_of writes them."""
+    """The sites to quantize, as site_of writes them."""
 
     method: Literal["granplugin"] = ModeloptField(METHOD)
     sites: list[dict[str, Any]] = ModeloptField(
@@ -59,7 +56,7 @@ def calibrate(
     statistics = Statistics({}, {}, 0)
     if forward_loop is not None:
         statistics = observe(model, needs, forward_loop)
-    amax = {row.site: find_amax(row, statistics, weight_of(model, row)) for row in rows}
+    amax = {row.site: find_amax(row, statistics, _weight_of(model, row)) for row in rows}
     set_quantizers(model, rows, amax)
 
 
@@ -91,20 +88,7 @@ def collect(
     return model, seen[0]
 
 
-def refuse_unfolded(model: nn.Module, rows: Iterable[Row]) -> None:
-    """ModelError where a row counts on a folded batch norm that `model` still has."""
-    modules = dict(model.named_modules())
-    for row in rows:
-        # modelopt names its classes after the original's: QuantBatchNorm2d.
-        kind = type(modules.get(row.bn_name)).__name__.removeprefix("Quant")
-        if row.bn == "fold" and kind in BATCH_NORMS:
-            raise ModelError(
-                f"{row.layer}: the plan folds {row.bn_name} into it and the model has not; call "
-                "granplugin.prepare(model, recipe, example) before mtq.quantize"
-            )
-
-
-def weight_of(model: nn.Module, row: Row) -> Any:
+def _weight_of(model: nn.Module, row: Row) -> np.ndarray | None:
     """The row's weight as float32 numpy, None for an input or output."""
     if row.role != "weight":
         return None

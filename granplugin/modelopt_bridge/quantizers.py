@@ -12,17 +12,18 @@ from torch import nn
 
 from granplugin.errors import ModelError
 from granplugin.granularity import Shape, expand
-from granplugin.modelopt_bridge.config import (
+from granplugin.layers import BATCH_NORMS
+from granplugin.modelopt_bridge.library import (
+    ModeloptStateManager,
+    QuantizerAttributeConfig,
+    TensorQuantizer,
+)
+from granplugin.modelopt_bridge.quantize_config import (
     METHOD,
     attributes,
     quantizer_name,
     row_of,
     site_of,
-)
-from granplugin.modelopt_bridge.library import (
-    ModeloptStateManager,
-    QuantizerAttributeConfig,
-    TensorQuantizer,
 )
 from granplugin.plan import Row
 
@@ -37,11 +38,7 @@ def set_quantizers(
     A site whose amax is None stays float; those are counted and logged. What is in no row stays
     float too. Raises ModelError where modelopt has no quantizer for a row.
     """
-    quantizers = {
-        name: module
-        for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, TensorQuantizer)
-    }
+    quantizers = _quantizers(model)
     for quantizer in quantizers.values():
         _forget(quantizer)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -67,9 +64,23 @@ def set_quantizers(
         )
 
 
+def refuse_unfolded(model: nn.Module, rows: Iterable[Row]) -> None:
+    """ModelError where a row counts on a folded batch norm that `model` still has."""
+    modules = dict(model.named_modules())
+    for row in rows:
+        # modelopt names its classes after the original's: QuantBatchNorm2d.
+        kind = type(modules.get(row.bn_name)).__name__.removeprefix("Quant")
+        if row.bn == "fold" and kind in BATCH_NORMS:
+            raise ModelError(
+                f"{row.layer}: the plan folds {row.bn_name} into it and the model has not; call "
+                "granplugin.prepare(model, recipe, example) first"
+            )
+
+
 def load_amax(model: nn.Module, rows: Iterable[Row], amax: Mapping[str, np.ndarray | None]) -> None:
     """set_quantizers, recorded: `sites_of` and `mto.save` then speak of these rows."""
     rows = [row for row in rows if row.quantized]
+    refuse_unfolded(model, rows)
     set_quantizers(model, rows, amax)
     _record(model)["sites"] = [site_of(row) for row in rows]
 
@@ -77,16 +88,12 @@ def load_amax(model: nn.Module, rows: Iterable[Row], amax: Mapping[str, np.ndarr
 def sites_of(model: nn.Module) -> list[dict[str, Any]]:
     """What the granplugin mode was last configured with, also after `mto.restore`.
 
-    Each is config.site_of's dict, and "grid": the amax in its quantizer as a float32 array of the
+    Each is site_of's dict, and "grid": the amax in its quantizer as a float32 array of the
     grid's shape, None where that quantizer is off. Raises ModelError for a model that granplugin
     did not quantize, or one with other quantizers switched on.
     """
     sites = [dict(site) for site in _record(model)["sites"]]
-    quantizers = {
-        name: module
-        for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, TensorQuantizer)
-    }
+    quantizers = _quantizers(model)
     ours = {site["quantizer"] for site in sites}
     foreign = [n for n, q in quantizers.items() if q.is_enabled and n not in ours]
     if foreign:
@@ -106,6 +113,14 @@ def fake_quantize(x: np.ndarray, row: Row, amax: np.ndarray) -> np.ndarray:
     _set(quantizer, row, amax, torch.device("cpu"))
     with torch.no_grad():
         return quantizer(torch.from_numpy(np.ascontiguousarray(x))).numpy()
+
+
+def _quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
+    return {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, TensorQuantizer)
+    }
 
 
 def _set(quantizer: TensorQuantizer, row: Row, amax: np.ndarray, device: torch.device) -> None:

@@ -25,6 +25,7 @@ from granplugin.recipe.source import (
     merge,
     parse_value,
     read_document,
+    rule_marks,
     subtree,
 )
 from granplugin.suggest import did_you_mean
@@ -90,7 +91,7 @@ def load_variants(loaded: Loaded) -> dict[str, Loaded]:
             marks = subtree(loaded.document, inside, ())
             document = _set(document, key, value, marks, loaded.mark(*inside))
         dropped = {
-            _rule_index(document.value.get("rules", ()), rule_id, loaded.mark(*at, "drop", index))
+            _rule_index(_rules(document), rule_id, loaded.mark(*at, "drop", index))
             for index, rule_id in enumerate(variant.drop)
         }
         document = _rules_but(document, dropped)
@@ -197,18 +198,24 @@ def _key(holder: Any, at: Location, part: str, mark: Mark) -> str | int:
     return _rule_index(holder, part, mark)
 
 
-def _rules_but(document: Document, dropped: Collection[int]) -> Document:
+def _rules(document: Document) -> list[Any]:
     rules = document.value.get("rules", [])
+    if not isinstance(rules, list):
+        raise document.error(("rules",), _SAID["list_type"])
+    return rules
+
+
+def _rules_but(document: Document, dropped: Collection[int]) -> Document:
+    rules = _rules(document)
     kept = [n for n in range(len(rules)) if n not in dropped]
-    marks = {loc: m for loc, m in document.marks.items() if loc[:1] != ("rules",) or len(loc) == 1}
-    for new, old in enumerate(kept):
-        marks |= subtree(document, ("rules", old), ("rules", new))
+    others = {at: m for at, m in document.marks.items() if at[:1] != ("rules",) or len(at) == 1}
+    marks = others | rule_marks(document, {old: new for new, old in enumerate(kept)})
     value = {**document.value, "rules": [rules[n] for n in kept]}
     return Document(value, marks, document.folder)
 
 
 def _append_rule(document: Document, source: Document, at: Location) -> Document:
-    rules = [*document.value.get("rules", []), get(source.value, at)]
+    rules = [*_rules(document), get(source.value, at)]
     marks = {("rules",): document.mark(()), **document.marks}
     marks |= subtree(source, at, ("rules", len(rules) - 1))
     return Document({**document.value, "rules": rules}, marks, document.folder)
@@ -218,8 +225,9 @@ def _rule_index(rules: Sequence[Any], name: str, mark: Mark) -> int:
     ids = [rule.get("id") if isinstance(rule, dict) else None for rule in rules]
     if name in ids:
         return ids.index(name)
-    if name.isdigit() and 1 <= int(name) <= len(rules):
-        return int(name) - 1
+    numbers = [str(number) for number in range(1, len(rules) + 1)]
+    if name in numbers:
+        return numbers.index(name)
     known = [i for i in ids if i]
     hint = did_you_mean(name, known) if known else "; no rule here has an id"
     raise RecipeError(f"{mark}: no rule has the id {name!r}{hint}")

@@ -73,4 +73,4 @@ def _globbed(names: Sequence[str], wanted: str) -> list[str]:
         for name in names
         if len(name.split(".")) == len(parts)
     }
-    return sorted(globbed) + list(names)
+    return list(dict.fromkeys([*sorted(globbed), *names]))

@@ -160,9 +160,7 @@ class FolderSource(Strict):
     resize: int | None = Field(default=None, ge=1, description="Length of the shorter side.")
     crop: int | None = Field(default=None, ge=1, description="Side of the centre crop.")
     mean: list[float] = Field(default=[0.0, 0.0, 0.0], description="Subtracted, per channel.")
-    std: list[Annotated[float, Field(gt=0)]] = Field(
-        default=[1.0, 1.0, 1.0], description="Divided by, per channel."
-    )
+    std: list[float] = Field(default=[1.0, 1.0, 1.0], description="Divided by, per channel.")
     grayscale: bool = Field(default=False, description="One channel instead of three.")
     samples: Samples
 
@@ -344,11 +342,11 @@ def _names(value: Any) -> Any:
     return _words(value)
 
 
-def list_of(item: Any, validator: Any = _words) -> Any:
+def list_of(item: Any, validator: Any = _words, least: int = 1) -> Any:
     """A list, or one item alone."""
     return Annotated[
         list[item],
-        Field(min_length=1),
+        Field(min_length=least),
         BeforeValidator(validator, json_schema_input_type=list[item] | item),
     ]
 
@@ -440,7 +438,7 @@ class StatisticsSpec(Strict):
 class Variant(Strict):
     """What one variant changes."""
 
-    drop: list_of(str) = Field(default=[], description="Rules to leave out, by id.")
+    drop: list_of(str, least=0) = Field(default=[], description="Rules to leave out, by id.")
     set: dict[str, Any] = Field(
         default={}, description="Keys to change: `rules.<id>.weight: per_tensor`, `defaults: ...`."
     )
@@ -464,7 +462,7 @@ class Recipe(Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
         default="", description="Names the run folder runs/<name>; default: the file's name."
     )
-    extends: list_of(File) = Field(
+    extends: list_of(File, least=0) = Field(
         default=[], description="Recipes whose keys and rules come before this one's, in order."
     )
     model: ModelSpec = Field(description="Where the network comes from.")

@@ -117,8 +117,7 @@ def _merge(base: Document, own: Document, at: Location) -> tuple[Any, dict[Locat
     marks = {at: own.mark(at)}
     if at == ("rules",) and isinstance(left, list) and isinstance(right, list):
         marks |= subtree(base, at, at)
-        for index in range(len(right)):
-            marks |= subtree(own, (*at, index), (*at, len(left) + index))
+        marks |= rule_marks(own, {index: len(left) + index for index in range(len(right))})
         return [*left, *right], marks
     whole = at in _WHOLE or at[:-1] == ("variants",)
     if whole or not (isinstance(left, dict) and isinstance(right, dict)):
@@ -148,6 +147,15 @@ def subtree(document: Document, at: Location, to: Location) -> dict[Location, Ma
         to + location[len(at) :]: mark
         for location, mark in document.marks.items()
         if location[: len(at)] == at
+    }
+
+
+def rule_marks(document: Document, places: Mapping[int, int]) -> dict[Location, Mark]:
+    """The marks of the rules in `places`, moved from the old position to the new."""
+    return {
+        ("rules", places[at[1]], *at[2:]): mark
+        for at, mark in document.marks.items()
+        if at[:1] == ("rules",) and len(at) > 1 and at[1] in places
     }
 
 

@@ -48,6 +48,14 @@ class PlanOutput(Part):
     notes: list[str]
 
 
+class WhyOutput(Part):
+    """`granplugin plan --why LAYER --json`."""
+
+    version: int = 1
+    layer: str
+    story: list[str]
+
+
 class CheckedRecipe(Part):
     recipe: str
     ok: bool
@@ -81,4 +89,9 @@ class DoctorOutput(Part):
     missing: list[str] = Field(description="Packages granplugin needs that are not installed.")
 
 
-OUTPUTS: dict[str, Any] = {"plan": PlanOutput, "check": CheckOutput, "doctor": DoctorOutput}
+OUTPUTS: dict[str, Any] = {
+    "plan": PlanOutput,
+    "why": WhyOutput,
+    "check": CheckOutput,
+    "doctor": DoctorOutput,
+}

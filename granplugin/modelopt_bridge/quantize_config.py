@@ -18,7 +18,7 @@ from granplugin.plan import Row
 
 NUM_BITS = {"int8": 8, "int4": 4, "fp8": (4, 3)}
 METHOD = "granplugin"
-_MOST_ENTRIES = 1000
+_MOST_ENTRIES = 500
 """modelopt matches every entry with every module: 4,000 take two minutes. Beyond this many the
 calibration mode alone sets the quantizers, from the same sites."""
 

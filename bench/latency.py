@@ -1,0 +1,102 @@
+"""INT8 against FP32 on OpenVINO at batch 1, and against what modelopt itself exports.
+
+    python bench/latency.py
+
+Full-width networks at 224. The configurations of one network are timed in turns. "modelopt's own"
+is mtq.quantize with INT8_DEFAULT_CFG and modelopt's exporter, torch.onnx.export(dynamo=False);
+modelopt@0.47 is the same configuration, planned and written by granplugin.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import modelopt.torch.quantization as mtq
+import numpy as np
+import torch
+from measure import HERE, Figure, main, of_latency, of_ratio
+
+from granplugin.backends import openvino
+from granplugin.modelopt_bridge import quiet
+from granplugin.pipeline import FP32, Source, build_variant, calibrate, plan_jobs
+from granplugin.recipe.load import load
+from granplugin.run_folder import RunFolder, open_run
+from granplugin.timing import measure_interleaved, ratio
+
+GOALS = {"mobilenet_v2": 0.65, "resnet_50": 0.40}
+OURS, OWN = "modelopt@0.47", "modelopt's own export"
+HELD = ("tensorrt@11", OURS)
+
+
+def measure(rounds: int) -> Sequence[Figure]:
+    figures = []
+    for network, goal in GOALS.items():
+        with tempfile.TemporaryDirectory() as folder, open_run(Path(folder) / "run") as run:
+            figures += time_network(network, goal, run, rounds)
+    return figures
+
+
+def time_network(network: str, goal: float, run: RunFolder, rounds: int) -> list[Figure]:
+    source = Source(load(HERE / f"{network}.yaml"), run)
+    image = {name: array[:1] for name, array in next(iter(source.calibration)).items()}
+    own = run.cache / "own.onnx"
+    export_own(source, image, own)
+    files = write_variants(source) | {OWN: own}
+    with ExitStack() as stack:
+        calls: dict[str, Callable[[], object]] = {}
+        int8 = {}
+        for name, onnx in files.items():
+            engine = openvino.build(onnx, run.cache / f"engine-{name}")
+            ran = [layer.precision for layer in openvino.layers(engine)]
+            int8[name] = f"{ran.count('int8')} of {len(ran)} layers in INT8"
+            runner = stack.enter_context(openvino.open(engine, batch=1))
+            calls[name] = partial(runner.run, image)
+        found = measure_interleaved(calls, warmup=10, rounds=rounds, inner=3)
+    figures = [of_latency(f"{network}: {FP32}", found[FP32], "ms")]
+    figures += [
+        of_ratio(
+            f"{network}: {name} / {FP32}",
+            ratio(found[name], found[FP32]),
+            goal=goal if name in HELD else None,
+            note=int8[name],
+        )
+        for name in files
+        if name != FP32
+    ]
+    against = ratio(found[OURS], found[OWN])
+    return [*figures, of_ratio(f"{network}: {OURS} / {OWN}", against, goal=1.0)]
+
+
+def write_variants(source: Source) -> dict[str, Path]:
+    jobs = plan_jobs([source.loaded], source.layers)
+    float_onnx, statistics = calibrate(source, jobs)
+    return {job.name: build_variant(source, job, float_onnx, statistics).onnx for job in jobs}
+
+
+def export_own(source: Source, image: dict[str, np.ndarray], path: Path) -> None:
+    """INT8_DEFAULT_CFG, calibrated on the same data, through modelopt's exporter."""
+    model = copy.deepcopy(source.model)
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = mtq.quantize(model, mtq.INT8_DEFAULT_CFG, source.forward_loop)
+        model.config.return_dict = False
+        torch.onnx.export(
+            model,
+            tuple(map(torch.from_numpy, image.values())),
+            path,
+            dynamo=False,
+            opset_version=20,
+            input_names=list(image),
+            output_names=["logits"],
+            dynamic_axes={name: {0: "batch"} for name in image},
+        )
+
+
+if __name__ == "__main__":
+    main(__doc__, measure, rounds=40)

@@ -1,0 +1,78 @@
+"""From rules to a Q/DQ file: planning 10,000 layers, inserting into MobileNetV2, and file sizes.
+
+    python bench/plan.py
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from measure import HERE, Figure, main, of_latency
+
+from granplugin.graph.files import load_float, save
+from granplugin.graph.qdq import insert
+from granplugin.layers import Layer
+from granplugin.pipeline import FP32, Source, build_variant, calibrate, plan_jobs
+from granplugin.plan import make_plan
+from granplugin.recipe.load import load
+from granplugin.run_folder import RunFolder, open_run
+from granplugin.timing import measure_interleaved
+
+LAYERS = 10_000
+PARTS = ("attention.q", "attention.k", "attention.v", "attention.out", "mlp.down")
+PRESET = "tensorrt@11"
+SIZE_GOALS = {"bench/mobilenet_v2.yaml": 0.30, "recipes/digits_mobilenet.yaml": 0.35}
+
+
+def measure(rounds: int) -> Sequence[Figure]:
+    figures = [plan_many(rounds)]
+    for recipe, goal in SIZE_GOALS.items():
+        with tempfile.TemporaryDirectory() as folder, open_run(Path(folder) / "run") as run:
+            figures += write(HERE.parent / recipe, run, goal, rounds)
+    return figures
+
+
+def plan_many(rounds: int) -> Figure:
+    layers = [
+        Layer(
+            name=f"blocks.{i // len(PARTS)}.{PARTS[i % len(PARTS)]}",
+            type="Linear",
+            input_shape=(1, 197, 384),
+            output_shape=(1, 197, 384),
+            weight_shape=(384, 384),
+            traits=frozenset({"last"} if i == LAYERS - 1 else ()),
+            input_id=i,
+            output_id=i + 1,
+        )
+        for i in range(LAYERS)
+    ]
+    call = {"plan": lambda: make_plan(load(HERE / "many_layers.yaml"), layers)}
+    found = measure_interleaved(call, warmup=1, rounds=rounds)["plan"]
+    return of_latency(f"load a recipe of 6 rules, plan {LAYERS:,} layers", found, goal=1)
+
+
+def write(recipe: Path, run: RunFolder, goal: float, rounds: int) -> list[Figure]:
+    loaded = load(recipe)
+    source = Source(loaded, run)
+    jobs = [job for job in plan_jobs([loaded], source.layers) if job.name in (FP32, PRESET)]
+    float_onnx, statistics = calibrate(source, jobs)
+    fp32, int8 = (build_variant(source, job, float_onnx, statistics) for job in jobs)
+    size = int8.onnx.stat().st_size / fp32.onnx.stat().st_size
+    megabytes = f"{int8.onnx.stat().st_size / 1e6:.2f} of {fp32.onnx.stat().st_size / 1e6:.2f} MB"
+    figures = [Figure(f"{recipe.stem}: ONNX, INT8 / FP32", size, "x", goal=goal, note=megabytes)]
+    if recipe.parent == HERE:
+        out = run.cache / "inserted.onnx"
+
+        def write_qdq() -> None:
+            save(insert(load_float(float_onnx), int8.job.rows, int8.amax), out)
+
+        found = measure_interleaved({"qdq": write_qdq}, warmup=1, rounds=rounds)["qdq"]
+        name = f"{recipe.stem}: load the float model, insert Q/DQ, save"
+        figures.append(of_latency(name, found, goal=0.3, note=f"{len(int8.job.rows)} rows"))
+    return figures
+
+
+if __name__ == "__main__":
+    main(__doc__, measure, rounds=15)

@@ -1,0 +1,131 @@
+"""check: what it says of good and bad recipes, and that it needs no framework to say it."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from granplugin.check import check_recipe
+from granplugin.layers import Layer, layer_to_json
+from granplugin.recipe.load import load
+from granplugin.run_folder import text_key
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+HEAVY = {"torch", "modelopt", "onnx", "onnx_ir", "onnxruntime", "openvino", "tensorrt",
+         "tensorrt_rtx", "transformers"}  # fmt: skip
+NET = [
+    Layer("conv", "Conv2d", input_shape=(1, 3, 8, 8), output_shape=(1, 8, 8, 8),
+          weight_shape=(8, 3, 3, 3)),
+]  # fmt: skip
+TEXT = """\
+version: 1
+model: {callable: net.py:net}
+data: {calibration: {callable: net.py:data}}
+rules:
+  - {match: conv, weight: per_tensor}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text("# a network")
+    Path("r.yaml").write_text(TEXT)
+    return tmp_path
+
+
+def planned(layers=NET):
+    """As if `granplugin plan r.yaml` had been run."""
+    run = Path("runs/r")
+    run.mkdir(parents=True, exist_ok=True)
+    plan = {"text_key": text_key(load(Path("r.yaml")).recipe),
+            "layers": [layer_to_json(layer) for layer in layers]}  # fmt: skip
+    (run / "plan.json").write_text(json.dumps(plan))
+
+
+def check(text=None):
+    if text:
+        Path("r.yaml").write_text(text)
+    return check_recipe(Path("r.yaml"), (), None)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_the_recipes_that_ship_are_good(path, tmp_path):
+    found = check_recipe(path, (), tmp_path / "none")
+    assert found.ok and found.checked == "text"
+
+
+def test_without_a_plan_the_text_alone_is_checked(folder):
+    found = check(TEXT.replace("match: conv", "match: cnv"))
+    assert found.ok and found.checked == "text" and "no plan in runs/r yet" in found.why
+    assert not Path("runs").exists()
+
+
+def test_with_a_plan_of_this_model_the_rules_are_checked_too(folder):
+    planned()
+    found = check()
+    assert found.ok and found.checked == "text and its rules"
+    found = check(TEXT.replace("match: conv", "match: cnv"))
+    assert not found.ok and found.checked == "text and its rules"
+    assert list(found.errors) == ["r.yaml:5:6: 'cnv' matches no layer; nearest: 'conv'"]
+
+
+def test_the_rules_of_variants_are_checked_too(folder):
+    planned()
+    found = check(TEXT + "variants: {v: {rules: [{match: nowhere, bn: fold}]}}")
+    assert list(found.errors) == ["r.yaml:6:25: 'nowhere' matches no layer"]
+
+
+def test_a_plan_of_another_model_is_not_used(folder):
+    planned()
+    Path("net.py").write_text("# another network")
+    found = check(TEXT.replace("match: conv", "match: cnv"))
+    assert found.ok and found.checked == "text" and "of another model" in found.why
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "null", '{"text_key": 1}', "{"])
+def test_a_broken_plan_is_not_used(folder, content):
+    planned()
+    Path("runs/r/plan.json").write_text(content)
+    found = check()
+    assert found.ok and found.checked == "text" and found.why
+
+
+@pytest.mark.parametrize(
+    "layers", [None, [{}], ["conv"], [{"name": "conv", "type": "Conv2d", "new": 1}], 3]
+)
+def test_a_plan_that_another_version_wrote_is_not_used(folder, layers):
+    planned()
+    plan = json.loads(Path("runs/r/plan.json").read_text())
+    Path("runs/r/plan.json").write_text(json.dumps({**plan, "layers": layers}))
+    found = check()
+    assert found.ok and found.checked == "text" and "cannot be read" in found.why
+
+
+def test_every_mistake_is_one_error(folder):
+    found = check(TEXT + "metrics: [top2]\ndevice: 3\n")
+    assert len(found.errors) == 2 and not found.ok
+    assert all(error.startswith("r.yaml:") for error in found.errors)
+
+
+def test_layers_are_kept_whole(folder):
+    layer = dataclasses.replace(
+        NET[0], traits=frozenset({"first", "grouped"}), spread=1.5, groups=2
+    )
+    planned([layer])
+    assert check().ok
+
+
+@pytest.mark.parametrize("argv", [["check", str(RECIPES[0])], ["--help"], ["schema"]])
+def test_the_answer_needs_no_framework(argv, tmp_path):
+    code = (
+        "import sys; from granplugin.__main__ import main; code = main(sys.argv[1:]); "
+        f"print(sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True,
+                          cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0 and done.stdout
+    assert done.stderr.strip().endswith("[]")
