@@ -23,10 +23,10 @@ from measure import HERE, Figure, main, of_latency, of_ratio, run
 from granplugin import modelopt_bridge
 from granplugin.calibrators import Calibrator
 from granplugin.modelopt_bridge.observe import observe
-from granplugin.pipeline import Source
 from granplugin.plan import Row, preset_plan
 from granplugin.recipe.load import load
 from granplugin.run_folder import open_run
+from granplugin.session import Session
 from granplugin.statistics import find_amax, needs_of
 from granplugin.timing import measure_interleaved, ratio
 
@@ -63,13 +63,15 @@ def time_network(network: str, samples: int, rounds: int) -> list[Figure]:
     return [
         of_latency(f"{network}: bare forward passes", found["bare"], note=inputs),
         of_ratio(f"{network}: max / bare", ratio(found["max"], found["bare"]), goal=1.5),
-        of_ratio(f"{network}: every calibrator / bare", ratio(found["every"], found["bare"]), goal=3),
+        of_ratio(
+            f"{network}: every calibrator / bare", ratio(found["every"], found["bare"]), goal=3
+        ),
     ]
 
 
 def open_source(network: str, samples: int, run_folder: object) -> Source:
     settings = [f"data.calibration.args.samples={samples}"]
-    return Source(load(HERE / f"{network}.yaml", settings), run_folder)
+    return Session(load(HERE / f"{network}.yaml", settings), run_folder)
 
 
 def input_rows(source: Source) -> list[Row]:

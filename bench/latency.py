@@ -24,10 +24,11 @@ from measure import HERE, Figure, main, of_latency, of_ratio
 
 from granplugin.backends import openvino
 from granplugin.modelopt_bridge import quiet
-from granplugin.pipeline import FP32, Source, build_variant, calibrate, plan_jobs
 from granplugin.recipe.load import load
 from granplugin.run_folder import RunFolder, open_run
+from granplugin.session import Session
 from granplugin.timing import measure_interleaved, ratio
+from granplugin.variants import FP32, build_variant, calibrate, plan_jobs
 
 GOALS = {"mobilenet_v2": 0.65, "resnet_50": 0.40}
 OURS, OWN = "modelopt@0.47", "modelopt's own export"
@@ -43,7 +44,7 @@ def measure(rounds: int) -> Sequence[Figure]:
 
 
 def time_network(network: str, goal: float, run: RunFolder, rounds: int) -> list[Figure]:
-    source = Source(load(HERE / f"{network}.yaml"), run)
+    source = Session(load(HERE / f"{network}.yaml"), run)
     image = {name: array[:1] for name, array in next(iter(source.calibration)).items()}
     own = run.cache / "own.onnx"
     export_own(source, image, own)

@@ -75,7 +75,10 @@ def main(doc: str, measure: Callable[[int], Sequence[Figure]], rounds: int) -> N
     print(text)
     if args.save:
         (HERE / "results").mkdir(exist_ok=True)
-        result = {"machine": about, "figures": [asdict(f) | {"verdict": f.verdict} for f in figures]}
+        result = {
+            "machine": about,
+            "figures": [asdict(f) | {"verdict": f.verdict} for f in figures],
+        }
         (HERE / "results" / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
         (HERE / "results" / f"{name}.txt").write_text(text + "\n")
 
@@ -135,4 +138,3 @@ def run(command: Sequence[object]) -> str:
     if done.returncode not in (0, 1, 4):
         raise SystemExit(f"{shlex.join(map(str, command))}\n{done.stdout}{done.stderr}")
     return done.stdout
-

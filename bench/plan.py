@@ -1,6 +1,6 @@
 """From rules to a Q/DQ file: planning 10,000 layers, inserting into MobileNetV2, and file sizes.
 
-    python bench/plan.py
+python bench/plan.py
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from measure import HERE, Figure, main, of_latency
 from granplugin.graph.files import load_float, save
 from granplugin.graph.qdq import insert
 from granplugin.layers import Layer
-from granplugin.pipeline import FP32, Source, build_variant, calibrate, plan_jobs
 from granplugin.plan import make_plan
 from granplugin.recipe.load import load
 from granplugin.run_folder import RunFolder, open_run
+from granplugin.session import Session
 from granplugin.timing import measure_interleaved
+from granplugin.variants import FP32, build_variant, calibrate, plan_jobs
 
 LAYERS = 10_000
 PARTS = ("attention.q", "attention.k", "attention.v", "attention.out", "mlp.down")
@@ -55,7 +56,7 @@ def plan_many(rounds: int) -> Figure:
 
 def write(recipe: Path, run: RunFolder, goal: float, rounds: int) -> list[Figure]:
     loaded = load(recipe)
-    source = Source(loaded, run)
+    source = Session(loaded, run)
     jobs = [job for job in plan_jobs([loaded], source.layers) if job.name in (FP32, PRESET)]
     float_onnx, statistics = calibrate(source, jobs)
     fp32, int8 = (build_variant(source, job, float_onnx, statistics) for job in jobs)

@@ -1,6 +1,6 @@
 """How long the command takes to answer: --help and check, beside an empty Python.
 
-    python bench/startup.py
+python bench/startup.py
 """
 
 from __future__ import annotations

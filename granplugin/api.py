@@ -37,8 +37,8 @@ def prepare(model: nn.Module, recipe: str | Path | Loaded, example: Example) -> 
     forward. Outputs on it are compared before and after. Call it before mtq.quantize. Raises
     RecipeError where the recipe does not fit the model, ModelError where folding would change it.
     """
-    if hasattr(model, "modelopt_state") or any("Quant" in type(m).__name__ for m in model.modules()):
-        raise ModelError("the model is quantized already; call granplugin.prepare before mtq.quantize")
+    if any(type(module).__name__ == "TensorQuantizer" for module in model.modules()):
+        raise ModelError("the model has quantizers; call granplugin.prepare before mtq.quantize")
     traced = trace(model, example)
     plan = make_plan(_loaded(recipe), traced.layers)
     fold_batch_norms(model, traced, plan.folded, example)

@@ -138,15 +138,19 @@ def plan(
     from granplugin.run_folder import open_run
 
     with open_run(out or Path("runs") / loaded.recipe.name) as run:
-        from granplugin import pipeline
         from granplugin.plan import why as story
+        from granplugin.plan_file import plan_file
+        from granplugin.session import Session
+        from granplugin.variants import plan_jobs
 
-        source = pipeline.Source(loaded, run)
-        jobs = pipeline.plan_jobs([loaded], source.layers)
-        run.publish("plan.json", json.dumps(pipeline.plan_json(source, jobs), indent=1))
-        layers = source.layers
+        session = Session(loaded, run)
+        jobs = plan_jobs([loaded], session.layers)
+        plans = {job.name: job.plan for job in jobs}
+        run.publish("plan.json", plan_file(session.key, session.text_key, session.layers, plans))
+        layers = session.layers
     plans = [job.plan for job in jobs if job.kind != "baseline"]
     found = dict(zip(variants, plans, strict=True))[name]
+    from granplugin.plan_file import row_json
     from granplugin.report.verbs import PlanOutput, WhyOutput
 
     if modelopt:
@@ -160,7 +164,7 @@ def plan(
         print(told)
         return 0
     if json_:
-        rows = [pipeline.row_json(row) for row in found.rows]
+        rows = [row_json(row) for row in found.rows]
         rules = [
             {"rule": u.rule, "where": u.where, "matched": u.matched, "decides": u.decides}
             for u in found.uses
@@ -196,7 +200,9 @@ def check(recipes: Recipes, settings: Settings = None, out: Out = None, json_: J
 
 @app.command()
 def schema(
-    what: Annotated[str, typer.Argument(help="recipe, report, plan, why, check or doctor")] = "recipe",
+    what: Annotated[
+        str, typer.Argument(help="recipe, report, plan, why, check or doctor")
+    ] = "recipe",
 ) -> int:
     """JSON Schema of recipes (for editors), or of what a verb prints with --json."""
     from granplugin.recipe.schema import json_schema

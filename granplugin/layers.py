@@ -33,6 +33,7 @@ class Layer:
     batch norm that can be folded into it. `spread` is the largest over the median of the weight's
     output-channel ranges, with that batch norm folded. `calls` counts uses in one forward pass.
     `input_id` and `output_id` number the tensors: layers that read the same tensor share it.
+    `varying` tells that calls see different shapes, of which the first's are here.
     `unusable` says why its quantizers would have no effect.
     """
 
@@ -48,6 +49,7 @@ class Layer:
     spread: float | None = None
     input_id: int | None = None
     output_id: int | None = None
+    varying: bool = False
     unusable: str | None = None
 
     @property
@@ -86,7 +88,7 @@ def layer_to_json(layer: Layer) -> dict[str, Any]:
     return {
         f.name: sorted(value) if isinstance(value, frozenset) else value
         for f in fields(layer)
-        if (value := getattr(layer, f.name)) not in (None, frozenset())
+        if (value := getattr(layer, f.name)) is not None and value is not False and value != set()
     }
 
 

@@ -247,6 +247,7 @@ class _Planner:
             at = settled.source(role, "granularity")
             try:
                 block = granularity.block(shape, role, layer.channel_axis(role))
+                _check_varying(layer, role, block)
             except DoesNotApply as err:
                 raise self._error(at, role, "granularity", f"{layer.name!r}: {err}") from err
             calibrator = settled.value(role, "calibrator") or Calibrator()
@@ -377,6 +378,14 @@ class _Settled:
 
     def source(self, role: str, key: str) -> int:
         return self.values.get((role, key), (None, PRESET))[1]
+
+
+def _check_varying(layer: Layer, role: Role, block: Shape) -> None:
+    cells = grid(layer.shape(role), block)
+    channels = layer.channel_axis(role)
+    if layer.varying and role != "weight":
+        if any(count > 1 and axis != channels for axis, count in enumerate(cells)):
+            raise DoesNotApply("its calls see different shapes; use per_tensor or per_channel")
 
 
 def _coarser(

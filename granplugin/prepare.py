@@ -68,9 +68,7 @@ def _fold(model: nn.Module, layer: str, bn_name: str) -> Callable[[], None]:
     old = module.weight, module.bias
     places = [(m, key) for m in model.modules() for key, child in m._modules.items() if child is bn]
     module.weight, module.bias = (
-        nn.Parameter(
-            torch.from_numpy(values).to(module.weight.device), module.weight.requires_grad
-        )
+        nn.Parameter(torch.from_numpy(values).to(module.weight.device), module.weight.requires_grad)
         for values in folded(module, bn)
     )
     identity = nn.Identity().train(bn.training)

@@ -88,14 +88,15 @@ class RunFolder:
                 scratch.unlink(missing_ok=True)
                 shutil.copyfile(content, scratch)
             os.replace(scratch, path)
+            self.used |= {path, path.parent}
         except OSError as err:
             scratch.unlink(missing_ok=True)
             raise RunError(f"{path}: cannot be written: {err.strerror or err}") from err
         return path
 
     def forget_unused(self) -> None:
-        """Delete what this run did not use, so the folder does not grow."""
-        for path in self.cache.iterdir():
+        """Delete what this run neither used nor published, so the folder does not grow."""
+        for path in (*self.cache.iterdir(), *self.path.glob("variants/*")):
             if path not in self.used:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 

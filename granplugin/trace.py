@@ -13,7 +13,7 @@ import inspect
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -43,15 +43,13 @@ class Traced:
 
     `layers` are in the order of their first call, those that never run at the end. `batch_norms`
     maps a layer to the batch norm that can be folded into it. `inputs` and `outputs` map names to
-    shapes with 1 on axis 0 (the batch). `varying` names the layers whose calls see different
-    shapes; theirs are those of the first call, and only scales that every call can use fit them.
+    shapes with 1 on axis 0 (the batch).
     """
 
     layers: tuple[Layer, ...]
     batch_norms: dict[str, str]
     inputs: dict[str, Shape]
     outputs: dict[str, Shape]
-    varying: frozenset[str] = frozenset()
 
 
 def trace(model: nn.Module, example: Example) -> Traced:
@@ -92,9 +90,7 @@ def trace(model: nn.Module, example: Example) -> Traced:
     hooks = []
     try:
         for name, module in modules.items():
-            hooks.append(
-                module.register_forward_pre_hook(partial(before, name), with_kwargs=True)
-            )
+            hooks.append(module.register_forward_pre_hook(partial(before, name), with_kwargs=True))
             hooks.append(module.register_forward_hook(partial(after, name)))
         given = copied(example)
         inputs = named_inputs(model, given)
@@ -144,6 +140,7 @@ def trace(model: nn.Module, example: Example) -> Traced:
                 output_id=first.output,
                 traits=frozenset(traits),
                 bn=found.get(name),
+                varying=len({(c.input_shape, c.output_shape) for c in seen}) > 1,
             )
         )
     log.info("%d layers, %d with a batch norm that can be folded", len(layers), len(found))
@@ -152,29 +149,33 @@ def trace(model: nn.Module, example: Example) -> Traced:
         batch_norms=found,
         inputs={name: batched_shape(tensor) for name, tensor in inputs.items()},
         outputs={name: batched_shape(tensor) for name, tensor in outputs.items()},
-        varying=frozenset(
-            name
-            for name, seen in calls.items()
-            if len({(c.input_shape, c.output_shape) for c in seen}) > 1
-        ),
     )
 
 
-def call(
-    model: nn.Module, example: Example, within: AbstractContextManager = nullcontext()
-) -> Any:
-    """The model's output for one batch, in eval mode, without gradients, inside a context; the
-    training flags are put back.
-
-    Raises ModelError with what forward raised.
-    """
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients, and every layer called; all as it was afterwards."""
     training = {module: module.training for module in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
     model.eval()
     # One fused kernel for an nn.TransformerEncoderLayer reads its weights and calls no layer.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), within:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def call(model: nn.Module, example: Example, within: AbstractContextManager = nullcontext()) -> Any:
+    """The model's output for one batch, `evaluating`, inside a context.
+
+    Raises ModelError with what forward raised.
+    """
+    try:
+        with evaluating(model), within:
             if isinstance(example, Mapping):
                 return model(**example)
             return model(*example) if isinstance(example, tuple) else model(example)
@@ -182,10 +183,6 @@ def call(
         raise
     except Exception as err:
         raise ModelError(f"the model's forward raised {type(err).__name__}: {err}") from err
-    finally:
-        for module, flag in training.items():
-            module.training = flag
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def flatten_outputs(output: Any) -> dict[str, Tensor]:
@@ -294,9 +291,7 @@ class _Values(TorchFunctionMode):
             return result  # a shape, a flag, or the very tensor that was given
         # Whatever shares the changed storage is read and written too.
         touched = [
-            tensor_id
-            for tensor in changed
-            for tensor_id in self._on_storage[_storage(tensor)]
+            tensor_id for tensor in changed for tensor_id in self._on_storage[_storage(tensor)]
         ]
         reads = tuple(dict.fromkeys([*reads, *(self._current[i] for i in touched)]))
         data = any(self.data[number] for number in reads)
@@ -439,7 +434,12 @@ def folded(module: nn.Module, bn: nn.Module) -> tuple[np.ndarray, np.ndarray]:
     weight, bias, gamma, beta, mean, var = (
         None if tensor is None else tensor.detach().cpu().numpy()
         for tensor in (
-            module.weight, module.bias, bn.weight, bn.bias, bn.running_mean, bn.running_var
+            module.weight,
+            module.bias,
+            bn.weight,
+            bn.bias,
+            bn.running_mean,
+            bn.running_var,
         )
     )
     groups = getattr(module, "groups", 1)

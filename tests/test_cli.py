@@ -217,9 +217,7 @@ def test_no_color_and_a_terminal(applied, command):
         parent, child = pty.openpty()
         environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", **more}
         environment.pop("NO_COLOR", None) if not more else None
-        process = subprocess.Popen(
-            [command, "--help"], stdout=child, stderr=child, env=environment
-        )
+        process = subprocess.Popen([command, "--help"], stdout=child, stderr=child, env=environment)
         os.close(child)
         told = b""
         try:

@@ -358,3 +358,11 @@ def test_no_layer_brings_a_traceback(folder, layers, granularity, role, calibrat
         make_plan(recipe, layers)
     except RecipeError as err:
         assert str(err).startswith("r.yaml:") and len(str(err).splitlines()) == 1
+
+
+def test_a_layer_whose_calls_see_different_shapes_takes_what_fits_them_all(recipe):
+    layers = [conv("head", varying=True)]
+    for granularity in ("per_tensor", "per_channel"):
+        plan_of([{"match": "head", "input": granularity}], layers)
+    said = refused([{"match": "head", "input": "per_element"}], layers)
+    assert "its calls see different shapes" in said

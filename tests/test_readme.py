@@ -52,7 +52,9 @@ def test_the_quickstart_recovers_what_coarse_weights_lose(quickstart):
 
 def test_the_script_writes_the_quickstarts_network(clone, quickstart):
     (script,) = blocks("python")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     written = onnx.load(clone / "mobilenet_int8.onnx").graph
     applied = onnx.load(quickstart.folder / "variants/digits_mobilenet/model.onnx").graph
@@ -61,7 +63,9 @@ def test_the_script_writes_the_quickstarts_network(clone, quickstart):
 
 def test_the_recipes_in_the_readme_are_good(clone):
     recipe, variants = blocks("yaml")
-    text = recipe.replace(": networks.py", ": recipes/networks.py").replace(": weights/", ": recipes/weights/")
+    text = recipe.replace(": networks.py", ": recipes/networks.py").replace(
+        ": weights/", ": recipes/weights/"
+    )
     text = text.replace("npz: data/", "npz: recipes/data/")
     path = clone / "recipe.yaml"
     path.write_text(text + variants)

@@ -32,7 +32,9 @@ def test_every_recipe_applies(recipe, tmp_path):
     report = Report.model_validate_json((tmp_path / "run/report.json").read_text())
     for variant in report.variants:
         assert variant.agreement is None or variant.agreement.oracle_differs == 0
-    by_name = {variant.name: variant.engines[0].metrics["top1"].value for variant in report.variants}
+    by_name = {
+        variant.name: variant.engines[0].metrics["top1"].value for variant in report.variants
+    }
     if recipe.stem == "granularity_table_mobilenet":
         assert by_name["per_tensor-folded"] < 20
         assert min(v for name, v in by_name.items() if name != "per_tensor-folded") > 90

@@ -19,7 +19,7 @@ from onnx_ir.passes import common as passes
 from granplugin.errors import ModelError
 from granplugin.graph.edit import unique
 from granplugin.graph.files import save
-from granplugin.trace import flatten_outputs, named_inputs
+from granplugin.trace import evaluating, flatten_outputs, named_inputs
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +44,9 @@ def export_float(
         names[:] = output_names or named
         return tuple(named.values())
 
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     hook = model.register_forward_hook(flat)
     try:
-        with torch.no_grad(), _chatter_to_log():
+        with evaluating(model), _chatter_to_log():
             program = torch.onnx.export(
                 model,
                 args,
@@ -66,8 +64,6 @@ def export_float(
         ) from error
     finally:
         hook.remove()
-        for module in training:
-            module.training = True
     exported = program.model
     inputs, outputs = exported.graph.inputs, exported.graph.outputs
     named = [*named_inputs(model, example), *names]

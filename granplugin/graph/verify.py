@@ -298,9 +298,7 @@ def _compare_stored(pair: _Pair, row: Row, amax: np.ndarray, weight: np.ndarray)
         raise Unhonoured(f"{row.site}: {wrong} of {expected.size} stored values are wrong")
 
 
-def _chunks(
-    found: Sequence[tuple[Row, _Pair]], batch: int
-) -> Iterator[list[tuple[Row, _Pair]]]:
+def _chunks(found: Sequence[tuple[Row, _Pair]], batch: int) -> Iterator[list[tuple[Row, _Pair]]]:
     """Sites whose tensors fit in memory together."""
     chunk, held = [], 0
     for row, pair in found:

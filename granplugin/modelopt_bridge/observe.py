@@ -17,6 +17,7 @@ from granplugin.calibrators import BINS, FIRST, SHIFT
 from granplugin.errors import DataError, ModelError
 from granplugin.modelopt_bridge.library import TensorQuantizer
 from granplugin.statistics import Need, Statistics
+from granplugin.trace import evaluating
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def observe(model: nn.Module, needs: Iterable[Need], forward_loop: ForwardLoop) 
             hooks.append(_quantizer(model, site).register_forward_pre_hook(watch(site)))
         for quantizer in enabled:
             quantizer.disable()
-        with torch.no_grad():
+        with evaluating(model):
             forward_loop(model)
     finally:
         for hook in hooks:

@@ -34,7 +34,7 @@ _PACKAGES = ("nvidia-modelopt", "torch", "numpy", "onnx", "onnxruntime", "openvi
 
 def make_report(
     recipes: Sequence[Loaded],
-    source: Any,
+    session: Any,
     built: Sequence[Any],
     results: Mapping[tuple[str, str], Any],
     latencies: Mapping[tuple[str, str, int], timing.Latency],
@@ -44,14 +44,14 @@ def make_report(
     baselines = [each.job.name for each in built if each.job.kind == "baseline"]
     variants = [_variant(each, recipe, baselines, results, latencies) for each in built]
     preset = _preset(recipes[0])
-    defaults = preset_plan(preset, source.layers, recipes[0])
+    defaults = preset_plan(preset, session.layers, recipes[0])
     overrides = [
         override
         for each, result in zip(built, variants, strict=True)
         if each.job.kind != "baseline"
         for override in _overrides(each.job, defaults, result)
     ]
-    evaluation = source.evaluation
+    evaluation = session.evaluation
     drops = [m for m in recipe.metrics if metrics.METRICS[m].kind == "proportion"]
     return Report(
         granplugin=granplugin.__version__,
@@ -61,7 +61,7 @@ def make_report(
         seconds=round(time.time() - _STARTED, 1),
         machine=machine(),
         defaults=preset,
-        calibration_samples=source.calibration.samples,
+        calibration_samples=session.calibration.samples,
         evaluation_samples=evaluation.samples,
         evaluated_on="evaluation" if recipe.data.evaluation else "calibration",
         batch_size=recipe.data.batch_size,

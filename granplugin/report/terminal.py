@@ -83,7 +83,8 @@ def _against(engine: EngineResult, metric: str | None) -> Text:
     found = engine.metrics.get(metric) if metric else None
     interval = found.vs.get("fp32") if found else None
     if interval is None:
-        return Text("-")
+        own = found and found.low is not None
+        return Text(f"[{found.low:.2f}, {found.high:.2f}]" if own else "-")
     style = {"worse": "red", "better": "green"}.get(interval.verdict, "")
     if interval.low is None:
         return Text(f"{interval.value:+.2f}", style=style)
@@ -155,7 +156,7 @@ def agreement_sentences(report: Report) -> Iterator[str]:
         differs = sum(a.oracle_differs for a in checked)
         modelopt = sum(a.modelopt_differs for a in checked)
         yield (
-            f"Agreement over {values / 1e6:.1f} M values: ONNX Runtime differs from the numpy "
+            f"Agreement over {values:,} values: ONNX Runtime differs from the numpy "
             f"oracle in {differs}, modelopt in {modelopt} (rounding ties)."
         )
 

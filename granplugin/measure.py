@@ -1,0 +1,205 @@
+"""Variants on engines: their outputs on the evaluation data, metrics and latencies."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from granplugin import backends, metrics
+from granplugin.backends.base import Engine, LayerPrecision
+from granplugin.data import Batches
+from granplugin.errors import ModelError, UserError
+from granplugin.models import blame, resolve
+from granplugin.progress import track
+from granplugin.recipe.load import Loaded
+from granplugin.recipe.schema import Target
+from granplugin.run_folder import content_key
+from granplugin.session import Session, located
+from granplugin.timing import Latency, measure_interleaved
+from granplugin.variants import FP32, Built
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A variant on one engine: outputs of all evaluation samples, and what the engine is."""
+
+    engine: Engine
+    outputs: Mapping[str, np.ndarray]
+    values: Mapping[str, metrics.Measured]
+    layers: tuple[LayerPrecision, ...]
+
+
+def open_backends(loaded: Loaded) -> dict[str, ModuleType]:
+    """The backends of the recipe's engines; RecipeError for one that is not installed."""
+    found = {}
+    for index, name in enumerate(loaded.recipe.engines):
+        module = backends.load(name)
+        reason = module.unavailable()
+        if reason:
+            raise loaded.error(("engines", index), f"engine {name} cannot be used: {reason}")
+        found[name] = module
+    return found
+
+
+def check_data(session: Session) -> None:
+    """Refuse metrics that need labels where there are none, before anything is computed."""
+    labelled = session.evaluation.labels() is not None
+    for index, name in enumerate(session.recipe.metrics):
+        if metrics.METRICS[name].needs_labels and not labelled:
+            raise session.loaded.error(
+                ("metrics", index),
+                f"{name} needs labels and the evaluation data has none; name them in "
+                "data.evaluation.labels, or measure agreement and sqnr_db",
+            )
+
+
+def measure(
+    session: Session, built: Sequence[Built], engines: Mapping[str, ModuleType]
+) -> dict[tuple[str, str], Measured]:
+    """(variant, engine) -> what came out on all evaluation samples."""
+    work = [(name, module, each) for name, module in engines.items() for each in built]
+    results: dict[tuple[str, str], Measured] = {}
+    for name, module, each in track(work, "measuring accuracy"):
+        engine = build_engine(session, each, module)
+        outputs = _outputs(session, each, engine, module)
+        reference = outputs if each.job.name == FP32 else results[FP32, name].outputs
+        values = _values(session, each, engine, module, outputs, reference)
+        results[each.job.name, name] = Measured(engine, outputs, values, module.layers(engine))
+    return results
+
+
+def build_engine(session: Session, built: Built, module: ModuleType) -> Engine:
+    """The backend's engine of a variant, kept by the ONNX file's content."""
+    folder = session.run.cache / f"engine-{built.onnx.stem}-{module.name}"
+    session.run.used.add(folder)
+    return module.build(built.onnx, folder)
+
+
+def _outputs(
+    session: Session, built: Built, engine: Engine, module: ModuleType
+) -> dict[str, np.ndarray]:
+    def run_all(path: Path) -> None:
+        with module.open(engine) as runner:
+            batches = [runner.run(batch) for batch in session.evaluation]
+        outputs = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+        metrics.check_finite(outputs, f"{built.job.name} on {engine.backend}: output")
+        np.savez(path, **outputs)
+
+    key = content_key(
+        built.onnx.name, module.name, engine.version, session.evaluation.key(),
+        session.recipe.data.batch_size,
+    )  # fmt: skip
+    with np.load(session.run.made("outputs", key, ".npz", run_all)) as arrays:
+        return dict(arrays)
+
+
+def _values(
+    session: Session,
+    built: Built,
+    engine: Engine,
+    module: ModuleType,
+    outputs: Mapping[str, np.ndarray],
+    reference: Mapping[str, np.ndarray],
+) -> dict[str, metrics.Measured]:
+    labels = session.evaluation.labels()
+    values = {}
+    for name in session.recipe.metrics:
+        if built.job.name == FP32 and metrics.METRICS[name].needs_reference:
+            continue
+        with located(session.loaded, "data", "evaluation"):
+            values[name] = metrics.METRICS[name].measure(outputs, reference, labels)
+    if session.recipe.evaluate:
+        with located(session.loaded, "evaluate"), module.open(engine) as runner:
+            values |= user_metrics(session.recipe.evaluate, runner.run, session.evaluation)
+    return values
+
+
+def user_metrics(target: Target, predict: Callable, data: Batches) -> dict[str, metrics.Measured]:
+    """What the user's `evaluate` says: metric -> value, and its per-sample values where given."""
+    fn = resolve(target)
+    try:
+        said = fn(predict, data)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as err:
+        raise blame(target, "evaluating", err, ModelError) from err
+    if not isinstance(said, dict):
+        raise ModelError(f"{target}: it must return a dict of metrics, not a {type(said).__name__}")
+    per_sample = said.get("per_sample", {})
+    names = [name for name in said if name != "per_sample"]
+    if not names:
+        raise ModelError(f"{target}: it returned no metric")
+    if not isinstance(per_sample, dict) or (stray := [n for n in per_sample if n not in names]):
+        wrong = f"has {stray[0]!r}" if isinstance(per_sample, dict) else f"is {per_sample!r:.40}"
+        raise ModelError(f"{target}: per_sample {wrong}; it maps {', '.join(map(str, names))}")
+    values = {}
+    for name in names:
+        if name in metrics.METRICS or not isinstance(name, str):
+            raise ModelError(f"{target}: a metric of one's own cannot be called {name!r}")
+        try:
+            samples = np.asarray(per_sample[name], float) if name in per_sample else None
+            values[name] = metrics.Measured(float(said[name]), samples)
+        except (TypeError, ValueError):
+            raise ModelError(
+                f"{target}: metric {name!r} is not a number: {said[name]!r:.40}"
+            ) from None
+        if math.isnan(values[name].value) or (samples is not None and np.isnan(samples).any()):
+            raise ModelError(f"{target}: metric {name!r} is NaN")
+        if samples is not None and samples.shape != (data.samples,):
+            raise ModelError(
+                f"{target}: per_sample {name!r} has shape {list(samples.shape)}, "
+                f"not [{data.samples}]"
+            )
+    return values
+
+
+def measure_latency(
+    session: Session,
+    results: Mapping[tuple[str, str], Measured],
+    engines: Mapping[str, ModuleType],
+) -> dict[tuple[str, str, int], Latency]:
+    """(variant, engine, batch size) -> latency, all variants of an engine interleaved."""
+    latencies: dict[tuple[str, str, int], Latency] = {}
+    spec = session.recipe.latency
+    first = next(iter(session.evaluation))
+    for name, module in engines.items():
+        if not module.measures_latency:
+            continue
+        for batch in sorted({1, session.recipe.data.batch_size}):
+            feeds = {key: _filled(array, batch) for key, array in first.items()}
+            with ExitStack() as stack:
+                runners = {
+                    variant: stack.enter_context(module.open(result.engine, batch=batch))
+                    for (variant, engine), result in results.items()
+                    if engine == name
+                }
+                log.info(
+                    "measuring latency of %d variants on %s, batch %d", len(runners), name, batch
+                )
+                found = measure_interleaved(
+                    {variant: _call(runner, feeds) for variant, runner in runners.items()},
+                    warmup=3,
+                    rounds=spec.rounds,
+                    seconds=spec.seconds,
+                )
+            latencies |= {(variant, name, batch): latency for variant, latency in found.items()}
+    return latencies
+
+
+def _call(runner: Any, feeds: dict[str, np.ndarray]) -> Any:
+    return lambda: runner.run(feeds)
+
+
+def _filled(array: np.ndarray, batch: int) -> np.ndarray:
+    """The first `batch` samples, starting over where there are fewer."""
+    return np.ascontiguousarray(np.take(array, np.arange(batch) % len(array), axis=0))

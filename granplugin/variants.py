@@ -1,0 +1,193 @@
+"""The variants of a run: what is planned for each, and its Q/DQ ONNX."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import granplugin
+from granplugin import backends, metrics
+from granplugin.errors import RecipeError
+from granplugin.graph.export import export_float
+from granplugin.graph.files import load_float, save
+from granplugin.graph.fold import weights_of
+from granplugin.graph.qdq import insert
+from granplugin.graph.verify import agreement, read_back
+from granplugin.layers import Layer
+from granplugin.plan import Plan, Row, make_plan, preset_plan
+from granplugin.recipe.load import RECIPE, Loaded, load_variants
+from granplugin.report.model import Agreement
+from granplugin.run_folder import content_key, file_key
+from granplugin.session import Session, located
+from granplugin.statistics import Statistics, find_amax, import_amax, needs_of
+from granplugin.trace import call, flatten_outputs
+
+log = logging.getLogger(__name__)
+
+FP32 = "fp32"
+SITE_SAMPLES = 4
+"""Samples whose tensors are compared value by value at every site."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One variant to build: a baseline, a recipe, or a recipe's variant."""
+
+    name: str
+    kind: str
+    loaded: Loaded
+    plan: Plan
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows the graph is edited by: quantized, or of a layer whose batch norm is folded."""
+        return tuple(row for row in self.plan.rows if row.quantized or row.bn == "fold")
+
+
+@dataclass(frozen=True)
+class Built:
+    """A variant's ONNX file, with what is in it."""
+
+    job: Job
+    onnx: Path
+    amax: Mapping[str, np.ndarray]
+    zero_sites: tuple[str, ...]
+    agreement: Agreement | None
+
+
+def plan_jobs(recipes: Sequence[Loaded], layers: Sequence[Layer]) -> list[Job]:
+    """Every variant of the run with its plan: baselines, then each recipe and its variants."""
+    first = recipes[0]
+    jobs = [Job(FP32, "baseline", first, Plan(()))]
+    for name in dict.fromkeys(first.recipe.baselines):
+        if name != FP32:
+            jobs.append(Job(name, "baseline", first, preset_plan(name, layers, first)))
+    for loaded in recipes:
+        for name, variant in load_variants(loaded).items():
+            plan = make_plan(variant, layers)
+            own = name == RECIPE
+            title = loaded.recipe.name if own else name
+            if any(job.name == title for job in jobs):
+                title = f"{loaded.recipe.name}-{name}"
+            if any(job.name == title for job in jobs):
+                raise RecipeError(f"{loaded.path}: two variants of this run are called {title!r}")
+            jobs.append(Job(title, "recipe" if own else "variant", variant, plan))
+    return jobs
+
+
+def calibrate(session: Session, jobs: Sequence[Job]) -> tuple[Path, Statistics | None]:
+    """The float ONNX with markers, and statistics that serve every row of the run.
+
+    One pass over the calibration data collects what is not kept from earlier runs; modelopt is
+    imported only if there is such a thing.
+    """
+    run = session.run
+    imported = {
+        row.observed
+        for job in jobs
+        if job.loaded.recipe.statistics.import_
+        for row in job.plan.quantized
+        if row.site in _imported(job)
+    }
+    needs = frozenset(
+        need for job in jobs for need in needs_of(job.plan.quantized) if need.site not in imported
+    )
+    version = granplugin.__version__
+    key = content_key(session.key, session.calibration.key(), version)
+    kept = run.cache / f"statistics-{key}.safetensors"
+    run.used.add(kept)
+    statistics = Statistics.load(kept, key) if kept.exists() else None
+    shapes = {name: tuple(tensor.shape[1:]) for name, tensor in session.example.items()}
+    float_key = content_key(session.key, shapes, version)
+    missing = {need for need in needs if statistics is None or not statistics.covers([need])}
+    if missing:
+        seen = session.convert(missing)
+        statistics = statistics.join(seen) if statistics else seen
+        statistics.save(kept, key)
+
+    def export(path: Path) -> None:
+        from granplugin import modelopt_bridge
+
+        if session.converted is None:
+            session.convert(())
+        log.info("exporting the float model with a marker at each site")
+        with located(session.loaded, "model"), modelopt_bridge.markers(session.converted):
+            export_float(session.converted, session.example, path)
+
+    return run.made("float", float_key, ".onnx", export), statistics
+
+
+def _imported(job: Job) -> dict[str, np.ndarray]:
+    path = job.loaded.recipe.statistics.import_
+    return import_amax(path, job.plan.quantized) if path else {}
+
+
+def build_variant(
+    session: Session, job: Job, float_onnx: Path, statistics: Statistics | None
+) -> Built:
+    """Write a variant's ONNX, read it back against its plan, and measure the agreement."""
+    run = session.run
+    amax = dict(_imported(job))
+    floats = load_float(float_onnx)
+    weights = weights_of(floats, job.rows)
+    for row in job.plan.quantized:
+        if row.site not in amax:
+            amax[row.site] = find_amax(row, statistics, weights.get(row.layer))
+    zero_sites = tuple(site for site, value in amax.items() if value is None)
+    amax = {site: value for site, value in amax.items() if value is not None}
+    rows = tuple(row for row in job.rows if not row.quantized or row.site in amax)
+    digest = [[site, value.shape, value.tobytes().hex()] for site, value in sorted(amax.items())]
+    plain = [[row.site, row.format, row.block, row.bn] for row in rows]
+    key = content_key(file_key(float_onnx), plain, digest, granplugin.__version__)
+
+    def write(path: Path) -> None:
+        save(insert(floats, rows, amax), path)
+        read_back(path, rows, amax, weights)
+
+    path = run.made("variant", key, ".onnx", write)
+    found = _agreement(session, job, path, amax) if amax else None
+    return Built(job, path, amax, zero_sites, found)
+
+
+def _agreement(session: Session, job: Job, onnx: Path, amax: Mapping[str, np.ndarray]) -> Agreement:
+    """Site by site on ONNX Runtime's tensors, and the whole network against modelopt's."""
+
+    def check() -> dict[str, Any]:
+        from granplugin.modelopt_bridge import fake_quantize
+
+        batch = next(iter(session.evaluation))
+        rows = [row for row in job.plan.quantized if row.site in amax]
+        few = {name: array[:SITE_SAMPLES] for name, array in batch.items()}
+        sites = agreement(onnx, rows, amax, few, fake_quantize)
+        with torch.no_grad():
+            told = flatten_outputs(call(session.quantized(job.plan, amax), session.tensors(batch)))
+        theirs = {name: tensor.cpu().numpy() for name, tensor in told.items()}
+        reference = backends.load("onnxruntime")
+        with reference.open(reference.build(onnx, onnx.parent)) as runner:
+            ours = runner.run(batch)
+        return {
+            **{field: getattr(sites, field) for field in sites.__dataclass_fields__},
+            "network_samples": len(next(iter(batch.values()))),
+            "network_agreement": metrics.METRICS["agreement"].measure(ours, theirs, None).value,
+            "network_sqnr_db": _number(
+                metrics.METRICS["sqnr_db"].measure(ours, theirs, None).value
+            ),
+        }
+
+    key = content_key(
+        file_key(onnx), session.evaluation.key(), session.recipe.data.batch_size, session.key,
+        granplugin.__version__,
+    )  # fmt: skip
+    return Agreement(**session.run.made_json("agreement", key, check))
+
+
+def _number(value: float) -> float | str:
+    """As JSON has it: infinity is a word."""
+    return value if math.isfinite(value) else str(value)

@@ -1,0 +1,180 @@
+"""For users with a script of their own: prepare, modelopt_config, export_onnx."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+
+import modelopt.torch.opt as mto
+import modelopt.torch.quantization as mtq
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import RECIPES
+from onnx import numpy_helper
+from safetensors.torch import load_file
+
+import granplugin
+from granplugin.errors import ModelError
+
+RECIPE = RECIPES / "digits_mobilenet.yaml"
+CALIBRATION = 256
+
+
+@pytest.fixture(scope="module")
+def digits():
+    with np.load(RECIPES / "data/digits.npz") as data:
+        return {name: data[name] for name in data.files}
+
+
+def network(name: str = "mobilenet_v2", weights: str = "mobilenet_digits") -> torch.nn.Module:
+    sys.path.insert(0, str(RECIPES))
+    try:
+        import networks
+    finally:
+        sys.path.remove(str(RECIPES))
+    model = getattr(networks, name)()
+    model.load_state_dict(load_file(RECIPES / f"weights/{weights}.safetensors"))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def train(digits):
+    """The samples that the recipe calibrates on."""
+    from granplugin.data import open_data
+    from granplugin.recipe.load import load
+
+    data = load(RECIPE).recipe.data
+    batches = open_data(data.calibration, CALIBRATION, data.seed, "calibration", ("image",))
+    return torch.from_numpy(next(iter(batches))["image"])
+
+
+@pytest.fixture(scope="module")
+def script(train, tmp_path_factory):
+    """What a user's script does; the model and its file."""
+
+    def forward_loop(model):
+        for start in range(0, CALIBRATION, 16):
+            model(train[start : start + 16])
+
+    example = train[:2]
+    model = granplugin.prepare(network(), RECIPE, example)
+    model = mtq.quantize(model, granplugin.modelopt_config(RECIPE, model), forward_loop)
+    path = tmp_path_factory.mktemp("script") / "model.onnx"
+    granplugin.export_onnx(model, example, path)
+    return model, path
+
+
+def run(path, images) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(path, options).run(None, {"image": images})[0]
+
+
+def sqnr_db(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return 10 * np.log10((theirs**2).sum() / max(((ours - theirs) ** 2).sum(), 1e-30))
+
+
+def test_the_script_computes_what_apply_built(script, quickstart, digits):
+    images = digits["test_images"]
+    ours = run(script[1], images)
+    applied = run(quickstart.folder / "variants/digits_mobilenet/model.onnx", images)
+    assert (ours.argmax(1) == applied.argmax(1)).mean() > 0.99
+    assert sqnr_db(ours, applied) > 30
+
+
+def test_the_script_writes_the_weights_that_apply_wrote(script, quickstart):
+    def weights(path) -> dict[str, np.ndarray]:
+        tensors = onnx.load(path).graph.initializer
+        return {t.name: numpy_helper.to_array(t) for t in tensors if t.name.endswith("/int8")}
+
+    ours = weights(script[1])
+    applied = weights(quickstart.folder / "variants/digits_mobilenet/model.onnx")
+    assert len(applied) == 53
+    assert ours.keys() == applied.keys()
+    for name in applied:
+        # Folding in torch and in the graph may differ in the last bit, so a tie may turn.
+        assert np.abs(ours[name].astype(int) - applied[name]).max() <= 1, name
+        assert (ours[name] != applied[name]).mean() < 1e-3, name
+
+
+def test_modelopts_network_agrees_with_the_exported_file(script, digits):
+    images = digits["test_images"]
+    with torch.no_grad():
+        fake = script[0](torch.from_numpy(images)).numpy()
+    ours = run(script[1], images)
+    assert (ours.argmax(1) == fake.argmax(1)).mean() > 0.99
+    assert sqnr_db(ours, fake) > 25
+
+
+RESTORE = """
+import sys
+import modelopt.torch.opt as mto, torch
+import granplugin, granplugin.modelopt_bridge
+sys.path.insert(0, sys.argv[1])
+import networks
+folder = sys.argv[2]
+example = torch.load(folder + "/example.pt")
+model = granplugin.prepare(networks.mobilenet_v2().eval(), sys.argv[3], example)
+model = mto.restore(model, folder + "/model.pt")
+with torch.no_grad():
+    torch.save(model(example), folder + "/restored.pt")
+granplugin.export_onnx(model, example, folder + "/restored.onnx")
+"""
+
+
+def test_a_saved_model_restores_bit_for_bit_in_a_fresh_process(script, train, tmp_path):
+    model, path = script
+    example = train[:16]
+    mto.save(model, tmp_path / "model.pt")
+    torch.save(example, tmp_path / "example.pt")
+    arguments = [sys.executable, "-c", RESTORE, RECIPES, tmp_path, RECIPE]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        assert torch.equal(torch.load(tmp_path / "restored.pt"), model(example))
+    assert (tmp_path / "restored.onnx").read_bytes() == path.read_bytes()
+
+
+def test_a_model_that_was_not_prepared_is_refused():
+    with pytest.raises(ModelError, match=r"call granplugin\.prepare"):
+        granplugin.modelopt_config(RECIPE, network())
+
+
+def test_a_model_prepared_for_a_recipe_that_folds_otherwise_is_refused(train, tmp_path):
+    kept = tmp_path / "kept.yaml"
+    kept.write_text(
+        f"extends: {RECIPE}\nlimits: {{}}\nvariants: {{}}\n"
+        "rules: [{match: features.0.conv, bn: keep}]\n"
+    )
+    model = granplugin.prepare(network(), RECIPE, train[:2])
+    with pytest.raises(ModelError, match="features.0.conv is folded"):
+        granplugin.modelopt_config(kept, model)
+
+
+def test_a_config_that_counts_on_folding_is_refused_by_a_model_without(train):
+    folded = granplugin.prepare(network(), RECIPE, train[:2])
+    config = granplugin.modelopt_config(RECIPE, folded)
+    with pytest.raises(ModelError, match=r"call\s+granplugin\.prepare"):
+        mtq.quantize(network(), copy.deepcopy(config), lambda model: model(train[:16]))
+
+
+def test_prepare_changes_no_output(train):
+    model = network()
+    with torch.no_grad():
+        before = model(train[:16])
+        after = granplugin.prepare(model, RECIPE, train[:2])(train[:16])
+    assert torch.allclose(before, after, atol=1e-4)
+    assert not torch.equal(before, after)
+
+
+def test_a_model_that_granplugin_did_not_quantize_is_not_exported(train, tmp_path):
+    with pytest.raises(ModelError, match="not quantized by granplugin"):
+        granplugin.export_onnx(network(), train[:2], tmp_path / "model.onnx")
+    model = mtq.quantize(network(), mtq.INT8_DEFAULT_CFG, lambda model: model(train[:16]))
+    with pytest.raises(ModelError, match="granplugin"):
+        granplugin.export_onnx(model, train[:2], tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
