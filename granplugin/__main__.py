@@ -55,9 +55,13 @@ def _crashed(err: Exception) -> str:
         module = sys.modules.get(name)
         if module is not None:
             head += f"{name} {getattr(module, '__version__', '?')}\n"
-    file = tempfile.NamedTemporaryFile("w", prefix="granplugin-", suffix=".log", delete=False)
-    with file:
-        file.write(head + told)
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="granplugin-", suffix=".log", delete=False
+        ) as file:
+            file.write(head + told)
+    except OSError:  # a full disk; stderr is what is left
+        return head + told
     said = (str(err).splitlines() or [""])[0]
     return (
         f"granplugin failed, which is a bug of granplugin: {type(err).__name__}: {said}; "

@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import nn
 
+from granplugin.batch_norms import fold_batch_norms
 from granplugin.errors import ModelError
 from granplugin.layers import Layer
 from granplugin.plan import make_plan
-from granplugin.prepare import fold_batch_norms
 from granplugin.recipe.load import Loaded, load
 from granplugin.trace import Example, trace
 

@@ -24,6 +24,7 @@ from granplugin.recipe.schema import Target
 from granplugin.run_folder import content_key
 from granplugin.session import Session, located
 from granplugin.timing import Latency, measure_interleaved
+from granplugin.trace import call, flatten_outputs
 from granplugin.variants import FP32, Built
 
 log = logging.getLogger(__name__)
@@ -52,8 +53,10 @@ def open_backends(loaded: Loaded) -> dict[str, ModuleType]:
 
 
 def check_data(session: Session) -> None:
-    """Refuse metrics that need labels where there are none, before anything is computed."""
-    labelled = session.evaluation.labels() is not None
+    """Refuse labels that metrics need and the data lacks or the model does not know, before
+    anything is computed."""
+    with located(session.loaded, "data", "evaluation"):
+        labelled = session.evaluation.labels() is not None
     for index, name in enumerate(session.recipe.metrics):
         if metrics.METRICS[name].needs_labels and not labelled:
             raise session.loaded.error(
@@ -61,6 +64,12 @@ def check_data(session: Session) -> None:
                 f"{name} needs labels and the evaluation data has none; name them in "
                 "data.evaluation.labels, or measure agreement and sqnr_db",
             )
+    with located(session.loaded, "data", "evaluation"):
+        told = flatten_outputs(call(session.model, session.example))
+        outputs = {output: tensor.cpu().numpy() for output, tensor in told.items()}
+        scores = metrics.scores_of(outputs)
+        if scores and labelled:
+            metrics.check_labels(session.evaluation.labels(), outputs[scores].shape[1])
 
 
 def measure(
@@ -125,7 +134,11 @@ def _values(
 
 
 def user_metrics(target: Target, predict: Callable, data: Batches) -> dict[str, metrics.Measured]:
-    """What the user's `evaluate` says: metric -> value, and its per-sample values where given."""
+    """What the user's `evaluate` says: metric -> value, and its per-sample values where given.
+
+    It returns {metric: value, "per_sample": {metric: values}, "lower_is_better": [metric]}, the
+    last two where there is something to say.
+    """
     fn = resolve(target)
     try:
         said = fn(predict, data)
@@ -136,7 +149,8 @@ def user_metrics(target: Target, predict: Callable, data: Batches) -> dict[str, 
     if not isinstance(said, dict):
         raise ModelError(f"{target}: it must return a dict of metrics, not a {type(said).__name__}")
     per_sample = said.get("per_sample", {})
-    names = [name for name in said if name != "per_sample"]
+    lower = said.get("lower_is_better", ())
+    names = [name for name in said if name not in ("per_sample", "lower_is_better")]
     if not names:
         raise ModelError(f"{target}: it returned no metric")
     if not isinstance(per_sample, dict) or (stray := [n for n in per_sample if n not in names]):
@@ -148,7 +162,7 @@ def user_metrics(target: Target, predict: Callable, data: Batches) -> dict[str, 
             raise ModelError(f"{target}: a metric of one's own cannot be called {name!r}")
         try:
             samples = np.asarray(per_sample[name], float) if name in per_sample else None
-            values[name] = metrics.Measured(float(said[name]), samples)
+            values[name] = metrics.Measured(float(said[name]), samples, name not in lower)
         except (TypeError, ValueError):
             raise ModelError(
                 f"{target}: metric {name!r} is not a number: {said[name]!r:.40}"

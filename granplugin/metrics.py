@@ -27,6 +27,7 @@ class Measured:
 
     value: float
     per_sample: np.ndarray | None
+    higher_is_better: bool = True
 
 
 class Measure(Protocol):
@@ -45,7 +46,6 @@ class Metric:
 
     measure: Measure
     unit: str
-    higher_is_better: bool
     needs_labels: bool
     needs_reference: bool
     kind: Literal["proportion", "mean", "plain"]
@@ -98,7 +98,7 @@ def agreement(outputs: Outputs, reference: Outputs | None, labels: np.ndarray | 
     where a sample's value is the percentage of its positions.
     """
     _check_pair(outputs, reference)
-    name = _scores(outputs) or _scores(outputs, positions=True)
+    name = scores_of(outputs) or scores_of(outputs, positions=True)
     if name is None:
         raise ModelError(
             f"agreement needs an output with two or more classes, and {_shapes(outputs)}; "
@@ -128,17 +128,17 @@ def sqnr_db(outputs: Outputs, reference: Outputs | None, labels: np.ndarray | No
 
 
 METRICS: dict[str, Metric] = {
-    "top1": Metric(top1, "%", True, True, False, "proportion"),
-    "top5": Metric(top5, "%", True, True, False, "proportion"),
-    "agreement": Metric(agreement, "%", True, False, True, "proportion"),
-    "sqnr_db": Metric(sqnr_db, "dB", True, False, True, "mean"),
+    "top1": Metric(top1, "%", True, False, "proportion"),
+    "top5": Metric(top5, "%", True, False, "proportion"),
+    "agreement": Metric(agreement, "%", False, True, "proportion"),
+    "sqnr_db": Metric(sqnr_db, "dB", False, True, "mean"),
 }
 
 
 def _hits(metric: str, outputs: Outputs, labels: np.ndarray | None, k: int) -> Measured:
     if labels is None:
         raise DataError(f"{metric} needs labels; without them take agreement or sqnr_db")
-    name = _scores(outputs)
+    name = scores_of(outputs)
     if name is None:
         raise ModelError(
             f"{metric} needs an output of shape (N, classes), two classes or more, and "
@@ -159,7 +159,9 @@ def _hits(metric: str, outputs: Outputs, labels: np.ndarray | None, k: int) -> M
     return Measured(100 * float(hits.mean()), hits)
 
 
-def _scores(outputs: Outputs, positions: bool = False) -> str | None:
+def scores_of(outputs: Outputs, positions: bool = False) -> str | None:
+    """The name of the output with a score per class: the first of shape (N, classes), or of more
+    axes where `positions`."""
     for name, values in outputs.items():
         decides = values.ndim > 2 if positions else values.ndim == 2
         axis = 1 if values.ndim > 3 else -1

@@ -83,7 +83,13 @@ def publish(
         path = loaded.recipe.statistics.export
         own = next(b for b in built if b.job.loaded.path == loaded.path and b.job.kind == "recipe")
         if path:
-            export_amax(path, own.job.plan.quantized, own.amax)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                export_amax(path, own.job.plan.quantized, own.amax)
+            except OSError as err:
+                raise loaded.error(
+                    ("statistics", "export"), f"{path} cannot be written: {err.strerror}"
+                ) from err
     run.publish("report.md", to_markdown(report))
     run.publish("report.json", report.model_dump_json(indent=1))
 

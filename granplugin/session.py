@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 import granplugin
+from granplugin.batch_norms import fold_batch_norms
 from granplugin.data import Batch, Batches, open_data
 from granplugin.errors import DataError, ModelError
 from granplugin.layers import Layer, layer_from_json, layer_to_json
 from granplugin.models import build_model, device, input_names, model_key
 from granplugin.plan import Plan
-from granplugin.prepare import fold_batch_norms
 from granplugin.progress import track
 from granplugin.recipe.load import Loaded
 from granplugin.run_folder import RunFolder, content_key, text_key
@@ -40,7 +40,7 @@ class Session:
     def __init__(self, loaded: Loaded, run: RunFolder) -> None:
         self.run, self.loaded = run, loaded
         self.recipe = recipe = loaded.recipe
-        with located(loaded, "model"):
+        with located(loaded, "model", "callable"):
             self.model = build_model(recipe.model, device(recipe.device))
         self.converted: Any = None
         self.key = model_key(recipe.model, self.model)
@@ -67,9 +67,9 @@ class Session:
     @cached_property
     def example(self) -> dict[str, Any]:
         """Two samples: torch.export takes a batch of one for a constant."""
-        return self.tensors(
-            {name: array[:2] for name, array in next(iter(self.calibration)).items()}
-        )
+        with located(self.loaded, "data", "calibration"):
+            batch = next(iter(self.calibration))
+        return self.tensors({name: array[:2] for name, array in batch.items()})
 
     def tensors(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """A batch where the model is."""

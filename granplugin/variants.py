@@ -14,7 +14,8 @@ import torch
 
 import granplugin
 from granplugin import backends, metrics
-from granplugin.errors import RecipeError
+from granplugin.calibrators import refusal
+from granplugin.errors import ModelError, RecipeError, UserError
 from granplugin.graph.export import export_float
 from granplugin.graph.files import load_float, save
 from granplugin.graph.fold import weights_of
@@ -88,6 +89,7 @@ def calibrate(session: Session, jobs: Sequence[Job]) -> tuple[Path, Statistics |
     One pass over the calibration data collects what is not kept from earlier runs; modelopt is
     imported only if there is such a thing.
     """
+    refuse_calibrators(session, jobs)
     run = session.run
     imported = {
         row.observed
@@ -124,6 +126,17 @@ def calibrate(session: Session, jobs: Sequence[Job]) -> tuple[Path, Statistics |
     return run.made("float", float_key, ".onnx", export), statistics
 
 
+def refuse_calibrators(session: Session, jobs: Sequence[Job]) -> None:
+    """RecipeError for a calibrator that these data cannot serve, before the pass over them."""
+    samples = session.calibration.samples
+    for job in jobs:
+        for row in job.plan.quantized:
+            if row.role != "weight" and row.amax is None:
+                refused = refusal(row.calibrator, row.shape, row.block, samples)
+                if refused:
+                    raise RecipeError(f"{row.where}: {row.site}: {refused}")
+
+
 def _imported(job: Job) -> dict[str, np.ndarray]:
     path = job.loaded.recipe.statistics.import_
     return import_amax(path, job.plan.quantized) if path else {}
@@ -139,7 +152,10 @@ def build_variant(
     weights = weights_of(floats, job.rows)
     for row in job.plan.quantized:
         if row.site not in amax:
-            amax[row.site] = find_amax(row, statistics, weights.get(row.layer))
+            try:
+                amax[row.site] = find_amax(row, statistics, weights.get(row.layer))
+            except UserError as err:
+                raise type(err)(f"{row.where}: {err}") from err
     zero_sites = tuple(site for site, value in amax.items() if value is None)
     amax = {site: value for site, value in amax.items() if value is not None}
     rows = tuple(row for row in job.rows if not row.quantized or row.site in amax)
@@ -175,7 +191,7 @@ def _agreement(session: Session, job: Job, onnx: Path, amax: Mapping[str, np.nda
         return {
             **{field: getattr(sites, field) for field in sites.__dataclass_fields__},
             "network_samples": len(next(iter(batch.values()))),
-            "network_agreement": metrics.METRICS["agreement"].measure(ours, theirs, None).value,
+            "network_agreement": _same_decisions(ours, theirs),
             "network_sqnr_db": _number(
                 metrics.METRICS["sqnr_db"].measure(ours, theirs, None).value
             ),
@@ -186,6 +202,14 @@ def _agreement(session: Session, job: Job, onnx: Path, amax: Mapping[str, np.nda
         granplugin.__version__,
     )  # fmt: skip
     return Agreement(**session.run.made_json("agreement", key, check))
+
+
+def _same_decisions(ours: Mapping, theirs: Mapping) -> float | None:
+    """Percent, None where no output has classes to decide between."""
+    try:
+        return metrics.METRICS["agreement"].measure(ours, theirs, None).value
+    except ModelError:
+        return None
 
 
 def _number(value: float) -> float | str:

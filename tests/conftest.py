@@ -117,7 +117,7 @@ class Project:
         path.write_text(text, encoding="utf-8")
         return path
 
-    def recipe(self, name: str = "recipe.yaml", **changes: Any) -> Path:
+    def recipe(self, file: str = "recipe.yaml", **changes: Any) -> Path:
         """Write the data and a recipe of it; a change of None leaves the key out."""
         np.savez(self.folder / "data.npz", **self.arrays)
         images = {"npz": "data.npz", "inputs": {"image": "images"}}
@@ -135,7 +135,7 @@ class Project:
             **changes,
         }
         recipe = {key: value for key, value in recipe.items() if value is not None}
-        return self.write(name, yaml.safe_dump(recipe, sort_keys=False))
+        return self.write(file, yaml.safe_dump(recipe, sort_keys=False))
 
     def apply(self, *argv: object) -> Done:
         """Apply recipe.yaml, or the recipes and options given, in runs/recipe."""

@@ -111,6 +111,32 @@ def test_data_that_cannot_be_used(project, name, array, word):
     refused(project, "recipe.yaml:", word)
 
 
+@pytest.mark.parametrize("role", ["calibration", "evaluation"])
+def test_a_data_callable_that_raises(project, role):
+    project.write("loader.py", "def batches():\n    yield [[1.0], [2.0]][2]\n")
+    images = {"npz": "data.npz", "inputs": {"image": "images"}}
+    sources = {"calibration": images, "evaluation": {**images, "labels": "labels"}}
+    project.recipe(data={**sources, role: {"callable": "loader.py:batches"}})
+    refused(project, "recipe.yaml:", "loader.py:2", "IndexError", "log.txt")
+
+
+def test_too_few_values_for_a_calibrator(project):
+    rule = {"match": "head", "input": {"calibrator": "entropy", "granularity": "per_element"}}
+    project.recipe(rules=[rule])
+    refused(project, "recipe.yaml:", "entropy", "128")
+
+
+def test_ranges_exported_to_where_a_file_is_in_the_way(applied):
+    applied.recipe(statistics={"export": "nets.py/amax.json"})
+    refused(applied, "recipe.yaml:", "amax.json", "cannot be written")
+
+
+@pytest.mark.parametrize("name", ["../x", "", "a/b", ".hidden"])
+def test_a_name_that_would_leave_the_folder_of_runs(project, name):
+    project.recipe(name=name)
+    refused(project, "recipe.yaml:")
+
+
 def test_an_engine_that_is_not_installed(project, monkeypatch):
     from granplugin.backends import openvino
 

@@ -165,7 +165,7 @@ def test_a_recipe_may_be_called_as_a_baseline_is(applied, name):
 
 
 def test_verbose_tells_each_step_on_stderr(applied):
-    recipe = applied.recipe(data={**yaml.safe_load(applied.recipe().read_text())["data"]})
+    recipe = applied.folder / "recipe.yaml"
     quiet = run_main("apply", recipe, "--out", applied.out)
     verbose = run_main("-v", "apply", recipe, "--out", applied.out)
     assert quiet.stderr == ""

@@ -78,7 +78,7 @@ def observe(model: nn.Module, needs: Iterable[Need], forward_loop: ForwardLoop) 
             f"{missing[0]}: never reached during calibration{_and_more(missing)}; "
             "set its format to float"
         )
-    log.info("observed %d sites on %d samples", len(sites), samples)
+    log.debug("observed %d sites on %d samples", len(sites), samples)
     found = [seen for group in sites.values() for seen in group]
     return Statistics(
         {seen.need: seen.amax.cpu().numpy() for seen in found},

@@ -477,7 +477,8 @@ class Recipe(Strict):
     )
     evaluate: Callable | None = Field(
         default=None,
-        description="fn(predict, data) -> {metric: value, per_sample: {metric: [..]}}.",
+        description="fn(predict, data) -> {metric: value, per_sample: {metric: [..]}, "
+        "lower_is_better: [metric]}.",
     )
     defaults: Annotated[
         str | Decision,

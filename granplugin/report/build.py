@@ -167,7 +167,7 @@ def _engine(
             })
             for batch in batches
         ],
-        layers=[LayerRan(layer=x.layer, precision=x.precision, kernel=x.kernel) for x in result.layers],
+        layers=[LayerRan(**vars(layer)) for layer in result.layers],
     )  # fmt: skip
 
 
@@ -183,8 +183,7 @@ def _metric(name: str, value: Any, baselines: Mapping[str, Mapping[str, Any]]) -
         other = values.get(name)
         if other is None or value.per_sample is None or other.per_sample is None:
             continue
-        better = known.higher_is_better if known else True
-        found = compare.difference(value.per_sample, other.per_sample, unit, better)
+        found = compare.difference(value.per_sample, other.per_sample, unit, value.higher_is_better)
         vs[baseline] = Interval(**vars(found))
     return MetricValue(value=value.value, unit=unit, low=low, high=high, vs=vs)
 
@@ -297,5 +296,5 @@ def _limits(loaded: Loaded, result: VariantResult) -> list[LimitResult]:
 
 
 def main_engine(result: VariantResult) -> EngineResult:
-    """The engine whose accuracy heads the table: the first that measures latency, else the first."""
+    """The engine of the table's accuracy: the first that measures latency, else the first."""
     return next((engine for engine in result.engines if engine.latency), result.engines[0])

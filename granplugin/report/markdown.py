@@ -47,7 +47,8 @@ def _lines(report: Report) -> Iterator[str]:
         yield "| limit | variant | bound | verdict | |"
         yield "|---|---|---|---|---|"
         for limit in report.limits:
-            yield f"| {limit.limit} | {limit.variant} | {limit.bound:g} | {limit.verdict} | {limit.why} |"
+            cells = [limit.limit, limit.variant, f"{limit.bound:g}", limit.verdict, limit.why]
+            yield f"| {' | '.join(cells)} |"
     for note in report.notes:
         yield ""
         yield f"Note: {note}"

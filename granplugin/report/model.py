@@ -107,7 +107,7 @@ class Agreement(Part):
     modelopt_differs: int = Field(description="Values where modelopt rounds a tie the other way.")
     modelopt_worst_steps: float = Field(description="Largest such difference, in steps.")
     network_samples: int = Field(description="Samples for the two figures below.")
-    network_agreement: float = Field(
+    network_agreement: float | None = Field(
         description="Percent of samples that modelopt's network and ONNX Runtime class the same."
     )
     network_sqnr_db: Number = Field(description="Of ONNX Runtime's outputs against modelopt's.")

@@ -25,7 +25,8 @@ def render(report: Report) -> Group:
         parts += ["", *[Text(f"note: {note}", overflow="fold") for note in report.notes]]
     for limit in report.limits:
         style = {"met": "green", "missed": "red", "cannot tell": "yellow"}[limit.verdict]
-        line = f"limit {limit.limit} <= {limit.bound:g} ({limit.variant}): {limit.verdict}; {limit.why}"
+        said = f"limit {limit.limit} <= {limit.bound:g} ({limit.variant})"
+        line = f"{said}: {limit.verdict}; {limit.why}"
         parts.append(Text(line, style=style, overflow="fold"))
     return Group(*parts)
 
@@ -158,6 +159,13 @@ def agreement_sentences(report: Report) -> Iterator[str]:
         yield (
             f"Agreement over {values:,} values: ONNX Runtime differs from the numpy "
             f"oracle in {differs}, modelopt in {modelopt} (rounding ties)."
+        )
+        same = [a.network_agreement for a in checked if a.network_agreement is not None]
+        quality = min(a.network_sqnr_db for a in checked)
+        yield (
+            "Whole networks against modelopt's fake-quant, "
+            f"{checked[0].network_samples} samples: SQNR at least {quality:.0f} dB"
+            + (f", same class for at least {min(same):.0f} %." if same else ".")
         )
 
 

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from granplugin.errors import ModelError
 from granplugin.folding import fold
-from granplugin.prepare import TOLERANCE, fold_batch_norms
+from granplugin.batch_norms import TOLERANCE, fold_batch_norms
 from granplugin.trace import Traced, call, trace
 
 
