@@ -107,10 +107,10 @@ def _processor() -> str:
 def table(title: str, figures: Sequence[Figure], about: Mapping[str, object]) -> str:
     rows = [("", "value", "spread", "goal", "")]
     for figure in figures:
-        spread = "" if figure.low is None else f"{figure.low:.3g} .. {figure.high:.3g}"
+        spread = "" if figure.low is None else f"{_number(figure.low)} .. {_number(figure.high)}"
         goal = "" if figure.goal is None else f"<= {figure.goal:g}"
         said = "; ".join(filter(None, (figure.verdict, figure.note)))
-        rows.append((figure.name, f"{figure.value:.3g} {figure.unit}", spread, goal, said))
+        rows.append((figure.name, f"{_number(figure.value)} {figure.unit}", spread, goal, said))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:4], widths[1:]), row[4]]).rstrip()
@@ -129,6 +129,10 @@ def table(title: str, figures: Sequence[Figure], about: Mapping[str, object]) ->
             *lines,
         ]
     )
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def run(command: Sequence[object]) -> str:

@@ -56,10 +56,10 @@ def plan_many(rounds: int) -> Figure:
 
 def write(recipe: Path, run: RunFolder, goal: float, rounds: int) -> list[Figure]:
     loaded = load(recipe)
-    source = Session(loaded, run)
-    jobs = [job for job in plan_jobs([loaded], source.layers) if job.name in (FP32, PRESET)]
-    float_onnx, statistics = calibrate(source, jobs)
-    fp32, int8 = (build_variant(source, job, float_onnx, statistics) for job in jobs)
+    session = Session(loaded, run)
+    jobs = [job for job in plan_jobs([loaded], session.layers) if job.name in (FP32, PRESET)]
+    float_onnx, statistics = calibrate(session, jobs)
+    fp32, int8 = (build_variant(session, job, float_onnx, statistics) for job in jobs)
     size = int8.onnx.stat().st_size / fp32.onnx.stat().st_size
     megabytes = f"{int8.onnx.stat().st_size / 1e6:.2f} of {fp32.onnx.stat().st_size / 1e6:.2f} MB"
     figures = [Figure(f"{recipe.stem}: ONNX, INT8 / FP32", size, "x", goal=goal, note=megabytes)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import sys
@@ -101,6 +102,7 @@ def apply(recipes: Recipes, settings: Settings = None, out: Out = None, json_: J
 
     with open_run(out or Path("runs") / loaded[0].recipe.name) as run:
         from granplugin import pipeline
+        from granplugin.legality import TARGETED
 
         report = pipeline.apply(loaded, run)
         where = run.path
@@ -112,6 +114,14 @@ def apply(recipes: Recipes, settings: Settings = None, out: Out = None, json_: J
         console = Console(width=WIDTH, highlight=False)
         console.print(render(report))
         console.print(f"report: {where / 'report.md'}", soft_wrap=True)
+    if any(
+        engine.broken_promises
+        for variant in report.variants
+        if variant.kind != "baseline"
+        for engine in variant.engines
+        if engine.engine in TARGETED
+    ):
+        return 3
     verdicts = {limit.verdict for limit in report.limits}
     return 1 if "missed" in verdicts else 4 if "cannot tell" in verdicts else 0
 
@@ -163,6 +173,9 @@ def plan(
         told = output.model_dump_json(indent=1) if json_ else "\n".join([why, *output.story])
         print(told)
         return 0
+    from granplugin.legality import engines_of, promised
+
+    promises = promised(found, layers, engines_of(loaded.recipe))
     if json_:
         rows = [row_json(row) for row in found.rows]
         rules = [
@@ -170,13 +183,20 @@ def plan(
             for u in found.uses
         ]
         output = PlanOutput(
-            recipe=str(recipe), variant=name, rows=rows, rules=rules, notes=list(found.notes)
-        )
+            recipe=str(recipe), variant=name, rows=rows, rules=rules, notes=list(found.notes),
+            promises={
+                engine: {
+                    site: {"kind": p.kind, "reason": p.reason, "source": p.source}
+                    for site, p in by_site.items()
+                }
+                for engine, by_site in promises.items()
+            },
+        )  # fmt: skip
         print(output.model_dump_json(indent=1))
         return 0
     from granplugin.report.plan_text import plan_lines
 
-    for line in plan_lines(found):
+    for line in plan_lines(found, promises):
         print(line)
     return 0
 
@@ -221,6 +241,40 @@ def schema(
         raise UserError(f"no schema is called {what!r}{did_you_mean(what, known)}")
     print(json.dumps(found, indent=1))
     return 0
+
+
+@app.command(name="capabilities", epilog="Example: granplugin capabilities --backend tensorrt_rtx")
+def show_capabilities(
+    backend: Annotated[str, typer.Option(help="The engine.")] = "tensorrt_rtx",
+    probe: Annotated[
+        bool, typer.Option(help="Rebuild the small networks behind the table; takes minutes.")
+    ] = False,
+    json_: Json = False,
+) -> int:
+    """What an engine has, by operation and granularity; --probe compares it with its builds."""
+    from granplugin import backends, capabilities
+    from granplugin.report import capabilities_text
+
+    reason = backends.load(backend).unavailable()
+    table = capabilities.load(backend, None if reason else backends.load(backend).version())
+    if not probe:
+        lines = capabilities.listing(table)
+        text = capabilities_text.table_lines(table, lines)
+        print(
+            json.dumps([line.to_json() for line in lines], indent=1) if json_ else "\n".join(text)
+        )
+        return 0
+    if reason:
+        raise UserError(f"{backend} cannot be probed: {reason}")
+    from granplugin.capabilities.probe import probe as rebuild
+
+    cells = rebuild(backend)
+    differing = [cell for cell in cells if cell.differs]
+    if json_:
+        print(json.dumps([dataclasses.asdict(cell) for cell in differing], indent=1))
+    else:
+        print("\n".join(capabilities_text.probe_lines(cells)))
+    return 3 if differing else 0
 
 
 @app.command()

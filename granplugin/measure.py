@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 
 from granplugin import backends, metrics
+from granplugin.audit import Verdict, audit
 from granplugin.backends.base import Engine, LayerPrecision
+from granplugin.backends.engine_plan import EnginePlan
 from granplugin.data import Batches
-from granplugin.errors import ModelError, UserError
+from granplugin.errors import EngineError, ModelError, UserError
+from granplugin.legality import kept, promised
 from granplugin.models import blame, resolve
 from granplugin.progress import track
 from granplugin.recipe.load import Loaded
@@ -32,16 +35,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Measured:
-    """A variant on one engine: outputs of all evaluation samples, and what the engine is."""
+    """A variant on one engine: what the engine is and does, and its outputs on all evaluation
+    samples - none where it cannot run here, for the reason `cannot_run`."""
 
     engine: Engine
-    outputs: Mapping[str, np.ndarray]
-    values: Mapping[str, metrics.Measured]
     layers: tuple[LayerPrecision, ...]
+    plan: EnginePlan | None
+    verdicts: tuple[Verdict, ...]
+    cannot_run: str | None = None
+    outputs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    values: Mapping[str, metrics.Measured] = field(default_factory=dict)
 
 
 def open_backends(loaded: Loaded) -> dict[str, ModuleType]:
-    """The backends of the recipe's engines; RecipeError for one that is not installed."""
+    """The backends of the recipe's engines; RecipeError for one that is not installed and is not
+    optional."""
     found = {}
     for index, name in enumerate(loaded.recipe.engines):
         module = backends.load(name)
@@ -49,6 +57,12 @@ def open_backends(loaded: Loaded) -> dict[str, ModuleType]:
         if reason:
             raise loaded.error(("engines", index), f"engine {name} cannot be used: {reason}")
         found[name] = module
+    for name in loaded.recipe.optional_engines:
+        module = backends.load(name)
+        if reason := module.unavailable():
+            log.warning("engine %s is left out: %s", name, reason)
+        else:
+            found.setdefault(name, module)
     return found
 
 
@@ -78,20 +92,43 @@ def measure(
     """(variant, engine) -> what came out on all evaluation samples."""
     work = [(name, module, each) for name, module in engines.items() for each in built]
     results: dict[tuple[str, str], Measured] = {}
-    for name, module, each in track(work, "measuring accuracy"):
+    for name, module, each in track(work, "building and measuring"):
         engine = build_engine(session, each, module)
-        outputs = _outputs(session, each, engine, module)
-        reference = outputs if each.job.name == FP32 else results[FP32, name].outputs
-        values = _values(session, each, engine, module, outputs, reference)
-        results[each.job.name, name] = Measured(engine, outputs, values, module.layers(engine))
+        layers, cannot_run = _layers(session, each, engine, module), module.can_run()
+        rows = [row for row in each.job.plan.quantized if row.site in each.amax]
+        promises = promised(each.job.plan, session.layers, [name]).get(name, {})
+        promises = kept(promises, each.job.ways.get(name, {}))
+        found = Measured(
+            engine, layers, module.plan(engine), audit(rows, layers, promises), cannot_run
+        )
+        if cannot_run is None:
+            outputs = _outputs(session, each, engine, module)
+            reference = outputs if each.job.name == FP32 else results[FP32, name].outputs
+            values = _values(session, each, engine, module, outputs, reference)
+            found = replace(found, outputs=outputs, values=values)
+        results[each.job.name, name] = found
     return results
 
 
 def build_engine(session: Session, built: Built, module: ModuleType) -> Engine:
     """The backend's engine of a variant, kept by the ONNX file's content."""
-    folder = session.run.cache / f"engine-{built.onnx.stem}-{module.name}"
+    onnx, batch = built.file(module.name), session.recipe.data.batch_size
+    folder = session.run.cache / f"engine-{onnx.stem}-{module.name}"
     session.run.used.add(folder)
-    return module.build(built.onnx, folder)
+    try:
+        return module.build(onnx, folder, batch)
+    except EngineError as err:
+        raise EngineError(f"variant {built.job.name}: {err}") from err
+
+
+def _layers(
+    session: Session, built: Built, engine: Engine, module: ModuleType
+) -> tuple[LayerPrecision, ...]:
+    """What ran in what; kept, since OpenVINO compiles the model to tell."""
+    file = built.file(module.name).name
+    key = content_key(file, module.name, engine.version, session.recipe.data.batch_size)
+    found = session.run.made_json("ran", key, lambda: [asdict(x) for x in module.layers(engine)])
+    return tuple(LayerPrecision(**layer) for layer in found)
 
 
 def _outputs(
@@ -105,7 +142,7 @@ def _outputs(
         np.savez(path, **outputs)
 
     key = content_key(
-        built.onnx.name, module.name, engine.version, session.evaluation.key(),
+        built.file(module.name).name, module.name, engine.version, session.evaluation.key(),
         session.recipe.data.batch_size,
     )  # fmt: skip
     with np.load(session.run.made("outputs", key, ".npz", run_all)) as arrays:
@@ -187,7 +224,7 @@ def measure_latency(
     spec = session.recipe.latency
     first = next(iter(session.evaluation))
     for name, module in engines.items():
-        if not module.measures_latency:
+        if not module.measures_latency or module.can_run() is not None:
             continue
         for batch in sorted({1, session.recipe.data.batch_size}):
             feeds = {key: _filled(array, batch) for key, array in first.items()}

@@ -54,7 +54,17 @@ def apply(recipes: Sequence[Loaded], run: RunFolder) -> Report:
 def check_common(recipes: Sequence[Loaded]) -> None:
     """RecipeError where recipes of one run differ in more than rules, defaults and limits."""
     first = recipes[0].recipe
-    common = ("model", "device", "data", "metrics", "evaluate", "engines", "baselines", "latency")
+    common = (
+        "model",
+        "device",
+        "data",
+        "metrics",
+        "evaluate",
+        "engines",
+        "optional_engines",
+        "baselines",
+        "latency",
+    )
     for other in recipes[1:]:
         for key in common:
             if getattr(other.recipe, key) != getattr(first, key):
@@ -75,6 +85,8 @@ def publish(
     """Put every result in place, now that all exist; the report last."""
     for each in built:
         run.publish(f"variants/{each.job.name}/model.onnx", each.onnx)
+        for engine, path in each.lowered.items():
+            run.publish(f"variants/{each.job.name}/{engine}.onnx", path)
     run.publish("float.onnx", float_onnx)
     plans = {each.job.name: each.job.plan for each in built}
     run.publish("plan.json", plan_file(session.key, session.text_key, session.layers, plans))

@@ -40,8 +40,10 @@ class Session:
     def __init__(self, loaded: Loaded, run: RunFolder) -> None:
         self.run, self.loaded = run, loaded
         self.recipe = recipe = loaded.recipe
+        with located(loaded, "device"):
+            where = device(recipe.device)
         with located(loaded, "model", "callable"):
-            self.model = build_model(recipe.model, device(recipe.device))
+            self.model = build_model(recipe.model, where)
         self.converted: Any = None
         self.key = model_key(recipe.model, self.model)
         self.text_key = text_key(recipe)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from granplugin.errors import ModelError, RecipeError, UserError
 from granplugin.graph.export import export_float
 from granplugin.graph.files import load_float, save
 from granplugin.graph.fold import weights_of
+from granplugin.graph.lowering.methods import How
 from granplugin.graph.qdq import insert
 from granplugin.graph.verify import agreement, read_back
 from granplugin.layers import Layer
+from granplugin.legality import decide, engines_of, promised
 from granplugin.plan import Plan, Row, make_plan, preset_plan
 from granplugin.recipe.load import RECIPE, Loaded, load_variants
 from granplugin.report.model import Agreement
@@ -45,6 +48,8 @@ class Job:
     kind: str
     loaded: Loaded
     plan: Plan
+    ways: Mapping[str, Mapping[str, How]] = field(default_factory=dict)
+    """Engine -> site -> how it is written for that engine, where not as it is."""
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -54,17 +59,26 @@ class Job:
 
 @dataclass(frozen=True)
 class Built:
-    """A variant's ONNX file, with what is in it."""
+    """A variant's ONNX file, with what is in it; `lowered` has the file of each engine that needs
+    another."""
 
     job: Job
     onnx: Path
     amax: Mapping[str, np.ndarray]
     zero_sites: tuple[str, ...]
     agreement: Agreement | None
+    lowered: Mapping[str, Path]
+
+    def file(self, engine: str) -> Path:
+        """What this engine is built of."""
+        return self.lowered.get(engine, self.onnx)
 
 
 def plan_jobs(recipes: Sequence[Loaded], layers: Sequence[Layer]) -> list[Job]:
-    """Every variant of the run with its plan: baselines, then each recipe and its variants."""
+    """Every variant of the run with its plan: baselines, then each recipe and its variants.
+
+    Raises RecipeError where a rule cannot be honoured: by the model, or by an engine.
+    """
     first = recipes[0]
     jobs = [Job(FP32, "baseline", first, Plan(()))]
     for name in dict.fromkeys(first.recipe.baselines):
@@ -73,13 +87,15 @@ def plan_jobs(recipes: Sequence[Loaded], layers: Sequence[Layer]) -> list[Job]:
     for loaded in recipes:
         for name, variant in load_variants(loaded).items():
             plan = make_plan(variant, layers)
+            promises = promised(plan, layers, engines_of(variant.recipe))
+            ways = decide(plan, promises, variant.recipe.on_unsupported)
             own = name == RECIPE
             title = loaded.recipe.name if own else name
             if any(job.name == title for job in jobs):
                 title = f"{loaded.recipe.name}-{name}"
             if any(job.name == title for job in jobs):
                 raise RecipeError(f"{loaded.path}: two variants of this run are called {title!r}")
-            jobs.append(Job(title, "recipe" if own else "variant", variant, plan))
+            jobs.append(Job(title, "recipe" if own else "variant", variant, plan, ways))
     return jobs
 
 
@@ -169,7 +185,38 @@ def build_variant(
 
     path = run.made("variant", key, ".onnx", write)
     found = _agreement(session, job, path, amax) if amax else None
-    return Built(job, path, amax, zero_sites, found)
+
+    def lower(how: Mapping[str, How]) -> Path:
+        def write_lowered(path: Path) -> None:
+            save(insert(floats, rows, amax, how), path)
+            read_back(path, rows, amax, weights, how)
+            agreement(path, rows, amax, _few(session), how=how, weights=weights)
+
+        return run.made("lowered", content_key(key, how), ".onnx", write_lowered)
+
+    lowered = {}
+    for engine, how in job.ways.items():
+        with located_at(job.plan, how):
+            how = {site: way for site, way in how.items() if site in amax}
+            lowered[engine] = lower(how) if how else path
+    return Built(job, path, amax, zero_sites, found, lowered)
+
+
+def _few(session: Session) -> dict[str, np.ndarray]:
+    batch = next(iter(session.evaluation))
+    return {name: array[:SITE_SAMPLES] for name, array in batch.items()}
+
+
+@contextmanager
+def located_at(plan: Plan, how: Mapping[str, How]) -> Iterator[None]:
+    """A refusal to lower a site is said at its rule's line."""
+    try:
+        yield
+    except ModelError as err:
+        for row in plan.quantized:
+            if row.site in how and str(err).startswith(f"{row.site}:"):
+                raise ModelError(f"{row.where}: {err}") from err
+        raise
 
 
 def _agreement(session: Session, job: Job, onnx: Path, amax: Mapping[str, np.ndarray]) -> Agreement:
@@ -180,8 +227,7 @@ def _agreement(session: Session, job: Job, onnx: Path, amax: Mapping[str, np.nda
 
         batch = next(iter(session.evaluation))
         rows = [row for row in job.plan.quantized if row.site in amax]
-        few = {name: array[:SITE_SAMPLES] for name, array in batch.items()}
-        sites = agreement(onnx, rows, amax, few, fake_quantize)
+        sites = agreement(onnx, rows, amax, _few(session), fake_quantize)
         with torch.no_grad():
             told = flatten_outputs(call(session.quantized(job.plan, amax), session.tensors(batch)))
         theirs = {name: tensor.cpu().numpy() for name, tensor in told.items()}

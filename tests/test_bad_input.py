@@ -41,10 +41,10 @@ def test_a_recipe_that_is_a_folder(project):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ({"callable": "nets.py:tyni"}, ["recipe.yaml:2:", "nets.py", "tiny"]),
+        ({"callable": "nets.py:tyni"}, ["recipe.yaml:3:", "nets.py", "tiny"]),
         ({"callable": "no_such_module:net"}, ["no_such_module", "install it"]),
-        ({"callable": "nets.py:NETS"}, ["recipe.yaml:2:"]),
-        ({"callable": "nets.py:tiny", "args": {"clases": 3}}, ["recipe.yaml:2:", "clases"]),
+        ({"callable": "nets.py:NETS"}, ["recipe.yaml:3:"]),
+        ({"callable": "nets.py:tiny", "args": {"clases": 3}}, ["recipe.yaml:3:", "clases"]),
         ({"callable": "nets.py:tiny", "weights": "none.safetensors"}, ["no such file"]),
         ({"callable": "math:sqrt", "args": {}}, ["sqrt"]),
     ],

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from granplugin.batch_norms import TOLERANCE, fold_batch_norms
 from granplugin.errors import ModelError
 from granplugin.folding import fold
-from granplugin.batch_norms import TOLERANCE, fold_batch_norms
 from granplugin.trace import Traced, call, trace
 
 

@@ -16,6 +16,8 @@ __all__ = ["BACKENDS", "Backend", "Engine", "LayerPrecision", "Runner", "load"]
 BACKENDS = {
     "onnxruntime": "granplugin.backends.onnxruntime",
     "openvino": "granplugin.backends.openvino",
+    "tensorrt": "granplugin.backends.tensorrt",
+    "tensorrt_rtx": "granplugin.backends.tensorrt_rtx",
 }
 
 

@@ -11,6 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
+from granplugin.backends.engine_plan import EnginePlan
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -63,8 +65,12 @@ class Backend(Protocol):
     def version(self) -> str:
         """The library's version; does not import it."""
 
-    def build(self, onnx: Path, out: Path) -> Engine:
-        """The engine of the ONNX file, in the folder `out`, which is made if missing.
+    def can_run(self) -> str | None:
+        """Why its engines can be built and audited here but not run, or None."""
+
+    def build(self, onnx: Path, out: Path, batch: int = 32) -> Engine:
+        """The engine of the ONNX file, in the folder `out`, which is made if missing; tuned for
+        `batch` samples where the library asks for such a number.
 
         An engine already there is returned if the same library made it of the same ONNX and its
         files are intact; anything else there is replaced. Raises EngineError where the library
@@ -79,6 +85,9 @@ class Backend(Protocol):
         With `batch` it takes feeds of that batch size only, and may be faster for it. Raises
         EngineError where the engine's files are not as they were built.
         """
+
+    def plan(self, engine: Engine) -> EnginePlan | None:
+        """Its kernels and what they move, where the library tells."""
 
     def layers(self, engine: Engine) -> tuple[LayerPrecision, ...]:
         """Each call of a weighted layer, in the graph's order; empty where it cannot be read."""

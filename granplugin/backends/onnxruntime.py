@@ -36,7 +36,15 @@ def version() -> str:
     return metadata.version("onnxruntime")
 
 
-def build(onnx: Path, out: Path) -> Engine:
+def can_run() -> None:
+    """It runs wherever it is installed."""
+
+
+def plan(engine: Engine) -> None:
+    """It tells of its layers, not of what they move."""
+
+
+def build(onnx: Path, out: Path, batch: int = 32) -> Engine:
     """Checks that the file loads; nothing is written to `out`."""
     start = perf_counter()
     _session(onnx, None)

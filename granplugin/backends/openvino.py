@@ -49,7 +49,15 @@ def version() -> str:
     return metadata.version("openvino")
 
 
-def build(onnx: Path, out: Path) -> Engine:
+def can_run() -> None:
+    """It runs wherever it is installed."""
+
+
+def plan(engine: Engine) -> None:
+    """It tells of its layers, not of what they move."""
+
+
+def build(onnx: Path, out: Path, batch: int = 32) -> Engine:
     """Converts and, to know that it can be, compiles; `bytes` are those of the IR."""
     made_of = {"version": version(), "onnx_sha256": _sha256(onnx)}
     card = _intact_card(out)

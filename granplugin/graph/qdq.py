@@ -13,36 +13,48 @@ from onnx_ir.passes import common as passes
 
 from granplugin.formats import FORMATS, Format, quantize, scale_of
 from granplugin.granularity import Shape, expand
+from granplugin.graph.additions import Additions
 from granplugin.graph.edit import (
     DOMAIN,
-    add_constant,
     bypass,
     markers,
     replace,
     site_of,
-    unique,
 )
 from granplugin.graph.fold import fold_batch_norms, weight_at
+from granplugin.graph.lowering import lower
+from granplugin.graph.lowering.methods import How
 from granplugin.graph.pads import merge_pads
 from granplugin.plan import Row
 
 
-def insert(model: ir.Model, rows: Sequence[Row], amax: Mapping[str, np.ndarray]) -> ir.Model:
+def insert(
+    model: ir.Model,
+    rows: Sequence[Row],
+    amax: Mapping[str, np.ndarray],
+    how: Mapping[str, How] = MappingProxyType({}),
+) -> ir.Model:
     """A copy of the marked float model with Q/DQ where a row says so, and no markers.
 
     `amax` is by row.site, float32, one value per block (row.grid), all positive; a site without
     one stays float. Weights are stored as integers with a DequantizeLinear; inputs and outputs get
     QuantizeLinear and DequantizeLinear, one pair per tensor and scale. Zero points are 0, a lone
-    scale is 0-D. Batch norms are folded where rows say so. Raises ModelError.
+    scale is 0-D. Batch norms are folded where rows say so. `how` asks, by row.site, for rows to be
+    lowered or simulated (see graph.lowering). Raises ModelError.
     """
     model = model.clone()
     graph = model.graph
     fold_batch_norms(graph, rows)
-    wanted = {row.observed: row for row in rows if row.quantized and amax.get(row.site) is not None}
-    merge_pads(graph, wanted)
-    writer = _Writer(graph)
+    ranged = {site for site, value in amax.items() if value is not None}
+    ranged.update(site for site, asked in how.items() if asked == "dynamic")
+    wanted = [row for row in rows if row.quantized and row.site in ranged]
+    merge_pads(graph, {row.observed: row for row in wanted})
+    additions = Additions(graph)
+    wanted, amax = lower(additions, wanted, amax, how)
+    by_site = {row.observed: row for row in wanted}
+    writer = _Writer(additions)
     for marker in markers(graph):
-        row = wanted.get(site_of(marker))
+        row = by_site.get(site_of(marker))
         if row is None:
             bypass(marker)
         else:
@@ -79,11 +91,8 @@ def _layout(row: Row, scale: np.ndarray) -> tuple[np.ndarray, dict[str, int], Sh
 class _Writer:
     """Writes Q/DQ into a graph; remembers which tensors have which pair already."""
 
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
-        self.nodes = {node.name for node in graph.all_nodes()}
-        self.values = {v.name for node in graph.all_nodes() for v in node.outputs}
-        self.values.update(graph.initializers, (value.name for value in graph.inputs))
+    def __init__(self, additions: Additions) -> None:
+        self.additions = additions
         self.done: dict[tuple, ir.Value] = {}
         self.zeros: dict[tuple[str, Shape], ir.Value] = {}
 
@@ -94,11 +103,14 @@ class _Writer:
         scale, attributes, flat = _layout(row, cells)
         key = (row.format, scale.shape, scale.tobytes(), *attributes.items(), flat)
         if (x, key) not in self.done:
-            make = functools.partial(self._node, marker, row.site)
-            constants = [self._constant(f"{row.site}/scale", scale), self._zero(fmt, scale.shape)]
+            make = functools.partial(self.additions.node, row.site, before=marker)
+            constants = [
+                self.additions.constant(f"{row.site}/scale", scale),
+                self._zero(fmt, scale.shape),
+            ]
             if row.role == "weight":
                 stored = quantize(weight_at(marker), cells, row.block, fmt)
-                y = self._constant(f"{row.site}/{row.format}", stored)
+                y = self.additions.constant(f"{row.site}/{row.format}", stored)
             else:
                 y = make("Reshape", [x, self._shape(row, flat)]) if flat else x
                 y = make("QuantizeLinear", [y, *constants], attributes)
@@ -111,28 +123,11 @@ class _Writer:
         replace(marker.outputs[0], self.done[x, key])
         marker.graph.remove(marker, safe=True)
 
-    def _node(
-        self,
-        marker: ir.Node,
-        site: str,
-        op_type: str,
-        inputs: Sequence[ir.Value],
-        attributes: Mapping[str, int] = MappingProxyType({}),
-    ) -> ir.Value:
-        name = unique(f"{site}/{op_type}", self.nodes)
-        node = ir.node(op_type, inputs, attributes, name=name)
-        node.outputs[0].name = unique(name, self.values)
-        marker.prepend(node)
-        return node.outputs[0]
-
     def _shape(self, row: Row, shape: Shape) -> ir.Value:
-        return self._constant(f"{row.site}/shape", np.array([-1, *shape], np.int64))
-
-    def _constant(self, name: str, array: np.ndarray) -> ir.Value:
-        return add_constant(self.graph, unique(name, self.values), array)
+        return self.additions.constant(f"{row.site}/shape", np.array([-1, *shape], np.int64))
 
     def _zero(self, fmt: Format, shape: Shape) -> ir.Value:
         if (fmt.name, shape) not in self.zeros:
             name = f"zero_point/{fmt.name}" + "".join(f"_{length}" for length in shape)
-            self.zeros[fmt.name, shape] = self._constant(name, np.zeros(shape, fmt.dtype))
+            self.zeros[fmt.name, shape] = self.additions.constant(name, np.zeros(shape, fmt.dtype))
         return self.zeros[fmt.name, shape]

@@ -1,31 +1,36 @@
-"""A written graph, read back: is it what the plan says, and do ONNX Runtime and the oracle agree?
-
-Nothing here comes from the code that writes: the file is read with onnx and numpy alone. Where a
-site is in it follows from the nodes' names, which begin with their module, and from the data flow.
-"""
+"""A written graph, read back: is it what the plan says, do ONNX Runtime and the oracle agree?"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import numpy_helper
 
 from granplugin.errors import Unhonoured
 from granplugin.formats import FORMATS, Format, dequantize, quantize, scale_of
 from granplugin.granularity import Shape, expand
+from granplugin.graph.file_graph import FileGraph, Pair, pairs_of, scope_of
+from granplugin.graph.lowering.methods import How, methods
+from granplugin.graph.verify_lowered import (
+    check_baked,
+    check_behind,
+    check_division,
+    run_time_scales,
+    simulated,
+    written_weight,
+)
 from granplugin.plan import Row
 
 FakeQuantize = Callable[[np.ndarray, Row, np.ndarray], np.ndarray]
 
-_Q, _DQ = "QuantizeLinear", "DequantizeLinear"
-_MATRIX_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _VALUES_AT_ONCE = 2**25
 """Float values fetched from ONNX Runtime in one go: 128 MB."""
 
@@ -51,37 +56,61 @@ def read_back(
     rows: Sequence[Row],
     amax: Mapping[str, np.ndarray],
     weights: Mapping[str, np.ndarray],
+    how: Mapping[str, How] = MappingProxyType({}),
 ) -> None:
     """Compare a file with the plan, row by row. Raises Unhonoured with the first difference.
 
     The file passes onnx's full check; each quantized row with an amax has its Q/DQ (a weight its
     integers, which are the oracle's, and DQ) with the right scales, axis, block and type, zero
     points 0, where its layer reads or writes the tensor; and nothing else is quantized.
-    `weights` are the float weights by layer, batch norms folded, as from weights_of.
+    `weights` are the float weights by layer, batch norms folded, as from weights_of. Rows that
+    `how` lowers or simulates, as for insert, have what this promises instead.
     """
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise Unhonoured(f"{Path(path).name} is not valid ONNX: {error}") from error
-    graph = _Graph(onnx.load(path).graph)
+    graph = FileGraph(onnx.load(path).graph)
+    plan = _Plan(rows, amax, how)
     unclaimed = {pair.name: pair for pair in graph.pairs}
     readers: dict[str, set[str | None]] = defaultdict(set)
-    for row in rows:
-        if not row.quantized or amax.get(row.site) is None:
-            continue
-        for pair in _pairs_of(graph, row):
-            unclaimed.pop(pair.name, None)
-            readers[pair.name].add(row.layer if row.role != "output" else None)
-            _compare(pair, row, scale_of(amax[row.site], FORMATS[row.format]))
-            if row.role == "weight":
-                _compare_stored(pair, row, amax[row.site], weights[row.layer])
+
+    def claim(pair: Pair, reader: str | None) -> None:
+        unclaimed.pop(pair.name, None)
+        readers[pair.name].add(reader)
+
+    for row in plan.rows:
+        method, cells = plan.methods.get(row.site), plan.scale(row)
+        if method == "simulated" and row.role == "weight":
+            check_baked(graph, row, cells, weights[row.layer])
+        elif method == "simulated":
+            for place in simulated(graph, row, cells):
+                if place.pair is not None:
+                    claim(place.pair, row.site)
+                    _compare(place.pair, *_unit(row))
+        elif method is not None:
+            for pair in pairs_of(graph, row):
+                claim(pair, row.layer)
+                _compare(pair, *_unit(row))
+                check_division(graph, pair, row, cells)
+                if method == "row_scale":
+                    check_behind(graph, pair, row, cells)
+        else:
+            for pair in pairs_of(graph, row):
+                claim(pair, row.layer if row.role != "output" else None)
+                if row.role == "weight":
+                    written, own_amax, weight = plan.weight(row, weights)
+                    _compare(pair, written, scale_of(own_amax, FORMATS[row.format]))
+                    _compare_stored(pair, written, own_amax, weight)
+                else:
+                    _compare(pair, row, cells)
     for pair in unclaimed.values():
         raise Unhonoured(f"{pair.name}: quantized, and no row of the plan says so")
     for pair in graph.pairs:
         # Anything may read an output behind its Q/DQ, but an input only the layers with a row.
         allowed = readers[pair.name]
         for node in graph.readers[pair.result]:
-            if None not in allowed and _scope(node) not in allowed:
+            if None not in allowed and scope_of(node) not in allowed:
                 raise Unhonoured(f"{node.name}: reads {pair.result}, and no row says so")
 
 
@@ -91,163 +120,123 @@ def agreement(
     amax: Mapping[str, np.ndarray],
     feeds: Mapping[str, np.ndarray],
     fake_quantize: FakeQuantize | None = None,
+    how: Mapping[str, How] = MappingProxyType({}),
+    weights: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Agreement:
     """Run ONNX Runtime without optimizations and compare each site with the oracle and modelopt.
 
     On what each QuantizeLinear was given, the oracle must make what DequantizeLinear gave, bit for
-    bit; so must the oracle for stored weights. `fake_quantize(x, row, amax)` is modelopt's: it
-    may differ at inputs and outputs by one step, where x lies between two steps within float32
-    rounding. Raises Unhonoured, naming the site, where that does not hold.
+    bit; so must the oracle for stored weights. Where a tensor is divided by its scales in front of
+    the QuantizeLinear, the stored numbers are compared; where it is simulated, the floats.
+    `fake_quantize(x, row, amax)` is modelopt's: it may differ at inputs and outputs by one step,
+    where x lies between two steps within float32 rounding; a scale of run time has no amax to give
+    it. `how` is as for insert; `weights`, as for read_back, are those of lowered layers. Raises
+    Unhonoured, naming the site, where that does not hold.
     """
     model = onnx.load(path)
-    graph = _Graph(model.graph)
-    found = [
-        (row, pair)
-        for row in rows
-        if row.quantized and amax.get(row.site) is not None
-        for pair in _pairs_of(graph, row)
-    ]
+    graph = FileGraph(model.graph)
+    plan = _Plan(rows, amax, how)
+    found = [place for row in plan.rows for place in _places(graph, plan, row)]
     values = differs = worst = 0
     for chunk in _chunks(found, max(len(array) for array in feeds.values())):
-        fetched = _fetch(model, graph, [pair for _, pair in chunk], feeds)
-        for row, pair in chunk:
-            fmt, result = FORMATS[row.format], fetched[pair.result]
-            scale, block = _broadcast(row, scale_of(amax[row.site], fmt))
-            given = pair.stored if row.role == "weight" else fetched[pair.source]
-            stored = given if row.role == "weight" else quantize(given, scale, block, fmt)
+        fetched = _fetch(model, graph, chunk, feeds)
+        for place in chunk:
+            row, result = place.row, fetched[place.result]
+            fmt = FORMATS[row.format]
+            given = fetched[place.source] if place.stored is None else place.stored
+            scale = plan.scale(row)
+            if place.stored is not None:
+                row, own_amax, _ = plan.weight(row, weights)
+                scale = scale_of(own_amax, fmt)
+            scale, block = run_time_scales(row, given) if scale is None else _broadcast(row, scale)
+            stored = given if place.stored is not None else quantize(given, scale, block, fmt)
+            expected = dequantize(stored, np.ones_like(scale) if place.divided else scale, block)
             values += result.size
-            if not _same_bits(dequantize(stored, scale, block), result):
+            same = np.array_equal if place.simulated else _same_bits  # but for the sign of zeros
+            if not same(expected, result):
                 raise Unhonoured(f"{row.site}: ONNX Runtime and the numpy oracle differ")
-            if fake_quantize is not None and row.role != "weight":
+            if fake_quantize is not None and place.stored is None and row.site in plan.amax:
                 theirs = fake_quantize(given, row, amax[row.site])
                 steps = _steps(row, given, stored, theirs, scale, block)
                 differs += np.count_nonzero(steps)
                 worst = max(worst, int(steps.max(initial=0)))
-    return Agreement(len({row.site for row, _ in found}), values, 0, int(differs), worst)
+    return Agreement(len({place.row.site for place in found}), values, 0, int(differs), worst)
+
+
+class _Plan:
+    """The rows that are in the file, and what is to be there for each."""
+
+    def __init__(
+        self, rows: Sequence[Row], amax: Mapping[str, np.ndarray], how: Mapping[str, How]
+    ) -> None:
+        self.amax = {
+            site: value
+            for site, value in amax.items()
+            if value is not None and how.get(site) != "dynamic"
+        }
+        self.rows = [
+            row
+            for row in rows
+            if row.quantized and (row.site in self.amax or how.get(row.site) == "dynamic")
+        ]
+        self.methods = methods(self.rows, how)
+        self.inputs = {row.layer: row for row in self.rows if row.role == "input"}
+
+    def scale(self, row: Row) -> np.ndarray | None:
+        """The row's scales; None where they are computed at run time."""
+        amax = self.amax.get(row.site)
+        return None if amax is None else scale_of(amax, FORMATS[row.format])
+
+    def weight(
+        self, row: Row, weights: Mapping[str, np.ndarray]
+    ) -> tuple[Row, np.ndarray, np.ndarray | None]:
+        """The row, amax and floats of a weight as they are to be in the file."""
+        amax, weight = self.amax[row.site], weights.get(row.layer)
+        source = self.inputs.get(row.layer)
+        method = None if source is None else self.methods.get(source.site)
+        if method not in ("fold", "rescale"):
+            return row, amax, weight
+        return written_weight(method, row, amax, weight, source, self.scale(source))
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """One QuantizeLinear and DequantizeLinear, or a stored weight and its DequantizeLinear.
+class _Place:
+    """A row's tensor before (or a weight's stored numbers) and after it is quantized.
 
-    `source` and `result` are the float tensors before and after it; `flat` is the shape of one
-    sample between the Reshapes around it, and `sample` the shape after them, where it has them.
+    `divided`: what comes after still lacks its scales; `simulated`: it was made by arithmetic.
     """
 
-    name: str
+    row: Row
     source: str
     result: str
-    stored: np.ndarray | None
-    scale: np.ndarray
-    zero: np.ndarray
-    axis: int
-    block_size: int
-    flat: Shape | None
-    sample: Shape | None
+    stored: np.ndarray | None = None
+    divided: bool = False
+    simulated: bool = False
 
 
-class _Graph:
-    """What leads where in an ONNX graph, and its Q/DQ pairs."""
-
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        self.outputs = {value.name for value in graph.output}
-        self.producer = {name: node for node in graph.node for name in node.output}
-        self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in graph.node:
-            for name in node.input:
-                self.readers[name].append(node)
-        self.scopes: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in graph.node:
-            self.scopes[_scope(node)].append(node)
-        self.pairs = [self._pair(node) for node in graph.node if node.op_type == _DQ]
-        for node in graph.node:
-            if node.op_type == _Q and [n.op_type for n in self.readers[node.output[0]]] != [_DQ]:
-                raise Unhonoured(f"{node.name}: is not followed by one DequantizeLinear")
-        self.by_result = {pair.result: pair for pair in self.pairs}
-        self.by_source: dict[str, list[_Pair]] = defaultdict(list)
-        for pair in self.pairs:
-            self.by_source[pair.source].append(pair)
-
-    def array(self, name: str) -> np.ndarray:
-        return numpy_helper.to_array(self.constants[name])
-
-    def _pair(self, dq: onnx.NodeProto) -> _Pair:
-        q = self.producer.get(dq.input[0])
-        if len(dq.input) != 3 or not all(name in self.constants for name in dq.input[1:]):
-            raise Unhonoured(f"{dq.name}: its scale and zero point are not constants")
-        if q is None and dq.input[0] not in self.constants:
-            raise Unhonoured(f"{dq.name}: dequantizes an input of the model")
-        if q is not None and (
-            q.op_type != _Q or list(q.input[1:]) != list(dq.input[1:]) or _ints(q) != _ints(dq)
-        ):
-            raise Unhonoured(f"{dq.name}: does not undo {q.name}")
-        source, result = (dq.input[0] if q is None else q.input[0]), dq.output[0]
-        flat = sample = None
-        before, after = self.producer.get(source), self.readers[result]
-        # A Reshape on either side, to a constant shape with only the batch left open.
-        around = [before, *after] if q is not None else []
-        if [n and n.op_type for n in around] == ["Reshape"] * 2 and _scope(before) == _scope(q):
-            (open1, *flat), (open2, *sample) = (self.array(n.input[1]).tolist() for n in around)
-            if (open1, open2) != (-1, -1) or result in self.outputs:
-                raise Unhonoured(f"{q.name}: the Reshapes around it are not each other's")
-            source, result = before.input[0], after[0].output[0]
-        attributes = _ints(dq)
-        return _Pair(
-            name=dq.name,
-            source=source,
-            result=result,
-            stored=self.array(source) if q is None else None,
-            scale=self.array(dq.input[1]),
-            zero=self.array(dq.input[2]),
-            axis=attributes.get("axis", 1),
-            block_size=attributes.get("block_size", 0),
-            flat=None if flat is None else tuple(flat),
-            sample=None if sample is None else tuple(sample),
-        )
+def _places(graph: FileGraph, plan: _Plan, row: Row) -> list[_Place]:
+    method = plan.methods.get(row.site)
+    if method == "simulated":
+        if row.role == "weight":
+            return []  # float, and compared when the file was read back
+        places = simulated(graph, row, plan.scale(row))
+        return [_Place(row, place.source, place.result, simulated=True) for place in places]
+    pairs = pairs_of(graph, row)
+    if method is None:
+        return [_Place(row, pair.source, pair.result, pair.stored) for pair in pairs]
+    sources = [check_division(graph, pair, row, plan.scale(row)) for pair in pairs]
+    return [
+        _Place(row, source, pair.result, divided=True)
+        for source, pair in zip(sources, pairs, strict=True)
+    ]
 
 
-def _scope(node: onnx.NodeProto) -> str:
-    """The module a node is of."""
-    return node.name.rpartition("/")[0]
+def _unit(row: Row) -> tuple[Row, np.ndarray]:
+    """What is to be behind a division: one scale for the tensor, 1."""
+    return dataclasses.replace(row, block=row.shape), np.ones((1,) * len(row.shape), np.float32)
 
 
-def _ints(node: onnx.NodeProto) -> dict[str, int]:
-    return {attribute.name: attribute.i for attribute in node.attribute}
-
-
-def _pairs_of(graph: _Graph, row: Row) -> list[_Pair]:
-    """The pairs through which the row's layer reads or writes this tensor: one for each call."""
-    nodes = graph.scopes.get(row.layer, [])
-    own = {name for node in nodes for name in node.output}
-    if row.role == "weight":
-        operands = [_origin(graph, n.input[1]) for n in nodes if n.op_type in _MATRIX_OPS]
-        found = [graph.by_result.get(name) for name in operands]
-        found = [pair if pair and pair.stored is not None else None for pair in found]
-    elif row.role == "input":
-        fixed = graph.constants.keys() | {p.result for p in graph.pairs if p.stored is not None}
-        read = {n.input[0] for n in nodes if n.input} - own - fixed
-        found = [graph.by_result.get(name) for name in sorted(read)]
-    else:
-        found = []
-        for name in (name for node in nodes for name in node.output):
-            outside = [n for n in graph.readers[name] if not own.intersection(n.output)]
-            if outside or name in graph.outputs:
-                pairs = graph.by_source[name]
-                alone = len(pairs) == 1 and len(outside) == 1 and name not in graph.outputs
-                found.append(pairs[0] if alone else None)
-    if not found or None in found:
-        raise Unhonoured(f"{row.site}: should be {row.format}, and is not quantized in the file")
-    return list({pair.name: pair for pair in found}.values())
-
-
-def _origin(graph: _Graph, name: str) -> str:
-    """A linear layer's weight is transposed on its way to MatMul."""
-    node = graph.producer.get(name)
-    return node.input[0] if node is not None and node.op_type == "Transpose" else name
-
-
-def _compare(pair: _Pair, row: Row, cells: np.ndarray) -> None:
+def _compare(pair: Pair, row: Row, cells: np.ndarray) -> None:
     """Do the pair's type, zero point, axis, block and scales say what the row says?"""
     fmt, scale = FORMATS[row.format], pair.scale
 
@@ -288,7 +277,7 @@ def _compare(pair: _Pair, row: Row, cells: np.ndarray) -> None:
     require((scale == expected).all(), "a scale is not amax / largest value")
 
 
-def _compare_stored(pair: _Pair, row: Row, amax: np.ndarray, weight: np.ndarray) -> None:
+def _compare_stored(pair: Pair, row: Row, amax: np.ndarray, weight: np.ndarray) -> None:
     fmt = FORMATS[row.format]
     expected = quantize(weight, scale_of(amax, fmt), row.block, fmt)
     if pair.stored.dtype != fmt.dtype or pair.stored.shape != expected.shape:
@@ -298,15 +287,16 @@ def _compare_stored(pair: _Pair, row: Row, amax: np.ndarray, weight: np.ndarray)
         raise Unhonoured(f"{row.site}: {wrong} of {expected.size} stored values are wrong")
 
 
-def _chunks(found: Sequence[tuple[Row, _Pair]], batch: int) -> Iterator[list[tuple[Row, _Pair]]]:
+def _chunks(found: Sequence[_Place], batch: int) -> Iterator[list[_Place]]:
     """Sites whose tensors fit in memory together."""
     chunk, held = [], 0
-    for row, pair in found:
+    for place in found:
+        row = place.row
         size = 2 * math.prod(row.shape) * (1 if row.role == "weight" else batch)
         if chunk and held + size > _VALUES_AT_ONCE:
             yield chunk
             chunk, held = [], 0
-        chunk.append((row, pair))
+        chunk.append(place)
         held += size
     if chunk:
         yield chunk
@@ -314,12 +304,16 @@ def _chunks(found: Sequence[tuple[Row, _Pair]], batch: int) -> Iterator[list[tup
 
 def _fetch(
     model: onnx.ModelProto,
-    graph: _Graph,
-    pairs: Sequence[_Pair],
+    graph: FileGraph,
+    places: Sequence[_Place],
     feeds: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """The pairs' float tensors, as ONNX Runtime computes them without optimizations."""
-    wanted = {name for pair in pairs for name in (pair.source, pair.result)}
+    """The places' float tensors, as ONNX Runtime computes them without optimizations."""
+    wanted = {
+        name
+        for place in places
+        for name in ([place.source] if place.stored is None else []) + [place.result]
+    }
     known = {name: feeds[name] for name in wanted & feeds.keys()}
     known |= {name: graph.array(name) for name in wanted & graph.constants.keys()}
     computed = sorted(wanted - known.keys())

@@ -28,7 +28,7 @@ from granplugin.suggest import did_you_mean
 VERSION = 1
 FLOAT = "float"
 PRESETS = ("tensorrt@11", "modelopt@0.47")
-ENGINES = ("onnxruntime", "openvino")
+ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
 METRICS = ("top1", "top5", "agreement", "sqnr_db")
 
 
@@ -495,6 +495,9 @@ class Recipe(Strict):
         default={}, description="Name -> what to change; built and compared in the same run."
     )
     statistics: StatisticsSpec = Field(default=StatisticsSpec(), description="amax files.")
+    optional_engines: list[one_of("engine", ENGINES)] = Field(
+        default=[], description="Engines to use where they are installed, and else to leave out."
+    )
     engines: list[one_of("engine", ENGINES)] = Field(
         default=list(ENGINES),
         min_length=1,
@@ -502,6 +505,12 @@ class Recipe(Strict):
     )
     baselines: list[one_of("baseline", ("fp32", *PRESETS))] = Field(
         default=["fp32", "tensorrt@11"], description="What the recipe is compared with."
+    )
+    on_unsupported: one_of("choice", ("error", "lower", "simulate")) = Field(
+        default="error",
+        description="Where TensorRT or TensorRT-RTX has no kernel for a granularity: an error at "
+        "the rule's line; lower: made exactly from what there is, where that can be; simulate: "
+        "float on the device, for accuracy only.",
     )
     latency: Latency = Field(default=Latency(), description="How latency is measured.")
     limits: Limits = Field(default=Limits(), description="What must hold, else exit code 1.")

@@ -11,9 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import granplugin
-from granplugin import compare, metrics, timing
+from granplugin import backends, compare, metrics, timing
 from granplugin.plan import Plan, Row, preset_plan
 from granplugin.recipe.load import Loaded
+from granplugin.recipe.schema import Recipe
 from granplugin.report.model import (
     EngineResult,
     Interval,
@@ -25,6 +26,7 @@ from granplugin.report.model import (
     Override,
     Ratio,
     Report,
+    SiteVerdict,
     VariantResult,
 )
 
@@ -70,7 +72,7 @@ def make_report(
         else None,
         variants=variants,
         overrides=overrides,
-        notes=_notes(built),
+        notes=[*_left_out(recipe), *_notes(built), *_wrong(variants)],
         limits=[
             limit
             for each, result in zip(built, variants, strict=True)
@@ -168,6 +170,15 @@ def _engine(
             for batch in batches
         ],
         layers=[LayerRan(**vars(layer)) for layer in result.layers],
+        cannot_run=result.cannot_run,
+        kernels=len(result.plan.kernels) if result.plan else None,
+        traffic_bytes=result.plan.traffic if result.plan else None,
+        verdicts=[
+            SiteVerdict(
+                site=v.site, where=v.where, promise=v.promise, verdict=v.kind, detail=v.detail
+            )
+            for v in result.verdicts
+        ],
     )  # fmt: skip
 
 
@@ -236,6 +247,22 @@ def said(row: Row) -> str:
     return " ".join(words)
 
 
+def _left_out(recipe: Recipe) -> list[str]:
+    missing = {name: backends.load(name).unavailable() for name in recipe.optional_engines}
+    return [f"engine {name} was left out: {reason}" for name, reason in missing.items() if reason]
+
+
+def _wrong(variants: Sequence[VariantResult]) -> list[str]:
+    return [
+        f"{variant.name} on {engine.engine} is WRONG at {verdict.site}: {verdict.detail} "
+        f"({verdict.where})"
+        for variant in variants
+        for engine in variant.engines
+        for verdict in engine.verdicts
+        if verdict.verdict == "wrong"
+    ]
+
+
 def _notes(built: Sequence[Any]) -> list[str]:
     notes: dict[str, None] = {}
     for each in built:
@@ -297,4 +324,5 @@ def _limits(loaded: Loaded, result: VariantResult) -> list[LimitResult]:
 
 def main_engine(result: VariantResult) -> EngineResult:
     """The engine of the table's accuracy: the first that measures latency, else the first."""
-    return next((engine for engine in result.engines if engine.latency), result.engines[0])
+    ran = [engine for engine in result.engines if engine.cannot_run is None]
+    return next((engine for engine in ran if engine.latency), (ran or result.engines)[0])

@@ -54,8 +54,33 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"Note: {note}"
 
 
+def _built(report: Report, position: int) -> Iterator[str]:
+    """A plan that was read, of an engine that was not run."""
+    first = report.variants[0].engines[position]
+    yield ""
+    yield f"## {first.engine} {first.version}"
+    yield ""
+    yield f"Built for batch {report.batch_size} and audited, not run: {first.cannot_run}."
+    yield ""
+    yield "| variant | rows honoured | degraded | kernels | MB moved | engine MB | build s |"
+    yield "|---" * 7 + "|"
+    for variant in report.variants:
+        found = variant.engines[position]
+        degraded = sum(v.verdict in ("degraded", "wrong") for v in found.verdicts)
+        moved = "" if found.traffic_bytes is None else f"{found.traffic_bytes / 1e6:.2f}"
+        cells = [
+            variant.name, f"{found.honoured} of {len(found.verdicts)}", str(degraded),
+            str(found.kernels), moved, f"{found.engine_bytes / 1e6:.2f}",
+            f"{found.build_seconds:.1f}",
+        ]  # fmt: skip
+        yield f"| {' | '.join(cells)} |"
+
+
 def _engine(report: Report, name: str, position: int) -> Iterator[str]:
     first = report.variants[-1].engines[position]
+    if first.cannot_run:
+        yield from _built(report, position)
+        return
     batches = [latency.batch for latency in first.latency]
     columns = ["variant"]
     for metric, value in first.metrics.items():

@@ -77,8 +77,20 @@ class LayerRan(Part):
     """What the engine says it ran a weighted layer in."""
 
     layer: str
-    precision: Literal["int8", "float", "unknown"]
+    precision: Literal["int8", "fp8", "float", "unknown"]
     kernel: str
+
+
+class SiteVerdict(Part):
+    """What an engine made of one row."""
+
+    site: str
+    where: str = Field(description="The deciding rule's file:line:column.")
+    promise: Literal["native", "lowered", "simulated", "refused"] | None = Field(
+        description="Before the build; null where nothing is known of the engine."
+    )
+    verdict: Literal["honoured", "degraded", "wrong", "unknown"]
+    detail: str
 
 
 class EngineResult(Part):
@@ -91,10 +103,29 @@ class EngineResult(Part):
     metrics: dict[str, MetricValue]
     latency: list[LatencyValue] = []
     layers: list[LayerRan] = Field(default=[], description="Empty where the engine does not tell.")
+    cannot_run: str | None = Field(
+        default=None, description="Why it was only built and audited on this machine."
+    )
+    kernels: int | None = Field(default=None, description="Kernels of the engine's plan.")
+    traffic_bytes: int | None = Field(
+        default=None, description="Activations that kernels read and write, by the plan; one batch."
+    )
+    verdicts: list[SiteVerdict] = []
+
+    @property
+    def honoured(self) -> int:
+        return sum(verdict.verdict == "honoured" for verdict in self.verdicts)
+
+    @property
+    def broken_promises(self) -> list[SiteVerdict]:
+        """Rows that the engine was to have natively, and has not."""
+        return [
+            v for v in self.verdicts if v.promise == "native" and v.verdict in ("degraded", "wrong")
+        ]
 
     @property
     def int8_layers(self) -> int:
-        return sum(layer.precision == "int8" for layer in self.layers)
+        return sum(layer.precision in ("int8", "fp8") for layer in self.layers)
 
 
 class Agreement(Part):

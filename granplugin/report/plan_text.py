@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
+from granplugin.capabilities import KINDS, Promise
 from granplugin.plan import Plan, Row
 
+_LISTED = 5
+"""Sites of an engine that are told one by one."""
 
-def plan_lines(plan: Plan) -> Iterator[str]:
+
+def plan_lines(
+    plan: Plan, promises: Mapping[str, Mapping[str, Promise]] | None = None
+) -> Iterator[str]:
     """A line per layer and one per site below it; then the rules, and what to know of them.
 
     What is float because no rule says otherwise is only counted.
@@ -30,10 +38,27 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         f"{len(plan.quantized)} sites quantized with {sum(r.scales for r in plan.quantized):,} "
         f"scales, {floats} float"
     )
+    for engine, by_site in (promises or {}).items():
+        yield from _promises(engine, by_site)
     for use in plan.uses:
         yield f"{use.where}  {use.rule}: matches {use.matched} layers, decides {use.decides} keys"
     for note in plan.notes:
         yield f"note: {note}"
+
+
+def _promises(engine: str, by_site: Mapping[str, Promise]) -> Iterator[str]:
+    counts = Counter(promise.kind for promise in by_site.values())
+    told = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind])
+    yield f"{engine} promises: {told or 'nothing, for nothing is quantized'}"
+    others = [(site, promise) for site, promise in by_site.items() if promise.kind != "native"]
+    for site, promise in others[:_LISTED]:
+        yield from _wrapped(f"{site}: {promise.kind}: {promise.reason}")
+    if len(others) > _LISTED:
+        yield f"  and {len(others) - _LISTED} more; --json lists them all"
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 80, initial_indent="  ", subsequent_indent="    ")
 
 
 def _site(row: Row, by_rule: bool) -> str:

@@ -18,6 +18,9 @@ WIDTH = 80
 def render(report: Report) -> Group:
     """The report for a terminal: the table, then what the numbers need to be read rightly."""
     parts: list = [_heading(report), "", _table(report), ""]
+    for position, result in enumerate(report.variants[0].engines):
+        if result.kernels is not None:
+            parts += [*_built(report, position), ""]
     parts += [Text(line, overflow="fold") for line in _reading(report)]
     if report.overrides:
         parts += ["", *[Text(line, overflow="fold") for line in overrides(report)]]
@@ -73,6 +76,39 @@ def _table(report: Report) -> Table:
             int8_column(found),
         )
     return table
+
+
+def _built(report: Report, position: int) -> Iterator[Text | Table]:
+    """What is known of an engine from its plan alone."""
+    first = report.variants[0].engines[position]
+    reason = f"not run: {first.cannot_run}" if first.cannot_run else "its plan"
+    yield Text(
+        f"{first.engine} {first.version}, batch {report.batch_size}, {reason}",
+        style="bold",
+        overflow="fold",
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for name in ("variant", "honoured", "kernels", "MB moved", "engine MB", "build s"):
+        table.add_column(name, justify="left" if name == "variant" else "right")
+    for variant in report.variants:
+        found = variant.engines[position]
+        moved = "-" if found.traffic_bytes is None else f"{found.traffic_bytes / 1e6:.1f}"
+        table.add_row(
+            variant.name,
+            f"{found.honoured}/{len(found.verdicts)}" if found.verdicts else "-",
+            str(found.kernels),
+            moved,
+            f"{found.engine_bytes / 1e6:.2f}",
+            f"{found.build_seconds:.1f}",
+        )
+    yield table
+    for variant in report.variants:
+        bad = [v for v in variant.engines[position].verdicts if v.verdict in ("degraded", "wrong")]
+        for verdict in bad[:5]:
+            told = f"{variant.name}: {verdict.site} {verdict.verdict}: {verdict.detail}"
+            yield Text(f"  {told} ({verdict.where})", style="yellow", overflow="fold")
+        if len(bad) > 5:
+            yield Text(f"  {variant.name}: and {len(bad) - 5} more", style="yellow")
 
 
 def _value(engine: EngineResult, metric: str | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -37,6 +37,14 @@ class RuleRow(Part):
     decides: int = Field(description="Keys of sites on which it had the last word.")
 
 
+class SitePromise(Part):
+    """What an engine makes of a site, known before a build."""
+
+    kind: Literal["native", "lowered", "simulated", "refused"]
+    reason: str
+    source: str
+
+
 class PlanOutput(Part):
     """`granplugin plan --json`."""
 
@@ -46,6 +54,9 @@ class PlanOutput(Part):
     rows: list[SiteRow]
     rules: list[RuleRow]
     notes: list[str]
+    promises: dict[str, dict[str, SitePromise]] = Field(
+        default={}, description="Engine -> site -> promise."
+    )
 
 
 class WhyOutput(Part):

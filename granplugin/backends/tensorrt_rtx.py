@@ -1,0 +1,47 @@
+"""TensorRT-RTX: NVIDIA's compiler on every machine; its engines run on RTX GPUs.
+
+Without a GPU it parses, builds and says what the engine will do, layer by layer.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from granplugin.backends import nvidia
+from granplugin.backends.base import Engine, Runner, missing
+from granplugin.backends.nvidia import layers, plan
+from granplugin.backends.nvidia_build import Options
+
+__all__ = ["build", "can_run", "layers", "open", "plan", "unavailable", "version"]
+
+name = "tensorrt_rtx"
+EXTRA = "rtx"
+what_for = "NVIDIA's compiler without a GPU: what the engine does; runs on RTX GPUs"
+measures_latency = True
+
+
+def unavailable() -> str | None:
+    return missing(name, EXTRA)
+
+
+def version() -> str:
+    return nvidia.version(("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"))
+
+
+def can_run() -> str | None:
+    return nvidia.can_run(name)
+
+
+def build(onnx: Path, out: Path, batch: int = 32, options: Options | None = None) -> Engine:
+    """Without options: for 1 to `batch` samples where it can run, for `batch` where it cannot, so
+    that its plan says how large every tensor is."""
+    options = options or Options(batch=batch, min_batch=1 if can_run() is None else None)
+    return nvidia.build(name, version(), onnx, out, options)
+
+
+def open(
+    engine: Engine, threads: int | None = None, batch: int | None = None
+) -> AbstractContextManager[Runner]:
+    """`threads` and `batch` make no difference here."""
+    return nvidia.open(engine)

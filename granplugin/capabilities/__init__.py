@@ -1,0 +1,26 @@
+"""What each engine has, as data, and what it promises for a plan before anything is built."""
+
+from granplugin.capabilities.listing import Line, listing
+from granplugin.capabilities.promise import (
+    KINDS,
+    Promise,
+    cell_promise,
+    plan_promises,
+    promises,
+)
+from granplugin.capabilities.table import LOWERINGS, Cell, Table, backends, load
+
+__all__ = [
+    "KINDS",
+    "LOWERINGS",
+    "Cell",
+    "Line",
+    "Promise",
+    "Table",
+    "backends",
+    "cell_promise",
+    "listing",
+    "load",
+    "plan_promises",
+    "promises",
+]

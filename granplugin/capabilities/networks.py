@@ -1,0 +1,185 @@
+"""One-op networks, one for each cell of a table: what a probe builds.
+
+64 channels, batch 4, opset 21; a Relu stands behind the op, and everything that a cell says is
+quantized gets Q/DQ.
+"""
+
+from __future__ import annotations
+
+import math
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from granplugin.capabilities.cells import CHANNELS, INPUT_AXES, INPUTS, WEIGHT_AXES, WEIGHTS
+from granplugin.capabilities.table import CONVS, Cell
+from granplugin.formats import FORMATS, quantize, scale_of
+from granplugin.granularity import Shape, grid, reduce_blocks
+
+OP, READER = "op", "reader"
+"""The names of the node that a cell is about, and of the one that reads its quantized output."""
+
+_GRAPH = {
+    "fp32": (TensorProto.FLOAT, np.dtype(np.float32)),
+    "fp16": (TensorProto.FLOAT16, np.dtype(np.float16)),
+    "bf16": (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
+}
+
+
+def network(cell: Cell) -> onnx.ModelProto:
+    """The cell's network; weights are drawn with a fixed seed."""
+    return _Network(cell).model()
+
+
+class _Network:
+    def __init__(self, cell: Cell) -> None:
+        self.cell = cell
+        self.type, self.dtype = _GRAPH[cell.graph]
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.random = np.random.default_rng(0)
+
+    def model(self) -> onnx.ModelProto:
+        cell, shape = self.cell, INPUTS[self.cell.op]
+        operands = [self._quantized("x", shape, cell.input)]
+        if cell.op in WEIGHTS:
+            operands.append(self._weight())
+        if cell.op in CONVS or cell.op in ("transposed", "gemm"):
+            operands.append(self._constant("bias", self._draw((CHANNELS,))))
+        self._op(operands)
+        last = self._quantized("y", self._output_shape(), cell.output)
+        if cell.output != "float":
+            # What reads it decides whether it is stored in 8 bits; a maximum pool can.
+            pool = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+            last = self._node("MaxPool", [last], "pool", pool, READER)
+        self._node("Relu", [last], "relu", {})
+        io = [
+            helper.make_tensor_value_info(name, self.type, dims)
+            for name, dims in (("x", shape), ("relu", self._output_shape()))
+        ]
+        graph = helper.make_graph(self.nodes, "cell", io[:1], io[1:], self.constants)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+        model.ir_version = 10
+        return model
+
+    def _op(self, operands: list[str]) -> None:
+        op = self.cell.op
+        if op in CONVS or op == "transposed":
+            groups = {"depthwise": CHANNELS, "grouped": 2}.get(op, 1)
+            kind = "ConvTranspose" if op == "transposed" else "Conv"
+            self._node(kind, operands, "y", {"group": groups, "pads": [1, 1, 1, 1]}, "op")
+        elif op == "gemm":
+            self._node("Gemm", operands, "y", {"transB": 1}, OP)
+        elif op in ("maxpool", "passive"):
+            kind = "MaxPool" if op == "maxpool" else "AveragePool"
+            self._node(kind, operands, "y", {"kernel_shape": [2, 2], "strides": [2, 2]}, "op")
+        else:
+            self._node("MatMul", operands, "y", {}, OP)
+
+    def _weight(self) -> str:
+        cell, shape = self.cell, WEIGHTS[self.cell.op]
+        values = self._draw(shape)
+        if cell.weight == "float":
+            name = self._constant("weight", values)
+        else:
+            scale, attributes, block = self._scale(values, cell.weight, WEIGHT_AXES[cell.op])
+            constants = self._scale_and_zero("weight", scale)
+            if cell.stored:
+                cells = scale.reshape(grid(shape, block))
+                name = self._constant(
+                    "weight", quantize(values, cells, block, FORMATS[cell.format])
+                )
+            else:
+                operands = [self._constant("weight", values), *constants]
+                name = self._node("QuantizeLinear", operands, "weight_q", attributes)
+            name = self._node("DequantizeLinear", [name, *constants], "weight_dq", attributes)
+        if cell.op == "linear":
+            return self._node("Transpose", [name], "weight_t", {"perm": [1, 0]})
+        return name
+
+    def _quantized(self, name: str, shape: Shape, scales: str) -> str:
+        if scales == "float":
+            return name
+        flat = (shape[0], math.prod(shape[1:]), 1)
+        source = name
+        if scales == "reshaped":
+            source = self._reshape(name, flat, f"{name}_flat")
+        values = self._draw(flat if scales == "reshaped" else shape)
+        scale, attributes, _ = self._scale(values, scales, INPUT_AXES[len(shape)])
+        constants = self._scale_and_zero(name, scale)
+        self._node("QuantizeLinear", [source, *constants], f"{name}_q", attributes)
+        self._node("DequantizeLinear", [f"{name}_q", *constants], f"{name}_dq", attributes)
+        if scales == "reshaped":
+            return self._reshape(f"{name}_dq", shape, f"{name}_back")
+        return f"{name}_dq"
+
+    def _reshape(self, name: str, shape: Shape, output: str) -> str:
+        to = self._constant(f"{output}_shape", np.array(shape, np.int64))
+        return self._node("Reshape", [name, to], output, {})
+
+    def _scale_and_zero(self, name: str, scale: np.ndarray) -> tuple[str, str]:
+        zeros = np.zeros(scale.shape, FORMATS[self.cell.format].dtype)
+        return (
+            self._constant(f"{name}_scale", scale),
+            self._constant(f"{name}_zero", zeros),
+        )
+
+    def _scale(
+        self, values: np.ndarray, scales: str, axes: dict[str, int]
+    ) -> tuple[np.ndarray, dict[str, int], Shape]:
+        """The scale as ONNX has it, its attributes, and the block shape it stands for."""
+        shape = values.shape
+        attributes: dict[str, int] = {}
+        if scales in ("per_tensor", "per_tensor(1-D)"):
+            block = shape
+        elif scales == "per_element":
+            block = (1,) * len(shape)
+            attributes = {"axis": len(shape) - 1, "block_size": 1}
+        elif scales.startswith(("per_block", "per_row")):
+            axis = axes[scales]
+            size = shape[axis] if scales == "per_row" else self.cell.size
+            block = tuple(size if n == axis else 1 for n in range(len(shape)))
+            attributes = {"axis": axis, "block_size": size}
+        else:
+            axis = axes[scales]
+            block = tuple(1 if n == axis else length for n, length in enumerate(shape))
+            attributes = {"axis": axis}
+        amax = reduce_blocks(np.abs(values), block)
+        scale = scale_of(amax, FORMATS[self.cell.format])
+        if "block_size" not in attributes:
+            scale = scale.reshape(-1) if attributes else scale.reshape(())
+        if scales == "per_tensor(1-D)":
+            scale = scale.reshape(1)
+            # An axis of length 1, where the tensor has one.
+            attributes = {"axis": shape.index(1)} if 1 in shape else {}
+        return scale, attributes, block
+
+    def _node(
+        self,
+        kind: str,
+        operands: list[str],
+        output: str,
+        attributes: dict,
+        name: str | None = None,
+    ) -> str:
+        self.nodes.append(
+            helper.make_node(kind, operands, [output], name or f"{output}_node", **attributes)
+        )
+        return output
+
+    def _constant(self, name: str, array: np.ndarray) -> str:
+        if array.dtype == np.float32:
+            array = array.astype(self.dtype)
+        self.constants.append(numpy_helper.from_array(array, name))
+        return name
+
+    def _draw(self, shape: Shape) -> np.ndarray:
+        return self.random.standard_normal(shape).astype(np.float32)
+
+    def _output_shape(self) -> Shape:
+        shape = INPUTS[self.cell.op]
+        if self.cell.op in ("maxpool", "passive"):
+            return (*shape[:2], shape[2] // 2, shape[3] // 2)
+        return shape

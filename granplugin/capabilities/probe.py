@@ -1,0 +1,304 @@
+"""The probe: a table's small networks built with the installed engine, and what differs.
+
+TensorRT's and TensorRT-RTX's builds run one after another in a process of their own, which is
+started again behind a crash or a hang, so that costs one cell.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Self
+
+import numpy as np
+import onnx
+
+from granplugin import backends
+from granplugin.backends import nvidia_build
+from granplugin.backends.engine_plan import (
+    EngineLayer,
+    EnginePlan,
+    read_inspector_json,
+    read_layers_text,
+)
+from granplugin.backends.nvidia_build import Options
+from granplugin.capabilities.cells import WEIGHTS, cells
+from granplugin.capabilities.networks import OP, READER, network
+from granplugin.capabilities.table import OPS, Cell, load
+from granplugin.errors import EngineError
+from granplugin.suggest import did_you_mean
+
+log = logging.getLogger(__name__)
+
+_NVIDIA = ("tensorrt", "tensorrt_rtx")
+_DONE = "done"
+_LOW = frozenset({"int8", "fp8", "int4"})
+# Kinds of TensorRT's and TensorRT-RTX's layers that do an op's arithmetic.
+_COMPUTES = (
+    "correlation", "conv", "gemm", "deconv", "matrixmultiply", "fusion", "maxpool", "avgpool",
+    "pool",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Probed:
+    """One cell: what the table says the engine does with it, and what it did; `detail` is the
+    types of the kernel's operands, or the engine's own words where it refused."""
+
+    cell: Cell
+    table: str
+    observed: str
+    detail: str
+
+    @property
+    def differs(self) -> bool:
+        return self.table != self.observed
+
+
+def probe(
+    backend: str, ops: Sequence[str] = OPS, graphs: Sequence[str] = ("fp16",)
+) -> tuple[Probed, ...]:
+    """Build every cell of `ops` in graphs of these precisions. OpenVINO and ONNX Runtime tell what
+    became of a layer with weights only, so outputs and pools are left out for them.
+
+    Raises EngineError for a backend that is not installed, or that cannot be probed.
+    """
+    if backend not in _OBSERVERS:
+        raise EngineError(f"engine {backend!r} cannot be probed{did_you_mean(backend, _OBSERVERS)}")
+    module = backends.load(backend)
+    if reason := module.unavailable():
+        raise EngineError(reason)
+    table = load(backend, module.version())
+    wanted = [
+        cell
+        for cell in cells(ops, graphs)
+        if backend in _NVIDIA or (cell.op in WEIGHTS and cell.output == "float")
+    ]
+    start = monotonic()
+    found = []
+    for cell, (observed, detail) in zip(wanted, _OBSERVERS[backend](wanted), strict=True):
+        found.append(Probed(cell, table.rule(cell).engine, observed, detail))
+    log.info("probed %d cells of %s in %.0f s", len(found), backend, monotonic() - start)
+    return tuple(found)
+
+
+Observed = Iterator[tuple[str, str]]
+
+
+def _nvidia(library: str) -> Callable[[Sequence[Cell]], Observed]:
+    def observe(wanted: Sequence[Cell]) -> Observed:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            _Builder(library, Path(folder)) as builder,
+        ):
+            for cell in wanted:
+                try:
+                    plan = builder.build(network(cell))
+                except EngineError as err:
+                    yield "error", str(err)
+                else:
+                    yield classify(cell, plan)
+
+    return observe
+
+
+class _Builder:
+    """Builds in another process, which lives as long as nothing goes wrong in it."""
+
+    def __init__(self, library: str, folder: Path, seconds: float = 60) -> None:
+        self.library, self.folder, self.seconds = library, folder, seconds
+        self.process: subprocess.Popen | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def build(self, model: onnx.ModelProto) -> EnginePlan:
+        """Raises EngineError where the library refuses it, crashes or takes too long."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as name:
+            return self._build(model, Path(name))
+
+    def _build(self, model: onnx.ModelProto, folder: Path) -> EnginePlan:
+        onnx.save(model, folder / "cell.onnx")
+        request = {
+            "library": self.library,
+            "onnx": str(folder / "cell.onnx"),
+            "folder": str(folder),
+            **asdict(Options(seconds=self.seconds)),
+        }
+        if self.process is None:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", __name__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+        with suppress(BrokenPipeError):  # if it has ended, the wait says how
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+        self._wait(folder / _DONE)
+        told = json.loads((folder / "build.json").read_text(encoding="utf-8"))
+        if "refused" in told:
+            raise EngineError(told["refused"])
+        text, inspected = folder / "layers.txt", folder / "layers.json"
+        if text.exists():
+            return read_layers_text(text.read_text(encoding="utf-8"))
+        return read_inspector_json(inspected.read_text(encoding="utf-8"))
+
+    def _wait(self, done: Path) -> None:
+        end = monotonic() + self.seconds
+        while not done.exists():
+            code = self.process.poll()
+            if code is not None or monotonic() > end:
+                self._end()
+                if code is None:
+                    raise EngineError(f"it took more than {self.seconds:g} s")
+                name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+                raise EngineError(f"the compiler crashed ({name})")
+            sleep(0.002)
+
+    def _end(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            with suppress(BrokenPipeError):
+                self.process.stdin.close()
+            self.process = None
+
+
+def classify(cell: Cell, plan: EnginePlan) -> tuple[str, str]:
+    """What a plan makes of its cell, and the types of the operands of the kernel that does it.
+
+    quantized: the kernel reads all that is quantized in 8 bits and multiplies so; fused-dequant:
+    it reads 8 or 4 bits and multiplies in float; miscompile: a kernel behind it has a constant
+    that does not fit the shape of what it writes.
+    """
+    node = READER if cell.output != "float" else OP
+    kernels = [
+        layer
+        for layer in plan.kernels
+        if node in layer.onnx_nodes and any(word in layer.kind.lower() for word in _COMPUTES)
+    ]
+    if not kernels:
+        # An op without a kernel of its own was fused into a pointwise one, which is float.
+        return "float", "no kernel of its own"
+    kernel = kernels[0]
+    operands = [tensor.dtype for tensor in (*kernel.inputs, *kernel.constants)]
+    detail = f"{kernel.kind} {' x '.join(operands[:2])} -> {kernel.outputs[0].dtype}"
+    low = [dtype for dtype in operands if dtype in _LOW]
+    needed = 2 if cell.weight != "float" and cell.input != "float" else 1
+    if not low:
+        return "float", detail
+    if "fusion" in kernel.kind.lower() or len(low) < needed or kernel.inputs[0].dtype not in _LOW:
+        return "fused-dequant", detail
+    behind = [layer for layer in plan.kernels if _reads(layer, kernel)]
+    if any(not _fits(layer) for layer in behind):
+        return "miscompile", detail
+    return "quantized", detail
+
+
+def _reads(layer: EngineLayer, kernel: EngineLayer) -> bool:
+    written = {tensor.name for tensor in kernel.outputs}
+    return any(tensor.name in written for tensor in layer.inputs)
+
+
+def _fits(layer: EngineLayer) -> bool:
+    shape = layer.outputs[0].shape
+    for tensor in (*layer.inputs, *layer.constants):
+        if len(tensor.shape) == len(shape):
+            try:
+                fits = np.broadcast_shapes(tensor.shape, shape) == shape
+            except ValueError:
+                fits = False
+            if not fits:
+                return False
+    return True
+
+
+def _on_cpu(backend: str) -> Callable[[Sequence[Cell]], Observed]:
+    """Of a backend that runs here: its own word for the op's kernel, and its numbers against the
+    reference."""
+
+    def observe(wanted: Sequence[Cell]) -> Observed:
+        module, reference = backends.load(backend), backends.load("onnxruntime")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "cell.onnx"
+            for number, cell in enumerate(wanted):
+                onnx.save(network(cell), path)
+                yield _run(module, reference, cell, path, Path(folder) / str(number))
+
+    return observe
+
+
+def _run(
+    module: backends.Backend,
+    reference: backends.Backend,
+    cell: Cell,
+    path: Path,
+    out: Path,
+) -> tuple[str, str]:
+    x = onnx.load(path).graph.input[0].type.tensor_type
+    shape = [dim.dim_value for dim in x.shape.dim]
+    values = np.random.default_rng(1).standard_normal(shape)
+    feeds = {"x": values.astype(onnx.helper.tensor_dtype_to_np_dtype(x.elem_type))}
+    try:
+        engine = module.build(path, out)
+        with module.open(engine) as runner:
+            y = runner.run(feeds)["relu"].astype(np.float64)
+    except EngineError as err:
+        return "error", str(err)
+    precisions = {layer.layer: layer.precision for layer in module.layers(engine)}
+    try:
+        with reference.open(reference.build(path, out)) as runner:
+            expected = runner.run(feeds)["relu"].astype(np.float64)
+    except EngineError as err:
+        return "error", f"no reference: {err}"
+    error = float(np.linalg.norm(y - expected) / np.linalg.norm(expected))
+    ran = precisions.get(OP, "in no kernel of its own")
+    detail = f"{ran}, relative error {error:.1e}"
+    if error > _WRONG:
+        return "miscompile", detail
+    if module is reference:
+        return "quantized", detail
+    if ran != "int8":
+        return "float", detail
+    # An 8-bit kernel that was given one side in float, or other numbers, rounds by its own scales.
+    both = cell.weight != "float" and cell.input != "float"
+    return ("quantized" if both and error < _SAME else "fused-dequant"), detail
+
+
+_SAME, _WRONG = 1e-3, 0.02
+"""Relative errors: the same Q/DQ gave 2e-5 at most, a rounding at another place 2e-4 to 0.006, and
+scales along the wrong axis 0.12."""
+
+_OBSERVERS: dict[str, Callable[[Sequence[Cell]], Observed]] = {
+    "onnxruntime": _on_cpu("onnxruntime"),
+    "openvino": _on_cpu("openvino"),
+    **{library: _nvidia(library) for library in _NVIDIA},
+}
+
+
+def main() -> None:
+    """Builds what each line of the standard input says, and marks its folder when that is done."""
+    for line in sys.stdin:
+        sys.argv[1:] = [line]  # where nvidia_build takes its request from
+        with suppress(SystemExit):
+            nvidia_build.main()
+        (Path(json.loads(line)["folder"]) / _DONE).touch()
+
+
+if __name__ == "__main__":
+    main()

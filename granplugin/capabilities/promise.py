@@ -1,0 +1,222 @@
+"""The promise: before anything is built, what an engine will make of each row of a plan."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from granplugin.capabilities.table import LOWERINGS, Cell, Rule, Table
+from granplugin.granularity import Role
+from granplugin.layers import WEIGHTED, Layer
+from granplugin.plan import Row
+
+Kind = Literal["native", "lowered", "simulated", "refused"]
+KINDS: tuple[Kind, ...] = ("native", "lowered", "simulated", "refused")
+"""From best to worst."""
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What an engine makes of a row.
+
+    native: computed as asked; lowered: rewritten by `lowering` (a key of LOWERINGS) into what the
+    engine has; simulated: float on the device, for accuracy only; refused: the engine fails, or
+    computes something else. `reason` is a sentence, `source` says where it is known from. `cause`
+    is the role that has to change for the row to be native, None where it is.
+    """
+
+    kind: Kind
+    reason: str
+    source: str
+    lowering: str | None = None
+    cause: Role | None = None
+
+
+def plan_promises(
+    table: Table,
+    layers: Sequence[Layer],
+    rows: Sequence[Row],
+    graph: str = "fp32",
+    targets: Sequence[str] = (),
+) -> dict[str, Promise]:
+    """Site -> promise, for every quantized row; `layers` are those of the plan.
+
+    `graph` is the precision of what is not quantized (fp32, fp16, bf16), `targets` the compute
+    capabilities built for (such as sm89), none for the engine's default.
+    """
+    of_layer: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.quantized:
+            of_layer[row.layer].append(row)
+    book = _Book(table, graph, tuple(targets))
+    return {
+        f"{layer.name}.{role}": promise
+        for layer in layers
+        if layer.name in of_layer
+        for role, promise in book.of_layer(layer, of_layer[layer.name]).items()
+    }
+
+
+def promises(
+    table: Table,
+    layer: Layer,
+    rows: Sequence[Row],
+    graph: str = "fp32",
+    targets: Sequence[str] = (),
+) -> dict[Role, Promise]:
+    """Role -> promise, for the quantized ones of one layer's rows.
+
+    They are decided together: an engine multiplies integers only where weight and input both are
+    what it has, so one role's granularity can take the other to float; its promise then names
+    that role as its cause.
+    """
+    found = [row for row in rows if row.quantized]
+    return dict(_Book(table, graph, tuple(targets)).of_layer(layer, found))
+
+
+def cell_promise(table: Table, cell: Cell) -> Promise:
+    """The promise for one cell, weight and input taken together."""
+    return _promise(table.rule(cell), cell)
+
+
+def operation(layer: Layer) -> str:
+    """The table's word for what a layer computes."""
+    if layer.type == "Linear":
+        return "gemm" if len(layer.input_shape or ()) <= 2 else "linear"
+    if layer.type not in WEIGHTED:
+        return "maxpool" if layer.type.startswith("MaxPool") else "passive"
+    if layer.type.startswith("ConvTranspose"):
+        return "transposed"
+    if "depthwise" in layer.traits:
+        return "depthwise"
+    return "grouped" if layer.groups > 1 else "conv"
+
+
+def scales_of(layer: Layer, row: Row | None) -> tuple[str, int | None]:
+    """A row's scales as they stand in the graph, a word of `Scales`, and the block size if cut.
+
+    One scale per index of an axis, or for runs along it, is a vector along that axis. Where scales
+    differ along several axes, a weight's are written along the axis where the block is longest and
+    one by one along the rest; another tensor is reshaped.
+    """
+    if row is None or not row.quantized:
+        return "float", None
+    varying = [axis for axis, cells in enumerate(row.grid) if cells > 1]
+    if not varying:
+        return "per_tensor", None
+    words = {_axis_word(layer, row, axis) for axis in varying}
+    if len(varying) == 1 or words == {"token"}:
+        return _VECTORS[words.pop()], None
+    if row.role != "weight":
+        return "reshaped", None
+    axis = max(range(len(row.block)), key=lambda i: (row.block[i], i))
+    if row.block[axis] == 1:
+        return "per_element", None
+    return f"per_block({_axis_word(layer, row, axis)})", row.block[axis]
+
+
+_VECTORS = {
+    "out": "per_channel",
+    "in": "per_channel(in)",
+    "kernel": "per_channel(kernel)",
+    "channel": "per_channel",
+    "token": "per_token",
+    "position": "per_position",
+}
+
+
+def _axis_word(layer: Layer, row: Row, axis: int) -> str:
+    channel = layer.channel_axis(row.role)
+    if row.role != "weight":
+        if axis == channel:
+            return "channel"
+        return "token" if channel == len(row.shape) - 1 else "position"
+    if axis > 1:
+        return "kernel"
+    # Where no axis has the output channels alone (grouped, transposed), they are on axis 1.
+    return "out" if axis == (1 if channel is None else channel) else "in"
+
+
+class _Book:
+    """Answers for one table and build; equal cells are looked up once."""
+
+    def __init__(self, table: Table, graph: str, targets: tuple[str, ...]) -> None:
+        self.table, self.graph, self.targets = table, graph, targets
+        self.known: dict[tuple, Mapping[Role, Promise]] = {}
+
+    def of_layer(self, layer: Layer, rows: Sequence[Row]) -> Mapping[Role, Promise]:
+        op = operation(layer)
+        sites = tuple((row.role, row.format, *scales_of(layer, row)) for row in rows)
+        if (op, sites) not in self.known:
+            self.known[op, sites] = self._decide(op, sites)
+        return self.known[op, sites]
+
+    def _decide(self, op: str, sites: tuple) -> dict[Role, Promise]:
+        found: dict[Role, Promise] = {}
+        pair = {role: (fmt, scales, size) for role, fmt, scales, size in sites if role != "output"}
+        for role, fmt, scales, _ in sites:
+            if role == "output":
+                cell = Cell(op, fmt, output=scales, graph=self.graph, targets=self.targets)
+                found[role] = self._alone(cell, role)
+        if not pair:
+            return found
+        together = self._alone(self._cell(op, pair), next(iter(pair)))
+        if together.kind == "native":
+            return found | dict.fromkeys(pair, together)
+        # A role is to blame if it is not native beside the plainest partner; both are, if only
+        # their meeting is not.
+        alone = {role: self._alone(self._cell(op, self._beside(pair, role)), role) for role in pair}
+        if all(promise.kind == "native" for promise in alone.values()):
+            return found | {role: replace(together, cause=role) for role in pair}
+        worst = max(alone, key=lambda role: KINDS.index(alone[role].kind))
+        for role, promise in alone.items():
+            if promise.kind == "native" and alone[worst].kind == "lowered":
+                found[role] = promise
+            elif KINDS.index(promise.kind) < KINDS.index(alone[worst].kind):
+                reason = f"because of its {worst}: {alone[worst].reason}"
+                found[role] = replace(alone[worst], reason=reason)
+            else:
+                found[role] = promise
+        return found
+
+    @staticmethod
+    def _beside(pair: Mapping[Role, tuple], role: Role) -> dict[Role, tuple]:
+        return {
+            other: values if other == role else (pair[role][0], "per_tensor", None)
+            for other, values in pair.items()
+        }
+
+    def _cell(self, op: str, pair: Mapping[Role, tuple]) -> Cell:
+        formats = {fmt for fmt, _, _ in pair.values()}
+        sizes = [size for role in ("weight", "input") if (size := pair.get(role, _NONE)[2])]
+        return Cell(
+            op,
+            formats.pop() if len(formats) == 1 else "mixed",
+            weight=pair.get("weight", _NONE)[1],
+            input=pair.get("input", _NONE)[1],
+            size=sizes[0] if sizes else None,
+            graph=self.graph,
+            targets=self.targets,
+        )
+
+    def _alone(self, cell: Cell, role: Role) -> Promise:
+        promise = _promise(self.table.rule(cell), cell)
+        return promise if promise.kind == "native" else replace(promise, cause=role)
+
+
+_NONE = (None, "float", None)
+
+
+def _promise(rule: Rule, cell: Cell) -> Promise:
+    # Weights alone are asked to be stored small and multiplied in float; that is what a
+    # fused-dequant is.
+    weight_only = cell.weight != "float" and cell.input == "float"
+    if rule.engine == "quantized" or (rule.engine == "fused-dequant" and weight_only):
+        return Promise("native", rule.why, rule.source)
+    if rule.lowering:
+        reason = f"{rule.why}; {LOWERINGS[rule.lowering]}"
+        return Promise("lowered", reason, rule.source, rule.lowering)
+    kind = "simulated" if rule.engine in ("float", "fused-dequant") else "refused"
+    return Promise(kind, rule.why, rule.source)

@@ -1,0 +1,68 @@
+"""Dividing a tensor by its scales, so that its Q/DQ has the scale 1.
+
+Q with scale 1 stores round(x / s), which is what Q with the scales s stores; DQ with scale 1 gives
+the stored number q, which is DQ's q * s without its factor s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+
+from granplugin.errors import ModelError
+from granplugin.formats import FORMATS
+from granplugin.graph.additions import Additions
+from granplugin.graph.lowering.methods import FLOOR, reduced_axes, spread
+from granplugin.plan import Row
+
+
+def undivided(row: Row) -> tuple[Row, np.ndarray]:
+    """The per_tensor row with scale 1 that is written behind the division, and its amax."""
+    amax = np.full((1,) * len(row.shape), FORMATS[row.format].largest, np.float32)
+    return dataclasses.replace(row, block=row.shape), amax
+
+
+class Divisions:
+    """Divides in front of markers, a tensor by the same scales once: layers that read one tensor
+    alike (q, k, v) then share its Q/DQ."""
+
+    def __init__(self, additions: Additions) -> None:
+        self.additions = additions
+        self.done: dict[tuple, tuple[ir.Value, ir.Value]] = {}
+
+    def divide(self, marker: ir.Node, row: Row, cells: np.ndarray | None) -> ir.Value:
+        """Let the marker read x / scale; returns the scale, which broadcasts against x.
+
+        `cells` are the row's scales; None where they are computed at run time, as the oracle does:
+        max(|x|) / largest, at least FLOOR.
+        """
+        x = marker.inputs[0]
+        given = None if cells is None else spread(cells, row)
+        exact = (row.format, reduced_axes(row)) if given is None else (given.shape, given.tobytes())
+        key = (x, *exact)
+        if key not in self.done:
+            if given is None:
+                scale = self._at_run_time(marker, row)
+            elif (given > 0).all():
+                scale = self.additions.number(f"{row.site}/divisor", given, x)
+            else:
+                raise ModelError(f"{row.site}: a scale is too small for float32; raise its amax")
+            divided = self.additions.node(row.site, "Div", [x, scale], before=marker)
+            divided.type, divided.shape = x.type, x.shape
+            self.done[key] = (divided, scale)
+        divided, scale = self.done[key]
+        marker.replace_input_with(0, divided)
+        return scale
+
+    def _at_run_time(self, marker: ir.Node, row: Row) -> ir.Value:
+        x = marker.inputs[0]
+
+        def node(op_type: str, *inputs: ir.Value) -> ir.Value:
+            return self.additions.node(row.site, op_type, inputs, before=marker)
+
+        axes = self.additions.constant(f"{row.site}/axes", np.array(reduced_axes(row), np.int64))
+        largest = self.additions.number(f"{row.site}/largest", FORMATS[row.format].largest, x)
+        floor = self.additions.number(f"{row.site}/floor", FLOOR, x)
+        return node("Max", node("Div", node("ReduceMax", node("Abs", x), axes), largest), floor)

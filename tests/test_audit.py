@@ -1,0 +1,168 @@
+"""What an engine promises before a build, and the verdict on each row after it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from conftest import run_main
+from hypothesis import given
+from hypothesis import strategies as st
+
+from granplugin import backends
+from granplugin.audit import audit
+from granplugin.backends.base import LayerPrecision
+from granplugin.calibrators import Calibrator
+from granplugin.capabilities import Promise
+from granplugin.plan import Row
+
+needs_rtx = pytest.mark.skipif(
+    backends.load("tensorrt_rtx").unavailable() is not None,
+    reason="tensorrt_rtx has no package for this platform",
+)
+PROMISES = {
+    kind: Promise(kind, "a reason", "a source")
+    for kind in ("native", "lowered", "simulated", "refused")
+}
+
+
+def row(layer="conv", role="weight"):
+    shape = (8, 8, 3, 3) if role == "weight" else (1, 8, 8, 8)
+    return Row(
+        layer, "Conv2d", role, shape, "int8", "per_tensor", shape, Calibrator(), None, None, None,
+        "rule 1", "r.yaml:3:1",
+    )  # fmt: skip
+
+
+precisions = st.lists(st.sampled_from(["int8", "fp8", "float", "unknown"]), max_size=3)
+
+
+@given(precisions, st.sampled_from([*PROMISES, None]), st.sampled_from(["weight", "input"]))
+def test_honoured_is_said_only_where_every_call_ran_in_the_format(ran, promise, role):
+    layers = [LayerPrecision("conv", precision, "k") for precision in ran]
+    layers.append(LayerPrecision("another", "int8", "k"))
+    promises = {f"conv.{role}": PROMISES[promise]} if promise else {}
+    (verdict,) = audit([row(role=role)], layers, promises)
+    if promise == "refused":
+        assert verdict.kind == "wrong"
+    elif not ran or "unknown" in ran:
+        assert verdict.kind == "unknown"
+    else:
+        assert verdict.kind == ("degraded" if "float" in ran else "honoured")
+    assert verdict.where == "r.yaml:3:1"
+
+
+def test_an_engine_that_tells_nothing_of_its_layers_gets_no_verdicts():
+    assert audit([row()], [], {}) == ()
+
+
+def test_what_is_read_as_int8_and_multiplied_in_float_is_told_apart():
+    layers = [LayerPrecision("conv", "float", "runtime_fusion")]
+    (verdict,) = audit([row()], layers, {"conv.weight": PROMISES["native"]})
+    assert (verdict.kind, verdict.detail, verdict.as_promised) == (
+        "degraded",
+        "fused-dequant",
+        False,
+    )
+    (verdict,) = audit([row()], layers, {"conv.weight": PROMISES["simulated"]})
+    assert verdict.as_promised
+
+
+@needs_rtx
+def test_the_quickstarts_rows_are_all_honoured_by_tensorrt_rtx(quickstart):
+    for variant in quickstart.report.variants:
+        (engine,) = [e for e in variant.engines if e.engine == "tensorrt_rtx"]
+        assert engine.kernels > 50 and engine.traffic_bytes > 1e6
+        assert engine.honoured == len(engine.verdicts) == variant.quantized_sites
+        assert engine.cannot_run is None or not engine.metrics
+    assert "tensorrt_rtx" in quickstart.stdout
+    assert "tensorrt_rtx" in (quickstart.folder / "report.md").read_text()
+
+
+@needs_rtx
+def test_what_tensorrt_rtx_does_not_have_is_refused_at_the_rules_line(project):
+    rules = [{"match": "depthwise", "input": {"per_channel": {"axis": 1}}}]
+    recipe = project.recipe(engines=["tensorrt_rtx"], rules=rules)
+    code, _, err = run_main("plan", recipe, "--out", project.out)
+    assert code == 2
+    line = recipe.read_text().splitlines().index("- match: depthwise") + 1
+    assert err.startswith(f"{recipe}:{line}:3: tensorrt_rtx does not have int8 per_channel")
+    assert "on_unsupported: lower" in err
+    assert not project.out.exists()
+
+
+@needs_rtx
+def test_simulated_rows_are_built_and_said_to_run_in_float(project):
+    rules = [{"match": "depthwise", "weight": {"per_channel": {"axis": 2}}}]
+    project.recipe(engines=["tensorrt_rtx"], rules=rules, on_unsupported="simulate")
+    done = project.apply()
+    assert done.code == 0, done.stderr
+    variant = project.report().variants[-1]
+    verdicts = {v.site: v for v in variant.engines[0].verdicts}
+    assert verdicts["depthwise.weight"].verdict == "degraded"
+    assert verdicts["depthwise.weight"].promise == "simulated"
+    assert verdicts["conv.weight"].verdict == "honoured"
+    assert "depthwise.weight degraded: float" in " ".join(done.stdout.split())
+
+
+@needs_rtx
+def test_a_broken_promise_is_exit_code_3(project, monkeypatch):
+    project.recipe(engines=["tensorrt_rtx"])
+    module = backends.load("tensorrt_rtx")
+    honest = module.layers
+
+    def layers(engine):
+        first, *others = honest(engine)
+        return (dataclasses.replace(first, precision="float"), *others)
+
+    monkeypatch.setattr(module, "layers", layers)
+    done = project.apply()
+    assert done.code == 3
+    assert "degraded: float" in done.stdout
+
+
+def test_an_optional_engine_that_is_not_installed_is_left_out_and_said_so(project, monkeypatch):
+    module = backends.load("tensorrt_rtx")
+    monkeypatch.setattr(module, "unavailable", lambda: "tensorrt_rtx is not installed")
+    project.recipe(optional_engines=["tensorrt_rtx"])
+    done = project.apply()
+    assert done.code == 0, done.stderr
+    assert "engine tensorrt_rtx was left out: tensorrt_rtx is not installed" in done.stdout
+
+
+def test_a_plan_says_what_each_engine_promises(project):
+    recipe = project.recipe(engines=["openvino", "onnxruntime"])
+    code, out, _ = run_main("plan", recipe, "--out", project.out)
+    assert code == 0
+    assert "openvino promises: 6 native" in out
+    assert "onnxruntime promises: 6 native" in out
+
+
+@needs_rtx
+def test_lowered_rows_run_in_int8_on_an_engine_that_does_not_have_them(project):
+    rules = [{"match": "depthwise", "input": {"per_channel": {"axis": 1}}}]
+    project.recipe(engines=["tensorrt_rtx", "onnxruntime"], rules=rules, on_unsupported="lower")
+    done = project.apply()
+    assert done.code == 0, done.stderr
+    variant = project.report().variants[-1]
+    verdicts = {v.site: v for v in variant.engines[0].verdicts}
+    assert verdicts["depthwise.input"].promise == "lowered"
+    assert verdicts["depthwise.input"].verdict == "honoured"
+    folder = project.out / "variants/recipe"
+    assert (folder / "tensorrt_rtx.onnx").read_bytes() != (folder / "model.onnx").read_bytes()
+
+
+@needs_rtx
+def test_what_no_lowering_makes_is_an_error_even_with_lower_and_float_with_simulate(project):
+    rules = [{"match": "conv", "weight": "per_element"}]
+    project.recipe(engines=["tensorrt_rtx"], rules=rules, on_unsupported="lower")
+    done = project.apply()
+    assert done.code == 2
+    assert "on_unsupported: simulate runs in float" in done.stderr
+    project.recipe(engines=["tensorrt_rtx"], rules=rules, on_unsupported="simulate")
+    done = project.apply()
+    assert done.code == 0, done.stderr
+    verdicts = {v.site: v for v in project.report().variants[-1].engines[0].verdicts}
+    assert verdicts["conv.weight"].promise == "simulated"
+    assert verdicts["conv.weight"].verdict == "degraded"
+    assert verdicts["depthwise.weight"].verdict == "honoured"
