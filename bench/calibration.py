@@ -30,8 +30,8 @@ from granplugin.statistics import find_amax, needs_of
 from granplugin.timing import measure_interleaved, ratio
 
 SAMPLES = {"mobilenet_v2": 64, "resnet_50": 16}
-MEMORY_SAMPLES = (16, 64, 256)
-MEMORY_ROUNDS = 3
+MEMORY_SAMPLES = (64, 1024)
+MEMORY_ROUNDS = 2
 CALIBRATORS = (Calibrator("percentile", 99.99), Calibrator("entropy"), Calibrator("mse"))
 
 

@@ -164,7 +164,7 @@ def plan(
     from granplugin.report.verbs import PlanOutput, WhyOutput
 
     if modelopt:
-        from granplugin.modelopt_bridge import config
+        from granplugin.quantize_config import config
 
         print(json.dumps(config(found.quantized), indent=1))
         return 0

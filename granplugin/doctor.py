@@ -25,6 +25,7 @@ def examine() -> DoctorOutput:
                 what_for=module.what_for,
                 version=None if reason else module.version(),
                 unavailable=reason,
+                cannot_run=None if reason else module.can_run(),
             )
         )
     return DoctorOutput(
@@ -80,7 +81,9 @@ def lines(found: DoctorOutput) -> list[str]:
     told += [f"{name:<18} missing; pip install {name}" for name in found.missing]
     told.append("")
     for engine in found.engines:
-        state = f"works ({engine.version})" if not engine.unavailable else engine.unavailable
+        state = engine.unavailable or f"works ({engine.version})"
+        if engine.cannot_run:
+            state = f"builds and audits ({engine.version}), cannot run: {engine.cannot_run}"
         told.append(f"{engine.engine:<18} {state}")
         told.append(f"{'':<18} {engine.what_for}")
     return told

@@ -18,6 +18,7 @@ import numpy as np
 from granplugin.measure import Measured, check_data, measure, measure_latency, open_backends
 from granplugin.plan_file import plan_file
 from granplugin.progress import track
+from granplugin.quantize_config import config
 from granplugin.recipe.load import Loaded
 from granplugin.report.build import make_report
 from granplugin.report.markdown import to_markdown
@@ -90,6 +91,8 @@ def publish(
     run.publish("float.onnx", float_onnx)
     plans = {each.job.name: each.job.plan for each in built}
     run.publish("plan.json", plan_file(session.key, session.text_key, session.layers, plans))
+    configs = {name: config(plan.quantized) for name, plan in plans.items()}
+    run.publish("modelopt.json", json.dumps(configs, indent=1))
     run.publish("measurements.json", json.dumps(_measurements(results), indent=1))
     for loaded in recipes:
         path = loaded.recipe.statistics.export

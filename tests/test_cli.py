@@ -269,3 +269,16 @@ def test_a_run_that_is_killed_leaves_the_earlier_report_and_is_resumed(applied, 
     for variant in (0, 1):
         metrics = [report.variants[variant].engines[0].metrics for report in (before, after)]
         assert metrics[0] == metrics[1]
+
+
+def test_capabilities_tells_what_an_engine_has_at_80_columns():
+    code, out, _ = run_main("capabilities", "--backend", "openvino")
+    assert code == 0
+    assert out.startswith("openvino")
+    assert "native:" in out and "refused:" in out
+    assert max(map(len, out.splitlines())) <= 80
+    code, out, _ = run_main("capabilities", "--backend", "tensorrt", "--json")
+    assert code == 0
+    kinds = {line["promise"]["kind"] for line in json.loads(out)}
+    assert kinds == {"native", "lowered", "simulated", "refused"}
+    assert run_main("capabilities", "--backend", "tensorflow").code == 2

@@ -384,7 +384,7 @@ def test_quantizers_that_others_switched_on_are_not_overlooked(quantized):
 
 
 def test_a_large_plan_gives_the_same_model_without_an_entry_per_row(quantized, monkeypatch):
-    monkeypatch.setattr("granplugin.modelopt_bridge.quantize_config._MOST_ENTRIES", 2)
+    monkeypatch.setattr("granplugin.quantize_config._MOST_ENTRIES", 2)
     config = bridge.config(ROWS)
     assert len(config["quant_cfg"]) == 1
     assert torch.equal(predict(mtq.quantize(Net(), config, forward_loop)), predict(quantized))

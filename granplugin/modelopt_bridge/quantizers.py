@@ -18,7 +18,7 @@ from granplugin.modelopt_bridge.library import (
     QuantizerAttributeConfig,
     TensorQuantizer,
 )
-from granplugin.modelopt_bridge.quantize_config import (
+from granplugin.quantize_config import (
     METHOD,
     attributes,
     quantizer_name,

@@ -87,6 +87,7 @@ class EngineState(Part):
     what_for: str
     version: str | None
     unavailable: str | None
+    cannot_run: str | None = Field(description="Why it builds here but cannot run.")
 
 
 class DoctorOutput(Part):
