@@ -7,7 +7,6 @@ size does not depend on the number of samples.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from granplugin.errors import DataError, ModelError, UserError
 from granplugin.formats import FORMATS, Format
 from granplugin.granularity import Shape, grid
 from granplugin.plan import Row
+from granplugin.whole_file import write_whole
 
 _SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
 
@@ -104,7 +104,7 @@ class Statistics:
             "samples": str(self.samples),
             "needs": json.dumps([asdict(need) for need in needs]),
         }
-        _write_whole(path, save(tensors, metadata))
+        write_whole(path, save(tensors, metadata))
 
     @classmethod
     def load(cls, path: Path, key: str) -> Statistics:
@@ -206,7 +206,7 @@ def export_amax(path: Path, rows: Iterable[Row], amax: Mapping[str, np.ndarray])
         for row in rows
         if row.site in amax
     }
-    _write_whole(path, json.dumps({"granplugin_amax": 1, "sites": sites}, indent=1).encode())
+    write_whole(path, json.dumps({"granplugin_amax": 1, "sites": sites}, indent=1).encode())
 
 
 def import_amax(path: Path, rows: Iterable[Row]) -> dict[str, np.ndarray]:
@@ -240,12 +240,3 @@ def import_amax(path: Path, rows: Iterable[Row]) -> dict[str, np.ndarray]:
             )
         imported[row.site] = amax
     return imported
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

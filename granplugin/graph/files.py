@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import onnx_ir as ir
 
 from granplugin.errors import ModelError
+from granplugin.whole_file import write_whole
 
 _LIMIT = 2**31 - 1
 
@@ -23,10 +23,4 @@ def save(model: ir.Model, path: Path) -> None:
     held = sum(value.const_value.nbytes for value in model.graph.initializers.values())
     if held > _LIMIT:
         raise ModelError(f"{path.name} would hold {held / 1e9:.1f} GB; an ONNX file holds 2.1 GB")
-    data = ir.to_proto(model).SerializeToString(deterministic=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, ir.to_proto(model).SerializeToString(deterministic=True))

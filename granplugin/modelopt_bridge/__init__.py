@@ -8,8 +8,8 @@ from granplugin.modelopt_bridge.chatter import quiet
 from granplugin.modelopt_bridge.marker import markers
 from granplugin.modelopt_bridge.mode import collect
 from granplugin.modelopt_bridge.observe import batches
-from granplugin.quantize_config import config, row_of, site_of
 from granplugin.modelopt_bridge.quantizers import fake_quantize, load_amax, sites_of
+from granplugin.quantize_config import config, row_of, site_of
 
 __all__ = [
     "batches",

@@ -23,9 +23,9 @@ from granplugin.modelopt_bridge.library import (
     mtq,
 )
 from granplugin.modelopt_bridge.observe import ForwardLoop, observe
-from granplugin.quantize_config import METHOD, config, row_of
 from granplugin.modelopt_bridge.quantizers import refuse_unfolded, set_quantizers
 from granplugin.plan import Row
+from granplugin.quantize_config import METHOD, config, row_of
 from granplugin.statistics import Need, Statistics, find_amax, needs_of
 
 

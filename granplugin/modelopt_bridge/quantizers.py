@@ -18,6 +18,7 @@ from granplugin.modelopt_bridge.library import (
     QuantizerAttributeConfig,
     TensorQuantizer,
 )
+from granplugin.plan import Row
 from granplugin.quantize_config import (
     METHOD,
     attributes,
@@ -25,7 +26,6 @@ from granplugin.quantize_config import (
     row_of,
     site_of,
 )
-from granplugin.plan import Row
 
 log = logging.getLogger(__name__)
 
