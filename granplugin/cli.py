@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import sys
@@ -221,7 +220,7 @@ def check(recipes: Recipes, settings: Settings = None, out: Out = None, json_: J
 @app.command()
 def schema(
     what: Annotated[
-        str, typer.Argument(help="recipe, report, plan, why, check or doctor")
+        str, typer.Argument(help="recipe, report, plan, why, check, doctor or capabilities")
     ] = "recipe",
 ) -> int:
     """JSON Schema of recipes (for editors), or of what a verb prints with --json."""
@@ -253,28 +252,21 @@ def show_capabilities(
 ) -> int:
     """What an engine has, by operation and granularity; --probe compares it with its builds."""
     from granplugin import backends, capabilities
-    from granplugin.report import capabilities_text
+    from granplugin.report import capabilities_text as text
 
     reason = backends.load(backend).unavailable()
     table = capabilities.load(backend, None if reason else backends.load(backend).version())
     if not probe:
         lines = capabilities.listing(table)
-        text = capabilities_text.table_lines(table, lines)
-        print(
-            json.dumps([line.to_json() for line in lines], indent=1) if json_ else "\n".join(text)
-        )
+        print(text.table_json(table, lines) if json_ else "\n".join(text.table_lines(table, lines)))
         return 0
     if reason:
         raise UserError(f"{backend} cannot be probed: {reason}")
     from granplugin.capabilities.probe import probe as rebuild
 
     cells = rebuild(backend)
-    differing = [cell for cell in cells if cell.differs]
-    if json_:
-        print(json.dumps([dataclasses.asdict(cell) for cell in differing], indent=1))
-    else:
-        print("\n".join(capabilities_text.probe_lines(cells)))
-    return 3 if differing else 0
+    print(text.probe_json(table, cells) if json_ else "\n".join(text.probe_lines(cells)))
+    return 3 if any(cell.differs for cell in cells) else 0
 
 
 @app.command()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import granplugin
 from granplugin import backends, metrics
@@ -228,8 +227,7 @@ def _agreement(session: Session, job: Job, onnx: Path, amax: Mapping[str, np.nda
         batch = next(iter(session.evaluation))
         rows = [row for row in job.plan.quantized if row.site in amax]
         sites = agreement(onnx, rows, amax, _few(session), fake_quantize)
-        with torch.no_grad():
-            told = flatten_outputs(call(session.quantized(job.plan, amax), session.tensors(batch)))
+        told = flatten_outputs(call(session.quantized(job.plan, amax), session.tensors(batch)))
         theirs = {name: tensor.cpu().numpy() for name, tensor in told.items()}
         reference = backends.load("onnxruntime")
         with reference.open(reference.build(onnx, onnx.parent)) as runner:

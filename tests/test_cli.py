@@ -279,6 +279,7 @@ def test_capabilities_tells_what_an_engine_has_at_80_columns():
     assert max(map(len, out.splitlines())) <= 80
     code, out, _ = run_main("capabilities", "--backend", "tensorrt", "--json")
     assert code == 0
-    kinds = {line["promise"]["kind"] for line in json.loads(out)}
-    assert kinds == {"native", "lowered", "simulated", "refused"}
+    told = json.loads(out)
+    jsonschema.validate(told, json.loads(run_main("schema", "capabilities").stdout))
+    assert {row["promise"] for row in told["rows"]} == {"native", "lowered", "simulated", "refused"}
     assert run_main("capabilities", "--backend", "tensorflow").code == 2

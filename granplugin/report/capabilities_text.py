@@ -1,4 +1,4 @@
-"""What an engine has, as text of 80 columns."""
+"""What an engine has, as text of 80 columns or JSON."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from granplugin.capabilities import Table
+from granplugin.report.verbs import CapabilitiesOutput, CapabilityRow, ProbedCell
 
 
 def table_lines(table: Table, lines: Sequence[Any]) -> Iterator[str]:
@@ -38,6 +39,51 @@ def probe_lines(cells: Sequence[Any]) -> Iterator[str]:
             "",
         )
     yield f"{len(cells)} cells rebuilt, {len(differing)} differ from the table"
+
+
+def table_json(table: Table, lines: Sequence[Any]) -> str:
+    """The same as JSON."""
+    rows = [
+        CapabilityRow(
+            op=line.op,
+            formats=list(line.formats),
+            graphs=list(line.graphs),
+            weight=line.weight,
+            input=line.input,
+            output=line.output,
+            size=line.size,
+            stored=line.stored,
+            engine=line.engine,
+            promise=line.promise.kind,
+            reason=line.promise.reason,
+            source=line.promise.source,
+        )
+        for line in lines
+    ]
+    output = CapabilitiesOutput(backend=table.backend, table=table.version, rows=rows)
+    return output.model_dump_json(indent=1)
+
+
+def probe_json(table: Table, cells: Sequence[Any]) -> str:
+    """The cells that differ, as JSON."""
+    differing = [
+        ProbedCell(
+            op=found.cell.op,
+            format=found.cell.format,
+            weight=found.cell.weight,
+            input=found.cell.input,
+            graph=found.cell.graph,
+            table=found.table,
+            observed=found.observed,
+            detail=found.detail,
+        )
+        for found in cells
+        if found.differs
+    ]
+    output = CapabilitiesOutput(
+        backend=table.backend, table=table.version, probed=len(cells), differing=differing
+    )
+    return output.model_dump_json(indent=1)
 
 
 def _scales(line: Any) -> str:

@@ -101,7 +101,49 @@ class DoctorOutput(Part):
     missing: list[str] = Field(description="Packages granplugin needs that are not installed.")
 
 
+class CapabilityRow(Part):
+    """What one operation is promised with these scales."""
+
+    op: str
+    formats: list[str]
+    graphs: list[str] = Field(description="Precisions of what is not quantized.")
+    weight: str
+    input: str
+    output: str
+    size: int | None = Field(description="Block size.")
+    stored: bool = Field(description="Whether the file holds the weight in its format.")
+    engine: str = Field(description="What the engine does with the plain Q/DQ.")
+    promise: Literal["native", "lowered", "simulated", "refused"]
+    reason: str
+    source: str
+
+
+class ProbedCell(Part):
+    """A small network that was rebuilt, and did not do what the table says."""
+
+    op: str
+    format: str
+    weight: str
+    input: str
+    graph: str
+    table: str
+    observed: str
+    detail: str
+
+
+class CapabilitiesOutput(Part):
+    """`granplugin capabilities --json`; with --probe, the cells that differ instead of rows."""
+
+    version: int = 1
+    backend: str
+    table: str = Field(description="The version the table is of.")
+    rows: list[CapabilityRow] = []
+    probed: int | None = Field(default=None, description="Cells that were rebuilt.")
+    differing: list[ProbedCell] = []
+
+
 OUTPUTS: dict[str, Any] = {
+    "capabilities": CapabilitiesOutput,
     "plan": PlanOutput,
     "why": WhyOutput,
     "check": CheckOutput,
