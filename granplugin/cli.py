@@ -172,9 +172,13 @@ def plan(
         told = output.model_dump_json(indent=1) if json_ else "\n".join([why, *output.story])
         print(told)
         return 0
-    from granplugin.legality import engines_of, promised
+    from granplugin.legality import engines_of, kept, promised
 
-    promises = promised(found, layers, engines_of(loaded.recipe))
+    ways = next(job.ways for job in jobs if job.plan is found)
+    promises = {
+        engine: kept(of_engine, ways.get(engine, {}))
+        for engine, of_engine in promised(found, layers, engines_of(loaded.recipe)).items()
+    }
     if json_:
         rows = [row_json(row) for row in found.rows]
         rules = [

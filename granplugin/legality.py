@@ -11,6 +11,7 @@ from granplugin.errors import RecipeError
 from granplugin.graph.lowering.methods import How
 from granplugin.layers import WEIGHTED, Layer
 from granplugin.plan import Plan, Row
+from granplugin.presets import PRESETS
 from granplugin.recipe.schema import Recipe
 
 TARGETED = ("tensorrt", "tensorrt_rtx")
@@ -54,8 +55,10 @@ def decide(
             promise = of_engine.get(row.site)
             if promise is None or promise.kind == "native" or promise.cause not in (None, row.role):
                 continue
-            if row.type not in WEIGHTED and promise.kind == "simulated":
-                continue  # pools and norms are float in every engine; nothing multiplies there
+            if promise.kind == "simulated" and (row.type not in WEIGHTED or row.rule in PRESETS):
+                # Nothing multiplies in pools and norms; and what a preset alone says of a layer is
+                # what the engine makes of it: the audit tells.
+                continue
             way = ways.setdefault(engine, {})
             if on_unsupported == "simulate":
                 way |= {other.site: "simulate" for other in _together(plan, row)}
@@ -85,9 +88,10 @@ def _together(plan: Plan, row: Row) -> list[Row]:
 
 
 def _refusal(engine: str, row: Row, promise: Promise) -> str:
-    choices = ["lower"] * (promise.kind == "lowered") + ["simulate"]
-    meaning = "has it made exactly from what there is" if choices[0] == "lower" else "runs in float"
+    way_out = "on_unsupported: simulate, or format: float for the layer, runs it in float"
+    if promise.kind == "lowered":
+        way_out = "on_unsupported: lower writes it so"
     return (
         f"{row.where}: {engine} does not have {row.format} {row.granularity} for the {row.role} of "
-        f"{row.layer!r}: {promise.reason}; on_unsupported: {choices[0]} {meaning}"
+        f"{row.layer!r}: {promise.reason}; {way_out}"
     )

@@ -177,11 +177,18 @@ class _Planner:
                 zip(self.labels, self.wheres, matched, strict=True)
             )
         )
-        for use in uses:
+        for rule, use in zip(self.rules, uses, strict=True):
             if use.matched and not use.decides:
-                self.notes.append(
-                    f"{use.where}: {use.rule} decides nothing: later rules or format: float win"
-                )
+                reason = "later rules or format: float win"
+                for role in ("output", "input"):
+                    settings = getattr(rule, role)
+                    if settings and not settings.format and not rule.format:
+                        reason += (
+                            f", or this {role} is float by default, as outputs and layers without "
+                            f"weights are; {role}: {{format: int8, ...}} switches it on"
+                        )
+                        break
+                self.notes.append(f"{use.where}: {use.rule} decides nothing: {reason}")
         return Plan(tuple(rows), uses, tuple(self.notes))
 
     def story(self, layer: Layer) -> tuple[str, ...]:

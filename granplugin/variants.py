@@ -154,7 +154,13 @@ def refuse_calibrators(session: Session, jobs: Sequence[Job]) -> None:
 
 def _imported(job: Job) -> dict[str, np.ndarray]:
     path = job.loaded.recipe.statistics.import_
-    return import_amax(path, job.plan.quantized) if path else {}
+    if not path:
+        return {}
+    try:
+        return import_amax(path, job.plan.quantized)
+    except UserError as err:
+        mark = job.loaded.mark("statistics", "import")
+        raise type(err)(f"{mark}: variant {job.name}: {err}") from err
 
 
 def build_variant(

@@ -51,7 +51,7 @@ def test_the_quickstart_recovers_what_coarse_weights_lose(quickstart):
 
 
 def test_the_script_writes_the_quickstarts_network(clone, quickstart):
-    (script,) = blocks("python")
+    (script,) = [block for block in blocks("python") if "mtq" in block]
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
@@ -89,3 +89,20 @@ def test_the_other_commands_print_what_the_readme_says(clone):
     code, out, _ = run_main(*words[1 : words.index(">")])
     assert code == 0
     assert json.loads(out)["properties"]["rules"]
+
+
+def test_the_evaluate_function_of_the_readme_measures(project):
+    (fn,) = [block for block in blocks("python") if "def fn" in block]
+    project.write("measure.py", "import numpy as np\n" + fn)
+    project.recipe(evaluate="measure.py:fn")
+    done = project.apply()
+    assert done.code == 0, done.stderr
+    metric = project.report().variants[-1].engines[0].metrics["mean_error"]
+    assert metric.value >= 0 and metric.vs["fp32"].n == 64
+
+
+def test_a_recipe_that_names_no_engine_applies_with_what_is_installed(project):
+    project.recipe(engines=None)
+    done = project.apply()
+    assert done.code == 0, done.stderr
+    assert [engine.engine for engine in project.report().variants[0].engines][0] == "onnxruntime"

@@ -274,7 +274,8 @@ def _check_rules(loaded: Loaded) -> None:
             )
     if "top1" not in loaded.recipe.metrics and loaded.recipe.limits.top1_drop is not None:
         raise loaded.error(("limits", "top1_drop"), "top1_drop needs top1 among the metrics")
-    if loaded.recipe.limits.latency_vs and set(loaded.recipe.engines) == {"onnxruntime"}:
+    named = {*loaded.recipe.engines, *loaded.recipe.optional_engines}
+    if loaded.recipe.limits.latency_vs and named == {"onnxruntime"}:
         raise loaded.error(
             ("limits", "latency_vs"),
             "latency_vs needs an engine that measures latency, and onnxruntime is a reference only",

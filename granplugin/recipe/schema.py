@@ -431,7 +431,9 @@ class Latency(Strict):
 class StatisticsSpec(Strict):
     """Ranges from and to a file."""
 
-    import_: File | None = Field(default=None, alias="import", description="amax file to use.")
+    import_: File | None = Field(
+        default=None, alias="import", description="JSON file of amax to use."
+    )
     export: File | None = Field(default=None, description="Where to write this run's amax.")
 
 
@@ -494,12 +496,16 @@ class Recipe(Strict):
     variants: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Variant] = Field(
         default={}, description="Name -> what to change; built and compared in the same run."
     )
-    statistics: StatisticsSpec = Field(default=StatisticsSpec(), description="amax files.")
+    statistics: StatisticsSpec = Field(
+        default=StatisticsSpec(), description="Ranges (amax) from and to a JSON file."
+    )
     optional_engines: list[one_of("engine", ENGINES)] = Field(
-        default=[], description="Engines to use where they are installed, and else to leave out."
+        default=[],
+        description="Engines to use where they are installed, and else to leave out; default: "
+        "openvino where no engines are named.",
     )
     engines: list[one_of("engine", ENGINES)] = Field(
-        default=list(ENGINES),
+        default=["onnxruntime"],
         min_length=1,
         description="What variants are built and measured with.",
     )
@@ -522,6 +528,8 @@ class Recipe(Strict):
             raise _at_key(
                 "version", f"version {data['version']!r} is not known; this is version {VERSION}"
             )
+        if isinstance(data, dict) and not {"engines", "optional_engines"} & data.keys():
+            return {**data, "optional_engines": ["openvino"]}
         return data
 
 

@@ -74,6 +74,11 @@ def _built(report: Report, position: int) -> Iterator[str]:
             f"{found.build_seconds:.1f}",
         ]  # fmt: skip
         yield f"| {' | '.join(cells)} |"
+    for variant in report.variants:
+        for v in variant.engines[position].verdicts:
+            if v.verdict in ("degraded", "wrong"):
+                yield ""
+                yield f"{variant.name}: {v.site} {v.verdict}: {v.detail} ({v.where})"
 
 
 def _engine(report: Report, name: str, position: int) -> Iterator[str]:

@@ -22,6 +22,7 @@ def render(report: Report) -> Group:
         if result.kernels is not None:
             parts += [*_built(report, position), ""]
     parts += [Text(line, overflow="fold") for line in _reading(report)]
+    parts += [Text(line, style="yellow", overflow="fold") for line in _broken(report)]
     if report.overrides:
         parts += ["", *[Text(line, overflow="fold") for line in overrides(report)]]
     if report.notes:
@@ -109,6 +110,16 @@ def _built(report: Report, position: int) -> Iterator[Text | Table]:
             yield Text(f"  {told} ({verdict.where})", style="yellow", overflow="fold")
         if len(bad) > 5:
             yield Text(f"  {variant.name}: and {len(bad) - 5} more", style="yellow")
+
+
+def _broken(report: Report) -> Iterator[str]:
+    """Rows an engine that was run computes in float, though it has kernels for them."""
+    for variant in report.variants:
+        for engine in variant.engines:
+            if engine.broken_promises and engine.kernels is None and variant.kind != "baseline":
+                sites = [verdict.site for verdict in engine.broken_promises]
+                head = f"{engine.engine} ran {len(sites)} rows of {variant.name} in float: "
+                yield head + _names(sites, WIDTH - len(head))
 
 
 def _value(engine: EngineResult, metric: str | None) -> str:
