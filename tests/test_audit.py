@@ -166,3 +166,28 @@ def test_what_no_lowering_makes_is_an_error_even_with_lower_and_float_with_simul
     assert verdicts["conv.weight"].promise == "simulated"
     assert verdicts["conv.weight"].verdict == "degraded"
     assert verdicts["depthwise.weight"].verdict == "honoured"
+
+
+@needs_rtx
+def test_what_the_defaults_alone_ask_of_a_layer_is_built_and_told_and_no_error(project):
+    net = """
+import torch
+from torch import nn
+
+
+def tiny():
+    up = nn.ConvTranspose2d(1, 4, 2, stride=2)
+    return nn.Sequential(up, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+"""
+    project.write("nets.py", net)
+    images = {"npz": "data.npz", "inputs": {"input": "images"}}
+    data = {"calibration": images, "evaluation": {**images, "labels": "labels"}}
+    project.recipe(engines=["tensorrt_rtx"], data=data)
+    done = project.apply()
+    assert done.code == 0, done.stderr
+    verdicts = {v.site: v for v in project.report().variants[-1].engines[0].verdicts}
+    assert (verdicts["0.weight"].promise, verdicts["0.weight"].verdict) == ("simulated", "degraded")
+    project.recipe(
+        engines=["tensorrt_rtx"], data=data, rules=[{"match": "0", "weight": "per_tensor"}]
+    )
+    assert "transposed convolutions always run in float" in project.apply().stderr
