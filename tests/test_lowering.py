@@ -109,6 +109,11 @@ KINDS = [
 ]
 
 
+def constants_of(path):
+    graph = onnx.load(path).graph
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+
+
 def choices(kind):
     """What can be asked of the kind's input: (how, granularity)."""
     channel = {"per_channel": {"axis": kind.channels}}
@@ -204,7 +209,9 @@ def test_a_lowered_layer_computes_what_the_oracle_does(tmp_path_factory, case):
     stored = [n for n in onnx.load(path).graph.node if n.name == "layer.input/DequantizeLinear"]
     if stored:
         (integers,) = run(path, {"x": x}, stored[0].output[0])
-        oracle = quantize(x, cells, block, FORMATS[fmt]).astype(np.float32)
+        scale = constants_of(path)[stored[0].input[1]]
+        assert scale.shape == () and np.frexp(scale)[0] == 0.5  # a power of two
+        oracle = quantize(x, cells, block, FORMATS[fmt]).astype(np.float32) * scale
         assert integers.tobytes() == oracle.tobytes()
     compared = agreement(path, rows, amax, {"x": x}, None, asked, {"layer": w})
     assert compared.sites == 2
@@ -481,9 +488,8 @@ def test_scales_too_small_for_float32_are_refused(tmp_path):
     weights = DEPTHWISE.weights(RNG(0), "layer")
     model = model_of(nodes, {"x": ["n", 8, 5, 5]}, {value: [None] * 4}, weights)
     amax = {
-        "layer.input": np.full(rows[0].grid, 1e-30, np.float32)
-        * np.arange(1, 9).reshape(1, 8, 1, 1),
-        "layer.weight": np.full(rows[1].grid, 1e-10, np.float32),
+        "layer.input": np.geomspace(1e-6, 1, 8).reshape(rows[0].grid),
+        "layer.weight": np.full(rows[1].grid, 1e-34, np.float32),
     }
     amax = {site: value.astype(np.float32) for site, value in amax.items()}
     with pytest.raises(ModelError, match=r"too small for float32"):

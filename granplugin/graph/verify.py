@@ -25,6 +25,7 @@ from granplugin.graph.verify_lowered import (
     check_division,
     run_time_scales,
     simulated,
+    unit,
     written_weight,
 )
 from granplugin.plan import Row
@@ -87,11 +88,11 @@ def read_back(
             for place in simulated(graph, row, cells):
                 if place.pair is not None:
                     claim(place.pair, row.site)
-                    _compare(place.pair, *_unit(row))
+                    _compare(place.pair, *_divided(row, cells))
         elif method is not None:
             for pair in pairs_of(graph, row):
                 claim(pair, row.layer)
-                _compare(pair, *_unit(row))
+                _compare(pair, *_divided(row, cells))
                 check_division(graph, pair, row, cells)
                 if method == "row_scale":
                     check_behind(graph, pair, row, cells)
@@ -150,7 +151,8 @@ def agreement(
                 scale = scale_of(own_amax, fmt)
             scale, block = run_time_scales(row, given) if scale is None else _broadcast(row, scale)
             stored = given if place.stored is not None else quantize(given, scale, block, fmt)
-            expected = dequantize(stored, np.ones_like(scale) if place.divided else scale, block)
+            left = unit(row, plan.scale(row)) if place.divided else None
+            expected = dequantize(stored, scale if left is None else np.full_like(scale, left), block)
             values += result.size
             same = np.array_equal if place.simulated else _same_bits  # but for the sign of zeros
             if not same(expected, result):
@@ -231,9 +233,10 @@ def _places(graph: FileGraph, plan: _Plan, row: Row) -> list[_Place]:
     ]
 
 
-def _unit(row: Row) -> tuple[Row, np.ndarray]:
-    """What is to be behind a division: one scale for the tensor, 1."""
-    return dataclasses.replace(row, block=row.shape), np.ones((1,) * len(row.shape), np.float32)
+def _divided(row: Row, cells: np.ndarray | None) -> tuple[Row, np.ndarray]:
+    """What is to be behind a division: one scale for the tensor, a power of two."""
+    scale = np.full((1,) * len(row.shape), unit(row, cells), np.float32)
+    return dataclasses.replace(row, block=row.shape), scale
 
 
 def _compare(pair: Pair, row: Row, cells: np.ndarray) -> None:

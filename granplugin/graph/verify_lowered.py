@@ -1,7 +1,8 @@
 """Lowered and simulated sites of a written graph, read back.
 
 What each method of graph.lowering promises is looked for in the file, node by node: the division by
-the plan's scales, the scale 1, and the scales again behind the product or inside the weight.
+the plan's scales but for a power of two, which is the Q/DQ's scale, and the same again behind the
+product or inside the weight.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from granplugin.statistics import find_amax
 def check_division(graph: FileGraph, pair: Pair, row: Row, cells: np.ndarray | None) -> str:
     """The tensor that is divided in front of the pair, which alone reads the quotient.
 
-    The divisor is the grid `cells`, or without it the scale computed at run time. Raises
+    The divisor is the grid `cells` but for its power of two, or without it the scale computed at run time. Raises
     Unhonoured.
     """
     div = _node(graph, pair.source, "Div", row)
@@ -40,7 +41,7 @@ def check_division(graph: FileGraph, pair: Pair, row: Row, cells: np.ndarray | N
     if cells is None:
         _check_run_time(graph, row, *div.input)
     else:
-        _check_constant(graph, row, div.input[1], cells)
+        _check_constant(graph, row, div.input[1], cells / unit(row, cells))
     return div.input[0]
 
 
@@ -58,7 +59,7 @@ def check_behind(graph: FileGraph, pair: Pair, row: Row, cells: np.ndarray | Non
             raise Unhonoured(f"{row.site}: {node.name} is not multiplied by its scales")
         (factor,) = [name for name in readers[0].input if name != node.output[0]]
         if cells is not None:
-            _check_constant(graph, row, factor, cells)
+            _check_constant(graph, row, factor, cells / unit(row, cells))
         elif factor != divisor:
             raise Unhonoured(f"{row.site}: {readers[0].name} multiplies by something else")
 
@@ -81,6 +82,7 @@ def written_weight(
 ) -> tuple[Row, np.ndarray, np.ndarray]:
     """A weight's row, amax and floats as they are to be in the file when the scales `cells` of the
     layer's input, the row `source`, have gone into it by this method."""
+    cells = cells / unit(source, cells)
     by_channel = np.moveaxis(expand(cells, source.block), _channels(source), 0)
     by_channel = by_channel.reshape(len(by_channel), -1)[:, 0]
     first, second = np.indices(weight.shape[:2])
@@ -101,7 +103,7 @@ def written_weight(
 
 @dataclass(frozen=True)
 class Simulated:
-    """A tensor before and after the arithmetic, and the Q/DQ of scale 1 that is part of it where
+    """A tensor before and after the arithmetic, and the Q/DQ that is part of it where
     the format has no arithmetic of its own."""
 
     source: str
@@ -146,8 +148,9 @@ def _arithmetic(graph: FileGraph, row: Row, cells: np.ndarray, name: str) -> Sim
         fmt.largest,
     ]:
         raise Unhonoured(f"{row.site}: is not clipped to {row.format} in the file")
+    left = cells if fmt.integer else cells / unit(row, cells)
     for divisor in (div.input[1], mul.input[1]):
-        _check_constant(graph, row, divisor, cells)
+        _check_constant(graph, row, divisor, left)
     foreign = [n for n in graph.readers[mul.output[0]] if scope_of(n) != row.layer]
     if row.role == "input" and foreign:
         raise Unhonoured(f"{foreign[0].name}: reads {mul.output[0]}, and no row says so")
@@ -164,15 +167,25 @@ def _check_constant(graph: FileGraph, row: Row, name: str, cells: np.ndarray) ->
         raise Unhonoured(f"{row.site}: a scale in {name} is not amax / largest value in the file")
 
 
+def unit(row: Row, cells: np.ndarray | None) -> np.float32:
+    """The power of two that is the scale behind a division: the highest of the largest scale, or
+    for a scale of run time the lowest power of two of 1 / largest."""
+    top = 1 / FORMATS[row.format].largest if cells is None else cells.max()
+    exponent = np.floor(np.log2(np.float64(top))) + (cells is None)
+    return np.float32(2.0**exponent)
+
+
 def _check_run_time(graph: FileGraph, row: Row, x: str, scale: str) -> None:
-    """Is the scale max(max |x| / largest, FLOOR), with the maximum over the row's blocks?"""
+    """Is the scale max(max |x| / largest, FLOOR) but for its power of two, with the maximum over
+    the row's blocks?"""
+    part = unit(row, None)
     floored = _node(graph, scale, "Max", row)
     ratio = _node(graph, floored.input[0], "Div", row)
     largest = _node(graph, ratio.input[0], "ReduceMax", row)
     magnitude = _node(graph, largest.input[0], "Abs", row)
     numbers = {
-        floored.input[1]: FLOOR,
-        ratio.input[1]: FORMATS[row.format].largest,
+        floored.input[1]: FLOOR / part,
+        ratio.input[1]: FORMATS[row.format].largest * part,
         largest.input[1]: [i for i, c in enumerate(row.grid) if i > 0 and c == 1],
     }
     for name, expected in numbers.items():

@@ -65,5 +65,5 @@ def lower(
                 scale_rows(additions, marker, row, scale)
             elif method == "simulated":
                 multiply_back(additions, marker, row, scale)
-        left[observed], amax[row.site] = undivided(row)
+        left[observed], amax[row.site] = undivided(row, cells)
     return tuple(left.values()), amax

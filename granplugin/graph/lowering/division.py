@@ -1,7 +1,8 @@
-"""Dividing a tensor by its scales, so that its Q/DQ has the scale 1.
+"""Dividing a tensor by its scales but for a power of two, so that its Q/DQ has one scale.
 
-Q with scale 1 stores round(x / s), which is what Q with the scales s stores; DQ with scale 1 gives
-the stored number q, which is DQ's q * s without its factor s.
+With s = d u and u a power of two, Q with the scale u stores round(x / d / u), which is what Q with
+the scales s stores, since a division by u changes no digit; DQ with the scale u gives the stored
+number times u, which is DQ's q * s without its factor d.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import onnx_ir as ir
 from granplugin.errors import ModelError
 from granplugin.formats import FORMATS
 from granplugin.graph.additions import Additions
-from granplugin.graph.lowering.methods import FLOOR, reduced_axes, spread
+from granplugin.graph.lowering.methods import FLOOR, reduced_axes, spread, unit_of
 from granplugin.plan import Row
 
 
-def undivided(row: Row) -> tuple[Row, np.ndarray]:
-    """The per_tensor row with scale 1 that is written behind the division, and its amax."""
-    amax = np.full((1,) * len(row.shape), FORMATS[row.format].largest, np.float32)
+def undivided(row: Row, cells: np.ndarray | None) -> tuple[Row, np.ndarray]:
+    """The per_tensor row that is written behind the division, and its amax."""
+    fmt = FORMATS[row.format]
+    amax = np.full((1,) * len(row.shape), fmt.largest * unit_of(cells, fmt), np.float32)
     return dataclasses.replace(row, block=row.shape), amax
 
 
@@ -33,18 +35,18 @@ class Divisions:
         self.done: dict[tuple, tuple[ir.Value, ir.Value]] = {}
 
     def divide(self, marker: ir.Node, row: Row, cells: np.ndarray | None) -> ir.Value:
-        """Let the marker read x / scale; returns the scale, which broadcasts against x.
+        """Let the marker read x / d; returns d, which broadcasts against x.
 
         `cells` are the row's scales; None where they are computed at run time, as the oracle does:
         max(|x|) / largest, at least FLOOR.
         """
-        x = marker.inputs[0]
-        given = None if cells is None else spread(cells, row)
+        x, unit = marker.inputs[0], unit_of(cells, FORMATS[row.format])
+        given = None if cells is None else spread(cells, row) / np.float32(unit)
         exact = (row.format, reduced_axes(row)) if given is None else (given.shape, given.tobytes())
         key = (x, *exact)
         if key not in self.done:
             if given is None:
-                scale = self._at_run_time(marker, row)
+                scale = self._at_run_time(marker, row, unit)
             elif (given > 0).all():
                 scale = self.additions.number(f"{row.site}/divisor", given, x)
             else:
@@ -56,13 +58,14 @@ class Divisions:
         marker.replace_input_with(0, divided)
         return scale
 
-    def _at_run_time(self, marker: ir.Node, row: Row) -> ir.Value:
+    def _at_run_time(self, marker: ir.Node, row: Row, unit: float) -> ir.Value:
         x = marker.inputs[0]
 
         def node(op_type: str, *inputs: ir.Value) -> ir.Value:
             return self.additions.node(row.site, op_type, inputs, before=marker)
 
         axes = self.additions.constant(f"{row.site}/axes", np.array(reduced_axes(row), np.int64))
-        largest = self.additions.number(f"{row.site}/largest", FORMATS[row.format].largest, x)
-        floor = self.additions.number(f"{row.site}/floor", FLOOR, x)
+        largest = FORMATS[row.format].largest * unit
+        largest = self.additions.number(f"{row.site}/largest", largest, x)
+        floor = self.additions.number(f"{row.site}/floor", FLOOR / unit, x)
         return node("Max", node("Div", node("ReduceMax", node("Abs", x), axes), largest), floor)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Literal
 
 import numpy as np
 
 from granplugin.errors import ModelError
+from granplugin.formats import Format
 from granplugin.plan import Row
 
 How = Literal["lower", "dynamic", "simulate"]
-"""What is asked of a site: exactly what its row says, made from a per_tensor Q/DQ of scale 1; the
+"""What is asked of a site: exactly what its row says, made from a per_tensor Q/DQ; the
 same with the range taken from the tensor itself at run time; or float arithmetic."""
 
 Method = Literal["row_scale", "fold", "rescale", "simulated"]
@@ -116,6 +118,19 @@ def spread(cells: np.ndarray, row: Row) -> np.ndarray:
     for axis in cut_axes(row):
         cells = np.repeat(cells, row.block[axis], axis)
     return cells
+
+
+def unit_of(cells: np.ndarray | None, fmt: Format) -> float:
+    """The power of two that stays in the Q/DQ behind a division; the tensor is divided by the rest,
+    scale / unit.
+
+    A factor 2^k changes no digit, so any would do in float32. This one keeps what lies between in
+    float16's range too: the largest power not above the largest scale, so that nothing grows; for
+    a scale of run time (cells is None) such that the quotient is below 2.
+    """
+    if cells is None:
+        return 2.0 ** -math.floor(math.log2(fmt.largest))
+    return 2.0 ** (int(np.frexp(cells.max())[1]) - 1)
 
 
 def reduced_axes(row: Row) -> tuple[int, ...]:

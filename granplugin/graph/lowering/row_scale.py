@@ -1,8 +1,8 @@
 """Scales that do not vary along what a product sums over, multiplied behind the product.
 
-For a scale s[r] of the rows r of x = s q:  y[r, n] = sum_k s[r] q[r, k] w[k, n]
-= s[r] sum_k q[r, k] w[k, n], so the product of the stored numbers, times s[r], is exact. The bias,
-which has no factor s, moves behind the multiplication. That covers per_token inputs, static or
+For a divisor d[r] of the rows r of x = d q:  y[r, n] = sum_k d[r] q[r, k] w[k, n]
+= d[r] sum_k q[r, k] w[k, n], so the product of what is left, times d[r], is exact. The bias,
+which has no factor d, moves behind the multiplication. That covers per_token inputs, static or
 dynamic, of Linear, and one dynamic scale for each sample of any product: a convolution does not
 sum over the batch either.
 """

@@ -1,6 +1,7 @@
 """Scales of input channels, moved into the weight.
 
-With x[c] = s[c] q[c]:  y[k] = sum_c w[k, c] x[c] = sum_c (w[k, c] s[c]) q[c].
+With x[c] = d[c] q[c]:  y[k] = sum_c w[k, c] x[c] = sum_c (w[k, c] d[c]) q[c].
+Here d is the scale but for the power of two that stays in the Q/DQ (see division).
 
 Each layer has a marker of its own at its weight, and what changes is what this marker reads: the
 weight of another layer that shares the parameter stays as it is.
@@ -19,7 +20,7 @@ from granplugin.formats import FORMATS, dequantize, quantize, scale_of
 from granplugin.granularity import Shape
 from granplugin.graph.additions import Additions
 from granplugin.graph.fold import weight_at
-from granplugin.graph.lowering.methods import Method, spread, transposed
+from granplugin.graph.lowering.methods import Method, spread, transposed, unit_of
 from granplugin.graph.lowering.products import check_readers
 from granplugin.plan import Row
 from granplugin.statistics import find_amax
@@ -37,14 +38,16 @@ def change_weight(
     weights: Sequence[ir.Node],
     amax: Mapping[str, np.ndarray],
 ) -> tuple[Row, np.ndarray]:
-    """Multiply the weight of `row`'s layer, in place, by the input's scales `cells`.
+    """Multiply the weight of `row`'s layer, in place, by what its input is divided by, `cells`
+    being the input's scales.
 
     `inputs` and `weights` are the two rows' markers. Returned are the weight's row and amax.
     Raises ModelError where the two do not meet in the same products.
     """
     check_readers(row, inputs, weights)
     weight = weight_at(weights[0])
-    factor = _factor(row, spread(cells, row).reshape(-1), weight.shape)
+    divisor = spread(cells, row) / np.float32(unit_of(cells, FORMATS[row.format]))
+    factor = _factor(row, divisor.reshape(-1), weight.shape)
     changed, amax, weight = WEIGHT_PASSES[method](weight_row, weight, amax[weight_row.site], factor)
     if amax is None or scale_of(amax, FORMATS[changed.format]).min() < _SMALLEST_NORMAL:
         raise ModelError(
