@@ -101,7 +101,7 @@ def apply(recipes: Recipes, settings: Settings = None, out: Out = None, json_: J
 
     with open_run(out or Path("runs") / loaded[0].recipe.name) as run:
         from granplugin import pipeline
-        from granplugin.legality import TARGETED
+        from granplugin.backends import TARGETED
 
         report = pipeline.apply(loaded, run)
         where = run.path
@@ -174,10 +174,12 @@ def plan(
         return 0
     from granplugin.legality import engines_of, kept, promised
 
-    ways = next(job.ways for job in jobs if job.plan is found)
+    job = next(job for job in jobs if job.plan is found)
     promises = {
-        engine: kept(of_engine, ways.get(engine, {}))
-        for engine, of_engine in promised(found, layers, engines_of(loaded.recipe)).items()
+        engine: kept(of_engine, job.ways.get(engine, {}))
+        for engine, of_engine in promised(
+            found, layers, engines_of(loaded.recipe), job.precision
+        ).items()
     }
     if json_:
         rows = [row_json(row) for row in found.rows]

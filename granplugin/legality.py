@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from granplugin import backends, capabilities
+from granplugin.backends import TARGETED
 from granplugin.capabilities import Promise
 from granplugin.errors import RecipeError
 from granplugin.graph.lowering.methods import How
@@ -13,10 +14,6 @@ from granplugin.layers import WEIGHTED, Layer
 from granplugin.plan import Plan, Row
 from granplugin.presets import PRESETS
 from granplugin.recipe.schema import Recipe
-
-TARGETED = ("tensorrt", "tensorrt_rtx")
-"""Engines that must be able to do what a recipe says; on the others a row may run in float, and
-the report counts it."""
 
 
 def engines_of(recipe: Recipe) -> list[str]:
@@ -26,16 +23,18 @@ def engines_of(recipe: Recipe) -> list[str]:
 
 
 def promised(
-    plan: Plan, layers: Sequence[Layer], engines: Sequence[str]
+    plan: Plan, layers: Sequence[Layer], engines: Sequence[str], precision: str = "fp32"
 ) -> dict[str, dict[str, Promise]]:
-    """Engine -> site -> promise, for every quantized row and every engine that has a table."""
+    """Engine -> site -> promise, for every quantized row and every engine that has a table;
+    `precision` is that of the rest of the graph."""
     found = {}
     for name in engines:
         if name not in capabilities.backends():
             continue
         module = backends.load(name)
         table = capabilities.load(name, None if module.unavailable() else module.version())
-        found[name] = capabilities.plan_promises(table, layers, plan.rows)
+        graph = precision if precision in module.PRECISIONS else "fp32"
+        found[name] = capabilities.plan_promises(table, layers, plan.rows, graph)
     return found
 
 

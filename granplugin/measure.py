@@ -96,7 +96,7 @@ def measure(
         engine = build_engine(session, each, module)
         layers, cannot_run = _layers(session, each, engine, module), module.can_run()
         rows = [row for row in each.job.plan.quantized if row.site in each.amax]
-        promises = promised(each.job.plan, session.layers, [name]).get(name, {})
+        promises = promised(each.job.plan, session.layers, [name], each.job.precision).get(name, {})
         promises = kept(promises, each.job.ways.get(name, {}))
         found = Measured(
             engine, layers, module.plan(engine), audit(rows, layers, promises), cannot_run

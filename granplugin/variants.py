@@ -6,8 +6,9 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,14 @@ from granplugin.graph.export import export_float
 from granplugin.graph.files import load_float, save
 from granplugin.graph.fold import weights_of
 from granplugin.graph.lowering.methods import How
+from granplugin.graph.precision import convert, too_large
 from granplugin.graph.qdq import insert
 from granplugin.graph.verify import agreement, read_back
 from granplugin.layers import Layer
 from granplugin.legality import decide, engines_of, promised
 from granplugin.plan import Plan, Row, make_plan, preset_plan
 from granplugin.recipe.load import RECIPE, Loaded, load_variants
+from granplugin.recipe.schema import FLOAT
 from granplugin.report.model import Agreement
 from granplugin.run_folder import content_key, file_key
 from granplugin.session import Session, located
@@ -47,6 +50,8 @@ class Job:
     kind: str
     loaded: Loaded
     plan: Plan
+    precision: str
+    """Of all that is not quantized."""
     ways: Mapping[str, Mapping[str, How]] = field(default_factory=dict)
     """Engine -> site -> how it is written for that engine, where not as it is."""
 
@@ -59,7 +64,7 @@ class Job:
 @dataclass(frozen=True)
 class Built:
     """A variant's ONNX file, with what is in it; `lowered` has the file of each engine that needs
-    another."""
+    another. `float32_nodes` are computed in float32 in a file of float16: they could overflow."""
 
     job: Job
     onnx: Path
@@ -67,6 +72,7 @@ class Built:
     zero_sites: tuple[str, ...]
     agreement: Agreement | None
     lowered: Mapping[str, Path]
+    float32_nodes: tuple[str, ...]
 
     def file(self, engine: str) -> Path:
         """What this engine is built of."""
@@ -79,14 +85,18 @@ def plan_jobs(recipes: Sequence[Loaded], layers: Sequence[Layer]) -> list[Job]:
     Raises RecipeError where a rule cannot be honoured: by the model, or by an engine.
     """
     first = recipes[0]
-    jobs = [Job(FP32, "baseline", first, Plan(()))]
+    jobs = [Job(FP32, "baseline", first, Plan(()), FP32)]
     for name in dict.fromkeys(first.recipe.baselines):
-        if name != FP32:
-            jobs.append(Job(name, "baseline", first, preset_plan(name, layers, first)))
+        if name == "fp16":
+            jobs.append(Job(name, "baseline", first, _floating(layers, first), name))
+        elif name != FP32:
+            plan = preset_plan(name, layers, first)
+            jobs.append(Job(name, "baseline", first, plan, first.recipe.precision))
     for loaded in recipes:
         for name, variant in load_variants(loaded).items():
             plan = make_plan(variant, layers)
-            promises = promised(plan, layers, engines_of(variant.recipe))
+            precision = variant.recipe.precision
+            promises = promised(plan, layers, engines_of(variant.recipe), precision)
             ways = decide(plan, promises, variant.recipe.on_unsupported)
             own = name == RECIPE
             title = loaded.recipe.name if own else name
@@ -94,8 +104,16 @@ def plan_jobs(recipes: Sequence[Loaded], layers: Sequence[Layer]) -> list[Job]:
                 title = f"{loaded.recipe.name}-{name}"
             if any(job.name == title for job in jobs):
                 raise RecipeError(f"{loaded.path}: two variants of this run are called {title!r}")
-            jobs.append(Job(title, "recipe" if own else "variant", variant, plan, ways))
+            kind = "recipe" if own else "variant"
+            jobs.append(Job(title, kind, variant, plan, precision, ways))
     return jobs
+
+
+def _floating(layers: Sequence[Layer], loaded: Loaded) -> Plan:
+    """Nothing quantized, batch norms folded: what TensorRT makes of the float network."""
+    nothing = dict(format=FLOAT, granularity=None, block=None, calibrator=None, amax=None)
+    rows = preset_plan("tensorrt@11", layers, loaded).rows
+    return Plan(tuple(replace(row, **nothing) for row in rows))
 
 
 def calibrate(session: Session, jobs: Sequence[Job]) -> tuple[Path, Statistics | None]:
@@ -190,6 +208,24 @@ def build_variant(
 
     path = run.made("variant", key, ".onnx", write)
     found = _agreement(session, job, path, amax) if amax else None
+    kept: list[str] = []
+
+    def in_precision(path: Path, how: Mapping[str, How] = MappingProxyType({})) -> Path:
+        """The file, or one with its float part in the job's precision."""
+        if job.precision == FP32:
+            return path
+        keep = _float32_nodes(session, path) if job.precision == "fp16" else []
+        kept.extend(keep)
+        sites = {row.site for row in rows}
+
+        def write_low(low: Path) -> None:
+            save(convert(path, job.precision, sites, keep), low)
+            read_back(low, rows, amax, weights, how, job.precision, keep)
+            if amax and job.precision in backends.load("onnxruntime").PRECISIONS:
+                agreement(low, rows, amax, _few(session), how=how, weights=weights)
+
+        key = content_key(file_key(path), keep, how, granplugin.__version__)
+        return run.made(job.precision, key, ".onnx", write_low)
 
     def lower(how: Mapping[str, How]) -> Path:
         def write_lowered(path: Path) -> None:
@@ -197,14 +233,28 @@ def build_variant(
             read_back(path, rows, amax, weights, how)
             agreement(path, rows, amax, _few(session), how=how, weights=weights)
 
-        return run.made("lowered", content_key(key, how), ".onnx", write_lowered)
+        path = run.made("lowered", content_key(key, how), ".onnx", write_lowered)
+        return in_precision(path, how)
 
-    lowered = {}
+    own = in_precision(path)
+    lowered = {
+        engine: path
+        for engine in engines_of(job.loaded.recipe)
+        if own != path and job.precision not in backends.load(engine).PRECISIONS
+    }
     for engine, how in job.ways.items():
         with located_at(job.plan, how):
             how = {site: way for site, way in how.items() if site in amax}
-            lowered[engine] = lower(how) if how else path
-    return Built(job, path, amax, zero_sites, found, lowered)
+            lowered[engine] = lower(how) if how else own
+    float32_nodes = tuple(dict.fromkeys(kept))
+    return Built(job, own, amax, zero_sites, found, lowered, float32_nodes)
+
+
+def _float32_nodes(session: Session, path: Path) -> list[str]:
+    """Those of a file that the first calibration batch shows to be too large for float16."""
+    batch = next(iter(session.calibration))
+    key = content_key(file_key(path), session.calibration.key(), granplugin.__version__)
+    return session.run.made_json("float32", key, lambda: too_large(path, batch))
 
 
 def _few(session: Session) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from granplugin.backends.base import Backend, Engine, LayerPrecision, Runner
 from granplugin.errors import EngineError
 from granplugin.suggest import did_you_mean
 
-__all__ = ["BACKENDS", "Backend", "Engine", "LayerPrecision", "Runner", "load"]
+__all__ = ["BACKENDS", "Backend", "Engine", "LayerPrecision", "Runner", "TARGETED", "load"]
 
 BACKENDS = {
     "onnxruntime": "granplugin.backends.onnxruntime",
@@ -19,6 +19,9 @@ BACKENDS = {
     "tensorrt": "granplugin.backends.tensorrt",
     "tensorrt_rtx": "granplugin.backends.tensorrt_rtx",
 }
+TARGETED = ("tensorrt", "tensorrt_rtx")
+"""Engines that must be able to do what a recipe says; on the others a row may run in float, and
+the report counts it."""
 
 
 def load(name: str) -> Backend:

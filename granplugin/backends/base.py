@@ -52,12 +52,14 @@ class Backend(Protocol):
 
     `EXTRA` is the extra of granplugin that installs the library, None where granplugin itself
     needs it; `what_for` is one line; a backend that does not measure latency is a reference only.
+    `PRECISIONS` are those of the graphs it takes; for another it gets the float32 graph.
     """
 
     name: str
     EXTRA: str | None
     what_for: str
     measures_latency: bool
+    PRECISIONS: tuple[str, ...]
 
     def unavailable(self) -> str | None:
         """Why it cannot be used and what to install, or None; does not import the library."""

@@ -26,6 +26,7 @@ name = "onnxruntime"
 EXTRA = None
 what_for = "the numerical reference on the CPU (graph optimizations off; no latency)"
 measures_latency = False
+PRECISIONS = ("fp32", "fp16")
 
 
 def unavailable() -> str | None:

@@ -16,6 +16,7 @@ name = "tensorrt"
 EXTRA = "tensorrt"
 what_for = "the target: builds and runs on an NVIDIA GPU (TensorRT 10 and 11)"
 measures_latency = True
+PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 def unavailable() -> str | None:

@@ -19,6 +19,7 @@ name = "tensorrt_rtx"
 EXTRA = "rtx"
 what_for = "NVIDIA's compiler without a GPU: what the engine does; runs on RTX GPUs"
 measures_latency = True
+PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 def unavailable() -> str | None:

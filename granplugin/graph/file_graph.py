@@ -7,6 +7,7 @@ site is in it follows from the nodes' names, which begin with their module, and 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from onnx import numpy_helper
 
 from granplugin.errors import Unhonoured
 from granplugin.granularity import Shape
+from granplugin.graph.edit import CASTS
 from granplugin.plan import Row
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -25,7 +27,8 @@ _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 class Pair:
     """One QuantizeLinear and DequantizeLinear, or a stored weight and its DequantizeLinear.
 
-    `source` and `result` are the float tensors before and after it; `flat` is the shape of one
+    `source` and `result` are the float tensors before and after it, `low` what it says of the
+    latter's type (0: that of the scale); `flat` is the shape of one
     sample between the Reshapes around it, and `sample` the shape after them, where it has them.
     """
 
@@ -37,26 +40,37 @@ class Pair:
     zero: np.ndarray
     axis: int
     block_size: int
+    low: int
     flat: Shape | None
     sample: Shape | None
 
 
 class FileGraph:
-    """What leads where in an ONNX graph, and its Q/DQ pairs."""
+    """What leads where in an ONNX graph, and its Q/DQ pairs.
+
+    The casts between float32 and a lower precision are looked through: who reads a cast tensor
+    reads the tensor.
+    """
 
     def __init__(self, graph: onnx.GraphProto) -> None:
+        casts = {
+            node.output[0]: node.input[0]
+            for node in graph.node
+            if node.op_type == "Cast" and scope_of(node) == CASTS
+        }
+        nodes = [_past(node, casts) for node in graph.node if node.output[0] not in casts]
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        self.outputs = {value.name for value in graph.output}
-        self.producer = {name: node for node in graph.node for name in node.output}
+        self.outputs = {_before(value.name, casts) for value in graph.output}
+        self.producer = {name: node for node in nodes for name in node.output}
         self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in graph.node:
+        for node in nodes:
             for name in node.input:
                 self.readers[name].append(node)
         self.scopes: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in graph.node:
+        for node in nodes:
             self.scopes[scope_of(node)].append(node)
-        self.pairs = [self._pair(node) for node in graph.node if node.op_type == _DQ]
-        for node in graph.node:
+        self.pairs = [self._pair(node) for node in nodes if node.op_type == _DQ]
+        for node in nodes:
             if node.op_type == _Q and [n.op_type for n in self.readers[node.output[0]]] != [_DQ]:
                 raise Unhonoured(f"{node.name}: is not followed by one DequantizeLinear")
         self.by_result = {pair.result: pair for pair in self.pairs}
@@ -73,8 +87,10 @@ class FileGraph:
             raise Unhonoured(f"{dq.name}: its scale and zero point are not constants")
         if q is None and dq.input[0] not in self.constants:
             raise Unhonoured(f"{dq.name}: dequantizes an input of the model")
+        attributes = _ints(dq)
+        low = attributes.pop("output_dtype", 0)
         if q is not None and (
-            q.op_type != _Q or list(q.input[1:]) != list(dq.input[1:]) or _ints(q) != _ints(dq)
+            q.op_type != _Q or list(q.input[1:]) != list(dq.input[1:]) or _ints(q) != attributes
         ):
             raise Unhonoured(f"{dq.name}: does not undo {q.name}")
         source, result = (dq.input[0] if q is None else q.input[0]), dq.output[0]
@@ -87,7 +103,6 @@ class FileGraph:
             if (open1, open2) != (-1, -1) or result in self.outputs:
                 raise Unhonoured(f"{q.name}: the Reshapes around it are not each other's")
             source, result = before.input[0], after[0].output[0]
-        attributes = _ints(dq)
         return Pair(
             name=dq.name,
             source=source,
@@ -97,9 +112,25 @@ class FileGraph:
             zero=self.array(dq.input[2]),
             axis=attributes.get("axis", 1),
             block_size=attributes.get("block_size", 0),
+            low=low,
             flat=None if flat is None else tuple(flat),
             sample=None if sample is None else tuple(sample),
         )
+
+
+def _past(node: onnx.NodeProto, casts: Mapping[str, str]) -> onnx.NodeProto:
+    if casts.keys().isdisjoint(node.input):
+        return node
+    found = onnx.NodeProto()
+    found.CopyFrom(node)
+    found.input[:] = [_before(name, casts) for name in node.input]
+    return found
+
+
+def _before(name: str, casts: Mapping[str, str]) -> str:
+    while name in casts:
+        name = casts[name]
+    return name
 
 
 def scope_of(node: onnx.NodeProto) -> str:

@@ -18,11 +18,9 @@ import onnxruntime
 from onnx_ir.passes import common as passes
 from onnxruntime.transformers import float16
 
-from granplugin.graph.edit import replace, unique
+from granplugin.graph.edit import CASTS, replace, unique
 
 DTYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-CASTS = "precision"
-"""The scope of the casts' names: they belong to no layer."""
 LARGEST = 2.0**13
 """What float16 is trusted with: an eighth of its largest, so that samples not seen fit too."""
 _OPSET, _IR_VERSION = 23, 11

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +17,7 @@ import onnxruntime
 from granplugin.errors import Unhonoured
 from granplugin.formats import FORMATS, Format, dequantize, quantize, scale_of
 from granplugin.granularity import Shape, expand
-from granplugin.graph.file_graph import FileGraph, Pair, pairs_of, scope_of
+from granplugin.graph.file_graph import PRODUCTS, FileGraph, Pair, pairs_of, scope_of
 from granplugin.graph.lowering.methods import How, methods
 from granplugin.graph.verify_lowered import (
     check_baked,
@@ -32,6 +32,11 @@ from granplugin.plan import Row
 
 FakeQuantize = Callable[[np.ndarray, Row, np.ndarray], np.ndarray]
 
+_ELEMENTS = {
+    "fp32": onnx.TensorProto.FLOAT,
+    "fp16": onnx.TensorProto.FLOAT16,
+    "bf16": onnx.TensorProto.BFLOAT16,
+}
 _VALUES_AT_ONCE = 2**25
 """Float values fetched from ONNX Runtime in one go: 128 MB."""
 
@@ -58,6 +63,8 @@ def read_back(
     amax: Mapping[str, np.ndarray],
     weights: Mapping[str, np.ndarray],
     how: Mapping[str, How] = MappingProxyType({}),
+    precision: str = "fp32",
+    keep: Collection[str] = (),
 ) -> None:
     """Compare a file with the plan, row by row. Raises Unhonoured with the first difference.
 
@@ -65,13 +72,16 @@ def read_back(
     integers, which are the oracle's, and DQ) with the right scales, axis, block and type, zero
     points 0, where its layer reads or writes the tensor; and nothing else is quantized.
     `weights` are the float weights by layer, batch norms folded, as from weights_of. Rows that
-    `how` lowers or simulates, as for insert, have what this promises instead.
+    `how` lowers or simulates, as for insert, have what this promises instead. All but the nodes
+    `keep` multiplies in `precision`.
     """
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise Unhonoured(f"{Path(path).name} is not valid ONNX: {error}") from error
-    graph = FileGraph(onnx.load(path).graph)
+    model = onnx.load(path)
+    graph = FileGraph(model.graph)
+    _check_precision(model, _ELEMENTS[precision], keep)
     plan = _Plan(rows, amax, how)
     unclaimed = {pair.name: pair for pair in graph.pairs}
     readers: dict[str, set[str | None]] = defaultdict(set)
@@ -144,15 +154,17 @@ def agreement(
         for place in chunk:
             row, result = place.row, fetched[place.result]
             fmt = FORMATS[row.format]
-            given = fetched[place.source] if place.stored is None else place.stored
+            given = place.stored
+            if given is None:
+                given = fetched[place.source].astype(np.float32, copy=False)
             scale = plan.scale(row)
             if place.stored is not None:
                 row, own_amax, _ = plan.weight(row, weights)
                 scale = scale_of(own_amax, fmt)
             scale, block = run_time_scales(row, given) if scale is None else _broadcast(row, scale)
             stored = given if place.stored is not None else quantize(given, scale, block, fmt)
-            left = unit(row, plan.scale(row)) if place.divided else None
-            expected = dequantize(stored, scale if left is None else np.full_like(scale, left), block)
+            left = np.full_like(scale, unit(row, plan.scale(row))) if place.divided else scale
+            expected = dequantize(stored, left, block).astype(result.dtype, copy=False)
             values += result.size
             same = np.array_equal if place.simulated else _same_bits  # but for the sign of zeros
             if not same(expected, result):
@@ -231,6 +243,20 @@ def _places(graph: FileGraph, plan: _Plan, row: Row) -> list[_Place]:
         _Place(row, source, pair.result, divided=True)
         for source, pair in zip(sources, pairs, strict=True)
     ]
+
+
+def _check_precision(model: onnx.ModelProto, element: int, keep: Collection[str]) -> None:
+    """Do products multiply in this type? (The full check has seen that types fit together.)"""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in inferred.value_info}
+    for value in (*inferred.input, *inferred.output):
+        types[value.name] = value.type.tensor_type.elem_type
+    for node in inferred.node:
+        if node.op_type in PRODUCTS and node.name not in keep:
+            found = types.get(node.output[0], element)
+            if found != element:
+                low, asked = (onnx.TensorProto.DataType.Name(x) for x in (found, element))
+                raise Unhonoured(f"{node.name}: multiplies in {low}, not {asked}")
 
 
 def _divided(row: Row, cells: np.ndarray | None) -> tuple[Row, np.ndarray]:
@@ -322,11 +348,10 @@ def _fetch(
     computed = sorted(wanted - known.keys())
     exposing = onnx.ModelProto()
     exposing.CopyFrom(model)
+    own = {value.name for value in model.graph.output}
     for name in computed:
-        if name not in graph.outputs:
-            exposing.graph.output.append(
-                onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-            )
+        if name not in own:
+            exposing.graph.output.append(onnx.ValueInfoProto(name=name))
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(

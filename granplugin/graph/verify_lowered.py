@@ -32,8 +32,8 @@ from granplugin.statistics import find_amax
 def check_division(graph: FileGraph, pair: Pair, row: Row, cells: np.ndarray | None) -> str:
     """The tensor that is divided in front of the pair, which alone reads the quotient.
 
-    The divisor is the grid `cells` but for its power of two, or without it the scale computed at run time. Raises
-    Unhonoured.
+    The divisor is the grid `cells` but for its power of two, or without it the scale computed at
+    run time. Raises Unhonoured.
     """
     div = _node(graph, pair.source, "Div", row)
     if len(graph.readers[pair.source]) != 1 or pair.source in graph.outputs:
@@ -59,7 +59,7 @@ def check_behind(graph: FileGraph, pair: Pair, row: Row, cells: np.ndarray | Non
             raise Unhonoured(f"{row.site}: {node.name} is not multiplied by its scales")
         (factor,) = [name for name in readers[0].input if name != node.output[0]]
         if cells is not None:
-            _check_constant(graph, row, factor, cells / unit(row, cells))
+            _check_constant(graph, row, factor, cells / unit(row, cells), low=True)
         elif factor != divisor:
             raise Unhonoured(f"{row.site}: {readers[0].name} multiplies by something else")
 
@@ -116,7 +116,11 @@ def check_baked(graph: FileGraph, row: Row, cells: np.ndarray, weight: np.ndarra
     expected = fake_quantize(weight, cells, row.block, FORMATS[row.format])
     names = tensors_of(graph, row)
     stored = [graph.array(name) for name in names if name in graph.constants]
-    if not names or len(stored) < len(names) or not all(_same(x, expected) for x in stored):
+    if (
+        not names
+        or len(stored) < len(names)
+        or not all(_same(x, rounded(expected, x.dtype)) for x in stored)
+    ):
         raise Unhonoured(f"{row.site}: is not the plan's weight, dequantized, in the file")
 
 
@@ -157,13 +161,17 @@ def _arithmetic(graph: FileGraph, row: Row, cells: np.ndarray, name: str) -> Sim
     return Simulated(div.input[0], mul.output[0], graph.by_result.get(second.output[0]))
 
 
-def _check_constant(graph: FileGraph, row: Row, name: str, cells: np.ndarray) -> None:
-    """Does the constant, broadcast over the tensor, give each value the scale of its block?"""
+def _check_constant(
+    graph: FileGraph, row: Row, name: str, cells: np.ndarray, low: bool = False
+) -> None:
+    """Does the constant, broadcast over the tensor, give each value the scale of its block? It is
+    float32, or may be of a `low` precision."""
     found = graph.array(name) if name in graph.constants else np.empty(0, np.float32)
     lengths = tuple(n if c > 1 else 1 for n, c in zip(row.shape, row.grid, strict=True))
-    if found.dtype != np.float32 or found.shape != lengths:
+    if found.shape != lengths or (found.dtype != np.float32 and not low):
         raise Unhonoured(f"{row.site}: {name} does not hold its scales in the file")
-    if not (np.broadcast_to(found, row.shape) == expand(cells, row.block)).all():
+    expected = rounded(expand(cells, row.block), found.dtype)
+    if not (np.broadcast_to(found, row.shape) == expected).all():
         raise Unhonoured(f"{row.site}: a scale in {name} is not amax / largest value in the file")
 
 
@@ -206,6 +214,15 @@ def _node(graph: FileGraph, name: str, op_type: str, row: Row) -> onnx.NodeProto
 
 def _channels(row: Row) -> int:
     return len(row.shape) - 1 if row.type == "Linear" else 1
+
+
+def rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Floats as they are stored in a lower precision; float16 has them within what it can hold."""
+    if dtype != np.float16:
+        return array.astype(dtype)
+    least, most = np.float32(5.96e-8), np.finfo(np.float16).max
+    size = np.where(array == 0, 0, np.clip(np.abs(array), least, most))
+    return np.copysign(size, array).astype(np.float16)
 
 
 def _same(left: np.ndarray, right: np.ndarray) -> bool:

@@ -33,7 +33,7 @@ from granplugin.suggest import did_you_mean
 RECIPE = "recipe"
 """The name of the variant that is the recipe itself."""
 
-VARIED = ("rules", "defaults")
+VARIED = ("rules", "defaults", "precision")
 """What a variant may change; the rest (model, data, engines ...) is the run's."""
 
 
@@ -86,7 +86,7 @@ def load_variants(loaded: Loaded) -> dict[str, Loaded]:
             inside = (*at, "set", key)
             if key.split(".")[0] not in VARIED:
                 raise loaded.error(
-                    inside, f"a variant changes {' and '.join(VARIED)}, not {key.split('.')[0]!r}"
+                    inside, f"a variant changes {', '.join(VARIED)}, not {key.split('.')[0]!r}"
                 )
             marks = subtree(loaded.document, inside, ())
             document = _set(document, key, value, marks, loaded.mark(*inside))

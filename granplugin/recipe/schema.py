@@ -29,6 +29,7 @@ VERSION = 1
 FLOAT = "float"
 PRESETS = ("tensorrt@11", "modelopt@0.47")
 ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
+PRECISIONS = ("fp32", "fp16", "bf16")
 METRICS = ("top1", "top5", "agreement", "sqnr_db")
 
 
@@ -419,6 +420,9 @@ class Limits(Strict):
     latency_vs: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default={}, description="Baseline -> largest allowed ratio of median latencies."
     )
+    unhonoured: int | None = Field(
+        default=None, ge=0, description="Rows that an engine may compute otherwise than asked."
+    )
 
 
 class Latency(Strict):
@@ -509,8 +513,14 @@ class Recipe(Strict):
         min_length=1,
         description="What variants are built and measured with.",
     )
-    baselines: list[one_of("baseline", ("fp32", *PRESETS))] = Field(
-        default=["fp32", "tensorrt@11"], description="What the recipe is compared with."
+    precision: one_of("precision", PRECISIONS) = Field(
+        default="fp32",
+        description="What everything that is not quantized is computed in; also where a preset is "
+        "a baseline.",
+    )
+    baselines: list[one_of("baseline", ("fp32", "fp16", *PRESETS))] = Field(
+        default=["fp32", "tensorrt@11"],
+        description="What the recipe is compared with; fp16: nothing quantized, all in float16.",
     )
     on_unsupported: one_of("choice", ("error", "lower", "simulate")) = Field(
         default="error",

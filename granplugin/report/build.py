@@ -12,9 +12,10 @@ from typing import Any
 
 import granplugin
 from granplugin import backends, compare, metrics, timing
+from granplugin.backends import TARGETED
 from granplugin.plan import Plan, Row, preset_plan
 from granplugin.recipe.load import Loaded
-from granplugin.recipe.schema import Recipe
+from granplugin.recipe.schema import PRESETS, Recipe
 from granplugin.report.model import (
     EngineResult,
     Interval,
@@ -111,7 +112,7 @@ def _processor() -> str:
 
 
 def _preset(loaded: Loaded) -> str:
-    named = [name for name in loaded.recipe.baselines if name != "fp32"]
+    named = [name for name in loaded.recipe.baselines if name in PRESETS]
     defaults = loaded.recipe.defaults
     return named[0] if named else defaults if isinstance(defaults, str) else "tensorrt@11"
 
@@ -132,6 +133,8 @@ def _variant(
         recipe=None if job.kind == "baseline" else str(job.loaded.path),
         onnx=f"variants/{job.name}/model.onnx",
         onnx_bytes=each.onnx.stat().st_size,
+        precision=job.precision,
+        float32_nodes=list(each.float32_nodes),
         quantized_sites=len(quantized),
         scales=sum(row.scales for row in quantized),
         folded=len(job.plan.folded),
@@ -273,6 +276,16 @@ def _notes(built: Sequence[Any]) -> list[str]:
                 f"{name}: {len(each.zero_sites)} sites only saw zeros and stay float: "
                 + ", ".join(each.zero_sites[:3])
             ] = None
+        if each.float32_nodes:
+            notes[
+                f"{name}: {len(each.float32_nodes)} nodes stay float32, since float16 could "
+                f"overflow there: {', '.join(each.float32_nodes[:3])}"
+            ] = None
+        for engine in each.lowered:
+            if each.job.precision not in backends.load(engine).PRECISIONS:
+                notes[
+                    f"{name} on {engine} is its float32 graph: {engine} has no {each.job.precision}"
+                ] = None
         if each.agreement and each.agreement.oracle_differs:
             notes[
                 f"{name}: ONNX Runtime differs from the oracle in {each.agreement.oracle_differs} "
@@ -319,7 +332,30 @@ def _limits(loaded: Loaded, result: VariantResult) -> list[LimitResult]:
                 measured=ratio.value if ratio else None, verdict=verdict, why=why,
             )
         )  # fmt: skip
+    if limits.unhonoured is not None:
+        found += _unhonoured(limits.unhonoured, result)
     return found
+
+
+def _unhonoured(bound: int, result: VariantResult) -> list[LimitResult]:
+    """For each targeted engine that says what it did, or where there is none, each that does."""
+    told = [engine for engine in result.engines if engine.verdicts]
+    found = []
+    for engine in [engine for engine in told if engine.engine in TARGETED] or told:
+        bad = sum(v.verdict in ("degraded", "wrong") for v in engine.verdicts)
+        unknown = sum(v.verdict == "unknown" for v in engine.verdicts)
+        verdict = "missed" if bad > bound else "met" if bad + unknown <= bound else "cannot tell"
+        why = f"{engine.honoured} of {len(engine.verdicts)} rows honoured on {engine.engine}"
+        why += f", {unknown} not known" if unknown else ""
+        found.append((verdict, float(bad), why))
+    found = found or [("cannot tell", None, "no engine of this run says what it did with rows")]
+    return [
+        LimitResult(
+            limit="unhonoured", variant=result.name, bound=bound, measured=bad, verdict=verdict,
+            why=why,
+        )
+        for verdict, bad, why in found
+    ]  # fmt: skip
 
 
 def main_engine(result: VariantResult) -> EngineResult:

@@ -152,6 +152,10 @@ class VariantResult(Part):
     recipe: str | None = Field(description="The recipe's file; null for a baseline.")
     onnx: str = Field(description="Path within the run folder.")
     onnx_bytes: int
+    precision: Literal["fp32", "fp16", "bf16"] = Field(description="Of what is not quantized.")
+    float32_nodes: list[str] = Field(
+        default=[], description="ONNX nodes in float32 all the same: float16 could overflow."
+    )
     quantized_sites: int
     scales: int
     folded: int = Field(description="Batch norms folded.")

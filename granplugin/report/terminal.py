@@ -44,9 +44,11 @@ def headline_metric(report: Report) -> str | None:
 def _heading(report: Report) -> Text:
     engine = main_engine(report.variants[0])
     source = "" if report.evaluated_on == "evaluation" else " (the calibration data)"
+    low = report.variants[-1].precision
     return Text(
         f"{report.name}: {report.evaluation_samples} samples{source}, "
-        f"{engine.engine} {engine.version}, {report.machine.cores} cores",
+        f"{engine.engine} {engine.version}, {report.machine.cores} cores"
+        + (f", {low} where not quantized" if low != "fp32" else ""),
         style="bold",
     )
 
