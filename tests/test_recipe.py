@@ -107,7 +107,8 @@ MISTAKES = {
     "metrics: [top2]": "5:11: unknown metric 'top2'; did you mean 'top5'?",
     "rules: [{match: {trait: depthwize}, bn: fold}]": "5:18: unknown trait 'depthwize'; did you",
     "rules: [{match: {type: Conv2D}, bn: fold}]": "5:18: unknown layer type 'Conv2D'; did you",
-    "baselines: [fp16]": "5:13: unknown baseline 'fp16'; known: fp32, tensorrt@11, modelopt@0.47",
+    "baselines: [half]": "5:13: unknown baseline 'half'; known: fp32, fp16, tensorrt@11",
+    "precision: half": "5:12: unknown precision 'half'; known: fp32, fp16, bf16",
     "defaults: tensorrt@10": "5:1: unknown defaults 'tensorrt@10'; did you mean 'tensorrt@11'?",
     "defaults: 3": "5:1: defaults are a preset (tensorrt@11, modelopt@0.47) or",
     "device: gpu": "5:1: unknown device 'gpu'; did you mean 'cpu'?",
@@ -149,7 +150,7 @@ MISTAKES = {
     "variants: {v: {drop: '\u00b2'}}": "5:16: no rule has the id '\u00b2'; no rule here has an id",
     "variants: {v: {drop: '" + "9" * 5000 + "'}}": "5:16: no rule has the id",
     "variants: {v: {set: {rules.a.bn: keep}}}": "5:22: no rule has the id 'a'",
-    "variants: {v: {set: {model.callable: a:b}}}": "5:22: a variant changes rules and defaults",
+    "variants: {v: {set: {model.callable: a:b}}}": "5:22: a variant changes rules, defaults, precision",
     "defaults: tensorrt@11\nvariants: {v: {set: {defaults.weight: per_tensor}}}": (
         "6:22: 'defaults' is 'tensorrt@11', which has no keys to change"
     ),

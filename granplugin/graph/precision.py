@@ -8,6 +8,7 @@ with the scales as they were calibrated. In float16 a scale below 6e-8 would be 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def too_large(path: Path, feeds: Mapping[str, np.ndarray]) -> list[str]:
     }
     floats.update(name for name, array in feeds.items() if array.dtype == np.float32)
     wanted = sorted(floats - constants)
+    nodes = list(model.graph.node)
     del model.graph.output[:]
     for index, name in enumerate(wanted):
         magnitude, largest = f"largest/{index}/abs", f"largest/{index}"
@@ -65,7 +67,7 @@ def too_large(path: Path, feeds: Mapping[str, np.ndarray]) -> list[str]:
     beyond.update(n for n, value in zip(wanted, found, strict=True) if not value <= LARGEST)
     return [
         node.name
-        for node in model.graph.node
+        for node in nodes
         if node.op_type not in _QDQ and beyond.intersection([*node.input, *node.output])
     ]
 
@@ -82,6 +84,16 @@ def convert(path: Path, precision: str, sites: Collection[str], keep: Collection
         or node.name in keep
         or node.name.rpartition("/")[0] in sites
     }
+    readers: dict[str, set[str]] = defaultdict(set)
+    for node in model.graph.node:
+        for name in node.input:
+            readers[name].add(node.name)
+    # A weight on its way to a product is of the product's type.
+    blocked.update(
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Transpose" and readers[node.output[0]] <= blocked
+    )
     _part_constants(model, blocked)
     floats = {tensor.name: tensor for tensor in model.graph.initializer}
     originals = {name: onnx.numpy_helper.to_array(tensor) for name, tensor in floats.items()}
