@@ -460,3 +460,76 @@ def test_consumers_of_one_tensor_share_its_quantization(project):
         if name in source and source[name].op_type == "DequantizeLinear"
     )
     assert max(readers.values()) == 3  # q, k and v
+
+
+# -- precision: what is not quantized -------------------------------------------------------------
+
+
+def variant(project, name: str = "recipe"):
+    return next(v for v in project.report().variants if v.name == name)
+
+
+def test_a_float16_recipe_computes_in_float16_with_the_scales_it_had(applied):
+    before = {name: t for name, t in constants(applied.onnx()).items() if name.endswith("/scale")}
+    exact = metrics(applied)["sqnr_db"].value
+    applied.recipe(precision="fp16", baselines=["fp32", "fp16"])
+    done = applied.apply()
+    assert done.code == 0, done.stderr
+    after = constants(applied.onnx())
+    assert {name: after[name] for name in before} == before
+    types = Counter(t.data_type for name, t in after.items() if not name.endswith("/scale"))
+    assert not types[onnx.TensorProto.FLOAT] and types[onnx.TensorProto.FLOAT16]
+    assert variant(applied).precision == "fp16" and variant(applied, "fp32").precision == "fp32"
+    assert metrics(applied)["sqnr_db"].value == pytest.approx(exact, abs=0.5)
+    assert metrics(applied, "fp16")["sqnr_db"].value > 55
+    assert not nodes(applied.onnx("fp16"), "QuantizeLinear")
+    assert not nodes(applied.onnx("fp16"), "BatchNormalization")
+
+
+def constants(model: bytes) -> dict[str, onnx.TensorProto]:
+    return {tensor.name: tensor for tensor in onnx.load_from_string(model).graph.initializer}
+
+
+def test_an_engine_without_bfloat16_gets_the_float32_graph_and_the_report_says_so(applied):
+    before = applied.onnx()
+    applied.recipe(precision="bf16")
+    assert applied.apply().code == 0
+    low = applied.onnx()
+    assert (applied.out / "variants/recipe/onnxruntime.onnx").read_bytes() == before != low
+    stored = Counter(tensor.data_type for tensor in constants(low).values())
+    assert stored[onnx.TensorProto.BFLOAT16]
+    (note,) = [note for note in applied.report().notes if "bf16" in note]
+    assert note == "recipe on onnxruntime is its float32 graph: onnxruntime has no bf16"
+
+
+def test_what_could_overflow_in_float16_stays_float32_and_the_report_names_it(applied):
+    applied.arrays["images"] *= 3e4
+    applied.recipe(precision="fp16")
+    assert applied.apply().code == 0
+    assert "conv/Conv" in variant(applied).float32_nodes
+    assert any("nodes stay float32" in note for note in applied.report().notes)
+    assert metrics(applied)["sqnr_db"].value > 15
+
+
+def test_precision_is_a_thing_a_variant_can_change(applied):
+    applied.recipe(variants={"half": {"set": {"precision": "fp16"}}})
+    assert applied.apply().code == 0
+    assert [v.precision for v in applied.report().variants] == ["fp32", "fp32", "fp16"]
+
+
+def test_a_limit_on_rows_that_are_not_honoured_is_judged_by_the_engines_word(applied):
+    pytest.importorskip("tensorrt_rtx")
+    applied.recipe(engines=["onnxruntime", "tensorrt_rtx"], limits={"unhonoured": 0})
+    assert applied.apply().code == 0
+    (limit,) = applied.report().limits
+    assert (limit.verdict, limit.measured) == ("met", 0)
+    applied.recipe(
+        engines=["onnxruntime", "tensorrt_rtx"],
+        limits={"unhonoured": 0},
+        on_unsupported="simulate",
+        rules=[{"match": {"type": "Linear"}, "input": "per_element"}],
+    )
+    assert applied.apply().code == 1
+    (limit,) = applied.report().limits
+    assert (limit.verdict, limit.measured) == ("missed", 2)
+    assert limit.why == "4 of 6 rows honoured on tensorrt_rtx"

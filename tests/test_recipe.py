@@ -108,7 +108,7 @@ MISTAKES = {
     "rules: [{match: {trait: depthwize}, bn: fold}]": "5:18: unknown trait 'depthwize'; did you",
     "rules: [{match: {type: Conv2D}, bn: fold}]": "5:18: unknown layer type 'Conv2D'; did you",
     "baselines: [half]": "5:13: unknown baseline 'half'; known: fp32, fp16, tensorrt@11",
-    "precision: half": "5:12: unknown precision 'half'; known: fp32, fp16, bf16",
+    "precision: half": "5:1: unknown precision 'half'; known: fp32, fp16, bf16",
     "defaults: tensorrt@10": "5:1: unknown defaults 'tensorrt@10'; did you mean 'tensorrt@11'?",
     "defaults: 3": "5:1: defaults are a preset (tensorrt@11, modelopt@0.47) or",
     "device: gpu": "5:1: unknown device 'gpu'; did you mean 'cpu'?",
