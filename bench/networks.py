@@ -1,7 +1,8 @@
 """The full-width networks of the benchmarks: transformers' architectures with random values.
 
 Latency, size and memory depend on shapes and not on what was learned. The values are such that
-activations stay in an ordinary range: numbers close to zero would be slow for their own reasons.
+activations stay in an ordinary range: numbers close to zero would be slow for their own reasons,
+and those beyond float16's range would stay float32.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from torch import nn
 from transformers import (
     MobileNetV2Config,
@@ -16,6 +18,8 @@ from transformers import (
     PreTrainedModel,
     ResNetConfig,
     ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 SIZE = 224
@@ -31,6 +35,12 @@ def resnet_50() -> PreTrainedModel:
     return _randomized(ResNetForImageClassification(ResNetConfig(num_labels=1000)))
 
 
+def vit_b_16() -> PreTrainedModel:
+    """ViT-B/16, 86 million parameters."""
+    torch.manual_seed(0)
+    return ViTForImageClassification(ViTConfig(num_labels=1000)).eval()
+
+
 def images(samples: int, batch: int = 16) -> Iterator[dict[str, np.ndarray]]:
     """Random images (batch, 3, 224, 224), float32, made as they are asked for."""
     for start in range(0, samples, batch):
@@ -40,12 +50,14 @@ def images(samples: int, batch: int = 16) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _randomized(model: PreTrainedModel) -> PreTrainedModel:
+    torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.5)
-            nn.init.normal_(module.running_mean, std=0.2)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            module.momentum = None  # the mean and variance of all batches so far
+    with torch.no_grad():
+        model.train()(**{name: torch.from_numpy(x) for name, x in next(images(8)).items()})
     return model.eval()

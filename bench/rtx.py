@@ -1,0 +1,93 @@
+"""What TensorRT-RTX makes of full-width networks: kernels, traffic, size, and the time it takes.
+
+    python bench/rtx.py
+
+At 224 and batch 1, the float part in float16. "moved" is what kernels read and write of activations
+by the engine's plan, in MB; no GPU takes part. "build and audit" is the child process that builds,
+reading its plan, and the verdicts.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+
+from measure import HERE, Figure, main, of_values
+
+from granplugin.audit import audit
+from granplugin.backends import tensorrt_rtx
+from granplugin.backends.engine_plan import read_layers_text
+from granplugin.recipe.load import load
+from granplugin.run_folder import RunFolder, open_run
+from granplugin.session import Session
+from granplugin.variants import Built, build_variant, calibrate, plan_jobs
+
+GOALS = {"resnet_50": 4.0, "mobilenet_v2": 2.0, "vit_b_16": 8.0}
+"""Seconds for building and auditing the defaults."""
+TIMED = "tensorrt@11"
+
+
+def measure(rounds: int) -> Sequence[Figure]:
+    figures = []
+    for network, goal in GOALS.items():
+        with tempfile.TemporaryDirectory() as folder, open_run(Path(folder) / "run") as run:
+            figures += of_network(network, goal, run, rounds)
+    return figures
+
+
+def of_network(network: str, goal: float, run: RunFolder, rounds: int) -> list[Figure]:
+    session = Session(load(HERE / f"rtx_{network}.yaml"), run)
+    jobs = plan_jobs([session.loaded], session.layers)
+    float_onnx, statistics = calibrate(session, jobs)
+    figures, seconds = [], []
+    for job in jobs:
+        built = build_variant(session, job, float_onnx, statistics)
+        figures.append(moved(network, built, run))
+        if job.name == TIMED:
+            seconds = [build_and_audit(built, run)[0] for _ in range(rounds)]
+            text = (run.cache / "engine" / "layers.txt").read_text()
+    figures.append(of_values(f"{network}: build and audit {TIMED}", seconds, "s", goal=goal))
+    return [*figures, reading(network, text, rounds)]
+
+
+def moved(network: str, built: Built, run: RunFolder) -> Figure:
+    _, verdicts, engine = build_and_audit(built, run)
+    plan = tensorrt_rtx.plan(engine)
+    kept = len(built.float32_nodes)
+    honoured = sum(verdict.kind == "honoured" for verdict in verdicts)
+    note = (
+        f"{len(plan.kernels)} kernels, engine {engine.bytes / 1e6:.1f} MB, built in "
+        f"{engine.build_seconds:.1f} s"
+        + (f", {honoured} of {len(verdicts)} rows honoured" if verdicts else "")
+        + (f", {kept} nodes in float32" if kept else "")
+    )
+    return Figure(f"{network}: {built.job.name}", plan.traffic / 1e6, "MB moved", note=note)
+
+
+def build_and_audit(built: Built, run: RunFolder) -> tuple[float, tuple, object]:
+    folder = run.cache / "engine"
+    shutil.rmtree(folder, ignore_errors=True)
+    start = perf_counter()
+    engine = tensorrt_rtx.build(built.file("tensorrt_rtx"), folder, batch=1)
+    rows = [row for row in built.job.plan.quantized if row.site in built.amax]
+    verdicts = audit(rows, tensorrt_rtx.layers(engine), {})
+    return perf_counter() - start, verdicts, engine
+
+
+def reading(network: str, text: str, rounds: int) -> Figure:
+    """A plan as long as this one is read in this time for each 1,000 layers."""
+    layers = len(read_layers_text(text).layers)
+    seconds = []
+    for _ in range(rounds):
+        start = perf_counter()
+        read_layers_text(text)
+        seconds.append((perf_counter() - start) * 1000 / layers)
+    name = f"{network}: read the plan, for 1,000 layers"
+    return of_values(name, seconds, "s", goal=0.2, note=f"{layers} layers")
+
+
+if __name__ == "__main__":
+    main(__doc__, measure, rounds=5)
