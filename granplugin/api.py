@@ -90,7 +90,7 @@ def export_onnx(model: nn.Module, example: Example, path: str | Path) -> Path:
     # Whatever is folded has been folded in the model itself.
     amax = {f"{s['layer']}.{s['role']}": s["grid"] for s in sites if s["grid"] is not None}
     rows = [replace(modelopt_bridge.row_of(site), bn=None) for site in sites]
-    rows = [row for row in rows if row.site in amax]
+    rows = [row for row in rows if row.site in amax or row.dynamic]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".granplugin-") as folder:
         scratch = Path(folder) / path.name
         with modelopt_bridge.markers(model):

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from granplugin.backends.base import LayerPrecision
 from granplugin.capabilities import Promise
 from granplugin.layers import WEIGHTED
+from granplugin.legality import LEFT_FLOAT
 from granplugin.plan import Row
 
 Kind = Literal["honoured", "degraded", "wrong", "unknown"]
@@ -44,20 +46,29 @@ def audit(
     rows: Sequence[Row],
     layers: Sequence[LayerPrecision],
     promises: Mapping[str, Promise],
+    made: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Verdict, ...]:
-    """A verdict for every quantized row, from the engine's layers; none where it tells of none."""
+    """A verdict for every quantized row, from the engine's layers; none where it tells of none.
+    `made` says what was made of a site for this engine (legality.Written)."""
     calls: dict[str, list[LayerPrecision]] = defaultdict(list)
     for layer in layers:
         calls[layer.layer].append(layer)
     if not calls:
         return ()
-    return tuple(_verdict(row, calls[row.layer], promises.get(row.site)) for row in rows)
+    return tuple(
+        _verdict(row, calls[row.layer], promises.get(row.site), made.get(row.site, ""))
+        for row in rows
+    )
 
 
-def _verdict(row: Row, calls: Sequence[LayerPrecision], promise: Promise | None) -> Verdict:
+def _verdict(
+    row: Row, calls: Sequence[LayerPrecision], promise: Promise | None, made: str
+) -> Verdict:
     def say(kind: Kind, detail: str) -> Verdict:
         return Verdict(row.site, row.where, promise.kind if promise else None, kind, detail)
 
+    if made == LEFT_FLOAT:
+        return say("degraded", made)
     if promise is not None and promise.kind == "refused":
         return say("wrong", promise.reason)
     if row.role == "output" or row.type not in WEIGHTED:
@@ -65,6 +76,6 @@ def _verdict(row: Row, calls: Sequence[LayerPrecision], promise: Promise | None)
     if not calls or any(call.precision == "unknown" for call in calls):
         return say("unknown", "the engine's plan does not tell which kernel computes this layer")
     if all(call.precision != "float" for call in calls):
-        return say("honoured", calls[0].kernel)
+        return say("honoured", f"{made}; {calls[0].kernel}" if made else calls[0].kernel)
     fused = any(call.kernel == "runtime_fusion" for call in calls)
     return say("degraded", "fused-dequant" if fused else "float")

@@ -172,15 +172,7 @@ def plan(
         told = output.model_dump_json(indent=1) if json_ else "\n".join([why, *output.story])
         print(told)
         return 0
-    from granplugin.legality import engines_of, kept, promised
-
-    job = next(job for job in jobs if job.plan is found)
-    promises = {
-        engine: kept(of_engine, job.ways.get(engine, {}))
-        for engine, of_engine in promised(
-            found, layers, engines_of(loaded.recipe), job.precision
-        ).items()
-    }
+    written = next(job.written for job in jobs if job.plan is found)
     if json_:
         rows = [row_json(row) for row in found.rows]
         rules = [
@@ -191,17 +183,22 @@ def plan(
             recipe=str(recipe), variant=name, rows=rows, rules=rules, notes=list(found.notes),
             promises={
                 engine: {
-                    site: {"kind": p.kind, "reason": p.reason, "source": p.source}
-                    for site, p in by_site.items()
+                    site: {
+                        "kind": p.kind, "reason": p.reason, "source": p.source,
+                        "made": of_engine.made.get(site),
+                    }
+                    for site, p in of_engine.promises.items()
                 }
-                for engine, by_site in promises.items()
+                for engine, of_engine in written.items()
             },
         )  # fmt: skip
         print(output.model_dump_json(indent=1))
         return 0
     from granplugin.report.plan_text import plan_lines
 
-    for line in plan_lines(found, promises):
+    promises = {engine: of_engine.promises for engine, of_engine in written.items()}
+    made = {engine: of_engine.made for engine, of_engine in written.items()}
+    for line in plan_lines(found, promises, made):
         print(line)
     return 0
 

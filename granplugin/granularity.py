@@ -8,6 +8,7 @@ written as 1 in its shape, so no granularity can split it.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -28,22 +29,48 @@ class _Granularity(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     kind: ClassVar[str]
 
+    @property
+    def at_run_time(self) -> bool:
+        """Whether scales are computed from each tensor as it comes, sample by sample."""
+        return False
+
     def __str__(self) -> str:
-        parameters = self.model_dump(exclude_none=True)
-        inside = ", ".join(f"{key} {_compact(value)}" for key, value in parameters.items())
+        parameters = self.model_dump(exclude_defaults=True)
+        inside = ", ".join(
+            key if value is True else f"{key} {_compact(value)}"
+            for key, value in parameters.items()
+        )
         return f"{self.kind}({inside})" if inside else self.kind
 
 
-class PerTensor(_Granularity):
-    """One scale for the whole tensor.
+class _Dynamic(_Granularity):
+    dynamic: bool = False
+
+    @property
+    def at_run_time(self) -> bool:
+        return self.dynamic
+
+    def _check(self, role: Role) -> None:
+        if self.dynamic and role != "input":
+            raise DoesNotApply(
+                f"{self.kind}: only an input has scales computed at run time, not the {role}; "
+                "leave dynamic out"
+            )
+
+
+class PerTensor(_Dynamic):
+    """One scale for the whole tensor; `dynamic`: of each sample, computed at run time.
 
     >>> PerTensor().block((8, 3, 3, 3), "weight", 0)
     (8, 3, 3, 3)
+    >>> print(PerTensor(dynamic=True))
+    per_tensor(dynamic)
     """
 
     kind = "per_tensor"
 
     def block(self, shape: Shape, role: Role, channel_axis: int | None) -> Shape:
+        self._check(role)
         return shape
 
 
@@ -68,8 +95,9 @@ class PerChannel(_Granularity):
         return _replace(shape, {axis: 1})
 
 
-class PerToken(_Granularity):
-    """One scale for each row (all axes but the last) of a layer's input, the same for all samples.
+class PerToken(_Dynamic):
+    """One scale for each row (all axes but the last) of a layer's input, the same for all samples;
+    `dynamic`: of each sample, computed at run time.
 
     >>> PerToken().block((1, 197, 64), "input", 2)
     (1, 1, 64)
@@ -80,12 +108,13 @@ class PerToken(_Granularity):
     def block(self, shape: Shape, role: Role, channel_axis: int | None) -> Shape:
         if role == "weight":
             raise DoesNotApply("per_token: a weight has no tokens; use per_channel")
+        self._check(role)
         if channel_axis != len(shape) - 1:
             raise DoesNotApply("per_token: only inputs whose last axis is the features have tokens")
-        if len(shape) < 3:
+        if len(shape) < 3 and not self.dynamic:
             raise DoesNotApply(
                 f"per_token: the only rows of a tensor of shape {_batched(shape)} are the samples, "
-                "and a static scale cannot differ between samples; use per_tensor"
+                "and a static scale cannot differ between samples; use per_tensor, or dynamic: true"
             )
         return (1,) * (len(shape) - 1) + shape[-1:]
 
@@ -176,6 +205,10 @@ def parse_granularity(value: Any) -> _Granularity:
                 else f"{name} takes no parameters"
             )
     for key, given in parameters.items():
+        if key == "dynamic":
+            if not isinstance(given, bool):
+                raise ValueError(f"{name}: dynamic is true or false, not {given!r}")
+            continue
         numbers = given if key == "shape" and isinstance(given, list) else [given]
         if not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers) or (
             key != "axis" and (not numbers or min(numbers) < 1)
@@ -193,13 +226,20 @@ def parse_granularity(value: Any) -> _Granularity:
 
 
 def _dump(granularity: _Granularity) -> Any:
-    parameters = granularity.model_dump(mode="json", exclude_none=True)
+    parameters = granularity.model_dump(mode="json", exclude_defaults=True)
     return {granularity.kind: parameters} if parameters else granularity.kind
 
 
 _AXIS = {"axis": {"type": "integer"}}
 _SIZE = {"type": "integer", "minimum": 1}
+_DYNAMIC = {
+    "type": "object",
+    "properties": {"dynamic": {"type": "boolean"}},
+    "additionalProperties": False,
+}
 PARAMETERS: dict[str, dict[str, Any]] = {
+    "per_tensor": _DYNAMIC,
+    "per_token": _DYNAMIC,
     "per_channel": {"type": "object", "properties": _AXIS, "additionalProperties": False},
     "per_block": {
         "type": "object",
@@ -246,6 +286,28 @@ def grid(shape: Shape, block: Shape) -> Shape:
 def scales(shape: Shape, block: Shape) -> int:
     """The number of scales."""
     return math.prod(grid(shape, block))
+
+
+def coarser(
+    shape: Shape, role: Role, channel_axis: int | None, block: Shape
+) -> Iterator[_Granularity]:
+    """Granularities whose blocks are made of whole blocks of this one, finest first: longer ones
+    along the axis where they are longest, per_channel, per_tensor.
+
+    >>> [str(g) for g in coarser((8, 24), "weight", 0, (1, 6))]
+    ['per_block(size 12, axis 1)', 'per_channel', 'per_tensor']
+    """
+    axis = max(range(len(shape)), key=lambda i: (block[i], i))
+    alone = all(part == 1 for i, part in enumerate(block) if i != axis)
+    for length in range(2 * block[axis], shape[axis], block[axis]):
+        if shape[axis] % length == 0:
+            longer = _replace(block, {axis: length})
+            yield PerBlock(size=length, axis=axis) if alone else PerBlock(shape=longer)
+    if channel_axis is not None and channel_axis < len(shape):
+        by_channel = PerChannel().block(shape, role, channel_axis)
+        if all(whole % part == 0 for whole, part in zip(by_channel, block, strict=True)):
+            yield PerChannel()
+    yield PerTensor()
 
 
 def reduce_blocks(values: np.ndarray, block: Shape, ufunc: np.ufunc = np.maximum) -> np.ndarray:

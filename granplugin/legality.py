@@ -1,19 +1,39 @@
-"""Before calibration: what each engine promises for each row, and what is made of the rest."""
+"""Before calibration: what each engine promises for each row, and what is made of the rest.
+
+Of a row that a targeted engine does not have, the first that can be done of `on_unsupported` is
+done, in that engine's file alone: lower (exactly, from what it has), coarsen (the finest coarser
+granularity it has), simulate (float arithmetic) or float (not quantized).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 from granplugin import backends, capabilities
 from granplugin.backends import TARGETED
-from granplugin.capabilities import Promise
+from granplugin.capabilities import Book, Promise
 from granplugin.errors import RecipeError
+from granplugin.granularity import coarser
 from granplugin.graph.lowering.methods import How
 from granplugin.layers import WEIGHTED, Layer
 from granplugin.plan import Plan, Row
 from granplugin.presets import PRESETS
-from granplugin.recipe.schema import Recipe
+from granplugin.recipe.schema import FLOAT, Recipe
+
+@dataclass(frozen=True)
+class Written:
+    """A plan as it is written for one engine.
+
+    `rows` are the plan's, but for those coarsened or left float; `how` is as graph.qdq.insert takes
+    it; `made` says in words what was made of a site; `promises` are the engine's for `rows`.
+    """
+
+    rows: tuple[Row, ...]
+    how: Mapping[str, How] = field(default_factory=dict)
+    made: Mapping[str, str] = field(default_factory=dict)
+    promises: Mapping[str, Promise] = field(default_factory=dict)
 
 
 def engines_of(recipe: Recipe) -> list[str]:
@@ -22,75 +42,165 @@ def engines_of(recipe: Recipe) -> list[str]:
     return [*recipe.engines, *(name for name in optional if name not in recipe.engines)]
 
 
-def promised(
-    plan: Plan, layers: Sequence[Layer], engines: Sequence[str], precision: str = "fp32"
-) -> dict[str, dict[str, Promise]]:
-    """Engine -> site -> promise, for every quantized row and every engine that has a table;
-    `precision` is that of the rest of the graph."""
+def decide(
+    plan: Plan,
+    layers: Sequence[Layer],
+    engines: Sequence[str],
+    on_unsupported: Sequence[str] | None,
+    precision: str = "fp32",
+) -> dict[str, Written]:
+    """Engine -> what is written for it; `precision` is that of the rest of the graph.
+
+    `on_unsupported` holds for rows of which no rule says another; with None, as for a baseline,
+    every row is written as it is. Raises RecipeError, at the deciding rule's line, for the first
+    row of which nothing can be made.
+    """
+    by_name = {layer.name: layer for layer in layers}
     found = {}
-    for name in engines:
-        if name not in capabilities.backends():
+    for engine in engines:
+        if engine not in capabilities.backends():
+            found[engine] = Written(plan.rows)
             continue
-        module = backends.load(name)
-        table = capabilities.load(name, None if module.unavailable() else module.version())
+        module = backends.load(engine)
+        version = None if module.unavailable() else module.version()
         graph = precision if precision in module.PRECISIONS else "fp32"
-        found[name] = capabilities.plan_promises(table, layers, plan.rows, graph)
+        book = Book(capabilities.load(engine, version), graph)
+        decides = engine in TARGETED and on_unsupported is not None
+        rows, how, made, promises = [], {}, {}, {}
+        for name, group in groupby(plan.rows, lambda row: row.layer):
+            of_layer = _Decision(engine, book, by_name[name], tuple(group))
+            if decides:
+                of_layer.decide(on_unsupported)
+            rows += of_layer.rows
+            how |= of_layer.how
+            made |= of_layer.made
+            promises |= of_layer.promises
+        found[engine] = Written(tuple(rows), how, made, promises)
     return found
 
 
-def decide(
-    plan: Plan, promises: Mapping[str, Mapping[str, Promise]], on_unsupported: str
-) -> dict[str, dict[str, How]]:
-    """Targeted engine -> site -> how it is written there, for rows that it does not have natively.
+class _Decision:
+    """One layer's rows for one engine."""
 
-    lower: exactly, from what the engine has; simulate: in float arithmetic, with the rest of its
-    layer. Raises RecipeError, at the deciding rule's line, for the first row of which
-    `on_unsupported` makes neither.
-    """
-    ways: dict[str, dict[str, How]] = {}
-    for engine in TARGETED:
-        of_engine = promises.get(engine, {})
-        for row in plan.quantized:
-            promise = of_engine.get(row.site)
+    def __init__(self, engine: str, book: Book, layer: Layer, rows: tuple[Row, ...]) -> None:
+        self.engine, self.book, self.layer = engine, book, layer
+        self.planned = self.rows = rows
+        self.how: dict[str, How] = {}
+        self.made: dict[str, str] = {}
+        self.promises = self._promised(rows)
+
+    def decide(self, default: Sequence[str]) -> None:
+        plain = self.promises
+        for row in self.planned:
+            promise = plain.get(row.site)
             if promise is None or promise.kind == "native" or promise.cause not in (None, row.role):
                 continue
-            if promise.kind == "simulated" and (row.type not in WEIGHTED or row.rule in PRESETS):
+            if self.made.get(row.site) in _IN_FLOAT:
+                continue
+            by_preset = row.rule in PRESETS and row.on_unsupported is None
+            if promise.kind == "simulated" and (row.type not in WEIGHTED or by_preset):
                 # Nothing multiplies in pools and norms; and what a preset alone says of a layer is
                 # what the engine makes of it: the audit tells.
                 continue
-            way = ways.setdefault(engine, {})
-            if on_unsupported == "simulate":
-                way |= {other.site: "simulate" for other in _together(plan, row)}
-            elif on_unsupported == "lower" and promise.kind == "lowered":
-                way[row.site] = "lower"
-            else:
-                raise RecipeError(_refusal(engine, row, promise))
-    return ways
+            choices = row.on_unsupported or default
+            if not any(self._make(choice, row, promise) for choice in choices):
+                raise RecipeError(self._refusal(row, promise))
+        if any(made.startswith("coarsened") for made in self.made.values()):
+            self._check_coarsened(plain)
+
+    def _make(self, choice: str, row: Row, promise: Promise) -> bool:
+        """Do this with the row, if it can be done."""
+        if choice == "error":
+            raise RecipeError(self._refusal(row, promise))
+        if choice == "lower" and promise.kind == "lowered":
+            self.made[row.site] = "lowered"
+            if not row.dynamic:  # which is so in every file
+                self.how[row.site] = "lower"
+            return True
+        if choice == "coarsen" and (coarse := self._coarser(row)) is not None:
+            self.made[row.site] = f"coarsened to {coarse.granularity}"
+            self._replace({row.site: coarse})
+            return True
+        if choice == "simulate" or choice == FLOAT:
+            for other in self._together(row):
+                self.promises |= {other.site: replace(promise, kind="simulated")}
+                self.how.pop(other.site, None)
+                if choice == "simulate":
+                    self.how[other.site], self.made[other.site] = "simulate", "simulated"
+                    self._replace({other.site: other})
+                else:
+                    self.made[other.site] = LEFT_FLOAT
+                    self._replace({other.site: _left_float(other)})
+            return True
+        return False
+
+    def _together(self, row: Row) -> list[Row]:
+        """The rows that run in float with this one: its layer's weight and input, or it alone."""
+        if row.role == "output":
+            return [row]
+        return [other for other in self.planned if other.quantized and other.role != "output"]
+
+    def _coarser(self, row: Row) -> Row | None:
+        """The row with the finest coarser granularity that the engine has, beside the plainest
+        partner."""
+        partners = [
+            replace(other, format=row.format, block=other.shape, dynamic=False)
+            for other in self._together(row)
+            if other.site != row.site
+        ]
+        for coarse in coarser_rows(row, self.layer):
+            if self._promised([coarse, *partners])[row.site].kind == "native":
+                return coarse
+        return None
+
+    def _check_coarsened(self, plain: Mapping[str, Promise]) -> None:
+        """What was coarsened has to be native beside what its partner has become, too."""
+        found = self._promised([r for r in self.rows if self.made.get(r.site) not in _IN_FLOAT])
+        for row in self.rows:
+            if row.site not in found:
+                continue
+            coarsened = self.made.get(row.site, "").startswith("coarsened")
+            if coarsened and found[row.site].kind != "native":
+                raise RecipeError(self._refusal(row, plain[row.site]))
+            promise = found[row.site]
+            reason = plain[row.site].reason if coarsened else promise.reason
+            self.promises |= {row.site: replace(promise, reason=reason)}
+
+    def _promised(self, rows: Sequence[Row]) -> dict[str, Promise]:
+        of_roles = self.book.of_layer(self.layer, [row for row in rows if row.quantized])
+        return {f"{self.layer.name}.{role}": promise for role, promise in of_roles.items()}
+
+    def _replace(self, changed: Mapping[str, Row]) -> None:
+        self.rows = tuple(changed.get(row.site, row) for row in self.rows)
+
+    def _refusal(self, row: Row, promise: Promise) -> str:
+        ways_out = ["on_unsupported: simulate or float runs its layer in float"]
+        if promise.kind == "lowered":
+            ways_out = ["on_unsupported: lower writes it so"]
+        elif (coarse := self._coarser(row)) is not None:
+            ways_out.insert(0, f"on_unsupported: coarsen makes it {coarse.granularity}")
+        return (
+            f"{row.where}: {self.engine} does not have {row.format} {row.granularity} for the "
+            f"{row.role} of {row.layer!r}: {promise.reason}; {', '.join(ways_out)}"
+        )
 
 
-def kept(promises: Mapping[str, Promise], ways: Mapping[str, How]) -> dict[str, Promise]:
-    """What is promised of a file in which these sites are lowered or simulated."""
-    kinds = {"lower": "lowered", "dynamic": "lowered", "simulate": "simulated"}
-    return {
-        site: replace(promise, kind=kinds[ways[site]]) if site in ways else promise
-        for site, promise in promises.items()
-    }
+def coarser_rows(row: Row, layer: Layer) -> Iterator[Row]:
+    """The row with each coarser granularity, finest first, its scales constants.
+
+    Scales of run time are of one sample, constant ones of all: there the same block is coarser.
+    """
+    channels = layer.channel_axis(row.role)
+    for granularity in coarser(row.shape, row.role, channels, row.block):
+        block = granularity.block(row.shape, row.role, channels)
+        if block != row.block or row.dynamic:
+            yield replace(
+                row, granularity=str(granularity), block=block, dynamic=False,
+                note=f"coarsened from {row.granularity}",
+            )  # fmt: skip
 
 
-def _together(plan: Plan, row: Row) -> list[Row]:
-    """The rows that run in float with this one: its layer's weight and input, or it alone."""
-    if row.role == "output":
-        return [row]
-    return [
-        other for other in plan.quantized if other.layer == row.layer and other.role != "output"
-    ]
-
-
-def _refusal(engine: str, row: Row, promise: Promise) -> str:
-    way_out = "on_unsupported: simulate, or format: float for the layer, runs it in float"
-    if promise.kind == "lowered":
-        way_out = "on_unsupported: lower writes it so"
-    return (
-        f"{row.where}: {engine} does not have {row.format} {row.granularity} for the {row.role} of "
-        f"{row.layer!r}: {promise.reason}; {way_out}"
+def _left_float(row: Row) -> Row:
+    return replace(
+        row, format=FLOAT, granularity=None, block=None, calibrator=None, amax=None, dynamic=False
     )

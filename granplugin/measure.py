@@ -19,7 +19,7 @@ from granplugin.backends.base import Engine, LayerPrecision
 from granplugin.backends.engine_plan import EnginePlan
 from granplugin.data import Batches
 from granplugin.errors import EngineError, ModelError, UserError
-from granplugin.legality import kept, promised
+from granplugin.legality import Written
 from granplugin.models import blame, resolve
 from granplugin.progress import track
 from granplugin.recipe.load import Loaded
@@ -95,12 +95,9 @@ def measure(
     for name, module, each in track(work, "building and measuring"):
         engine = build_engine(session, each, module)
         layers, cannot_run = _layers(session, each, engine, module), module.can_run()
-        rows = [row for row in each.job.plan.quantized if row.site in each.amax]
-        promises = promised(each.job.plan, session.layers, [name], each.job.precision).get(name, {})
-        promises = kept(promises, each.job.ways.get(name, {}))
-        found = Measured(
-            engine, layers, module.plan(engine), audit(rows, layers, promises), cannot_run
-        )
+        written = each.job.written.get(name, Written(()))
+        verdicts = audit(each.quantized, layers, written.promises, written.made)
+        found = Measured(engine, layers, module.plan(engine), verdicts, cannot_run)
         if cannot_run is None:
             outputs = _outputs(session, each, engine, module)
             reference = outputs if each.job.name == FP32 else results[FP32, name].outputs

@@ -86,7 +86,7 @@ def publish(
     """Put every result in place, now that all exist; the report last."""
     for each in built:
         run.publish(f"variants/{each.job.name}/model.onnx", each.onnx)
-        for engine, path in each.lowered.items():
+        for engine, path in each.own.items():
             run.publish(f"variants/{each.job.name}/{engine}.onnx", path)
     run.publish("float.onnx", float_onnx)
     plans = {each.job.name: each.job.plan for each in built}

@@ -33,7 +33,9 @@ class Row:
     `block` has the rank of `shape`; one scale per block. `format` is a key of FORMATS or "float"
     (then block, granularity and calibrator are None). `amax` pins the range. `bn` is fold or keep
     where the layer has a batch norm `bn_name` behind it that can be folded, else None. `rule` is
-    the deciding rule's id or the preset's name, `where` its file:line:column.
+    the deciding rule's id or the preset's name, `where` its file:line:column. The scales of a
+    `dynamic` row are computed at run time, of each sample's largest |x|: nothing is calibrated.
+    `on_unsupported` is what a rule says is made of it where an engine does not have it.
     """
 
     layer: str
@@ -50,6 +52,8 @@ class Row:
     rule: str
     where: str
     note: str | None = None
+    dynamic: bool = False
+    on_unsupported: tuple[str, ...] | None = None
 
     @property
     def site(self) -> str:
@@ -66,6 +70,11 @@ class Row:
     @property
     def quantized(self) -> bool:
         return self.format != FLOAT
+
+    @property
+    def ranges(self) -> str:
+        """How its ranges are found, in a word."""
+        return "at run time" if self.dynamic else str(self.calibrator)
 
     @property
     def grid(self) -> Shape:
@@ -246,6 +255,7 @@ class _Planner:
             common = dict(
                 layer=layer.name, type=layer.type, role=role, shape=shape, format=format,
                 bn=bn, bn_name=layer.bn, rule=rule, where=where,
+                on_unsupported=settled.on_unsupported,
             )  # fmt: skip
             if format == FLOAT:
                 rows.append(Row(**common, granularity=None, block=None, calibrator=None, amax=None))
@@ -255,11 +265,16 @@ class _Planner:
             try:
                 block = granularity.block(shape, role, layer.channel_axis(role))
                 _check_varying(layer, role, block)
+                if granularity.at_run_time:
+                    _check_dynamic(layer)
             except DoesNotApply as err:
                 raise self._error(at, role, "granularity", f"{layer.name!r}: {err}") from err
             calibrator = settled.value(role, "calibrator") or Calibrator()
             amax = settled.value(role, "amax")
-            if role == "weight" and amax is None:
+            if granularity.at_run_time:
+                self._check_later(layer, role, settled)
+                calibrator, amax = Calibrator(), None
+            elif role == "weight" and amax is None:
                 refused = refusal(calibrator, shape, block)
                 if refused:
                     at = settled.source(role, "calibrator")
@@ -272,9 +287,24 @@ class _Planner:
                     calibrator=calibrator,
                     amax=amax,
                     note=_coarser(granularity, shape, role, block, layer.channel_axis(role)),
+                    dynamic=granularity.at_run_time,
                 )
             )
         return rows
+
+    def _check_later(self, layer: Layer, role: Role, settled: _Settled) -> None:
+        """A calibrator or amax said of a site after its ranges were said to be found at run time
+        would be lost; one said before is overridden, as all that a rule changes."""
+        chosen = settled.source(role, "granularity")
+        for key in ("calibrator", "amax"):
+            index = settled.source(role, key)
+            if index > chosen:
+                granularity = settled.value(role, "granularity")
+                raise self._error(
+                    index, role, key,
+                    f"{layer.name!r}: its {role} is {granularity} by {self._name(chosen)[0]}: its "
+                    f"ranges are found at run time, so there is no {key}",
+                )  # fmt: skip
 
     def _check_half(self, layer: Layer, settled: _Settled, rows: Sequence[Row]) -> None:
         if layer.type not in WEIGHTED or settled.half:
@@ -304,12 +334,15 @@ class _Planner:
             self.decides.update(settled.last_words[row.role])
         if rows and rows[0].bn:
             self.decides[settled.bn_rule] += 1
+        if any(row.quantized for row in rows):
+            self.decides[settled.unsupported_rule] += 1
 
     def _story(self, layer: Layer, settled: _Settled, rows: Sequence[Row]) -> tuple[str, ...]:
         lines = []
         for role, key, index, value in settled.history:
             rule, where = self._name(index)
-            current = settled.source(role, key) if role else settled.bn_rule
+            of_layer = {"bn": settled.bn_rule, "on_unsupported": settled.unsupported_rule}
+            current = settled.source(role, key) if role else of_layer[key]
             lost = "" if current == index else "  (a later rule says otherwise)"
             what = f"{role}.{key}" if role else key
             lines.append(f"{where}  {rule}: {what} = {value}{lost}")
@@ -317,7 +350,7 @@ class _Planner:
             if row.quantized:
                 lines.append(
                     f"=> {row.role}: {row.format} {row.granularity}, {row.scales} "
-                    f"scale{'s' if row.scales > 1 else ''}, {row.calibrator}"
+                    f"scale{'s' if row.scales > 1 else ''}, {row.ranges}"
                     + (f", amax {row.amax:g}" if row.amax else "")
                     + (f" ({row.note})" if row.note else "")
                 )
@@ -350,12 +383,13 @@ class _Settled:
         self.values: dict[tuple[str, str], tuple[Any, int]] = {}
         self.history: list[tuple[str | None, str, int, Any]] = []
         self.bn, self.bn_rule, self.half = "keep", PRESET, False
+        self.on_unsupported, self.unsupported_rule = None, PRESET
         for index, decision in said:
             self.apply(index, decision)
         floats = {role for role in roles if self.value(role, "format") in (None, FLOAT)}
         self.is_float = len(floats) == len(roles)
         self.last_words = {
-            role: {self.source(role, key) for key in (("format",) if role in floats else _KEYS)}
+            role: {self.source(role, key) for key in self._keys(role, role in floats)}
             for role in roles
         }
         self.deciding = {role: max(words) for role, words in self.last_words.items()}
@@ -374,7 +408,17 @@ class _Settled:
         if decision.bn is not None:
             self.bn, self.bn_rule = decision.bn, index
             self.history.append((None, "bn", index, decision.bn))
+        if decision.on_unsupported is not None:
+            self.on_unsupported, self.unsupported_rule = decision.on_unsupported, index
+            self.history.append((None, "on_unsupported", index, ", ".join(decision.on_unsupported)))
         self.half = self.half or decision.half == "allow"
+
+    def _keys(self, role: str, is_float: bool) -> tuple[str, ...]:
+        """The keys whose word counts."""
+        granularity = self.value(role, "granularity")
+        if is_float:
+            return _KEYS[:1]
+        return _KEYS[:2] if granularity is not None and granularity.at_run_time else _KEYS
 
     def _set(self, role: str, key: str, index: int, value: Any) -> None:
         self.values[role, key] = (value, index)
@@ -395,12 +439,20 @@ def _check_varying(layer: Layer, role: Role, block: Shape) -> None:
             raise DoesNotApply("its calls see different shapes; use per_tensor or per_channel")
 
 
+def _check_dynamic(layer: Layer) -> None:
+    if layer.type not in WEIGHTED:
+        raise DoesNotApply(
+            f"a {layer.type} has no product behind which scales of run time could be multiplied; "
+            "leave dynamic out"
+        )
+
+
 def _coarser(
     granularity: Any, shape: Shape, role: Role, block: Shape, channel_axis: int | None
 ) -> str | None:
     """The coarser granularity this one equals here, if any."""
     if not isinstance(granularity, PerTensor) and scales(shape, block) == 1:
-        return "equals per_tensor here"
+        return f"equals {PerTensor(dynamic=granularity.at_run_time)} here"
     if isinstance(granularity, (PerTensor, PerChannel)) or channel_axis not in range(len(shape)):
         return None
     per_channel = PerChannel().block(shape, role, channel_axis)

@@ -41,6 +41,8 @@ def row_json(row: Row) -> dict[str, Any]:
         "scales": row.scales,
         "calibrator": str(row.calibrator) if row.calibrator else None,
         "amax": row.amax,
+        "dynamic": row.dynamic,
+        "on_unsupported": list(row.on_unsupported) if row.on_unsupported else None,
         "bn": row.bn,
         "rule": row.rule,
         "where": row.where,

@@ -48,8 +48,11 @@ def quantizer_name(row: Row) -> str:
 
 
 def attributes(row: Row) -> dict[str, Any]:
-    """num_bits, and the axes on which the scale varies; None for one scale."""
+    """num_bits, and the axes on which the scale varies; None for one scale. What is found at run
+    time is so sample by sample: modelopt's own per-tensor default would span the batch."""
     axis = tuple(i for i, cells in enumerate(row.grid) if cells > 1)
+    if row.dynamic:
+        return {"num_bits": NUM_BITS[row.format], "axis": (0, *axis), "type": "dynamic"}
     return {"num_bits": NUM_BITS[row.format], "axis": axis or None}
 
 
@@ -73,6 +76,7 @@ def row_of(site: Mapping[str, Any]) -> Row:
             **values,
             "shape": tuple(site["shape"]),
             "block": tuple(site["block"]),
+            "on_unsupported": site["on_unsupported"] and tuple(site["on_unsupported"]),
             "calibrator": Calibrator(site["calibrator"], site["percentile"]),
         }
     )

@@ -109,7 +109,7 @@ class Session:
         norms = {layer.name: layer.bn for layer in self.layers if layer.bn}
         with located(self.loaded, "model"):
             fold_batch_norms(model, Traced(self.layers, norms, {}, {}), plan.folded, self.example)
-        rows = [replace(row, bn=None) for row in plan.quantized if row.site in amax]
+        rows = [replace(r, bn=None) for r in plan.quantized if r.site in amax or r.dynamic]
         modelopt_bridge.load_amax(model, rows, amax)
         return model
 

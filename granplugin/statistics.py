@@ -41,9 +41,12 @@ class Need:
 
 
 def needs_of(rows: Iterable[Row]) -> frozenset[Need]:
-    """What must be seen to calibrate these rows; weights and pinned ranges need no data."""
+    """What must be seen to calibrate these rows; weights, pinned ranges and ranges found at run
+    time need no data."""
     needs = {
-        _need(row) for row in rows if row.quantized and row.role != "weight" and row.amax is None
+        _need(row)
+        for row in rows
+        if row.quantized and row.role != "weight" and row.amax is None and not row.dynamic
     }
     return frozenset(n for n in needs if n.histogram or replace(n, histogram=True) not in needs)
 
@@ -225,7 +228,7 @@ def import_amax(path: Path, rows: Iterable[Row]) -> dict[str, np.ndarray]:
         raise DataError(f"{path}: not a file of amax values as granplugin writes it") from err
     imported = {}
     for row in rows:
-        if not row.quantized or row.site not in found:
+        if not row.quantized or row.dynamic or row.site not in found:
             continue
         shape, block = blocks[row.site]
         if (shape, block) != (row.shape, row.block):

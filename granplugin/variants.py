@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,12 +19,12 @@ from granplugin.errors import ModelError, RecipeError, UserError
 from granplugin.graph.export import export_float
 from granplugin.graph.files import load_float, save
 from granplugin.graph.fold import weights_of
-from granplugin.graph.lowering.methods import How
 from granplugin.graph.precision import convert, too_large
 from granplugin.graph.qdq import insert
 from granplugin.graph.verify import agreement, read_back
 from granplugin.layers import Layer
-from granplugin.legality import decide, engines_of, promised
+from granplugin.granularity import reduce_blocks
+from granplugin.legality import Written, decide, engines_of
 from granplugin.plan import Plan, Row, make_plan, preset_plan
 from granplugin.recipe.load import RECIPE, Loaded, load_variants
 from granplugin.recipe.schema import FLOAT
@@ -52,18 +51,21 @@ class Job:
     plan: Plan
     precision: str
     """Of all that is not quantized."""
-    ways: Mapping[str, Mapping[str, How]] = field(default_factory=dict)
-    """Engine -> site -> how it is written for that engine, where not as it is."""
+    written: Mapping[str, Written] = field(default_factory=dict)
+    """Engine -> the plan as it is written for that engine."""
 
     @property
-    def rows(self) -> tuple[Row, ...]:
-        """The rows the graph is edited by: quantized, or of a layer whose batch norm is folded."""
-        return tuple(row for row in self.plan.rows if row.quantized or row.bn == "fold")
+    def calibrated(self) -> tuple[Row, ...]:
+        """The rows of any file whose ranges are constants: the plan's, and those that engines get
+        in their place."""
+        files = [self.plan.rows, *(written.rows for written in self.written.values())]
+        found = dict.fromkeys(row for rows in files for row in rows)
+        return tuple(row for row in found if row.quantized and not row.dynamic)
 
 
 @dataclass(frozen=True)
 class Built:
-    """A variant's ONNX file, with what is in it; `lowered` has the file of each engine that needs
+    """A variant's ONNX file, with what is in it; `own` has the file of each engine that needs
     another. `float32_nodes` are computed in float32 in a file of float16: they could overflow."""
 
     job: Job
@@ -71,12 +73,17 @@ class Built:
     amax: Mapping[str, np.ndarray]
     zero_sites: tuple[str, ...]
     agreement: Agreement | None
-    lowered: Mapping[str, Path]
+    own: Mapping[str, Path]
     float32_nodes: tuple[str, ...]
+
+    @property
+    def quantized(self) -> tuple[Row, ...]:
+        """The plan's rows that are quantized in the file: not those that only saw zeros."""
+        return tuple(r for r in self.job.plan.quantized if r.dynamic or r.site in self.amax)
 
     def file(self, engine: str) -> Path:
         """What this engine is built of."""
-        return self.lowered.get(engine, self.onnx)
+        return self.own.get(engine, self.onnx)
 
 
 def plan_jobs(recipes: Sequence[Loaded], layers: Sequence[Layer]) -> list[Job]:
@@ -90,14 +97,14 @@ def plan_jobs(recipes: Sequence[Loaded], layers: Sequence[Layer]) -> list[Job]:
         if name == "fp16":
             jobs.append(Job(name, "baseline", first, _floating(layers, first), name))
         elif name != FP32:
-            plan = preset_plan(name, layers, first)
-            jobs.append(Job(name, "baseline", first, plan, first.recipe.precision))
+            plan, precision = preset_plan(name, layers, first), first.recipe.precision
+            written = decide(plan, layers, engines_of(first.recipe), None, precision)
+            jobs.append(Job(name, "baseline", first, plan, precision, written))
     for loaded in recipes:
         for name, variant in load_variants(loaded).items():
             plan = make_plan(variant, layers)
-            precision = variant.recipe.precision
-            promises = promised(plan, layers, engines_of(variant.recipe), precision)
-            ways = decide(plan, promises, variant.recipe.on_unsupported)
+            engines, recipe = engines_of(variant.recipe), variant.recipe
+            written = decide(plan, layers, engines, recipe.on_unsupported, recipe.precision)
             own = name == RECIPE
             title = loaded.recipe.name if own else name
             if any(job.name == title for job in jobs):
@@ -105,7 +112,7 @@ def plan_jobs(recipes: Sequence[Loaded], layers: Sequence[Layer]) -> list[Job]:
             if any(job.name == title for job in jobs):
                 raise RecipeError(f"{loaded.path}: two variants of this run are called {title!r}")
             kind = "recipe" if own else "variant"
-            jobs.append(Job(title, kind, variant, plan, precision, ways))
+            jobs.append(Job(title, kind, variant, plan, recipe.precision, written))
     return jobs
 
 
@@ -132,7 +139,7 @@ def calibrate(session: Session, jobs: Sequence[Job]) -> tuple[Path, Statistics |
         if row.site in _imported(job)
     }
     needs = frozenset(
-        need for job in jobs for need in needs_of(job.plan.quantized) if need.site not in imported
+        need for job in jobs for need in needs_of(job.calibrated) if need.site not in imported
     )
     version = granplugin.__version__
     key = content_key(session.key, session.calibration.key(), version)
@@ -163,7 +170,7 @@ def refuse_calibrators(session: Session, jobs: Sequence[Job]) -> None:
     """RecipeError for a calibrator that these data cannot serve, before the pass over them."""
     samples = session.calibration.samples
     for job in jobs:
-        for row in job.plan.quantized:
+        for row in job.calibrated:
             if row.role != "weight" and row.amax is None:
                 refused = refusal(row.calibrator, row.shape, row.block, samples)
                 if refused:
@@ -184,70 +191,68 @@ def _imported(job: Job) -> dict[str, np.ndarray]:
 def build_variant(
     session: Session, job: Job, float_onnx: Path, statistics: Statistics | None
 ) -> Built:
-    """Write a variant's ONNX, read it back against its plan, and measure the agreement."""
-    run = session.run
-    amax = dict(_imported(job))
-    floats = load_float(float_onnx)
-    weights = weights_of(floats, job.rows)
-    for row in job.plan.quantized:
-        if row.site not in amax:
-            try:
-                amax[row.site] = find_amax(row, statistics, weights.get(row.layer))
-            except UserError as err:
-                raise type(err)(f"{row.where}: {err}") from err
-    zero_sites = tuple(site for site, value in amax.items() if value is None)
-    amax = {site: value for site, value in amax.items() if value is not None}
-    rows = tuple(row for row in job.rows if not row.quantized or row.site in amax)
-    digest = [[site, value.shape, value.tobytes().hex()] for site, value in sorted(amax.items())]
-    plain = [[row.site, row.format, row.block, row.bn] for row in rows]
-    key = content_key(file_key(float_onnx), plain, digest, granplugin.__version__)
+    """Write a variant's ONNX files - its own, and those of engines that need another - read each
+    back against what is to be in it, and measure the agreement."""
+    floats, imported = load_float(float_onnx), _imported(job)
+    weights = weights_of(floats, _edited(job.plan.rows, None))
+    ranges = {
+        row: _range(row, imported.get(row.site), statistics, weights.get(row.layer))
+        for row in job.calibrated
+    }
+    zero_sites = tuple(
+        row.site for row in job.plan.quantized if not row.dynamic and ranges[row] is None
+    )
 
-    def write(path: Path) -> None:
-        save(insert(floats, rows, amax), path)
-        read_back(path, rows, amax, weights)
+    def ranged(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+        return {row.site: ranges[row] for row in rows if ranges.get(row) is not None}
 
-    path = run.made("variant", key, ".onnx", write)
-    found = _agreement(session, job, path, amax) if amax else None
     kept: list[str] = []
 
-    def in_precision(path: Path, how: Mapping[str, How] = MappingProxyType({})) -> Path:
-        """The file, or one with its float part in the job's precision."""
-        if job.precision == FP32:
+    def file(of: Written, precision: str) -> Path:
+        """The file in float32, or with its float part in this precision."""
+        amax = ranged(of.rows)
+        rows = _edited(of.rows, amax)
+        how = {site: way for site, way in of.how.items() if site in amax}
+        digest = [
+            [site, value.shape, value.tobytes().hex()] for site, value in sorted(amax.items())
+        ]
+        plain = [[row.site, row.format, row.block, row.dynamic, row.bn] for row in rows]
+        key = content_key(file_key(float_onnx), plain, digest, how, granplugin.__version__)
+
+        def write(path: Path) -> None:
+            with located_at(rows):
+                save(insert(floats, rows, amax, how), path)
+            read_back(path, rows, amax, weights, how)
+            if of.made:
+                agreement(path, rows, amax, _few(session), how=how, weights=weights)
+
+        path = session.run.made("variant", key, ".onnx", write)
+        if precision == FP32:
             return path
-        keep = _float32_nodes(session, path) if job.precision == "fp16" else []
+        keep = _float32_nodes(session, path) if precision == "fp16" else []
         kept.extend(keep)
-        sites = {row.site for row in rows}
 
         def write_low(low: Path) -> None:
-            save(convert(path, job.precision, sites, keep), low)
-            read_back(low, rows, amax, weights, how, job.precision, keep)
-            if amax and job.precision in backends.load("onnxruntime").PRECISIONS:
+            save(convert(path, precision, {row.site for row in rows}, keep), low)
+            read_back(low, rows, amax, weights, how, precision, keep)
+            if amax and precision in backends.load("onnxruntime").PRECISIONS:
                 agreement(low, rows, amax, _few(session), how=how, weights=weights)
 
         key = content_key(file_key(path), keep, how, granplugin.__version__)
-        return run.made(job.precision, key, ".onnx", write_low)
+        return session.run.made(precision, key, ".onnx", write_low)
 
-    def lower(how: Mapping[str, How]) -> Path:
-        def write_lowered(path: Path) -> None:
-            save(insert(floats, rows, amax, how), path)
-            read_back(path, rows, amax, weights, how)
-            agreement(path, rows, amax, _few(session), how=how, weights=weights)
-
-        path = run.made("lowered", content_key(key, how), ".onnx", write_lowered)
-        return in_precision(path, how)
-
-    own = in_precision(path)
-    lowered = {
-        engine: path
-        for engine in engines_of(job.loaded.recipe)
-        if own != path and job.precision not in backends.load(engine).PRECISIONS
-    }
-    for engine, how in job.ways.items():
-        with located_at(job.plan, how):
-            how = {site: way for site, way in how.items() if site in amax}
-            lowered[engine] = lower(how) if how else own
-    float32_nodes = tuple(dict.fromkeys(kept))
-    return Built(job, own, amax, zero_sites, found, lowered, float32_nodes)
+    planned = Written(job.plan.rows)
+    amax, float32 = ranged(planned.rows), file(planned, FP32)
+    quantized = any(row.quantized for row in _edited(job.plan.rows, amax))
+    found = _agreement(session, job, float32, amax) if quantized else None
+    onnx, own = file(planned, job.precision), {}
+    for engine in engines_of(job.loaded.recipe):
+        written = job.written.get(engine, planned)
+        has = job.precision in backends.load(engine).PRECISIONS
+        path = file(written, job.precision if has else FP32)
+        if written.made or path != onnx:
+            own[engine] = path
+    return Built(job, onnx, amax, zero_sites, found, own, tuple(dict.fromkeys(kept)))
 
 
 def _float32_nodes(session: Session, path: Path) -> list[str]:
@@ -257,19 +262,46 @@ def _float32_nodes(session: Session, path: Path) -> list[str]:
     return session.run.made_json("float32", key, lambda: too_large(path, batch))
 
 
+def _edited(rows: Sequence[Row], amax: Mapping[str, np.ndarray] | None) -> tuple[Row, ...]:
+    """The rows a graph is edited by: quantized with a range, or with a batch norm to fold."""
+    return tuple(
+        row
+        for row in rows
+        if (row.quantized and (row.dynamic or amax is None or row.site in amax))
+        or (row.bn == "fold" and not row.quantized)
+    )
+
+
+def _range(
+    row: Row,
+    imported: np.ndarray | None,
+    statistics: Statistics | None,
+    weight: np.ndarray | None,
+) -> np.ndarray | None:
+    """The row's amax; from an imported one, which is as fine as the plan's row or finer, where
+    there is one."""
+    if imported is not None:
+        parts = tuple(n // k for n, k in zip(imported.shape, row.grid, strict=True))
+        return reduce_blocks(imported, parts)
+    try:
+        return find_amax(row, statistics, weight)
+    except UserError as err:
+        raise type(err)(f"{row.where}: {err}") from err
+
+
 def _few(session: Session) -> dict[str, np.ndarray]:
     batch = next(iter(session.evaluation))
     return {name: array[:SITE_SAMPLES] for name, array in batch.items()}
 
 
 @contextmanager
-def located_at(plan: Plan, how: Mapping[str, How]) -> Iterator[None]:
+def located_at(rows: Sequence[Row]) -> Iterator[None]:
     """A refusal to lower a site is said at its rule's line."""
     try:
         yield
     except ModelError as err:
-        for row in plan.quantized:
-            if row.site in how and str(err).startswith(f"{row.site}:"):
+        for row in rows:
+            if str(err).startswith(f"{row.site}:"):
                 raise ModelError(f"{row.where}: {err}") from err
         raise
 
@@ -281,7 +313,7 @@ def _agreement(session: Session, job: Job, onnx: Path, amax: Mapping[str, np.nda
         from granplugin.modelopt_bridge import fake_quantize
 
         batch = next(iter(session.evaluation))
-        rows = [row for row in job.plan.quantized if row.site in amax]
+        rows = _edited(job.plan.rows, amax)
         sites = agreement(onnx, rows, amax, _few(session), fake_quantize)
         told = flatten_outputs(call(session.quantized(job.plan, amax), session.tensors(batch)))
         theirs = {name: tensor.cpu().numpy() for name, tensor in told.items()}

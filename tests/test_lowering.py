@@ -124,7 +124,16 @@ def choices(kind):
         found += [("lower", "per_token"), ("dynamic", "per_token")]
     if kind is LINEAR3:
         found.append(("lower", {"per_block": {"shape": [1, 2, 8]}}))
-    return [*found, ("simulate", "per_element"), ("simulate", channel)]
+    found += [("simulate", "per_element"), ("simulate", channel)]
+    return [*found, ("dynamic simulate", "per_tensor"), ("dynamic lower", "per_tensor")]
+
+
+def asking(rows, how):
+    """The layer's rows and what is asked of its input: a dynamic row asks by itself."""
+    if "dynamic" in how:
+        rows = [dataclasses.replace(rows[0], dynamic=True), *rows[1:]]
+    asked = how.removeprefix("dynamic").strip()
+    return rows, {"layer.input": asked} if asked else {}
 
 
 def inputs_of(rng, shape):
@@ -148,7 +157,7 @@ def build(path, kind, rows, how, x, seed=0):
     for row in rows:
         if row.role == "weight":
             amax[row.site] = find_amax(row, weight=weights["layer.w"])
-        elif how.get(row.site) != "dynamic":
+        elif not row.dynamic:
             cells = reduce_blocks(np.abs(x), (len(x), *row.block[1:]))
             amax[row.site] = np.maximum(cells, 1e-3)
     save(insert(model, rows, amax, how), path)
@@ -183,19 +192,19 @@ def test_a_lowered_layer_computes_what_the_oracle_does(tmp_path_factory, case):
     kind, how, granularity, fmt, weight, seed, batch = case
     path = tmp_path_factory.mktemp("case") / "model.onnx"
     x = inputs_of(RNG(seed), (batch, *kind.shape[1:]))
-    rows = kind.rows("layer", granularity, fmt, weight, fmt)
+    rows, asked = asking(kind.rows("layer", granularity, fmt, weight, fmt), how)
     row, weight_row = rows
-    asked = {"layer.input": how}
     w, bias, amax = build(path, kind, rows, asked, x, seed)
 
     block = (1, *row.block[1:])
-    if how == "dynamic":
+    if row.dynamic:
         cells = np.maximum(scale_of(reduce_blocks(np.abs(x), block), FORMATS[fmt]), FLOOR)
     else:
         cells = scale_of(amax["layer.input"], FORMATS[fmt])
         cells = np.repeat(cells, batch, axis=0)
     quantized = fake_quantize(x, cells, block, FORMATS[fmt])
-    dense = methods(rows, asked)["layer.input"] == "rescale"
+    method = methods(rows, asked)["layer.input"]
+    dense = method == "rescale"
     factor = by_channel(kind, row, amax["layer.input"]) if dense else np.float32(1)
     own = find_amax(weight_row, weight=w * factor)
     used = fake_quantize(w * factor, scale_of(own, FORMATS[fmt]), weight_row.block, FORMATS[fmt])
@@ -208,6 +217,7 @@ def test_a_lowered_layer_computes_what_the_oracle_does(tmp_path_factory, case):
 
     stored = [n for n in onnx.load(path).graph.node if n.name == "layer.input/DequantizeLinear"]
     if stored:
+        # What stands between the division and the multiplication.
         (integers,) = run(path, {"x": x}, stored[0].output[0])
         scale = constants_of(path)[stored[0].input[1]]
         assert scale.shape == () and np.frexp(scale)[0] == 0.5  # a power of two
@@ -254,18 +264,18 @@ def test_folding_into_a_depthwise_weight_keeps_its_integers(tmp_path, kind, weig
 
 
 def test_a_row_of_zeros_stays_zero_and_finite(tmp_path):
-    rows = LINEAR3.rows("layer", "per_token")
+    rows, asked = asking(LINEAR3.rows("layer", "per_token"), "dynamic")
     x = np.zeros((2, *LINEAR3.shape[1:]), np.float32)
-    _, bias, _ = build(tmp_path / "m.onnx", LINEAR3, rows, {"layer.input": "dynamic"}, x)
+    _, bias, _ = build(tmp_path / "m.onnx", LINEAR3, rows, asked, x)
     (y,) = run(tmp_path / "m.onnx", {"x": x})
     assert (y == bias).all()
 
 
 @pytest.mark.parametrize("kind", [LINEAR2, LINEAR3, CONV], ids=["gemm", "matmul", "conv"])
 def test_a_dynamic_scale_does_not_depend_on_the_rest_of_the_batch(tmp_path, kind):
-    rows = kind.rows("layer", "per_tensor")
+    rows, asked = asking(kind.rows("layer", "per_tensor"), "dynamic")
     x = inputs_of(RNG(1), (4, *kind.shape[1:]))
-    build(tmp_path / "m.onnx", kind, rows, {"layer.input": "dynamic"}, x)
+    build(tmp_path / "m.onnx", kind, rows, asked, x)
     name = "layer.input/DequantizeLinear"
     (together,) = run(tmp_path / "m.onnx", {"x": x}, name)
     alone = [run(tmp_path / "m.onnx", {"x": x[i : i + 1]}, name)[0] for i in range(4)]
@@ -289,6 +299,8 @@ def qkv(how, granularity, shared_weight=False):
     outputs = {f"{name}.y": [None] * 3 for name in kinds}
     model = model_of(nodes, {"x": ["n", *LINEAR3.shape[1:]]}, outputs, constants)
     rows = [row for name in "qk" for row in LINEAR3.rows(name, granularity)]
+    if how == "dynamic":
+        rows = [dataclasses.replace(row, dynamic=row.role == "input") for row in rows]
     rows += LINEAR3.rows("v", "per_tensor")
     amax = {}
     for row in rows:
@@ -299,7 +311,8 @@ def qkv(how, granularity, shared_weight=False):
             )
         else:
             amax[row.site] = np.linspace(1, 2, row.scales, dtype=np.float32).reshape(row.grid)
-    return model, rows, amax, {"q.input": how, "k.input": how}
+    asked = {} if how == "dynamic" else {"q.input": how, "k.input": how}
+    return model, rows, amax, asked
 
 
 @pytest.mark.parametrize(
@@ -440,7 +453,7 @@ def test_an_output_can_be_simulated_and_be_the_models_own(tmp_path):
 )
 def test_scales_that_no_constant_factor_takes_out_are_refused(kind, how, granularity):
     with pytest.raises(ModelError, match=r"layer\.input: .* write simulate"):
-        methods(kind.rows("layer", granularity), {"layer.input": how})
+        methods(*asking(kind.rows("layer", granularity), how))
 
 
 def test_a_weight_is_not_lowered():
@@ -528,6 +541,7 @@ def mutants(path):
         (LINEAR3, "dynamic", "per_token", "int8"),
         (LINEAR2, "dynamic", "per_tensor", "int8"),
         (CONV, "dynamic", "per_tensor", "int8"),
+        (CONV, "dynamic simulate", "per_tensor", "int8"),
         (CONV, "lower", {"per_channel": {"axis": 1}}, "int8"),
         (DEPTHWISE, "lower", {"per_channel": {"axis": 1}}, "int8"),
         (CONV, "simulate", "per_element", "int8"),
@@ -535,7 +549,7 @@ def mutants(path):
     ],
 )
 def test_every_change_to_a_lowered_site_is_found(tmp_path, kind, how, granularity, fmt):
-    rows, asked = kind.rows("layer", granularity, fmt), {"layer.input": how}
+    rows, asked = asking(kind.rows("layer", granularity, fmt), how)
     x = inputs_of(RNG(0), (2, *kind.shape[1:]))
     w, _, amax = build(tmp_path / "good.onnx", kind, rows, asked, x)
     changed = list(mutants(tmp_path / "good.onnx"))
@@ -548,7 +562,7 @@ def test_every_change_to_a_lowered_site_is_found(tmp_path, kind, how, granularit
     with pytest.raises(Unhonoured):  # a lowered file is not the plan's own, and the other way round
         read_back(
             tmp_path / "good.onnx",
-            rows,
+            [dataclasses.replace(row, dynamic=False) for row in rows],
             amax | {"layer.input": np.ones(rows[0].grid, np.float32)},
             {"layer": w},
         )
@@ -607,7 +621,8 @@ WIDE_DEPTHWISE = Kind("Conv2d", (1, 32, 8, 8), (32, 1, 3, 3), 32)
 )
 def test_rtx_computes_a_lowered_layer_in_int8(tmp_path, kind, how, granularity, kernels):
     path, x = tmp_path / "m.onnx", inputs_of(RNG(0), (2, *kind.shape[1:]))
-    build(path, kind, kind.rows("layer", granularity), {"layer.input": how}, x)
+    rows, asked = asking(kind.rows("layer", granularity), how)
+    build(path, kind, rows, asked, x)
     lines = [line for line in rtx_plan(path) if "LayerType: shape_call" not in line]
     (product,) = [line for line in lines if re.search("LayerType: (gemm|correlation)", line)]
     operands = re.findall(r"Datatype: (\w+)", product.split("Outputs:")[0])

@@ -38,6 +38,8 @@ PRECISIONS = ("fp32", "fp16")
 _FILES = ("model.xml", "model.bin")
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _KERNELS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
+# What it adds to the name of a node it has split, of a bias or a multiplication by scales.
+_SUFFIXES = ("/DequantizationMultiply", "/WithoutBiases")
 # The words of runtimePrecision; a kernel is named by the type of its input.
 _PRECISIONS = {"u8": "int8", "i8": "int8", "f32": "float"}
 
@@ -111,7 +113,9 @@ def layers(engine: Engine) -> tuple[LayerPrecision, ...]:
         if info["layerType"] in _KERNELS:
             precision = _PRECISIONS.get(info["runtimePrecision"], "unknown")
             for node in info["originalLayersNames"].split(","):
-                kernels[node.removesuffix("/WithoutBiases")] = (precision, info["primitiveType"])
+                for suffix in _SUFFIXES:
+                    node = node.removesuffix(suffix)
+                kernels[node] = (precision, info["primitiveType"])
     return tuple(
         LayerPrecision(
             layer, *next((kernels[node] for node in nodes if node in kernels), ("unknown", ""))

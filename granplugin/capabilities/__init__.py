@@ -3,6 +3,7 @@
 from granplugin.capabilities.listing import Line, listing
 from granplugin.capabilities.promise import (
     KINDS,
+    Book,
     Promise,
     cell_promise,
     plan_promises,
@@ -13,6 +14,7 @@ from granplugin.capabilities.table import LOWERINGS, Cell, Table, backends, load
 __all__ = [
     "KINDS",
     "LOWERINGS",
+    "Book",
     "Cell",
     "Line",
     "Promise",

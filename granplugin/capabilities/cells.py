@@ -62,6 +62,8 @@ _IMAGE = {
     "per_batch": 0, "per_channel": 1, "per_position": 2, "per_block(in)": 1, "per_block(space)": 3,
     "reshaped": 1,
 }  # fmt: skip
+DYNAMIC = {"per_tensor(dynamic)": "per_batch", "per_token(dynamic)": "per_row"}
+"""What is computed at run time -> the constant scales that it is written like."""
 _ROW = {"per_batch": 0, "per_channel": 1, "per_block(in)": 1}
 _ROWS = {
     "per_batch": 0,
@@ -101,7 +103,8 @@ def _cells(op: str, fmt: str, graph: str) -> Iterator[Cell]:
     if fmt != "int4":
         for scales in (*weights, *("per_tensor(1-D)",) * (op in CONVS)):
             yield _cell(op, fmt, graph, weight=scales, input="per_tensor")
-        for scales in inputs[1:]:
+        dynamic = [word for word in DYNAMIC if DYNAMIC[word] in inputs]
+        for scales in (*inputs[1:], *dynamic):
             yield _cell(op, fmt, graph, weight="per_channel", input=scales)
         yield _cell(op, fmt, graph, input="per_tensor")
         for scales in inputs if op in _IMAGES else ():

@@ -13,7 +13,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from granplugin.capabilities.cells import CHANNELS, INPUT_AXES, INPUTS, WEIGHT_AXES, WEIGHTS
+from granplugin.capabilities.cells import (
+    CHANNELS,
+    DYNAMIC,
+    INPUT_AXES,
+    INPUTS,
+    WEIGHT_AXES,
+    WEIGHTS,
+)
 from granplugin.capabilities.table import CONVS, Cell
 from granplugin.formats import FORMATS, quantize, scale_of
 from granplugin.granularity import Shape, grid, reduce_blocks
@@ -107,8 +114,11 @@ class _Network:
         if scales == "reshaped":
             source = self._reshape(name, flat, f"{name}_flat")
         values = self._draw(flat if scales == "reshaped" else shape)
-        scale, attributes, _ = self._scale(values, scales, INPUT_AXES[len(shape)])
+        like = DYNAMIC.get(scales, scales)
+        scale, attributes, block = self._scale(values, like, INPUT_AXES[len(shape)])
         constants = self._scale_and_zero(name, scale)
+        if scales in DYNAMIC:
+            constants = (self._at_run_time(name, block, scale.shape), constants[1])
         self._node("QuantizeLinear", [source, *constants], f"{name}_q", attributes)
         self._node("DequantizeLinear", [f"{name}_q", *constants], f"{name}_dq", attributes)
         if scales == "reshaped":
@@ -118,6 +128,16 @@ class _Network:
     def _reshape(self, name: str, shape: Shape, output: str) -> str:
         to = self._constant(f"{output}_shape", np.array(shape, np.int64))
         return self._node("Reshape", [name, to], output, {})
+
+    def _at_run_time(self, name: str, block: Shape, shape: Shape) -> str:
+        axes = [axis for axis, part in enumerate(block) if part > 1]
+        largest = np.asarray(FORMATS[self.cell.format].largest, np.float32)
+        number = self._constant(f"{name}_largest", largest)
+        reduced = self._constant(f"{name}_axes", np.array(axes, np.int64))
+        self._node("Abs", [name], f"{name}_abs", {})
+        self._node("ReduceMax", [f"{name}_abs", reduced], f"{name}_amax", {})
+        self._node("Div", [f"{name}_amax", number], f"{name}_ratio", {})
+        return self._reshape(f"{name}_ratio", shape, f"{name}_dynamic")
 
     def _scale_and_zero(self, name: str, scale: np.ndarray) -> tuple[str, str]:
         zeros = np.zeros(scale.shape, FORMATS[self.cell.format].dtype)

@@ -50,7 +50,7 @@ def plan_promises(
     for row in rows:
         if row.quantized:
             of_layer[row.layer].append(row)
-    book = _Book(table, graph, tuple(targets))
+    book = Book(table, graph, tuple(targets))
     return {
         f"{layer.name}.{role}": promise
         for layer in layers
@@ -73,7 +73,7 @@ def promises(
     that role as its cause.
     """
     found = [row for row in rows if row.quantized]
-    return dict(_Book(table, graph, tuple(targets)).of_layer(layer, found))
+    return dict(Book(table, graph, tuple(targets)).of_layer(layer, found))
 
 
 def cell_promise(table: Table, cell: Cell) -> Promise:
@@ -104,6 +104,8 @@ def scales_of(layer: Layer, row: Row | None) -> tuple[str, int | None]:
     if row is None or not row.quantized:
         return "float", None
     varying = [axis for axis, cells in enumerate(row.grid) if cells > 1]
+    if row.dynamic:
+        return ("per_token(dynamic)" if varying else "per_tensor(dynamic)"), None
     if not varying:
         return "per_tensor", None
     words = {_axis_word(layer, row, axis) for axis in varying}
@@ -139,14 +141,15 @@ def _axis_word(layer: Layer, row: Row, axis: int) -> str:
     return "out" if axis == (1 if channel is None else channel) else "in"
 
 
-class _Book:
+class Book:
     """Answers for one table and build; equal cells are looked up once."""
 
-    def __init__(self, table: Table, graph: str, targets: tuple[str, ...]) -> None:
+    def __init__(self, table: Table, graph: str = "fp32", targets: tuple[str, ...] = ()) -> None:
         self.table, self.graph, self.targets = table, graph, targets
         self.known: dict[tuple, Mapping[Role, Promise]] = {}
 
     def of_layer(self, layer: Layer, rows: Sequence[Row]) -> Mapping[Role, Promise]:
+        """Role -> promise for one layer's quantized rows, decided together."""
         op = operation(layer)
         sites = tuple((row.role, row.format, *scales_of(layer, row)) for row in rows)
         if (op, sites) not in self.known:

@@ -40,7 +40,7 @@ Scales = Literal[
     "per_channel", "per_channel(in)", "per_channel(kernel)",
     "per_batch", "per_token", "per_row", "per_position",
     "per_block(out)", "per_block(in)", "per_block(kernel)", "per_block(space)", "per_element",
-    "reshaped",
+    "reshaped", "per_tensor(dynamic)", "per_token(dynamic)",
 ]  # fmt: skip
 """One tensor's scales as the engine reads them.
 
@@ -49,15 +49,16 @@ output channels or an input's channels, with (in) or (kernel) along another axis
 per_batch, per_token, per_position: along the batch, the rows or the spatial axes of an input;
 per_row: each row of each sample; per_block: cut along the named axis - of an input, its channels
 are (in) - and per element along the others; reshaped: an input whose scales differ along several
-axes as granplugin writes it, reshaped so that they lie along one axis, and back.
+axes as granplugin writes it, reshaped so that they lie along one axis, and back; per_tensor(dynamic)
+and per_token(dynamic): of each sample, or of its rows, computed at run time.
 """
 Formats = Literal["int8", "fp8", "int4", "nvfp4", "mxfp8", "mixed"]
 Graph = Literal["fp32", "fp16", "bf16"]
 Target = Literal["sm75", "sm80", "sm86", "sm89", "sm120"]
 Outcome = Literal["quantized", "fused-dequant", "float", "error", "miscompile", "undocumented"]
 LOWERINGS = {
-    "row_scale": "each row is divided by its scale before an exact per_tensor product, and "
-    "multiplied by it after",
+    "row_scale": "each row or sample is divided by its scale before an exact per_tensor product, "
+    "and multiplied by it after",
     "fold": "the channels' scales are folded into the weights, which is exact here",
     "rescale": "the channels' scales are moved into the weights, which are quantized again",
 }

@@ -37,7 +37,7 @@ def insert(
     """A copy of the marked float model with Q/DQ where a row says so, and no markers.
 
     `amax` is by row.site, float32, one value per block (row.grid), all positive; a site without
-    one stays float. Weights are stored as integers with a DequantizeLinear; inputs and outputs get
+    one stays float, unless its row is dynamic. Weights are stored as integers with a DequantizeLinear; inputs and outputs get
     QuantizeLinear and DequantizeLinear, one pair per tensor and scale. Zero points are 0, a lone
     scale is 0-D. Batch norms are folded where rows say so. `how` asks, by row.site, for rows to be
     lowered or simulated (see graph.lowering). Raises ModelError.
@@ -46,8 +46,7 @@ def insert(
     graph = model.graph
     fold_batch_norms(graph, rows)
     ranged = {site for site, value in amax.items() if value is not None}
-    ranged.update(site for site, asked in how.items() if asked == "dynamic")
-    wanted = [row for row in rows if row.quantized and row.site in ranged]
+    wanted = [row for row in rows if row.quantized and (row.dynamic or row.site in ranged)]
     merge_pads(graph, {row.observed: row for row in wanted})
     additions = Additions(graph)
     wanted, amax = lower(additions, wanted, amax, how)

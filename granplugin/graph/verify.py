@@ -39,6 +39,8 @@ _ELEMENTS = {
 }
 _VALUES_AT_ONCE = 2**25
 """Float values fetched from ONNX Runtime in one go: 128 MB."""
+_MODELOPTS_ZERO = 2**-24
+"""modelopt makes zeros of what has a range of at most this."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,8 @@ def agreement(
     bit; so must the oracle for stored weights. Where a tensor is divided by its scales in front of
     the QuantizeLinear, the stored numbers are compared; where it is simulated, the floats.
     `fake_quantize(x, row, amax)` is modelopt's: it may differ at inputs and outputs by one step,
-    where x lies between two steps within float32 rounding; a scale of run time has no amax to give
-    it. `how` is as for insert; `weights`, as for read_back, are those of lowered layers. Raises
+    where x lies between two steps within float32 rounding; a dynamic row has no amax to give it,
+    and modelopt takes a range of at most 2^-24 for zero. `how` is as for insert; `weights`, as for read_back, are those of lowered layers. Raises
     Unhonoured, naming the site, where that does not hold.
     """
     model = onnx.load(path)
@@ -169,8 +171,8 @@ def agreement(
             same = np.array_equal if place.simulated else _same_bits  # but for the sign of zeros
             if not same(expected, result):
                 raise Unhonoured(f"{row.site}: ONNX Runtime and the numpy oracle differ")
-            if fake_quantize is not None and place.stored is None and row.site in plan.amax:
-                theirs = fake_quantize(given, row, amax[row.site])
+            if fake_quantize is not None and place.stored is None:
+                theirs = fake_quantize(given, row, plan.amax.get(row.site))
                 steps = _steps(row, given, stored, theirs, scale, block)
                 differs += np.count_nonzero(steps)
                 worst = max(worst, int(steps.max(initial=0)))
@@ -183,15 +185,12 @@ class _Plan:
     def __init__(
         self, rows: Sequence[Row], amax: Mapping[str, np.ndarray], how: Mapping[str, How]
     ) -> None:
+        dynamic = {row.site for row in rows if row.dynamic}
         self.amax = {
-            site: value
-            for site, value in amax.items()
-            if value is not None and how.get(site) != "dynamic"
+            site: value for site, value in amax.items() if value is not None and site not in dynamic
         }
         self.rows = [
-            row
-            for row in rows
-            if row.quantized and (row.site in self.amax or how.get(row.site) == "dynamic")
+            row for row in rows if row.quantized and (row.dynamic or row.site in self.amax)
         ]
         self.methods = methods(self.rows, how)
         self.inputs = {row.layer: row for row in self.rows if row.role == "input"}
@@ -262,7 +261,7 @@ def _check_precision(model: onnx.ModelProto, element: int, keep: Collection[str]
 def _divided(row: Row, cells: np.ndarray | None) -> tuple[Row, np.ndarray]:
     """What is to be behind a division: one scale for the tensor, a power of two."""
     scale = np.full((1,) * len(row.shape), unit(row, cells), np.float32)
-    return dataclasses.replace(row, block=row.shape), scale
+    return dataclasses.replace(row, block=row.shape, dynamic=False), scale
 
 
 def _compare(pair: Pair, row: Row, cells: np.ndarray) -> None:
@@ -387,6 +386,8 @@ def _steps(
     fmt = FORMATS[row.format]
     nearest = quantize(theirs, scale, block, fmt)
     steps = np.abs(_ordinal(nearest, fmt) - _ordinal(stored, fmt))
+    if row.dynamic:
+        steps[expand(scale, block) * np.float32(fmt.largest) <= _MODELOPTS_ZERO] = 0
     if steps.any():
         where = np.nonzero(steps)
         ratio = (x / expand(scale, block))[where].astype(np.float64)

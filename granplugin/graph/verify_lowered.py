@@ -124,7 +124,7 @@ def check_baked(graph: FileGraph, row: Row, cells: np.ndarray, weight: np.ndarra
         raise Unhonoured(f"{row.site}: is not the plan's weight, dequantized, in the file")
 
 
-def simulated(graph: FileGraph, row: Row, cells: np.ndarray) -> list[Simulated]:
+def simulated(graph: FileGraph, row: Row, cells: np.ndarray | None) -> list[Simulated]:
     """Where the arithmetic is that simulates an input or output. Raises Unhonoured."""
     found = [_arithmetic(graph, row, cells, name) for name in tensors_of(graph, row)]
     if not found:
@@ -132,7 +132,7 @@ def simulated(graph: FileGraph, row: Row, cells: np.ndarray) -> list[Simulated]:
     return found
 
 
-def _arithmetic(graph: FileGraph, row: Row, cells: np.ndarray, name: str) -> Simulated:
+def _arithmetic(graph: FileGraph, row: Row, cells: np.ndarray | None, name: str) -> Simulated:
     fmt, nodes = FORMATS[row.format], []
     for _ in range(4):
         near = graph.readers[name][:1] if row.role == "output" else [graph.producer.get(name)]
@@ -141,20 +141,26 @@ def _arithmetic(graph: FileGraph, row: Row, cells: np.ndarray, name: str) -> Sim
         nodes += near
         name = nodes[-1].output[0] if row.role == "output" else nodes[-1].input[0]
     div, first, second, mul = nodes if row.role == "output" else nodes[::-1]
-    middle = ("Round", "Clip") if fmt.integer else ("QuantizeLinear", "DequantizeLinear")
+    plain = fmt.integer and not row.dynamic
+    middle = ("Round", "Clip") if plain else ("QuantizeLinear", "DequantizeLinear")
     if (div.op_type, first.op_type, second.op_type, mul.op_type) != ("Div", *middle, "Mul"):
         raise not_quantized(row)
     inside = [node.output[0] for node in (div, first, second)]
     if any(len(graph.readers[name]) != 1 or name in graph.outputs for name in inside):
         raise Unhonoured(f"{row.site}: {div.name} is read by others too")
-    if fmt.integer and [float(graph.array(n)) for n in second.input[1:]] != [
+    if plain and [float(graph.array(n)) for n in second.input[1:]] != [
         fmt.smallest,
         fmt.largest,
     ]:
         raise Unhonoured(f"{row.site}: is not clipped to {row.format} in the file")
-    left = cells if fmt.integer else cells / unit(row, cells)
-    for divisor in (div.input[1], mul.input[1]):
-        _check_constant(graph, row, divisor, left)
+    if cells is None:
+        _check_run_time(graph, row, *div.input)
+        if mul.input[1] != div.input[1]:
+            raise Unhonoured(f"{row.site}: {mul.name} multiplies by something else")
+    else:
+        left = cells if fmt.integer else cells / unit(row, cells)
+        _check_constant(graph, row, div.input[1], left)
+        _check_constant(graph, row, mul.input[1], left)
     foreign = [n for n in graph.readers[mul.output[0]] if scope_of(n) != row.layer]
     if row.role == "input" and foreign:
         raise Unhonoured(f"{foreign[0].name}: reads {mul.output[0]}, and no row says so")

@@ -56,7 +56,11 @@ def calibrate(
     statistics = Statistics({}, {}, 0)
     if forward_loop is not None:
         statistics = observe(model, needs, forward_loop)
-    amax = {row.site: find_amax(row, statistics, _weight_of(model, row)) for row in rows}
+    amax = {
+        row.site: find_amax(row, statistics, _weight_of(model, row))
+        for row in rows
+        if not row.dynamic
+    }
     set_quantizers(model, rows, amax)
 
 

@@ -35,8 +35,8 @@ def set_quantizers(
 ) -> None:
     """Make a converted model behave as the quantized rows say, with `amax`: site -> grid.
 
-    A site whose amax is None stays float; those are counted and logged. What is in no row stays
-    float too. Raises ModelError where modelopt has no quantizer for a row.
+    A site whose amax is None stays float, unless its row is dynamic; those are counted and logged.
+    What is in no row stays float too. Raises ModelError where modelopt has no quantizer for a row.
     """
     quantizers = _quantizers(model)
     for quantizer in quantizers.values():
@@ -51,8 +51,8 @@ def set_quantizers(
             raise ModelError(
                 f"{row.site}: modelopt has no quantizer there; set its format to float"
             )
-        grid = amax[row.site]
-        if grid is None:
+        grid = amax.get(row.site)
+        if grid is None and not row.dynamic:
             left.append(row.site)
         else:
             _set(quantizers[name], row, grid, device)
@@ -89,7 +89,7 @@ def sites_of(model: nn.Module) -> list[dict[str, Any]]:
     """What the granplugin mode was last configured with, also after `mto.restore`.
 
     Each is site_of's dict, and "grid": the amax in its quantizer as a float32 array of the
-    grid's shape, None where that quantizer is off. Raises ModelError for a model that granplugin
+    grid's shape, None where that quantizer is off or finds it at run time. Raises ModelError for a model that granplugin
     did not quantize, or one with other quantizers switched on.
     """
     sites = [dict(site) for site in _record(model)["sites"]]
@@ -103,12 +103,14 @@ def sites_of(model: nn.Module) -> list[dict[str, Any]]:
         )
     for site in sites:
         quantizer = quantizers[site["quantizer"]]
-        site["grid"] = _grid(quantizer, row_of(site)) if quantizer.is_enabled else None
+        static = quantizer.is_enabled and not site["dynamic"]
+        site["grid"] = _grid(quantizer, row_of(site)) if static else None
     return sites
 
 
-def fake_quantize(x: np.ndarray, row: Row, amax: np.ndarray) -> np.ndarray:
-    """modelopt's own fake-quant of one tensor, x: (float32) row.shape, or any batch of it."""
+def fake_quantize(x: np.ndarray, row: Row, amax: np.ndarray | None) -> np.ndarray:
+    """modelopt's own fake-quant of one tensor, x: (float32) row.shape, or any batch of it; a
+    dynamic row has no amax."""
     quantizer = TensorQuantizer()
     _set(quantizer, row, amax, torch.device("cpu"))
     with torch.no_grad():
@@ -123,8 +125,12 @@ def _quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
     }
 
 
-def _set(quantizer: TensorQuantizer, row: Row, amax: np.ndarray, device: torch.device) -> None:
+def _set(
+    quantizer: TensorQuantizer, row: Row, amax: np.ndarray | None, device: torch.device
+) -> None:
     quantizer.set_from_attribute_config(QuantizerAttributeConfig(**attributes(row), enable=True))
+    if row.dynamic:
+        return
     values = torch.from_numpy(expand(amax, _part(row)).copy()).to(device)
     quantizer.amax = values if row.scales > 1 else values.reshape(())
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -31,6 +32,7 @@ PRESETS = ("tensorrt@11", "modelopt@0.47")
 ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
 PRECISIONS = ("fp32", "fp16", "bf16")
 METRICS = ("top1", "top5", "agreement", "sqnr_db")
+WAYS = ("error", "lower", "coarsen", "simulate", "float")
 
 
 class Strict(BaseModel):
@@ -268,6 +270,14 @@ class Settings(Strict):
     )
     amax: float | None = Field(default=None, gt=0, description="Pins the range: no calibration.")
 
+    @model_validator(mode="after")
+    def _nothing_to_calibrate(self) -> Settings:
+        if self.granularity is not None and self.granularity.at_run_time:
+            for key in ("calibrator", "amax"):
+                if getattr(self, key) is not None:
+                    raise _at_key(key, f"{self.granularity} has its ranges at run time: no {key}")
+        return self
+
 
 def spelt_out(value: Any) -> Any:
     """The keys behind a short form: `per_tensor` is {granularity: per_tensor}, and
@@ -382,6 +392,10 @@ def _match(value: Any) -> Any:
     return {"name": value} if isinstance(value, (str, list)) else value
 
 
+OnUnsupported = Annotated[list_of(one_of("choice", WAYS)), AfterValidator(tuple)]
+"""The first of these that can be done is."""
+
+
 class Decision(Strict):
     """What a rule, or spelt-out defaults, decide for a layer."""
 
@@ -396,6 +410,9 @@ class Decision(Strict):
     )
     bn: one_of("bn", ("fold", "keep")) | None = Field(
         default=None, description="Fold the batch norm behind the layer into it before quantizing."
+    )
+    on_unsupported: OnUnsupported | None = Field(
+        default=None, description="As the recipe's, for these layers."
     )
 
 
@@ -522,11 +539,13 @@ class Recipe(Strict):
         default=["fp32", "tensorrt@11"],
         description="What the recipe is compared with; fp16: nothing quantized, all in float16.",
     )
-    on_unsupported: one_of("choice", ("error", "lower", "simulate")) = Field(
-        default="error",
+    on_unsupported: OnUnsupported = Field(
+        default=("error",),
         description="Where TensorRT or TensorRT-RTX has no kernel for a granularity: an error at "
-        "the rule's line; lower: made exactly from what there is, where that can be; simulate: "
-        "float on the device, for accuracy only.",
+        "the rule's line; lower: made exactly from what there is, where that can be; coarsen: the "
+        "finest coarser granularity it has (block, channel, tensor); simulate: float on the "
+        "device, for accuracy only; float: the layer is not quantized. Of a list, the first that "
+        "can be done. Each engine has its own; model.onnx keeps what the rules say.",
     )
     latency: Latency = Field(default=Latency(), description="How latency is measured.")
     limits: Limits = Field(default=Limits(), description="What must hold, else exit code 1.")

@@ -126,7 +126,7 @@ def _variant(
 ) -> VariantResult:
     job = each.job
     against = [name for name in baselines if name != job.name]
-    quantized = [row for row in job.plan.quantized if row.site in each.amax]
+    quantized = each.quantized
     return VariantResult(
         name=job.name,
         kind=job.kind,
@@ -141,7 +141,7 @@ def _variant(
         zero_sites=list(each.zero_sites),
         agreement=each.agreement,
         engines=[
-            _engine(job.name, engine, result, against, results, latencies)
+            _engine(job, engine, result, against, results, latencies)
             for (name, engine), result in results.items()
             if name == job.name
         ],
@@ -149,13 +149,14 @@ def _variant(
 
 
 def _engine(
-    name: str,
+    job: Any,
     engine: str,
     result: Any,
     against: Sequence[str],
     results: Mapping[tuple[str, str], Any],
     latencies: Mapping[tuple[str, str, int], timing.Latency],
 ) -> EngineResult:
+    name = job.name
     batches = sorted(batch for variant, on, batch in latencies if (variant, on) == (name, engine))
     return EngineResult(
         engine=engine,
@@ -182,6 +183,7 @@ def _engine(
             )
             for v in result.verdicts
         ],
+        made=dict(job.written[engine].made) if engine in job.written else {},
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from granplugin.report.build import main_engine
 from granplugin.report.model import Interval, MetricValue, Report
-from granplugin.report.terminal import agreement_sentences, int8_column, overrides
+from granplugin.report.terminal import agreement_sentences, int8_column, made, overrides
 
 
 def to_markdown(report: Report) -> str:
@@ -37,11 +37,9 @@ def _lines(report: Report) -> Iterator[str]:
             f"{report.smallest_provable_drop:.2f} points."
         )
     yield from agreement_sentences(report)
-    if report.overrides:
-        yield ""
-        yield "```text"
-        yield from overrides(report)
-        yield "```"
+    for lines in (overrides(report) if report.overrides else (), made(report)):
+        if told := list(lines):
+            yield from ("", "```text", *told, "```")
     if report.limits:
         yield ""
         yield "| limit | variant | bound | verdict | |"

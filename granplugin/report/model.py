@@ -111,6 +111,11 @@ class EngineResult(Part):
         default=None, description="Activations that kernels read and write, by the plan; one batch."
     )
     verdicts: list[SiteVerdict] = []
+    made: dict[str, str] = Field(
+        default={},
+        description="Site -> what was made of it for this engine, which does not have it: lowered, "
+        "coarsened to ..., simulated (float on the device, accuracy only), left float.",
+    )
 
     @property
     def honoured(self) -> int:

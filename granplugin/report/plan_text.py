@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 
 from granplugin.capabilities import KINDS, Promise
 from granplugin.plan import Plan, Row
@@ -16,11 +17,14 @@ _LISTED = 5
 
 
 def plan_lines(
-    plan: Plan, promises: Mapping[str, Mapping[str, Promise]] | None = None
+    plan: Plan,
+    promises: Mapping[str, Mapping[str, Promise]] | None = None,
+    made: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
 ) -> Iterator[str]:
     """A line per layer and one per site below it; then the rules, and what to know of them.
 
-    What is float because no rule says otherwise is only counted.
+    What is float because no rule says otherwise is only counted. `promises` and `made` are by
+    engine and site: what it promises of the site as written, and what was made of it there.
     """
     rules = {use.rule for use in plan.uses}
     for _, group in groupby(plan.rows, key=lambda row: row.layer):
@@ -39,20 +43,25 @@ def plan_lines(
         f"scales, {floats} float"
     )
     for engine, by_site in (promises or {}).items():
-        yield from _promises(engine, by_site)
+        yield from _promises(engine, by_site, made.get(engine, {}))
     for use in plan.uses:
         yield f"{use.where}  {use.rule}: matches {use.matched} layers, decides {use.decides} keys"
     for note in plan.notes:
         yield f"note: {note}"
 
 
-def _promises(engine: str, by_site: Mapping[str, Promise]) -> Iterator[str]:
-    counts = Counter(promise.kind for promise in by_site.values())
-    told = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind])
+def _promises(
+    engine: str, by_site: Mapping[str, Promise], made: Mapping[str, str]
+) -> Iterator[str]:
+    words = {site: made.get(site, promise.kind) for site, promise in by_site.items()}
+    # "coarsened to per_channel" is counted as coarsened.
+    counts = Counter(word.partition(" to ")[0] for word in words.values())
+    order = [*KINDS, *(word for word in counts if word not in KINDS)]
+    told = ", ".join(f"{counts[word]} {word}" for word in order if counts[word])
     yield f"{engine} promises: {told or 'nothing, for nothing is quantized'}"
-    others = [(site, promise) for site, promise in by_site.items() if promise.kind != "native"]
+    others = [(site, promise) for site, promise in by_site.items() if words[site] != "native"]
     for site, promise in others[:_LISTED]:
-        yield from _wrapped(f"{site}: {promise.kind}: {promise.reason}")
+        yield from _wrapped(f"{site}: {words[site]}: {promise.reason}")
     if len(others) > _LISTED:
         yield f"  and {len(others) - _LISTED} more; --json lists them all"
 
@@ -67,7 +76,7 @@ def _site(row: Row, by_rule: bool) -> str:
     where = Path(row.where.rpartition(":")[0]).name if by_rule else row.rule
     what = ""
     if row.quantized:
-        what = f"{row.granularity:<11} {row.scales:>5,} {row.calibrator}"
+        what = f"{row.granularity:<11} {row.scales:>5,} {row.ranges}"
     if row.amax is not None:
         what += f" amax {row.amax:g}"
     line = f"  {row.role:<6} {shape:<13} {row.format:<5} {what:<22} {where}"

@@ -23,6 +23,8 @@ def render(report: Report) -> Group:
             parts += [*_built(report, position), ""]
     parts += [Text(line, overflow="fold") for line in _reading(report)]
     parts += [Text(line, style="yellow", overflow="fold") for line in _broken(report)]
+    if found := list(made(report)):
+        parts += ["", *[Text(line, overflow="fold") for line in found]]
     if report.overrides:
         parts += ["", *[Text(line, overflow="fold") for line in overrides(report)]]
     if report.notes:
@@ -234,6 +236,20 @@ def overrides(report: Report) -> Iterator[str]:
             if floats:
                 head = "      of these the engine ran in float: "
                 yield head + _names(floats, WIDTH - len(head))
+
+
+def made(report: Report) -> Iterator[str]:
+    """What engines got in place of rows they do not have, by what was made of them."""
+    for variant in report.variants:
+        for engine in variant.engines:
+            sites: dict[str, list[str]] = {}
+            for site, what in engine.made.items():
+                sites.setdefault(what, []).append(site)
+            if sites:
+                yield f"made of what {engine.engine} does not have, {variant.name}:"
+            for what, of_what in sites.items():
+                what += " (float on the device, accuracy only)" if what == "simulated" else ""
+                yield f"  {what}: {_names(of_what, WIDTH - len(what) - 4)}"
 
 
 def _names(names: Sequence[str], width: int) -> str:

@@ -22,6 +22,8 @@ class SiteRow(Part):
     scales: int
     calibrator: str | None
     amax: float | None
+    dynamic: bool = Field(description="Scales are computed at run time, sample by sample.")
+    on_unsupported: list[str] | None = Field(description="As a rule says; null: the recipe's.")
     bn: str | None
     rule: str
     where: str
@@ -43,6 +45,9 @@ class SitePromise(Part):
     kind: Literal["native", "lowered", "simulated", "refused"]
     reason: str
     source: str
+    made: str | None = Field(
+        default=None, description="What is made of the site, where the engine does not have it."
+    )
 
 
 class PlanOutput(Part):

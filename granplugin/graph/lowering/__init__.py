@@ -30,7 +30,7 @@ def lower(
     amax: Mapping[str, np.ndarray],
     how: Mapping[str, How],
 ) -> tuple[Sequence[Row], Mapping[str, np.ndarray]]:
-    """Edit the marked graph, in place, where `how` (by row.site) asks for it.
+    """Edit the marked graph, in place, where `how` (by row.site) or a dynamic row asks for it.
 
     `rows` are all that are quantized, batch norms folded. Returned are the rows and amax that are
     left to write as Q/DQ. Raises ModelError for what cannot be made as asked.
@@ -49,11 +49,11 @@ def lower(
         if method is None:
             continue
         fmt = FORMATS[row.format]
-        if method == "simulated" and (row.role == "weight" or fmt.integer):
+        if method == "simulated" and (row.role == "weight" or (fmt.integer and not row.dynamic)):
             simulate(additions, of_site, row, amax[row.site])
             del left[observed]
             continue
-        cells = None if how[row.site] == "dynamic" else scale_of(amax[row.site], fmt)
+        cells = None if row.dynamic else scale_of(amax[row.site], fmt)
         if method in WEIGHT_PASSES:
             weight = left[f"{row.layer}.weight"]
             left[weight.site], amax[weight.site] = change_weight(

@@ -23,7 +23,7 @@ def undivided(row: Row, cells: np.ndarray | None) -> tuple[Row, np.ndarray]:
     """The per_tensor row that is written behind the division, and its amax."""
     fmt = FORMATS[row.format]
     amax = np.full((1,) * len(row.shape), fmt.largest * unit_of(cells, fmt), np.float32)
-    return dataclasses.replace(row, block=row.shape), amax
+    return dataclasses.replace(row, block=row.shape, dynamic=False), amax
 
 
 class Divisions:

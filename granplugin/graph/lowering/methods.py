@@ -12,9 +12,9 @@ from granplugin.errors import ModelError
 from granplugin.formats import Format
 from granplugin.plan import Row
 
-How = Literal["lower", "dynamic", "simulate"]
-"""What is asked of a site: exactly what its row says, made from a per_tensor Q/DQ; the
-same with the range taken from the tensor itself at run time; or float arithmetic."""
+How = Literal["lower", "simulate"]
+"""What is asked of a site: exactly what its row says, made from a per_tensor Q/DQ, or float
+arithmetic. Scales of run time are no constants, so a dynamic row is lowered in any file."""
 
 Method = Literal["row_scale", "fold", "rescale", "simulated"]
 """row_scale: the scales are multiplied behind the product; fold: they go into a depthwise weight's
@@ -25,8 +25,8 @@ FLOOR = np.finfo(np.float32).tiny
 
 
 def methods(rows: Iterable[Row], how: Mapping[str, How]) -> dict[str, Method]:
-    """How each site named in `how` is written, by row.site; a per_tensor input needs nothing and
-    is not in it. `rows` are all that are quantized in the file.
+    """How each site named in `how`, and each dynamic one, is written, by row.site; a per_tensor
+    input needs nothing and is not in it. `rows` are all that are quantized in the file.
 
     Raises ModelError for a site that cannot be written as asked.
     """
@@ -34,6 +34,8 @@ def methods(rows: Iterable[Row], how: Mapping[str, How]) -> dict[str, Method]:
     found: dict[str, Method] = {}
     for row in by_site.values():
         asked = how.get(row.site)
+        if asked is None and row.dynamic:
+            asked = "lower"
         if asked == "simulate":
             found[row.site] = "simulated"
         elif asked is not None:
@@ -43,7 +45,7 @@ def methods(rows: Iterable[Row], how: Mapping[str, How]) -> dict[str, Method]:
                     "simulate, float, or a granularity the engine has"
                 )
             cut = cut_axes(row)
-            method = _dynamic(row, cut) if asked == "dynamic" else _static(row, cut)
+            method = _dynamic(row, cut) if row.dynamic else _static(row, cut)
             if method in ("fold", "rescale"):
                 weight = by_site.get(f"{row.layer}.weight")
                 _check_weight(row, weight, how)

@@ -2,8 +2,9 @@
 
 A weight becomes the oracle's dequantized floats. An input or output goes through Div - Round - Clip
 - Mul with the scales spread over the tensor, which is the definition of Q/DQ: ONNX's Round is
-half-to-even (zero keeps its sign, that is all). ONNX has no such arithmetic for FP8: there it is
-Div - Q/DQ with one scale, a power of two - Mul, and the Mul keeps an engine from fusing the Q/DQ.
+half-to-even (zero keeps its sign, that is all). ONNX has no such arithmetic for FP8: there, and
+where scales are computed at run time, it is Div - Q/DQ with one scale, a power of two - Mul, and
+the Mul keeps an engine from fusing the Q/DQ.
 """
 
 from __future__ import annotations
