@@ -146,7 +146,8 @@ def plan(
         raise UserError(f"{recipe}: no variant is called {name!r}{did_you_mean(name, variants)}")
     from granplugin.run_folder import open_run
 
-    with open_run(out or Path("runs") / loaded.recipe.name) as run:
+    # log.txt is the last apply's.
+    with open_run(out or Path("runs") / loaded.recipe.name, "plan_log.txt") as run:
         from granplugin.plan import why as story
         from granplugin.plan_file import plan_file
         from granplugin.session import Session

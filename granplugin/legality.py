@@ -87,26 +87,34 @@ class _Decision:
         self.planned = self.rows = rows
         self.how: dict[str, How] = {}
         self.made: dict[str, str] = {}
-        self.promises = self._promised(rows)
+        self.plain = self.promises = self._promised()
 
     def decide(self, default: Sequence[str]) -> None:
-        plain = self.promises
+        """Make something of each row that the engine does not have; RecipeError where it cannot.
+
+        One after another: what becomes of a layer's weight changes what its input needs.
+        """
+        while (row := self._next()) is not None:
+            promise = self.promises[row.site]
+            choices = row.on_unsupported or default
+            if row.site in self.made or not any(self._make(c, row, promise) for c in choices):
+                # What was coarsened has to be native beside its partner, too.
+                raise RecipeError(self._refusal(row, self.plain[row.site]))
+
+    def _next(self) -> Row | None:
         for row in self.planned:
-            promise = plain.get(row.site)
+            promise = self.promises.get(row.site)
+            made = self.made.get(row.site, "")
             if promise is None or promise.kind == "native" or promise.cause not in (None, row.role):
-                continue
-            if self.made.get(row.site) in _IN_FLOAT:
                 continue
             by_preset = row.rule in PRESETS and row.on_unsupported is None
             if promise.kind == "simulated" and (row.type not in WEIGHTED or by_preset):
                 # Nothing multiplies in pools and norms; and what a preset alone says of a layer is
                 # what the engine makes of it: the audit tells.
                 continue
-            choices = row.on_unsupported or default
-            if not any(self._make(choice, row, promise) for choice in choices):
-                raise RecipeError(self._refusal(row, promise))
-        if any(made.startswith("coarsened") for made in self.made.values()):
-            self._check_coarsened(plain)
+            if made == "" or made.startswith("coarsened"):
+                return row
+        return None
 
     def _make(self, choice: str, row: Row, promise: Promise) -> bool:
         """Do this with the row, if it can be done."""
@@ -119,18 +127,23 @@ class _Decision:
             return True
         if choice == "coarsen" and (coarse := self._coarser(row)) is not None:
             self.made[row.site] = f"coarsened to {coarse.granularity}"
-            self._replace({row.site: coarse})
+            self._replace(coarse)
+            self.promises = {**self.promises, **self._promised()}
+            if self.promises[row.site].kind == "native":
+                own = replace(self.promises[row.site], reason=promise.reason)
+                self.promises[row.site] = own
             return True
         if choice == "simulate" or choice == FLOAT:
             for other in self._together(row):
-                self.promises |= {other.site: replace(promise, kind="simulated")}
+                simulated = {other.site: replace(promise, kind="simulated")}
+                self.promises = {**self.promises, **simulated}
                 self.how.pop(other.site, None)
                 if choice == "simulate":
                     self.how[other.site], self.made[other.site] = "simulate", "simulated"
-                    self._replace({other.site: other})
+                    self._replace(other)
                 else:
                     self.made[other.site] = LEFT_FLOAT
-                    self._replace({other.site: _left_float(other)})
+                    self._replace(_left_float(other))
             return True
         return False
 
@@ -153,25 +166,15 @@ class _Decision:
                 return coarse
         return None
 
-    def _check_coarsened(self, plain: Mapping[str, Promise]) -> None:
-        """What was coarsened has to be native beside what its partner has become, too."""
-        found = self._promised([r for r in self.rows if self.made.get(r.site) not in _IN_FLOAT])
-        for row in self.rows:
-            if row.site not in found:
-                continue
-            coarsened = self.made.get(row.site, "").startswith("coarsened")
-            if coarsened and found[row.site].kind != "native":
-                raise RecipeError(self._refusal(row, plain[row.site]))
-            promise = found[row.site]
-            reason = plain[row.site].reason if coarsened else promise.reason
-            self.promises |= {row.site: replace(promise, reason=reason)}
-
-    def _promised(self, rows: Sequence[Row]) -> dict[str, Promise]:
+    def _promised(self, rows: Sequence[Row] | None = None) -> dict[str, Promise]:
+        """Site -> promise for these rows, or for those that are written and not in float."""
+        if rows is None:
+            rows = [row for row in self.rows if self.made.get(row.site) not in _IN_FLOAT]
         of_roles = self.book.of_layer(self.layer, [row for row in rows if row.quantized])
         return {f"{self.layer.name}.{role}": promise for role, promise in of_roles.items()}
 
-    def _replace(self, changed: Mapping[str, Row]) -> None:
-        self.rows = tuple(changed.get(row.site, row) for row in self.rows)
+    def _replace(self, changed: Row) -> None:
+        self.rows = tuple(changed if row.site == changed.site else row for row in self.rows)
 
     def _refusal(self, row: Row, promise: Promise) -> str:
         ways_out = ["on_unsupported: simulate or float runs its layer in float"]

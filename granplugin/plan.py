@@ -442,7 +442,7 @@ def _check_varying(layer: Layer, role: Role, block: Shape) -> None:
 def _check_dynamic(layer: Layer) -> None:
     if layer.type not in WEIGHTED:
         raise DoesNotApply(
-            f"a {layer.type} has no product behind which scales of run time could be multiplied; "
+            f"{layer.type} has no product behind which scales of run time could be multiplied; "
             "leave dynamic out"
         )
 

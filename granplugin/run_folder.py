@@ -102,14 +102,14 @@ class RunFolder:
 
 
 @contextmanager
-def open_run(path: Path) -> Iterator[RunFolder]:
-    """The run folder, made if missing and held against other runs; its log.txt tells all of it.
+def open_run(path: Path, log_name: str = "log.txt") -> Iterator[RunFolder]:
+    """The run folder, made if missing and held against other runs; the log in it tells all of it.
 
     A user's mistake leaves no folder that was not there before; only the log, if it has the
     traceback of the user's own code. Raises RunError: not writable, full, or in use by another run.
     """
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    log_file = path / "log.txt"
+    log_file = path / log_name
     with _held(path) as run:
         try:
             with _full_disk_told(path), _logged(log_file):

@@ -16,6 +16,7 @@ import granplugin
 from granplugin import backends, metrics
 from granplugin.calibrators import refusal
 from granplugin.errors import ModelError, RecipeError, UserError
+from granplugin.granularity import reduce_blocks
 from granplugin.graph.export import export_float
 from granplugin.graph.files import load_float, save
 from granplugin.graph.fold import weights_of
@@ -23,7 +24,6 @@ from granplugin.graph.precision import convert, too_large
 from granplugin.graph.qdq import insert
 from granplugin.graph.verify import agreement, read_back
 from granplugin.layers import Layer
-from granplugin.granularity import reduce_blocks
 from granplugin.legality import Written, decide, engines_of
 from granplugin.plan import Plan, Row, make_plan, preset_plan
 from granplugin.recipe.load import RECIPE, Loaded, load_variants

@@ -65,7 +65,7 @@ def row(layer: Layer, role: str, granularity, format: str = "int8") -> Row:
     block = chosen.block(shape, role, layer.channel_axis(role))
     return Row(
         layer.name, layer.type, role, shape, format, str(chosen), block, Calibrator(),
-        None, None, None, "r", "r.yaml:1:1",
+        None, None, None, "r", "r.yaml:1:1", dynamic=chosen.at_run_time,
     )  # fmt: skip
 
 

@@ -285,6 +285,16 @@ REFUSALS = {
              "2:33: 'head.fc': only its input would be quantized"),
     "other half": ({"match": "head.fc", "input": "float"},
                    "'head.fc': only its weight would be quantized"),
+    "dynamic weight": ({"match": "head.fc", "weight": {"per_tensor": {"dynamic": True}}},
+                       "2:22: 'head.fc': per_tensor: only an input has scales computed at run"),
+    "dynamic output": ({"match": "head.fc", "output": {"per_token": {"dynamic": True},
+                                                       "format": "int8"}},
+                       "'head.fc': per_token: only an input has scales computed at run time"),
+    "dynamic pool": ({"match": "pool", "input": {"per_tensor": {"dynamic": True},
+                                                 "format": "int8"}},
+                     "'pool': AvgPool2d has no product behind which scales of run time"),
+    "dynamic amax": ({"match": "head.fc", "input": {"per_token": {"dynamic": True}, "amax": 1}},
+                     "2:64: per_token(dynamic) has its ranges at run time: no amax"),
     "few values": ({"match": "mid.conv", "weight": {"calibrator": "entropy"}},
                    "2:34: 'mid.conv': entropy needs at least 128 values per scale and has 9"),
     "folded": ({"match": "stem.bn", "input": "int8"},
@@ -297,6 +307,40 @@ def test_what_cannot_be_is_refused_at_the_rules_line(recipe, case):
     rule, wanted = REFUSALS[case]
     said = refused([rule])
     assert said.startswith("r.yaml:2:") and wanted in said
+
+
+DYNAMIC = {"match": "head.fc", "input": {"per_token": {"dynamic": True}}}
+
+
+@pytest.mark.parametrize("key", [{"calibrator": "mse"}, {"amax": 3}], ids=["calibrator", "amax"])
+def test_a_range_said_of_scales_of_run_time_is_refused_where_it_would_be_lost(recipe, key):
+    (word,) = key
+    pinned = {"match": "head.fc", "input": key}
+    row = row_of(plan_of([pinned, DYNAMIC]), "head.fc", "input")
+    assert (row.dynamic, row.amax, row.ranges, row.granularity) == (
+        True, None, "at run time", "per_token(dynamic)",
+    )  # fmt: skip
+    said = refused([DYNAMIC, pinned])
+    assert said.startswith("r.yaml:3:") and f"there is no {word}" in said
+    assert not row_of(
+        plan_of([DYNAMIC, {**pinned, "input": "per_tensor"}]), "head.fc", "input"
+    ).dynamic
+
+
+def test_the_last_rule_that_says_on_unsupported_decides_for_its_layers(recipe):
+    rules = [
+        {"match": {"type": ["Conv2d", "Linear"]}, "on_unsupported": "coarsen"},
+        {"match": "head.fc", "on_unsupported": ["lower", "float"]},
+        {"match": "pool", "on_unsupported": "error"},
+    ]
+    plan = plan_of(rules)
+    assert row_of(plan, "stem.conv", "weight").on_unsupported == ("coarsen",)
+    assert row_of(plan, "head.fc", "input").on_unsupported == ("lower", "float")
+    assert row_of(plan, "up", "weight").on_unsupported is None
+    assert [use.decides for use in plan.uses] == [2, 1, 0]
+    story = "\n".join(why(loaded(rules), NET, "head.fc"))
+    assert "rule 1: on_unsupported = coarsen  (a later rule says otherwise)" in story
+    assert "rule 2: on_unsupported = lower, float" in story
 
 
 def test_the_refusal_of_a_variants_rule_is_at_its_line(recipe):

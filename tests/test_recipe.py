@@ -406,11 +406,12 @@ GOOD_VALUES = [
     {"per_channel": {"axis": 0}},
     {"granularity": {"per_block": {"shape": [1, 4]}}, "calibrator": {"percentile": 99.9}},
     {"per_block": {"shape": [1, 4]}, "calibrator": "mse", "format": "fp8"}, {"amax": 1},
+    {"per_token": {"dynamic": True}}, {"granularity": {"per_tensor": {"dynamic": False}}},
 ]  # fmt: skip
 BAD_VALUES = [
     "per_block", "int9", {"per_block": {"siz": 4}}, {"per_chanel": {}}, {"amax": 0}, 3,
     {"per_block": {"size": 4, "shape": [4]}}, {"granularity": {"per_token": {"axis": 1}}},
-    {"calibrator": "percentile"},
+    {"calibrator": "percentile"}, {"per_tensor": {"dynamic": 1}}, {"per_channel": {"dynamic": True}},
 ]  # fmt: skip
 
 

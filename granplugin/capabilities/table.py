@@ -49,8 +49,8 @@ output channels or an input's channels, with (in) or (kernel) along another axis
 per_batch, per_token, per_position: along the batch, the rows or the spatial axes of an input;
 per_row: each row of each sample; per_block: cut along the named axis - of an input, its channels
 are (in) - and per element along the others; reshaped: an input whose scales differ along several
-axes as granplugin writes it, reshaped so that they lie along one axis, and back; per_tensor(dynamic)
-and per_token(dynamic): of each sample, or of its rows, computed at run time.
+axes as granplugin writes it, reshaped so that they lie along one axis, and back;
+per_tensor(dynamic), per_token(dynamic): of each sample, or of its rows, computed at run time.
 """
 Formats = Literal["int8", "fp8", "int4", "nvfp4", "mxfp8", "mixed"]
 Graph = Literal["fp32", "fp16", "bf16"]

@@ -37,10 +37,11 @@ def insert(
     """A copy of the marked float model with Q/DQ where a row says so, and no markers.
 
     `amax` is by row.site, float32, one value per block (row.grid), all positive; a site without
-    one stays float, unless its row is dynamic. Weights are stored as integers with a DequantizeLinear; inputs and outputs get
-    QuantizeLinear and DequantizeLinear, one pair per tensor and scale. Zero points are 0, a lone
-    scale is 0-D. Batch norms are folded where rows say so. `how` asks, by row.site, for rows to be
-    lowered or simulated (see graph.lowering). Raises ModelError.
+    one stays float, unless its row is dynamic. Weights are stored as integers with a
+    DequantizeLinear; inputs and outputs get QuantizeLinear and DequantizeLinear, one pair per
+    tensor and scale. Zero points are 0, a lone scale is 0-D. Batch norms are folded where rows say
+    so. `how` asks, by row.site, for rows to be lowered or simulated (see graph.lowering). Raises
+    ModelError.
     """
     model = model.clone()
     graph = model.graph

@@ -143,8 +143,9 @@ def agreement(
     the QuantizeLinear, the stored numbers are compared; where it is simulated, the floats.
     `fake_quantize(x, row, amax)` is modelopt's: it may differ at inputs and outputs by one step,
     where x lies between two steps within float32 rounding; a dynamic row has no amax to give it,
-    and modelopt takes a range of at most 2^-24 for zero. `how` is as for insert; `weights`, as for read_back, are those of lowered layers. Raises
-    Unhonoured, naming the site, where that does not hold.
+    and modelopt takes a range of at most 2^-24 for zero. `how` is as for insert; `weights`, as for
+    read_back, are those of lowered layers. Raises Unhonoured, naming the site, where that does not
+    hold.
     """
     model = onnx.load(path)
     graph = FileGraph(model.graph)

@@ -89,8 +89,8 @@ def sites_of(model: nn.Module) -> list[dict[str, Any]]:
     """What the granplugin mode was last configured with, also after `mto.restore`.
 
     Each is site_of's dict, and "grid": the amax in its quantizer as a float32 array of the
-    grid's shape, None where that quantizer is off or finds it at run time. Raises ModelError for a model that granplugin
-    did not quantize, or one with other quantizers switched on.
+    grid's shape, None where that quantizer is off or finds it at run time. Raises ModelError for a
+    model that granplugin did not quantize, or one with other quantizers switched on.
     """
     sites = [dict(site) for site in _record(model)["sites"]]
     quantizers = _quantizers(model)

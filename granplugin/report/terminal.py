@@ -246,7 +246,7 @@ def made(report: Report) -> Iterator[str]:
             for site, what in engine.made.items():
                 sites.setdefault(what, []).append(site)
             if sites:
-                yield f"made of what {engine.engine} does not have, {variant.name}:"
+                yield f"{variant.name} on {engine.engine}, made of what it does not have:"
             for what, of_what in sites.items():
                 what += " (float on the device, accuracy only)" if what == "simulated" else ""
                 yield f"  {what}: {_names(of_what, WIDTH - len(what) - 4)}"
