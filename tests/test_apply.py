@@ -331,10 +331,11 @@ def test_every_granularity_computes_the_same_at_every_batch_size(project):
     project.arrays["images"] = rng.standard_normal((64, 3, 8, 8), np.float32)
     rules = {
         f"input-{n}": {"match": "mix", "input": said}
-        for n, said in enumerate([*INPUTS, "per_token"])
+        for n, said in enumerate([*INPUTS, "per_token", {"per_token": {"dynamic": True}}])
     }
     rules |= {f"weight-{n}": {"match": "mix", "weight": said} for n, said in enumerate(WEIGHTS)}
-    rules |= {f"conv-{n}": {"match": "conv", "input": said} for n, said in enumerate(INPUTS)}
+    conv = [*INPUTS, {"per_tensor": {"dynamic": True}}]
+    rules |= {f"conv-{n}": {"match": "conv", "input": said} for n, said in enumerate(conv)}
     rules["conv-shape"] = {
         "match": "conv",
         "weight": {"per_block": {"shape": [2, 3, 2, 4]}},

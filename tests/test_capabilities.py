@@ -200,6 +200,9 @@ def test_the_defaults_of_tensorrt_are_native_everywhere(backend):
     [
         (LINEAR, "per_channel", "per_token", "native", "lowered"),
         (DEPTHWISE, "per_channel", "per_channel", "native", "lowered"),
+        (LINEAR, "per_channel", {"per_token": {"dynamic": True}}, "native", "lowered"),
+        (GEMM, "per_channel", {"per_token": {"dynamic": True}}, "native", "lowered"),
+        (CONV, "per_tensor", {"per_tensor": {"dynamic": True}}, "native", "lowered"),
         (CONV, "per_tensor", "per_channel", "native", "lowered"),
         (LINEAR, "per_channel", "per_channel", "native", "lowered"),
         (CONV, {"per_channel": {"axis": 1}}, "per_tensor", "simulated", "simulated"),
@@ -261,6 +264,7 @@ def test_tensorrt_documents_int4_weights_in_blocks_of_64_and_128(size, kind):
 
 GRANULARITIES = st.sampled_from(
     ["per_tensor", "per_channel", "per_token", "per_element"]
+    + [{word: {"dynamic": True}} for word in ("per_tensor", "per_token")]
     + [{"per_channel": {"axis": axis}} for axis in (1, 2, 3)]
     + [{"per_block": {"size": 16, "axis": axis}} for axis in (0, 1, 2, -1)]
     + [{"per_block": {"shape": shape}} for shape in ([1, 16, 3, 3], [8, 8], [1, 4, 64], [16, 1])]

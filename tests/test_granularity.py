@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -26,8 +26,8 @@ from granplugin.granularity import (
 
 axes = st.integers(-5, 5)
 granularities = st.one_of(
-    st.just(PerTensor()),
-    st.just(PerToken()),
+    st.builds(PerTensor, dynamic=st.booleans()),
+    st.builds(PerToken, dynamic=st.booleans()),
     st.just(PerElement()),
     st.builds(PerChannel, axis=st.none() | axes),
     st.builds(PerBlock, size=st.integers(1, 9), axis=st.none() | axes),
@@ -72,6 +72,7 @@ def test_a_scale_of_an_input_never_depends_on_the_sample(site, granularity):
     assert block[0] == 1 and grid(shape, block)[0] == 1
 
 
+@settings(deadline=None)
 @given(sites(), st.data())
 def test_each_value_has_the_scale_of_its_own_block(site, data):
     shape, _, _ = site

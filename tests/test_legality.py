@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
+import yaml
 from conftest import Applied, Project, run_main
 from hypothesis import given
 from hypothesis import strategies as st
@@ -205,6 +207,7 @@ def mixed(tmp_path_factory) -> Applied:
         rules=RULES,
         variants={"coarse": {"set": COARSE}},
         on_unsupported=["lower", "coarsen"],
+        statistics={"export": "amax.json"},
     )
     done = project.apply()
     assert done.code == 0, done.stderr
@@ -242,6 +245,20 @@ def test_the_amax_of_a_coarsened_row_is_that_of_the_coarser_granularity(mixed):
         assert fine.size > scale.size
     for name in ("stem.weight/int8", "down.weight/int8"):
         assert (constant(coarsened, name) == constant(coarse, name)).all()
+
+
+def test_imported_ranges_are_coarsened_to_the_largest_of_each_block(mixed, tmp_path):
+    recipe = mixed.folder.parents[1] / "recipe.yaml"
+    told = yaml.safe_load(recipe.read_text())
+    told |= {"statistics": {"import": "amax.json"}, "baselines": ["fp32"], "variants": {}}
+    imported = recipe.with_name("imported.yaml")
+    imported.write_text(yaml.safe_dump(told))
+    shutil.copytree(mixed.folder, tmp_path / "run")
+    done = run_main("apply", imported, "--out", tmp_path / "run")
+    assert done.code == 0, done.stderr
+    fine = constant(tmp_path / "run/variants/imported/model.onnx", "down.input/scale")
+    coarse = constant(tmp_path / "run/variants/imported/tensorrt_rtx.onnx", "down.input/scale")
+    assert coarse == fine.max()
 
 
 def test_every_report_says_what_was_made_of_what(mixed):

@@ -411,7 +411,8 @@ GOOD_VALUES = [
 BAD_VALUES = [
     "per_block", "int9", {"per_block": {"siz": 4}}, {"per_chanel": {}}, {"amax": 0}, 3,
     {"per_block": {"size": 4, "shape": [4]}}, {"granularity": {"per_token": {"axis": 1}}},
-    {"calibrator": "percentile"}, {"per_tensor": {"dynamic": 1}}, {"per_channel": {"dynamic": True}},
+    {"calibrator": "percentile"}, {"per_tensor": {"dynamic": 1}},
+    {"per_channel": {"dynamic": True}},
 ]  # fmt: skip
 
 
