@@ -267,8 +267,8 @@ def test_a_file_that_is_not_what_the_plan_says_exits_3(applied, monkeypatch):
 
     insert = variants.insert
 
-    def halved(model, rows, amax):
-        return insert(model, rows, {site: value / 2 for site, value in amax.items()})
+    def halved(model, rows, amax, how):
+        return insert(model, rows, {site: value / 2 for site, value in amax.items()}, how)
 
     monkeypatch.setattr(variants, "insert", halved)
     before = applied.report()

@@ -119,7 +119,7 @@ def test_plan_calibrates_nothing_and_names_the_rule_of_every_site(applied):
     assert "coarse" in done.stdout
     assert all(len(line) <= 80 for line in done.stdout.splitlines() if "yaml" not in line)
     made = {path.name for path in (applied.folder / "elsewhere").iterdir()}
-    assert made <= {"plan.json", "log.txt", "cache", ".lock"}
+    assert made <= {"plan.json", "plan_log.txt", "cache", ".lock"}
     finer = run_main("plan", recipe, "--variant", "finer", "--out", applied.out)
     assert "per_element" in finer.stdout
     assert "per_element" not in done.stdout
