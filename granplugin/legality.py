@@ -22,6 +22,11 @@ from granplugin.plan import Plan, Row
 from granplugin.presets import PRESETS
 from granplugin.recipe.schema import FLOAT, Recipe
 
+
+LEFT_FLOAT = "left float"
+_IN_FLOAT = ("simulated", LEFT_FLOAT)
+
+
 @dataclass(frozen=True)
 class Written:
     """A plan as it is written for one engine.

@@ -283,7 +283,7 @@ def _notes(built: Sequence[Any]) -> list[str]:
                 f"{name}: {len(each.float32_nodes)} nodes stay float32, since float16 could "
                 f"overflow there: {', '.join(each.float32_nodes[:3])}"
             ] = None
-        for engine in each.lowered:
+        for engine in each.own:
             if each.job.precision not in backends.load(engine).PRECISIONS:
                 notes[
                     f"{name} on {engine} is its float32 graph: {engine} has no {each.job.precision}"
