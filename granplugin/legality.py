@@ -22,7 +22,6 @@ from granplugin.plan import Plan, Row
 from granplugin.presets import PRESETS
 from granplugin.recipe.schema import FLOAT, Recipe
 
-
 LEFT_FLOAT = "left float"
 _IN_FLOAT = ("simulated", LEFT_FLOAT)
 
