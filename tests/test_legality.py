@@ -205,7 +205,7 @@ def mixed(tmp_path_factory) -> Applied:
         model={"callable": "nets.py:net"},
         engines=["tensorrt_rtx", "onnxruntime"],
         rules=RULES,
-        variants={"coarse": {"set": COARSE}},
+        variants={"coarse": {"set": COARSE}, "half": {"set": {"precision": "fp16"}}},
         on_unsupported=["lower", "coarsen"],
         statistics={"export": "amax.json"},
     )
@@ -233,6 +233,8 @@ def test_one_recipe_has_lowered_coarsened_simulated_and_float_rows(mixed):
     assert precisions["up"] == precisions["stem"] == precisions["down"] == "int8"
     assert precisions["mix"] == precisions["depthwise"] == "float"
     assert of_variant["recipe"].agreement.modelopt_worst_steps <= 1
+    assert of_variant["half"].engines[0].made == MADE
+    assert of_variant["half"].engines[0].honoured == rtx.honoured == 8
 
 
 def test_the_amax_of_a_coarsened_row_is_that_of_the_coarser_granularity(mixed):

@@ -58,6 +58,8 @@ class FileGraph:
             for node in graph.node
             if node.op_type == "Cast" and scope_of(node) == CASTS
         }
+        self.raised = {_before(name, casts): cast for cast, name in casts.items()}
+        """A tensor -> what a cast made of it, which is what arithmetic in float32 reads."""
         nodes = [_past(node, casts) for node in graph.node if node.output[0] not in casts]
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         self.outputs = {_before(value.name, casts) for value in graph.output}

@@ -215,7 +215,9 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Place:
-    """A row's tensor before (or a weight's stored numbers) and after it is quantized.
+    """A row's tensor before (or a weight's stored numbers) and after it is quantized; before
+    arithmetic in float32, as cast for it: ONNX Runtime's cast may skip the rounding to float16 in
+    front of it.
 
     `divided`: what comes after still lacks its scales; `simulated`: it was made by arithmetic.
     """
@@ -234,13 +236,16 @@ def _places(graph: FileGraph, plan: _Plan, row: Row) -> list[_Place]:
         if row.role == "weight":
             return []  # float, and compared when the file was read back
         places = simulated(graph, row, plan.scale(row))
-        return [_Place(row, place.source, place.result, simulated=True) for place in places]
+        return [
+            _Place(row, graph.raised.get(place.source, place.source), place.result, simulated=True)
+            for place in places
+        ]
     pairs = pairs_of(graph, row)
     if method is None:
         return [_Place(row, pair.source, pair.result, pair.stored) for pair in pairs]
     sources = [check_division(graph, pair, row, plan.scale(row)) for pair in pairs]
     return [
-        _Place(row, source, pair.result, divided=True)
+        _Place(row, graph.raised.get(source, source), pair.result, divided=True)
         for source, pair in zip(sources, pairs, strict=True)
     ]
 
