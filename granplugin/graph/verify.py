@@ -231,21 +231,25 @@ class _Place:
 
 
 def _places(graph: FileGraph, plan: _Plan, row: Row) -> list[_Place]:
+    def raised(name: str) -> str:
+        return graph.raised.get(name, name)
+
     method = plan.methods.get(row.site)
     if method == "simulated":
         if row.role == "weight":
             return []  # float, and compared when the file was read back
         places = simulated(graph, row, plan.scale(row))
-        return [
-            _Place(row, graph.raised.get(place.source, place.source), place.result, simulated=True)
-            for place in places
-        ]
+        return [_Place(row, raised(place.source), place.result, simulated=True) for place in places]
     pairs = pairs_of(graph, row)
     if method is None:
-        return [_Place(row, pair.source, pair.result, pair.stored) for pair in pairs]
+        # QuantizeLinear takes any precision; a Reshape in front of it is float32.
+        return [
+            _Place(row, raised(pair.source) if pair.flat else pair.source, pair.result, pair.stored)
+            for pair in pairs
+        ]
     sources = [check_division(graph, pair, row, plan.scale(row)) for pair in pairs]
     return [
-        _Place(row, graph.raised.get(source, source), pair.result, divided=True)
+        _Place(row, raised(source), pair.result, divided=True)
         for source, pair in zip(sources, pairs, strict=True)
     ]
 
