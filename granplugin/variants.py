@@ -86,8 +86,11 @@ class Built:
         return self.own.get(engine, self.onnx)
 
 
-def plan_jobs(recipes: Sequence[Loaded], layers: Sequence[Layer]) -> list[Job]:
-    """Every variant of the run with its plan: baselines, then each recipe and its variants.
+def plan_jobs(
+    recipes: Sequence[Loaded], layers: Sequence[Layer], engines: Sequence[str] | None = None
+) -> list[Job]:
+    """Every variant of the run with its plan: baselines, then each recipe and its variants;
+    planned for `engines`, or for the recipe's own.
 
     Raises RecipeError where a rule cannot be honoured: by the model, or by an engine.
     """
@@ -98,13 +101,14 @@ def plan_jobs(recipes: Sequence[Loaded], layers: Sequence[Layer]) -> list[Job]:
             jobs.append(Job(name, "baseline", first, _floating(layers, first), name))
         elif name != FP32:
             plan, precision = preset_plan(name, layers, first), first.recipe.precision
-            written = decide(plan, layers, engines_of(first.recipe), None, precision)
+            wanted = engines or engines_of(first.recipe)
+            written = decide(plan, layers, wanted, None, precision)
             jobs.append(Job(name, "baseline", first, plan, precision, written))
     for loaded in recipes:
         for name, variant in load_variants(loaded).items():
             plan = make_plan(variant, layers)
-            engines, recipe = engines_of(variant.recipe), variant.recipe
-            written = decide(plan, layers, engines, recipe.on_unsupported, recipe.precision)
+            wanted, recipe = engines or engines_of(variant.recipe), variant.recipe
+            written = decide(plan, layers, wanted, recipe.on_unsupported, recipe.precision)
             own = name == RECIPE
             title = loaded.recipe.name if own else name
             if any(job.name == title for job in jobs):
