@@ -160,7 +160,7 @@ def export(
         raise UserError(f"{engine!r} cannot be exported for{hint}; there are {', '.join(PROGRAMS)}")
     from granplugin.run_folder import open_run
 
-    with open_run(run_folder or Path("runs") / loaded.recipe.name) as run:
+    with open_run(run_folder or Path("runs") / loaded.recipe.name, "export_log.txt") as run:
         from granplugin import deploy
 
         out = out or run.path / f"to_{engine}"
@@ -190,7 +190,7 @@ def import_(
 
     if not run_folder.is_dir():
         raise RunError(f"{run_folder}: there is no such run folder")
-    with open_run(run_folder) as run:
+    with open_run(run_folder, "import_log.txt") as run:
         from granplugin import imported
 
         report = imported.import_results(run, files, variant)

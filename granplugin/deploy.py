@@ -58,7 +58,8 @@ def export(
     jobs = plan_jobs([loaded], session.layers, [engine])
     float_onnx, statistics = calibrate(session, jobs)
     built = [
-        build_variant(session, job, float_onnx, statistics) for job in track(jobs, "writing Q/DQ")
+        build_variant(session, job, float_onnx, statistics, [engine])
+        for job in track(jobs, "writing Q/DQ")
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=".export-"))

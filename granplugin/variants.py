@@ -193,10 +193,14 @@ def _imported(job: Job) -> dict[str, np.ndarray]:
 
 
 def build_variant(
-    session: Session, job: Job, float_onnx: Path, statistics: Statistics | None
+    session: Session,
+    job: Job,
+    float_onnx: Path,
+    statistics: Statistics | None,
+    engines: Sequence[str] | None = None,
 ) -> Built:
-    """Write a variant's ONNX files - its own, and those of engines that need another - read each
-    back against what is to be in it, and measure the agreement."""
+    """Write a variant's ONNX files - its own, and those of `engines` (None: the recipe's) that need
+    another - read each back against what is to be in it, and measure the agreement."""
     floats, imported = load_float(float_onnx), _imported(job)
     weights = weights_of(floats, _edited(job.plan.rows, None))
     ranges = {
@@ -250,7 +254,7 @@ def build_variant(
     quantized = any(row.quantized for row in _edited(job.plan.rows, amax))
     found = _agreement(session, job, float32, amax) if quantized else None
     onnx, own = file(planned, job.precision), {}
-    for engine in engines_of(job.loaded.recipe):
+    for engine in engines or engines_of(job.loaded.recipe):
         written = job.written.get(engine, planned)
         has = job.precision in backends.load(engine).PRECISIONS
         path = file(written, job.precision if has else FP32)

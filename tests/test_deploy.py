@@ -314,7 +314,7 @@ def test_results_that_are_not_right_are_one_sentence_and_change_nothing(deployed
     assert told in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     for path, content in held.items():
-        assert path.name == "log.txt" or path.read_bytes() == content
+        assert path.name == "import_log.txt" or path.read_bytes() == content
 
 
 def test_a_file_without_a_manifest_needs_the_name_of_its_variant(deployed):
