@@ -101,18 +101,27 @@ def apply(recipes: Recipes, settings: Settings = None, out: Out = None, json_: J
 
     with open_run(out or Path("runs") / loaded[0].recipe.name) as run:
         from granplugin import pipeline
-        from granplugin.backends import TARGETED
 
         report = pipeline.apply(loaded, run)
         where = run.path
+    _show(report, where, json_)
+    return _verdict(report)
+
+
+def _show(report: Any, where: Path, json_: bool) -> None:
     if json_:
         print(report.model_dump_json(indent=1))
-    else:
-        from granplugin.report.terminal import WIDTH, render
+        return
+    from granplugin.report.terminal import WIDTH, render
 
-        console = Console(width=WIDTH, highlight=False)
-        console.print(render(report))
-        console.print(f"report: {where / 'report.md'}", soft_wrap=True)
+    console = Console(width=WIDTH, highlight=False)
+    console.print(render(report))
+    console.print(f"report: {where / 'report.md'}", soft_wrap=True)
+
+
+def _verdict(report: Any) -> int:
+    from granplugin.backends import TARGETED
+
     if any(
         engine.broken_promises
         for variant in report.variants
@@ -123,6 +132,70 @@ def apply(recipes: Recipes, settings: Settings = None, out: Out = None, json_: J
         return 3
     verdicts = {limit.verdict for limit in report.limits}
     return 1 if "missed" in verdicts else 4 if "cannot tell" in verdicts else 0
+
+
+@app.command(epilog="Example: granplugin export recipe.yaml --out to_the_jetson")
+def export(
+    recipe: OneRecipe,
+    out: Annotated[
+        Optional[Path], typer.Option(help="The folder to write; default runs/<name>/to_<engine>.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="tensorrt or tensorrt_rtx.")] = "tensorrt",
+    samples: Annotated[
+        Optional[int], typer.Option(min=1, help="Evaluation samples; default all.")
+    ] = None,
+    run_folder: Annotated[
+        Optional[Path], typer.Option("--run", help="The run folder; default runs/<name>.")
+    ] = None,
+    settings: Settings = None,
+) -> int:
+    """Leave a folder that builds and measures on a machine with trtexec and no Python."""
+    from granplugin.backends.trtexec import PROGRAMS
+    from granplugin.recipe.load import load
+    from granplugin.suggest import did_you_mean
+
+    loaded = load(recipe, settings or ())
+    if engine not in PROGRAMS:
+        hint = did_you_mean(engine, PROGRAMS)
+        raise UserError(f"{engine!r} cannot be exported for{hint}; there are {', '.join(PROGRAMS)}")
+    from granplugin.run_folder import open_run
+
+    with open_run(run_folder or Path("runs") / loaded.recipe.name, "export_log.txt") as run:
+        from granplugin import deploy
+
+        out = out or run.path / f"to_{engine}"
+        manifest = deploy.export(loaded, run, engine, out, samples)
+        where = run.path
+    scripts = " or ".join(program.script for program in PROGRAMS[engine])
+    print(
+        f"{out}: {len(manifest.variants)} variants, {sum(manifest.counts)} samples\n"
+        f"Copy it to the target, run {scripts} there, and enter what comes back:\n"
+        f"  granplugin import {where} results"
+    )
+    return 0
+
+
+@app.command(name="import", epilog="Example: granplugin import runs/digits_mobilenet results")
+def import_(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", show_default=False)],
+    variant: Annotated[
+        Optional[str], typer.Option(help="The variant the files are of, where no folder says.")
+    ] = None,
+    json_: Json = False,
+) -> int:
+    """Audit what came back from an exported folder, and enter it into the run's report."""
+    from granplugin.errors import RunError
+    from granplugin.run_folder import open_run
+
+    if not run_folder.is_dir():
+        raise RunError(f"{run_folder}: there is no such run folder")
+    with open_run(run_folder, "import_log.txt") as run:
+        from granplugin import imported
+
+        report = imported.import_results(run, files, variant)
+    _show(report, run_folder, json_)
+    return _verdict(report)
 
 
 @app.command(epilog="Example: granplugin plan recipe.yaml --why features.0.0")

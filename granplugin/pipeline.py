@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from granplugin.backends.engine_plan import inspector_json
+from granplugin.imported import enter
 from granplugin.measure import Measured, check_data, measure, measure_latency, open_backends
 from granplugin.plan_file import plan_file
 from granplugin.progress import track
@@ -26,6 +28,7 @@ from granplugin.report.model import Report
 from granplugin.run_folder import RunFolder
 from granplugin.session import Session
 from granplugin.statistics import export_amax
+from granplugin.timing import Latency
 from granplugin.variants import Built, build_variant, calibrate, plan_jobs
 
 
@@ -47,7 +50,7 @@ def apply(recipes: Sequence[Loaded], run: RunFolder) -> Report:
     results = measure(session, built, engines)
     latencies = measure_latency(session, results, engines)
     report = make_report(recipes, session, built, results, latencies)
-    publish(run, recipes, session, built, results, report, float_onnx)
+    report = publish(run, recipes, session, built, results, latencies, report, float_onnx)
     run.forget_unused()
     return report
 
@@ -80,14 +83,22 @@ def publish(
     session: Session,
     built: Sequence[Built],
     results: Mapping[tuple[str, str], Measured],
+    latencies: Mapping[tuple[str, str, int], Latency],
     report: Report,
     float_onnx: Path,
-) -> None:
-    """Put every result in place, now that all exist; the report last."""
+) -> Report:
+    """Put every result in place, now that all exist; the report last, with what was imported of
+    these very files."""
     for each in built:
         run.publish(f"variants/{each.job.name}/model.onnx", each.onnx)
         for engine, path in each.own.items():
             run.publish(f"variants/{each.job.name}/{engine}.onnx", path)
+    for (name, engine), result in results.items():
+        if result.plan:
+            run.publish(f"variants/{name}/layers_{engine}.json", inspector_json(result.plan))
+    for (name, engine, batch), latency in latencies.items():
+        calls = [{"latencyMs": ms} for ms in latency.samples_ms]  # as --exportTimes has it
+        run.publish(f"variants/{name}/times_{engine}_b{batch}.json", json.dumps(calls))
     run.publish("float.onnx", float_onnx)
     plans = {each.job.name: each.job.plan for each in built}
     run.publish("plan.json", plan_file(session.key, session.text_key, session.layers, plans))
@@ -105,8 +116,10 @@ def publish(
                 raise loaded.error(
                     ("statistics", "export"), f"{path} cannot be written: {err.strerror}"
                 ) from err
+    report = enter(run, report)
     run.publish("report.md", to_markdown(report))
     run.publish("report.json", report.model_dump_json(indent=1))
+    return report
 
 
 def _measurements(results: Mapping[tuple[str, str], Measured]) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from time import perf_counter_ns
 
 import numpy as np
@@ -84,7 +84,7 @@ def measure_interleaved(
     finally:
         if collecting:
             gc.enable()
-    return {name: _latency(samples[name]) for name in runners}
+    return {name: latency(samples[name]) for name in runners}
 
 
 def ratio(a: Latency, b: Latency) -> Ratio:
@@ -102,6 +102,14 @@ def ratio(a: Latency, b: Latency) -> Ratio:
     return Ratio(float(np.median(ratios)), float(ratios[k - 1]), float(ratios[-k]))
 
 
-def _latency(samples_ms: list[float]) -> Latency:
+def latency(samples_ms: Sequence[float]) -> Latency:
+    """The latency of these rounds."""
     low, median, high, p90 = np.percentile(samples_ms, [25, 50, 75, 90]).tolist()
     return Latency(median, p90, (high - low) / median, len(samples_ms), tuple(samples_ms))
+
+
+def one_round(calls_ms: Sequence[float]) -> Latency:
+    """The latency of single calls in one run. It is one round, since what slows a machine slows
+    all of it; so no ratio can be formed of it.
+    """
+    return replace(latency(calls_ms), rounds=1)

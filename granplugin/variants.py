@@ -86,8 +86,11 @@ class Built:
         return self.own.get(engine, self.onnx)
 
 
-def plan_jobs(recipes: Sequence[Loaded], layers: Sequence[Layer]) -> list[Job]:
-    """Every variant of the run with its plan: baselines, then each recipe and its variants.
+def plan_jobs(
+    recipes: Sequence[Loaded], layers: Sequence[Layer], engines: Sequence[str] | None = None
+) -> list[Job]:
+    """Every variant of the run with its plan: baselines, then each recipe and its variants;
+    planned for `engines`, or for the recipe's own.
 
     Raises RecipeError where a rule cannot be honoured: by the model, or by an engine.
     """
@@ -98,13 +101,14 @@ def plan_jobs(recipes: Sequence[Loaded], layers: Sequence[Layer]) -> list[Job]:
             jobs.append(Job(name, "baseline", first, _floating(layers, first), name))
         elif name != FP32:
             plan, precision = preset_plan(name, layers, first), first.recipe.precision
-            written = decide(plan, layers, engines_of(first.recipe), None, precision)
+            wanted = engines or engines_of(first.recipe)
+            written = decide(plan, layers, wanted, None, precision)
             jobs.append(Job(name, "baseline", first, plan, precision, written))
     for loaded in recipes:
         for name, variant in load_variants(loaded).items():
             plan = make_plan(variant, layers)
-            engines, recipe = engines_of(variant.recipe), variant.recipe
-            written = decide(plan, layers, engines, recipe.on_unsupported, recipe.precision)
+            wanted, recipe = engines or engines_of(variant.recipe), variant.recipe
+            written = decide(plan, layers, wanted, recipe.on_unsupported, recipe.precision)
             own = name == RECIPE
             title = loaded.recipe.name if own else name
             if any(job.name == title for job in jobs):
@@ -189,10 +193,14 @@ def _imported(job: Job) -> dict[str, np.ndarray]:
 
 
 def build_variant(
-    session: Session, job: Job, float_onnx: Path, statistics: Statistics | None
+    session: Session,
+    job: Job,
+    float_onnx: Path,
+    statistics: Statistics | None,
+    engines: Sequence[str] | None = None,
 ) -> Built:
-    """Write a variant's ONNX files - its own, and those of engines that need another - read each
-    back against what is to be in it, and measure the agreement."""
+    """Write a variant's ONNX files - its own, and those of `engines` (None: the recipe's) that need
+    another - read each back against what is to be in it, and measure the agreement."""
     floats, imported = load_float(float_onnx), _imported(job)
     weights = weights_of(floats, _edited(job.plan.rows, None))
     ranges = {
@@ -246,7 +254,7 @@ def build_variant(
     quantized = any(row.quantized for row in _edited(job.plan.rows, amax))
     found = _agreement(session, job, float32, amax) if quantized else None
     onnx, own = file(planned, job.precision), {}
-    for engine in engines_of(job.loaded.recipe):
+    for engine in engines or engines_of(job.loaded.recipe):
         written = job.written.get(engine, planned)
         has = job.precision in backends.load(engine).PRECISIONS
         path = file(written, job.precision if has else FP32)

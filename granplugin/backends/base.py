@@ -16,12 +16,13 @@ from granplugin.backends.engine_plan import EnginePlan
 
 @dataclass(frozen=True)
 class Engine:
-    """What `build` made: `path` is a file or a folder of `bytes` bytes; `version` its library's."""
+    """What `build` made: `path` is a file or a folder of `bytes` bytes; `version` its library's.
+    Of one that was built elsewhere, bytes and seconds may not be known."""
 
     backend: str
     path: Path
-    bytes: int
-    build_seconds: float
+    bytes: int | None
+    build_seconds: float | None
     version: str
 
 

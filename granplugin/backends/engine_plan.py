@@ -256,6 +256,29 @@ def _json_tensor(tensor: Mapping[str, Any], key: str) -> EngineTensor:
     return _tensor(tensor["Name"], shape, dtype, _INSPECTOR)
 
 
+def inspector_json(plan: EnginePlan) -> str:
+    """The plan in the form of TensorRT 11's engine inspector, as tools for its files read it; what
+    the plan does not tell is left out. `read_inspector_json` gives the plan again."""
+
+    def told(tensor: EngineTensor) -> dict[str, Any]:
+        dtype = _WORDS[tensor.dtype].split()[0]
+        return {"Name": tensor.name, "Dimensions": list(tensor.shape), "Datatype": dtype}
+
+    layers = [
+        {
+            "Name": layer.name,
+            "LayerType": layer.kind,
+            "Inputs": [told(tensor) for tensor in layer.inputs],
+            "Constants": [told(tensor) for tensor in layer.constants],
+            "Outputs": [told(tensor) for tensor in layer.outputs],
+            "Metadata": "\x1f".join(f"[ONNX Layer: {node}]" for node in layer.onnx_nodes),
+        }
+        for layer in plan.layers
+    ]
+    io = [{**told(t), "DataType": told(t)["Datatype"]} for t in plan.io]
+    return json.dumps({"Layers": layers, "I/O Tensors": io}, indent=1)
+
+
 def read_profile_json(text: str) -> dict[str, float]:
     """Layer name -> mean time in ms, from trtexec's --exportProfile: a list of {"count": runs} and
     one {"name", "timeMs" (of all runs), "averageMs" ...} for each layer.

@@ -11,7 +11,7 @@ import ctypes
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
@@ -88,7 +88,7 @@ def build(library: str, version: str, onnx: Path, out: Path, options: Options | 
     card = _intact_card(out)
     if card is None or {key: card.get(key) for key in made_of} != made_of:
         _check(library, options)
-        nodes = _weighted_nodes(library, onnx)
+        nodes = weighted_nodes(library, onnx)
         out.parent.mkdir(parents=True, exist_ok=True)
         outer = Path(mkdtemp(dir=out.parent, prefix=".making-"))
         scratch = outer / out.name
@@ -125,17 +125,24 @@ def layers(engine: Engine) -> tuple[LayerPrecision, ...]:
     weight in that type; unknown where the plan has no such kernel, or does not tell.
     """
     card = _card(engine)
+    return layer_precisions(engine.backend, card["layers"], _read_plan(engine))
+
+
+def layer_precisions(
+    library: str, nodes: Sequence[tuple[str, str]], plan: EnginePlan
+) -> tuple[LayerPrecision, ...]:
+    """`layers`, of a plan and the `weighted_nodes` of its ONNX file."""
     kernels: dict[str, list[EngineLayer]] = {}
-    for kernel in _read_plan(engine).kernels:
+    for kernel in plan.kernels:
         for node in kernel.onnx_nodes:
             kernels.setdefault(node, []).append(kernel)
     found = []
-    for layer, node in card["layers"]:
+    for layer, node in nodes:
         fused = kernels.get(node, [])
         # Others that have the node prepare its operands or finish its output; a product of one row
         # is done by a kernel like those.
         ran = [kernel for kernel in fused if _multiplies(kernel)] or fused
-        precisions = {_precision(engine.backend, kernel) for kernel in ran}
+        precisions = {_precision(library, kernel) for kernel in ran}
         precision = precisions.pop() if len(precisions) == 1 else "unknown"
         found.append(LayerPrecision(layer, precision, ran[0].kind if ran else ""))
     return tuple(found)
@@ -270,7 +277,7 @@ def _check(library: str, options: Options) -> None:
             raise EngineError(f"{library} has no target {target!r}; it has {told}")
 
 
-def _weighted_nodes(library: str, onnx: Path) -> list[tuple[str, str]]:
+def weighted_nodes(library: str, onnx: Path) -> list[tuple[str, str]]:
     """(module path, node name) of each call of a weighted layer."""
     try:
         graph = load_onnx(onnx, load_external_data=False).graph

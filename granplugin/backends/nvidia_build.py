@@ -55,7 +55,7 @@ class Options:
     memory_mb: int | None = None
 
 
-class _Refused(Exception):
+class _Refused(EngineError):
     """The library's own reason, on one line."""
 
 
@@ -213,43 +213,56 @@ def _set_options(trt: ModuleType, config: Any, request: Mapping[str, Any]) -> No
         config.set_memory_pool_limit(pool, request["workspace_mb"] * 2**20)
 
 
-def _set_shapes(builder: Any, network: Any, config: Any, request: Mapping[str, Any]) -> None:
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    given = request["shapes"]
-    if stray := given.keys() - {tensor.name for tensor in inputs}:
+def profile_shapes(
+    inputs: Mapping[str, Shape], given: Mapping[str, Any], batch: int, min_batch: int | None
+) -> dict[str, tuple[Shape, Shape, Shape]]:
+    """Input -> (min, opt, max) shapes, of the inputs with a size that is -1 in the graph: as given,
+    or else `min_batch` (None: `batch`) to `batch` samples. Raises EngineError where it cannot be
+    built for them.
+    """
+    if stray := given.keys() - inputs.keys():
         raise _Refused(f"shapes are given for {min(stray)!r}, which is not one of its inputs")
-    dynamic = [tensor for tensor in inputs if -1 in tuple(tensor.shape)]
-    if not dynamic:
-        return
-    profile = builder.create_optimization_profile()
-    fixed = True
-    for tensor in dynamic:
-        shape = tuple(tensor.shape)
-        if tensor.name in given:
-            low, opt, high = (tuple(each) for each in given[tensor.name])
+    profile = {}
+    for name, shape in inputs.items():
+        if -1 not in shape:
+            continue
+        if name in given:
+            low, opt, high = (tuple(each) for each in given[name])
         elif -1 in shape[1:]:
             raise _Refused(
-                f"input {tensor.name!r} is dynamic in more than its batch, {list(shape)}; give its "
+                f"input {name!r} is dynamic in more than its batch, {list(shape)}; give its "
                 "min, opt and max shapes"
             )
         else:
-            opt = high = (request["batch"], *shape[1:])
-            low = (request["min_batch"] or request["batch"], *shape[1:])
+            opt = high = (batch, *shape[1:])
+            low = (min_batch or batch, *shape[1:])
         ordered = len(low) == len(opt) == len(high) == len(shape) and all(
             0 < sizes[0] <= sizes[1] <= sizes[2] and of in (-1, sizes[1])
             for *sizes, of in zip(low, opt, high, shape, strict=True)
         )
         if not ordered:
             raise _Refused(
-                f"input {tensor.name!r} is {list(shape)} in the graph; it cannot be built for min, "
+                f"input {name!r} is {list(shape)} in the graph; it cannot be built for min, "
                 f"opt and max shapes {list(low)}, {list(opt)}, {list(high)}"
             )
-        profile.set_shape(tensor.name, low, opt, high)
-        fixed = fixed and low == opt == high
+        profile[name] = (low, opt, high)
+    return profile
+
+
+def _set_shapes(builder: Any, network: Any, config: Any, request: Mapping[str, Any]) -> None:
+    tensors = [network.get_input(index) for index in range(network.num_inputs)]
+    inputs = {tensor.name: tuple(tensor.shape) for tensor in tensors}
+    shapes = profile_shapes(inputs, request["shapes"], request["batch"], request["min_batch"])
+    if not shapes:
+        return
+    profile = builder.create_optimization_profile()
+    for name, (low, opt, high) in shapes.items():
+        profile.set_shape(name, low, opt, high)
     config.add_optimization_profile(profile)
-    if fixed:
-        for tensor in dynamic:
-            tensor.shape = profile.get_shape(tensor.name)[1]
+    if all(low == opt == high for low, opt, high in shapes.values()):
+        for tensor in tensors:
+            if tensor.name in shapes:
+                tensor.shape = shapes[tensor.name][1]
 
 
 def _timing_cache(config: Any, request: Mapping[str, Any]) -> Any:

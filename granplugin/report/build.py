@@ -141,22 +141,32 @@ def _variant(
         zero_sites=list(each.zero_sites),
         agreement=each.agreement,
         engines=[
-            _engine(job, engine, result, against, results, latencies)
+            engine_result(
+                job.name,
+                engine,
+                result,
+                against,
+                results,
+                latencies,
+                made=job.written[engine].made if engine in job.written else {},
+            )
             for (name, engine), result in results.items()
             if name == job.name
         ],
     )
 
 
-def _engine(
-    job: Any,
+def engine_result(
+    name: str,
     engine: str,
     result: Any,
     against: Sequence[str],
     results: Mapping[tuple[str, str], Any],
     latencies: Mapping[tuple[str, str, int], timing.Latency],
+    made: Mapping[str, str],
 ) -> EngineResult:
-    name = job.name
+    """One variant on one engine; `result` is a measure.Measured, and what it is compared with are
+    the baselines `against` that have results and latencies of as many rounds."""
     batches = sorted(batch for variant, on, batch in latencies if (variant, on) == (name, engine))
     return EngineResult(
         engine=engine,
@@ -169,7 +179,9 @@ def _engine(
         },
         latency=[
             _latency(latencies[name, engine, batch], batch, {
-                baseline: latencies[baseline, engine, batch] for baseline in against
+                baseline: latencies[baseline, engine, batch]
+                for baseline in against
+                if (baseline, engine, batch) in latencies
             })
             for batch in batches
         ],
@@ -183,7 +195,7 @@ def _engine(
             )
             for v in result.verdicts
         ],
-        made=dict(job.written[engine].made) if engine in job.written else {},
+        made=dict(made),
     )  # fmt: skip
 
 
@@ -213,7 +225,11 @@ def _latency(
         p90_ms=latency.p90_ms,
         spread=latency.spread,
         rounds=latency.rounds,
-        vs={name: Ratio(**vars(timing.ratio(latency, other))) for name, other in baselines.items()},
+        vs={
+            name: Ratio(**vars(timing.ratio(latency, other)))
+            for name, other in baselines.items()
+            if other.rounds == latency.rounds >= timing.MIN_ROUNDS
+        },
     )
 
 
@@ -361,6 +377,7 @@ def _unhonoured(bound: int, result: VariantResult) -> list[LimitResult]:
 
 
 def main_engine(result: VariantResult) -> EngineResult:
-    """The engine of the table's accuracy: the first that measures latency, else the first."""
-    ran = [engine for engine in result.engines if engine.cannot_run is None]
+    """The engine of the table's accuracy: the first here that measures latency, else the first."""
+    here = [engine for engine in result.engines if not engine.imported]
+    ran = [engine for engine in here if engine.cannot_run is None]
     return next((engine for engine in ran if engine.latency), (ran or result.engines)[0])

@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from granplugin.report.build import main_engine
 from granplugin.report.model import Interval, MetricValue, Report
-from granplugin.report.terminal import agreement_sentences, int8_column, made, overrides
+from granplugin.report.terminal import (
+    agreement_sentences,
+    imported_version,
+    int8_column,
+    made,
+    overrides,
+)
 
 
 def to_markdown(report: Report) -> str:
@@ -53,12 +58,17 @@ def _lines(report: Report) -> Iterator[str]:
 
 
 def _built(report: Report, position: int) -> Iterator[str]:
-    """A plan that was read, of an engine that was not run."""
+    """An engine that was not run."""
     first = report.variants[0].engines[position]
     yield ""
     yield f"## {first.engine} {first.version}"
     yield ""
     yield f"Built for batch {report.batch_size} and audited, not run: {first.cannot_run}."
+    yield from _made_of_rows(report, position)
+
+
+def _made_of_rows(report: Report, position: int) -> Iterator[str]:
+    """What an engine's plan says."""
     yield ""
     yield "| variant | rows honoured | degraded | kernels | MB moved | engine MB | build s |"
     yield "|---" * 7 + "|"
@@ -67,9 +77,12 @@ def _built(report: Report, position: int) -> Iterator[str]:
         degraded = sum(v.verdict in ("degraded", "wrong") for v in found.verdicts)
         moved = "" if found.traffic_bytes is None else f"{found.traffic_bytes / 1e6:.2f}"
         cells = [
-            variant.name, f"{found.honoured} of {len(found.verdicts)}", str(degraded),
-            str(found.kernels), moved, f"{found.engine_bytes / 1e6:.2f}",
-            f"{found.build_seconds:.1f}",
+            variant.name,
+            f"{found.honoured} of {len(found.verdicts)}" if found.verdicts else "",
+            str(degraded) if found.verdicts else "",
+            "" if found.kernels is None else str(found.kernels), moved,
+            "" if found.engine_bytes is None else f"{found.engine_bytes / 1e6:.2f}",
+            "" if found.build_seconds is None else f"{found.build_seconds:.1f}",
         ]  # fmt: skip
         yield f"| {' | '.join(cells)} |"
     for variant in report.variants:
@@ -80,53 +93,58 @@ def _built(report: Report, position: int) -> Iterator[str]:
 
 
 def _engine(report: Report, name: str, position: int) -> Iterator[str]:
-    first = report.variants[-1].engines[position]
-    if first.cannot_run:
+    results = [variant.engines[position] for variant in report.variants]
+    last = results[-1]
+    if last.cannot_run and not last.imported:
         yield from _built(report, position)
         return
-    batches = [latency.batch for latency in first.latency]
+    latencies = [latency for result in results for latency in result.latency]
+    batches = sorted({latency.batch for latency in latencies})
+    measured = {name: value for result in results for name, value in result.metrics.items()}
     columns = ["variant"]
-    for metric, value in first.metrics.items():
+    for metric, value in measured.items():
         columns.append(f"{metric} {value.unit}".strip())
         columns += [f"{metric} against fp32"] if "fp32" in value.vs else []
     columns += [f"ms, batch {batch}" for batch in batches]
     columns += [f"against fp32, batch {batch}" for batch in batches]
     columns += ["ONNX MB", "engine MB", "int8 layers", "scales"]
     yield ""
-    yield f"## {name} {first.version}"
+    yield f"## {name} {imported_version(results) if last.imported else last.version}"
     yield ""
     yield "| " + " | ".join(columns) + " |"
     yield "|---" * len(columns) + "|"
-    for variant in report.variants:
-        result = variant.engines[position]
+    for variant, result in zip(report.variants, results, strict=True):
         cells = [variant.name]
-        for metric, value in first.metrics.items():
+        for metric, value in measured.items():
             found = result.metrics.get(metric)
             cells.append(_value(found))
             if "fp32" in value.vs:
                 cells.append(_difference(found.vs.get("fp32")) if found else "")
-        cells += [f"{x.median_ms:.3f} (p90 {x.p90_ms:.3f})" for x in result.latency]
-        for latency in result.latency:
-            ratio = latency.vs.get("fp32")
+        own = {latency.batch: latency for latency in result.latency}
+        for batch in batches:
+            x = own.get(batch)
+            cells.append(f"{x.median_ms:.3f} (p90 {x.p90_ms:.3f})" if x else "")
+        for batch in batches:
+            ratio = own[batch].vs.get("fp32") if batch in own else None
             cells.append(f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio else "")
         cells += [
             f"{variant.onnx_bytes / 1e6:.3f}",
-            f"{result.engine_bytes / 1e6:.3f}",
+            "" if result.engine_bytes is None else f"{result.engine_bytes / 1e6:.3f}",
             int8_column(result),
             str(variant.scales),
         ]
         yield "| " + " | ".join(cells) + " |"
-    if not batches:
-        yield ""
-        yield f"{name} is the numerical reference (optimizations off); its latency says nothing."
-    else:
-        main = main_engine(report.variants[0])
-        spread = max(x.spread for v in report.variants for e in v.engines for x in e.latency)
+    if batches:
         yield ""
         yield (
-            f"Latency: median of {main.latency[0].rounds} interleaved rounds; largest spread "
-            f"(interquartile range over median) {100 * spread:.0f} %."
+            f"Latency: median of {latencies[0].rounds} interleaved rounds; largest spread "
+            f"(interquartile range over median) {100 * max(x.spread for x in latencies):.0f} %."
         )
+    elif not last.imported:
+        yield ""
+        yield f"{name} is the numerical reference (optimizations off); its latency says nothing."
+    if last.imported:
+        yield from _made_of_rows(report, position)
 
 
 def _value(found: MetricValue | None) -> str:

@@ -98,8 +98,8 @@ class EngineResult(Part):
 
     engine: str
     version: str
-    engine_bytes: int
-    build_seconds: float
+    engine_bytes: int | None = Field(description="Null where it is not known: imported results.")
+    build_seconds: float | None
     metrics: dict[str, MetricValue]
     latency: list[LatencyValue] = []
     layers: list[LayerRan] = Field(default=[], description="Empty where the engine does not tell.")
@@ -116,6 +116,7 @@ class EngineResult(Part):
         description="Site -> what was made of it for this engine, which does not have it: lowered, "
         "coarsened to ..., simulated (float on the device, accuracy only), left float.",
     )
+    imported: bool = Field(default=False, description="Built and run on another machine.")
 
     @property
     def honoured(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Group
 from rich.table import Table
@@ -13,14 +13,15 @@ from granplugin.report.build import main_engine
 from granplugin.report.model import EngineResult, Override, Ratio, Report, VariantResult
 
 WIDTH = 80
+EngineOf = Callable[[VariantResult], EngineResult]
+"""Which of a variant's engines is shown."""
 
 
 def render(report: Report) -> Group:
     """The report for a terminal: the table, then what the numbers need to be read rightly."""
-    parts: list = [_heading(report), "", _table(report), ""]
-    for position, result in enumerate(report.variants[0].engines):
-        if result.kernels is not None:
-            parts += [*_built(report, position), ""]
+    parts: list = [_heading(report), "", _table(report, main_engine), ""]
+    for position in range(len(report.variants[0].engines)):
+        parts += _engine(report, position)
     parts += [Text(line, overflow="fold") for line in _reading(report)]
     parts += [Text(line, style="yellow", overflow="fold") for line in _broken(report)]
     if found := list(made(report)):
@@ -35,6 +36,30 @@ def render(report: Report) -> Group:
         line = f"{said}: {limit.verdict}; {limit.why}"
         parts.append(Text(line, style=style, overflow="fold"))
     return Group(*parts)
+
+
+def _engine(report: Report, position: int) -> Iterator[Text | Table | str]:
+    """One engine beside the main one: what was imported of it, and its plan."""
+
+    def engine_of(variant: VariantResult) -> EngineResult:
+        return variant.engines[position]
+
+    engines = [engine_of(variant) for variant in report.variants]
+    if engines[0].imported and any(engine.metrics or engine.latency for engine in engines):
+        title = f"{engines[0].engine} {imported_version(engines)}"
+        yield Text(title, style="bold", overflow="fold")
+        yield _table(report, engine_of)
+        for line in latency_lines(report.variants, engine_of):
+            yield Text(line, overflow="fold")
+        yield ""
+    if any(engine.kernels is not None for engine in engines):
+        yield from _built(report, position)
+        yield ""
+
+
+def imported_version(engines: Sequence[EngineResult]) -> str:
+    """The version of an imported engine, where any variant's is known."""
+    return max((engine.version for engine in engines), key=len)
 
 
 def headline_metric(report: Report) -> str | None:
@@ -55,11 +80,11 @@ def _heading(report: Report) -> Text:
     )
 
 
-def _table(report: Report) -> Table:
+def _table(report: Report, engine_of: EngineOf) -> Table:
     metric = headline_metric(report)
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, width=WIDTH)
-    engine = main_engine(report.variants[0])
-    batches = [latency.batch for latency in engine.latency]
+    engines = [engine_of(variant) for variant in report.variants]
+    batches = sorted({latency.batch for engine in engines for latency in engine.latency})
     unit = main_engine(report.variants[-1]).metrics[metric].unit if metric else ""
     table.add_column("variant", ratio=1, overflow="fold")
     table.add_column(f"{metric} {unit}".strip() if metric else "", justify="right", no_wrap=True)
@@ -69,14 +94,14 @@ def _table(report: Report) -> Table:
         table.add_column(f"ms b{batch}", justify="right", no_wrap=True)
     table.add_column("MB", justify="right", no_wrap=True)
     table.add_column("int8", justify="right", no_wrap=True)
-    for variant in report.variants:
-        found = main_engine(variant)
+    for variant, found in zip(report.variants, engines, strict=True):
+        times = {latency.batch: f"{latency.median_ms:.2f}" for latency in found.latency}
         table.add_row(
             Text(variant.name, style="bold" if variant.kind == "recipe" else ""),
             _value(found, metric),
             _against(found, metric),
             _sqnr(found),
-            *[f"{latency.median_ms:.2f}" for latency in found.latency],
+            *[times.get(batch, "-") for batch in batches],
             f"{variant.onnx_bytes / 1e6:.2f}",
             int8_column(found),
         )
@@ -85,10 +110,13 @@ def _table(report: Report) -> Table:
 
 def _built(report: Report, position: int) -> Iterator[Text | Table]:
     """What is known of an engine from its plan alone."""
-    first = report.variants[0].engines[position]
-    reason = f"not run: {first.cannot_run}" if first.cannot_run else "its plan"
+    engines = [variant.engines[position] for variant in report.variants]
+    first = engines[0]
+    not_run = first.cannot_run and not first.imported
+    reason = f"not run: {first.cannot_run}" if not_run else "its plan"
+    version = imported_version(engines) if first.imported else first.version
     yield Text(
-        f"{first.engine} {first.version}, batch {report.batch_size}, {reason}",
+        f"{first.engine} {version}, batch {report.batch_size}, {reason}",
         style="bold",
         overflow="fold",
     )
@@ -101,10 +129,10 @@ def _built(report: Report, position: int) -> Iterator[Text | Table]:
         table.add_row(
             variant.name,
             f"{found.honoured}/{len(found.verdicts)}" if found.verdicts else "-",
-            str(found.kernels),
+            "-" if found.kernels is None else str(found.kernels),
             moved,
-            f"{found.engine_bytes / 1e6:.2f}",
-            f"{found.build_seconds:.1f}",
+            "-" if found.engine_bytes is None else f"{found.engine_bytes / 1e6:.2f}",
+            "-" if found.build_seconds is None else f"{found.build_seconds:.1f}",
         )
     yield table
     for variant in report.variants:
@@ -176,20 +204,20 @@ def _reading(report: Report) -> Iterator[str]:
             f"The smallest drop that {report.evaluation_samples} samples can prove: "
             f"{report.smallest_provable_drop:.2f} points."
         )
-    yield from latency_lines(shown)
+    yield from latency_lines(shown, main_engine)
     yield from agreement_sentences(report)
 
 
-def latency_lines(shown: Sequence[VariantResult]) -> Iterator[str]:
+def latency_lines(shown: Sequence[VariantResult], engine_of: EngineOf) -> Iterator[str]:
     """Each variant's latency as a multiple of fp32's, with its interval."""
-    found = [(variant.name, main_engine(variant).latency) for variant in shown]
-    found = [(name, latency) for name, latency in found if latency and "fp32" in latency[0].vs]
+    found = [(variant.name, engine_of(variant).latency) for variant in shown]
+    found = [(name, latency) for name, latency in found if any("fp32" in x.vs for x in latency)]
     if not found:
         return
     yield "latency as a multiple of fp32's (95 %; = no measurable difference):"
     width = max(len(name) for name, _ in found)
     for name, latencies in found:
-        ratios = [(latency.batch, latency.vs["fp32"]) for latency in latencies]
+        ratios = [(each.batch, each.vs["fp32"]) for each in latencies if "fp32" in each.vs]
         yield f"  {name:<{width}}  " + "  ".join(
             f"batch {batch} {r.value:.2f} [{r.low:.2f}, {r.high:.2f}]{_same(r)}"
             for batch, r in ratios

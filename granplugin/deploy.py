@@ -1,0 +1,218 @@
+"""export: one folder with all that another machine needs to build, run and measure with trtexec.
+
+The run folder keeps what `import` needs when results come back: what was exported, and the rows
+and promises that the audit holds them against.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+import granplugin
+from granplugin.backends import trtexec
+from granplugin.backends.nvidia_build import Options, profile_shapes
+from granplugin.data import Batch, Batches
+from granplugin.errors import RunError
+from granplugin.imported import FORMAT, Exported, ExportedVariant, Manifest, ManifestVariant
+from granplugin.legality import Written
+from granplugin.plan_file import plan_file, row_json
+from granplugin.progress import track
+from granplugin.recipe.load import Loaded
+from granplugin.run_folder import RunFolder, content_key
+from granplugin.session import Session
+from granplugin.variants import Built, build_variant, calibrate, plan_jobs
+
+log = logging.getLogger(__name__)
+
+_README = """\
+Run {scripts} here, on the machine with the GPU:
+it needs {command}, no Python, and builds, profiles, evaluates and times each variant.
+It leaves results/, which goes back to the machine with the recipe, where
+`granplugin import {run} results` audits it and enters it into the report.
+Nothing outside this folder is written; manifest.json says what is in it, by content.
+"""
+
+
+def export(
+    loaded: Loaded, run: RunFolder, engine: str, out: Path, samples: int | None = None
+) -> Manifest:
+    """Write the folder `out` for an engine of trtexec.PROGRAMS, with the first `samples` evaluation
+    samples (None: all of them). Calibrates as apply does, and reuses what apply made.
+
+    Raises RunError for a folder that export did not write, or that has results in it; RecipeError
+    for a row that the engine cannot have.
+    """
+    _check_free(out)
+    session = Session(loaded, run)
+    jobs = plan_jobs([loaded], session.layers, [engine])
+    float_onnx, statistics = calibrate(session, jobs)
+    built = [
+        build_variant(session, job, float_onnx, statistics, [engine])
+        for job in track(jobs, "writing Q/DQ")
+    ]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=".export-"))
+    try:
+        manifest = _write(scratch / "new", session, built, engine, samples)
+        if out.exists():
+            os.replace(out, scratch / "old")
+        os.replace(scratch / "new", out)
+    except OSError as err:
+        raise RunError(f"{out}: cannot be written: {err.strerror or err}; give --out") from err
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    for each in built:
+        if engine in each.own:
+            run.publish(f"variants/{each.job.name}/{engine}.onnx", each.file(engine))
+    known = _known(session, built, manifest)
+    run.publish(f"export-{engine}.json", known.model_dump_json())
+    return manifest
+
+
+def _write(
+    folder: Path, session: Session, built: Sequence[Built], engine: str, samples: int | None
+) -> Manifest:
+    name, batch = session.recipe.name, session.recipe.data.batch_size
+    graph = onnx.load(built[0].onnx).graph
+    inputs = {each.name: _shape(each) for each in graph.input}
+    options = Options(batch=batch, min_batch=1)
+    shapes = profile_shapes(inputs, options.shapes, options.batch, options.min_batch)
+    low = next(iter(shapes.values()))[0][0]
+    counts = _write_inputs(folder / "inputs", session.evaluation, samples, low)
+    sizes = sorted({low, batch})
+    first = next(iter(session.evaluation))
+    for size in sizes:
+        _write_batch(folder / "inputs" / f"time-b{size}", _repeated(first, size))
+    manifest = Manifest(
+        format=FORMAT,
+        granplugin=granplugin.__version__,
+        name=name,
+        engine=engine,
+        counts=counts,
+        sizes=sizes,
+        outputs={each.name: _dtype(each) for each in graph.output},
+        inputs_sha256=_folder_sha256(folder / "inputs"),
+        variants={each.job.name: _write_variant(folder, each, session, engine) for each in built},
+    )
+    (folder / "manifest.json").write_text(manifest.model_dump_json(indent=1))
+    programs = trtexec.PROGRAMS[engine]
+    for program in programs:
+        variants = list(manifest.variants)
+        text = trtexec.script(program, name, variants, list(inputs), shapes, sizes, options)
+        path = folder / program.script
+        path.write_text(text)
+        path.chmod(0o755)
+    scripts = " or ".join(f"`sh {each.script}` ({each.what})" for each in programs)
+    said = _README.format(scripts=scripts, command=programs[0].command, run=session.run.path)
+    (folder / "README.txt").write_text(said)
+    return manifest
+
+
+def _check_free(out: Path) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        Manifest.model_validate_json((out / "manifest.json").read_text())
+    except (OSError, ValueError):
+        raise RunError(f"{out} exists, and export did not write it; give another --out") from None
+    if (out / "results").exists():
+        raise RunError(f"{out} has results in it; import and remove them, or give another --out")
+
+
+def _write_variant(folder: Path, each: Built, session: Session, engine: str) -> ManifestVariant:
+    own = folder / "variants" / each.job.name
+    own.mkdir(parents=True)
+    shutil.copyfile(each.file(engine), own / "model.onnx")
+    plan = plan_file(session.key, session.text_key, session.layers, {each.job.name: each.job.plan})
+    (own / "plan.json").write_text(plan)
+    # Where the recipe lies, and which line says it, is no part of what was decided.
+    rows = [{**row_json(row), "where": None} for row in each.job.plan.rows]
+    return ManifestVariant(onnx_sha256=_sha256(own / "model.onnx"), plan_key=content_key(rows))
+
+
+def _write_inputs(folder: Path, data: Batches, samples: int | None, low: int) -> list[int]:
+    """batch-000, batch-001 ...; how many samples of each count. A batch smaller than the engine
+    takes is filled up with its own samples."""
+    counts: list[int] = []
+    for number, batch in enumerate(_first(data, samples)):
+        counts.append(len(next(iter(batch.values()))))
+        filled = _repeated(batch, max(counts[-1], low))
+        _write_batch(folder / f"batch-{number:03d}", filled)
+    return counts
+
+
+def _first(data: Batches, samples: int | None) -> Iterator[Batch]:
+    left = samples
+    for batch in data:
+        if left is not None:
+            batch = {name: array[:left] for name, array in batch.items()}
+            left -= len(next(iter(batch.values())))
+        yield batch
+        if left == 0:
+            return
+
+
+def _repeated(batch: Mapping[str, np.ndarray], size: int) -> Batch:
+    return {name: np.take(a, np.arange(size) % len(a), axis=0) for name, a in batch.items()}
+
+
+def _write_batch(folder: Path, batch: Batch) -> None:
+    """Each input as trtexec loads it: its values alone, in C order, little-endian."""
+    folder.mkdir(parents=True)
+    for name, array in batch.items():
+        little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        (folder / f"{name}.bin").write_bytes(little.tobytes())
+    shapes = trtexec.spelt({name: array.shape for name, array in batch.items()})
+    (folder / "shapes.txt").write_text(f"{shapes}\n")
+
+
+def _known(session: Session, built: Sequence[Built], manifest: Manifest) -> Exported:
+    variants, engine = {}, manifest.engine
+    for each in built:
+        job = each.job
+        written = job.written.get(engine, Written(()))
+        variants[job.name] = ExportedVariant(
+            model_sha256=_sha256(each.onnx),
+            rows=[asdict(row) | {"calibrator": None} for row in each.quantized],
+            promises={site: asdict(promise) for site, promise in written.promises.items()},
+            made=dict(written.made),
+        )
+    labels = session.evaluation.labels()
+    return Exported(
+        manifest=manifest,
+        metrics=session.recipe.metrics,
+        labels=None if labels is None else labels[: sum(manifest.counts)].tolist(),
+        variants=variants,
+    )
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    """-1 where the graph leaves it open."""
+    sizes = value.type.tensor_type.shape.dim
+    return tuple(d.dim_value if d.HasField("dim_value") else -1 for d in sizes)
+
+
+def _dtype(value: onnx.ValueInfoProto) -> str:
+    return onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folder_sha256(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = [[path.relative_to(folder).as_posix(), _sha256(path)] for path in files]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
