@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from granplugin.measure import Measured, check_data, measure, measure_latency, open_backends
+from granplugin.build_options import check_build
+from granplugin.latency import measure_latency, profile
+from granplugin.measure import Measured, check_data, measure, open_backends
 from granplugin.plan_file import plan_file
 from granplugin.progress import track
 from granplugin.quantize_config import config
@@ -28,6 +30,9 @@ from granplugin.session import Session
 from granplugin.statistics import export_amax
 from granplugin.variants import Built, build_variant, calibrate, plan_jobs
 
+ENGINE_FILES = ("layers.txt", "layers.json", "profile.json")
+"""What an engine tells of its layers, in the forms of TensorRT-RTX's log and of trtexec."""
+
 
 def apply(recipes: Sequence[Loaded], run: RunFolder) -> Report:
     """Build and measure the baselines, the recipes and their variants; leave a report.
@@ -38,6 +43,7 @@ def apply(recipes: Sequence[Loaded], run: RunFolder) -> Report:
     check_common(recipes)
     engines = open_backends(recipes[0])
     session = Session(recipes[0], run)
+    check_build(session)
     jobs = plan_jobs(recipes, session.layers)
     check_data(session)
     float_onnx, statistics = calibrate(session, jobs)
@@ -45,9 +51,10 @@ def apply(recipes: Sequence[Loaded], run: RunFolder) -> Report:
         build_variant(session, job, float_onnx, statistics) for job in track(jobs, "writing Q/DQ")
     ]
     results = measure(session, built, engines)
-    latencies = measure_latency(session, results, engines)
+    latencies = measure_latency(session, built, results, engines)
+    profiles = profile(session, results, engines)
     report = make_report(recipes, session, built, results, latencies)
-    publish(run, recipes, session, built, results, report, float_onnx)
+    publish(run, recipes, session, built, results, profiles, report, float_onnx)
     run.forget_unused()
     return report
 
@@ -64,6 +71,7 @@ def check_common(recipes: Sequence[Loaded]) -> None:
         "engines",
         "optional_engines",
         "baselines",
+        "build",
         "latency",
     )
     for other in recipes[1:]:
@@ -80,6 +88,7 @@ def publish(
     session: Session,
     built: Sequence[Built],
     results: Mapping[tuple[str, str], Measured],
+    profiles: Mapping[tuple[str, str], Path],
     report: Report,
     float_onnx: Path,
 ) -> None:
@@ -88,6 +97,11 @@ def publish(
         run.publish(f"variants/{each.job.name}/model.onnx", each.onnx)
         for engine, path in each.own.items():
             run.publish(f"variants/{each.job.name}/{engine}.onnx", path)
+    for (variant, engine), result in results.items():
+        told = profiles.get((variant, engine), result.engine.path)
+        for file in ENGINE_FILES:
+            if (told / file).is_file():
+                run.publish(f"variants/{variant}/{engine}/{file}", told / file)
     run.publish("float.onnx", float_onnx)
     plans = {each.job.name: each.job.plan for each in built}
     run.publish("plan.json", plan_file(session.key, session.text_key, session.layers, plans))
