@@ -19,6 +19,7 @@ from measure import HERE, Figure, main, of_values
 
 from granplugin.audit import audit
 from granplugin.backends import tensorrt_rtx
+from granplugin.backends.base import Options
 from granplugin.backends.engine_plan import read_layers_text
 from granplugin.recipe.load import load
 from granplugin.run_folder import RunFolder, open_run
@@ -71,7 +72,7 @@ def build_and_audit(built: Built, run: RunFolder) -> tuple[float, tuple, object]
     folder = run.cache / "engine"
     shutil.rmtree(folder, ignore_errors=True)
     start = perf_counter()
-    engine = tensorrt_rtx.build(built.file("tensorrt_rtx"), folder, batch=1)
+    engine = tensorrt_rtx.build(built.file("tensorrt_rtx"), folder, Options(batch=1))
     rows = [row for row in built.job.plan.quantized if row.site in built.amax]
     verdicts = audit(rows, tensorrt_rtx.layers(engine), {})
     return perf_counter() - start, verdicts, engine

@@ -31,7 +31,7 @@ STAGES = {
     "granplugin.measure:build_engine": "build engines",
     "granplugin.measure:_outputs": "accuracy: outputs",
     "granplugin.measure:measure": "accuracy: metrics, layers read back",
-    "granplugin.measure:measure_latency": "latency",
+    "granplugin.latency:measure_latency": "latency",
     "granplugin.report.build:make_report": "report",
     "granplugin.pipeline:publish": "publish",
 }

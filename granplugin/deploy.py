@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,8 @@ import onnx
 
 import granplugin
 from granplugin.backends import trtexec
-from granplugin.backends.nvidia_build import Options, profile_shapes
+from granplugin.backends.nvidia_build import profile_shapes
+from granplugin.build_options import check_build, options_of
 from granplugin.data import Batch, Batches
 from granplugin.errors import RunError
 from granplugin.imported import FORMAT, Exported, ExportedVariant, Manifest, ManifestVariant
@@ -56,6 +57,7 @@ def export(
     _check_free(out)
     session = Session(loaded, run)
     jobs = plan_jobs([loaded], session.layers, [engine])
+    check_build(session)
     float_onnx, statistics = calibrate(session, jobs)
     built = [
         build_variant(session, job, float_onnx, statistics, [engine])
@@ -86,7 +88,7 @@ def _write(
     name, batch = session.recipe.name, session.recipe.data.batch_size
     graph = onnx.load(built[0].onnx).graph
     inputs = {each.name: _shape(each) for each in graph.input}
-    options = Options(batch=batch, min_batch=1)
+    options = replace(options_of(session, built[0], engine), min_batch=1)
     shapes = profile_shapes(inputs, options.shapes, options.batch, options.min_batch)
     low = next(iter(shapes.values()))[0][0]
     counts = _write_inputs(folder / "inputs", session.evaluation, samples, low)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
+import textwrap
 from importlib.metadata import PackageNotFoundError, requires, version
 
 import granplugin
 from granplugin import backends
+from granplugin.gpu import gpu, trouble
+from granplugin.recipe.schema import BUILDS_WITH, TARGETS
 from granplugin.report import build
 from granplugin.report.verbs import DoctorOutput, EngineState
 
@@ -26,12 +27,13 @@ def examine() -> DoctorOutput:
                 version=None if reason else module.version(),
                 unavailable=reason,
                 cannot_run=None if reason else module.can_run(),
+                targets=list(TARGETS) if name in BUILDS_WITH["targets"] else [],
             )
         )
     return DoctorOutput(
         granplugin=granplugin.__version__,
         machine=build.machine(),
-        gpu=gpu(),
+        gpu=_gpu(),
         engines=engines,
         missing=missing(),
     )
@@ -55,35 +57,42 @@ def missing() -> list[str]:
     return absent
 
 
-def gpu() -> str | None:
-    """The first NVIDIA GPU and its driver, or None."""
-    if not shutil.which("nvidia-smi"):
-        return None
-    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        told = subprocess.run(
-            command, capture_output=True, text=True, timeout=10, check=True
-        ).stdout
-    except (subprocess.SubprocessError, OSError):
-        return None
-    return told.strip().splitlines()[0] if told.strip() else None
+def _gpu() -> str:
+    """The GPU and its driver, or why there is none."""
+    found = gpu()
+    if found:
+        return f"{found.name} ({found.target}), driver {found.driver}"
+    return f"none; {trouble()}" if trouble() else "none"
 
 
 def lines(found: DoctorOutput) -> list[str]:
-    """The same as text."""
+    """The same as text, at most 80 columns where names are not longer."""
     machine = found.machine
     told = [
         f"granplugin {found.granplugin}, Python {machine.python}, {machine.system}",
-        f"{machine.processor}, {machine.cores} cores; NVIDIA GPU: {found.gpu or 'none'}",
+        f"{machine.processor}, {machine.cores} cores",
+        *_wrapped("NVIDIA GPU", found.gpu),
         "",
     ]
     told += [f"{name:<18} {number}" for name, number in machine.packages.items()]
     told += [f"{name:<18} missing; pip install {name}" for name in found.missing]
-    told.append("")
     for engine in found.engines:
-        state = engine.unavailable or f"works ({engine.version})"
+        told += ["", *_wrapped(engine.engine, engine.what_for)]
+        if engine.unavailable:
+            told += _wrapped("", engine.unavailable)
+            continue
         if engine.cannot_run:
-            state = f"builds and audits ({engine.version}), cannot run: {engine.cannot_run}"
-        told.append(f"{engine.engine:<18} {state}")
-        told.append(f"{'':<18} {engine.what_for}")
+            told += _wrapped("", f"{engine.version} builds and audits here, and cannot run:")
+            told += _wrapped("", engine.cannot_run)
+        else:
+            told += _wrapped("", f"{engine.version} works")
+        if engine.targets:
+            told += _wrapped("", f"builds for {', '.join(engine.targets)}")
     return told
+
+
+def _wrapped(name: str, text: str) -> list[str]:
+    return textwrap.wrap(
+        f"{name:<18} {text}", 80, subsequent_indent=" " * 19,
+        break_long_words=False, break_on_hyphens=False, drop_whitespace=True,
+    )  # fmt: skip

@@ -26,6 +26,7 @@ from granplugin.backends.engine_plan import EnginePlan, read_inspector_json, rea
 from granplugin.backends.nvidia import layer_precisions, weighted_nodes
 from granplugin.capabilities import Promise
 from granplugin.errors import EngineError, RunError, UserError
+from granplugin.latency import Timing
 from granplugin.plan import Row
 from granplugin.report.build import engine_result
 from granplugin.report.markdown import to_markdown
@@ -188,11 +189,11 @@ def _entered(
         for name, found in files.items()
     }
     latencies = {
-        (name, engine, size): latency
+        (name, engine, size): Timing(latency)
         for size in _sizes(files)
         for name, latency in _latencies(files, size).items()
     }
-    if any(latency.rounds == 1 for latency in latencies.values()):
+    if any(each.latency.rounds == 1 for each in latencies.values()):
         notes.append("timed in one round, so its ratios have no interval; the script times several")
     for found in files.values():
         if device := trtexec.read_log(found.get("build.log", "")).get("device"):

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from types import MappingProxyType
 
 from granplugin import backends, capabilities
 from granplugin.backends import TARGETED
 from granplugin.capabilities import Book, Promise
 from granplugin.errors import RecipeError
+from granplugin.gpu import gpu
 from granplugin.granularity import coarser
 from granplugin.graph.lowering.methods import How
 from granplugin.layers import WEIGHTED, Layer
@@ -46,14 +48,24 @@ def engines_of(recipe: Recipe) -> list[str]:
     return [*recipe.engines, *(name for name in optional if name not in recipe.engines)]
 
 
+def targets_of(recipe: Recipe) -> dict[str, tuple[str, ...]]:
+    """Engine -> the compute capabilities it is built for, where that is known."""
+    found = {"tensorrt_rtx": tuple(recipe.build.targets)}
+    if "tensorrt" in engines_of(recipe) and (here := gpu()):
+        found["tensorrt"] = (here.target,)
+    return found
+
+
 def decide(
     plan: Plan,
     layers: Sequence[Layer],
     engines: Sequence[str],
     on_unsupported: Sequence[str] | None,
     precision: str = "fp32",
+    targets: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> dict[str, Written]:
-    """Engine -> what is written for it; `precision` is that of the rest of the graph.
+    """Engine -> what is written for it; `precision` is that of the rest of the graph, `targets`
+    are those of `targets_of`.
 
     `on_unsupported` holds for rows of which no rule says another; with None, as for a baseline,
     every row is written as it is. Raises RecipeError, at the deciding rule's line, for the first
@@ -68,7 +80,7 @@ def decide(
         module = backends.load(engine)
         version = None if module.unavailable() else module.version()
         graph = precision if precision in module.PRECISIONS else "fp32"
-        book = Book(capabilities.load(engine, version), graph)
+        book = Book(capabilities.load(engine, version), graph, targets.get(engine, ()))
         decides = engine in TARGETED and on_unsupported is not None
         rows, how, made, promises = [], {}, {}, {}
         for name, group in groupby(plan.rows, lambda row: row.layer):

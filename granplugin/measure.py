@@ -1,11 +1,10 @@
-"""Variants on engines: their outputs on the evaluation data, metrics and latencies."""
+"""Variants on engines: their outputs on the evaluation data, and metrics."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -15,10 +14,12 @@ import numpy as np
 
 from granplugin import backends, metrics
 from granplugin.audit import Verdict, audit
-from granplugin.backends.base import Engine, LayerPrecision
+from granplugin.backends.base import BuildFailed, Engine, LayerPrecision
 from granplugin.backends.engine_plan import EnginePlan
+from granplugin.build_options import cannot_run, options_of
 from granplugin.data import Batches
 from granplugin.errors import EngineError, ModelError, UserError
+from granplugin.failed_build import explain
 from granplugin.legality import Written
 from granplugin.models import blame, resolve
 from granplugin.progress import track
@@ -26,7 +27,6 @@ from granplugin.recipe.load import Loaded
 from granplugin.recipe.schema import Target
 from granplugin.run_folder import content_key
 from granplugin.session import Session, located
-from granplugin.timing import Latency, measure_interleaved
 from granplugin.trace import call, flatten_outputs
 from granplugin.variants import FP32, Built
 
@@ -94,11 +94,11 @@ def measure(
     results: dict[tuple[str, str], Measured] = {}
     for name, module, each in track(work, "building and measuring"):
         engine = build_engine(session, each, module)
-        layers, cannot_run = _layers(session, each, engine, module), module.can_run()
+        layers, reason = _layers(session, each, engine, module), cannot_run(session.recipe, module)
         written = each.job.written.get(name, Written(()))
         verdicts = audit(each.quantized, layers, written.promises, written.made)
-        found = Measured(engine, layers, module.plan(engine), verdicts, cannot_run)
-        if cannot_run is None:
+        found = Measured(engine, layers, module.plan(engine), verdicts, reason)
+        if reason is None:
             outputs = _outputs(session, each, engine, module)
             reference = outputs if each.job.name == FP32 else results[FP32, name].outputs
             values = _values(session, each, engine, module, outputs, reference)
@@ -107,13 +107,18 @@ def measure(
     return results
 
 
-def build_engine(session: Session, built: Built, module: ModuleType) -> Engine:
-    """The backend's engine of a variant, kept by the ONNX file's content."""
-    onnx, batch = built.file(module.name), session.recipe.data.batch_size
+def build_engine(session: Session, built: Built, module: ModuleType, again: bool = False) -> Engine:
+    """The backend's engine of a variant, kept by the ONNX file's content; or a second one, `again`,
+    made without the timings of the first."""
+    onnx, options = built.file(module.name), options_of(session, built, module.name)
     folder = session.run.cache / f"engine-{onnx.stem}-{module.name}"
+    if again:
+        folder, options = Path(f"{folder}-again"), replace(options, timing_cache=None)
     session.run.used.add(folder)
     try:
-        return module.build(onnx, folder, batch)
+        return module.build(onnx, folder, options)
+    except BuildFailed as err:
+        raise explain(built, module, options, session.run.cache, err) from err
     except EngineError as err:
         raise EngineError(f"variant {built.job.name}: {err}") from err
 
@@ -123,9 +128,15 @@ def _layers(
 ) -> tuple[LayerPrecision, ...]:
     """What ran in what; kept, since OpenVINO compiles the model to tell."""
     file = built.file(module.name).name
-    key = content_key(file, module.name, engine.version, session.recipe.data.batch_size)
+    key = content_key(file, module.name, engine.version, _built_for(session, built, module))
     found = session.run.made_json("ran", key, lambda: [asdict(x) for x in module.layers(engine)])
     return tuple(LayerPrecision(**layer) for layer in found)
+
+
+def _built_for(session: Session, built: Built, module: ModuleType) -> dict[str, Any]:
+    """What two engines of one file can differ in."""
+    said = asdict(options_of(session, built, module.name))
+    return {key: said[key] for key in said if key not in ("seconds", "memory_mb")}
 
 
 def _outputs(
@@ -140,7 +151,7 @@ def _outputs(
 
     key = content_key(
         built.file(module.name).name, module.name, engine.version, session.evaluation.key(),
-        session.recipe.data.batch_size,
+        _built_for(session, built, module),
     )  # fmt: skip
     with np.load(session.run.made("outputs", key, ".npz", run_all)) as arrays:
         return dict(arrays)
@@ -209,45 +220,3 @@ def user_metrics(target: Target, predict: Callable, data: Batches) -> dict[str, 
                 f"not [{data.samples}]"
             )
     return values
-
-
-def measure_latency(
-    session: Session,
-    results: Mapping[tuple[str, str], Measured],
-    engines: Mapping[str, ModuleType],
-) -> dict[tuple[str, str, int], Latency]:
-    """(variant, engine, batch size) -> latency, all variants of an engine interleaved."""
-    latencies: dict[tuple[str, str, int], Latency] = {}
-    spec = session.recipe.latency
-    first = next(iter(session.evaluation))
-    for name, module in engines.items():
-        if not module.measures_latency or module.can_run() is not None:
-            continue
-        for batch in sorted({1, session.recipe.data.batch_size}):
-            feeds = {key: _filled(array, batch) for key, array in first.items()}
-            with ExitStack() as stack:
-                runners = {
-                    variant: stack.enter_context(module.open(result.engine, batch=batch))
-                    for (variant, engine), result in results.items()
-                    if engine == name
-                }
-                log.info(
-                    "measuring latency of %d variants on %s, batch %d", len(runners), name, batch
-                )
-                found = measure_interleaved(
-                    {variant: _call(runner, feeds) for variant, runner in runners.items()},
-                    warmup=3,
-                    rounds=spec.rounds,
-                    seconds=spec.seconds,
-                )
-            latencies |= {(variant, name, batch): latency for variant, latency in found.items()}
-    return latencies
-
-
-def _call(runner: Any, feeds: dict[str, np.ndarray]) -> Any:
-    return lambda: runner.run(feeds)
-
-
-def _filled(array: np.ndarray, batch: int) -> np.ndarray:
-    """The first `batch` samples, starting over where there are fewer."""
-    return np.ascontiguousarray(np.take(array, np.arange(batch) % len(array), axis=0))

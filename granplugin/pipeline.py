@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from granplugin.backends.engine_plan import inspector_json
+from granplugin.build_options import check_build
 from granplugin.imported import enter
-from granplugin.measure import Measured, check_data, measure, measure_latency, open_backends
+from granplugin.latency import Timing, measure_latency, profile
+from granplugin.measure import Measured, check_data, measure, open_backends
 from granplugin.plan_file import plan_file
 from granplugin.progress import track
 from granplugin.quantize_config import config
@@ -28,8 +30,10 @@ from granplugin.report.model import Report
 from granplugin.run_folder import RunFolder
 from granplugin.session import Session
 from granplugin.statistics import export_amax
-from granplugin.timing import Latency
 from granplugin.variants import Built, build_variant, calibrate, plan_jobs
+
+ENGINE_FILES = ("layers.txt", "layers.json", "profile.json")
+"""What an engine tells of its layers, in the forms of TensorRT-RTX's log and of trtexec."""
 
 
 def apply(recipes: Sequence[Loaded], run: RunFolder) -> Report:
@@ -41,6 +45,7 @@ def apply(recipes: Sequence[Loaded], run: RunFolder) -> Report:
     check_common(recipes)
     engines = open_backends(recipes[0])
     session = Session(recipes[0], run)
+    check_build(session)
     jobs = plan_jobs(recipes, session.layers)
     check_data(session)
     float_onnx, statistics = calibrate(session, jobs)
@@ -48,9 +53,10 @@ def apply(recipes: Sequence[Loaded], run: RunFolder) -> Report:
         build_variant(session, job, float_onnx, statistics) for job in track(jobs, "writing Q/DQ")
     ]
     results = measure(session, built, engines)
-    latencies = measure_latency(session, results, engines)
+    latencies = measure_latency(session, built, results, engines)
+    profiles = profile(session, results, engines)
     report = make_report(recipes, session, built, results, latencies)
-    report = publish(run, recipes, session, built, results, latencies, report, float_onnx)
+    report = publish(run, recipes, session, built, results, latencies, profiles, report, float_onnx)
     run.forget_unused()
     return report
 
@@ -67,6 +73,7 @@ def check_common(recipes: Sequence[Loaded]) -> None:
         "engines",
         "optional_engines",
         "baselines",
+        "build",
         "latency",
     )
     for other in recipes[1:]:
@@ -83,7 +90,8 @@ def publish(
     session: Session,
     built: Sequence[Built],
     results: Mapping[tuple[str, str], Measured],
-    latencies: Mapping[tuple[str, str, int], Latency],
+    latencies: Mapping[tuple[str, str, int], Timing],
+    profiles: Mapping[tuple[str, str], Path],
     report: Report,
     float_onnx: Path,
 ) -> Report:
@@ -93,12 +101,17 @@ def publish(
         run.publish(f"variants/{each.job.name}/model.onnx", each.onnx)
         for engine, path in each.own.items():
             run.publish(f"variants/{each.job.name}/{engine}.onnx", path)
-    for (name, engine), result in results.items():
+    for (variant, engine), result in results.items():
         if result.plan:
-            run.publish(f"variants/{name}/layers_{engine}.json", inspector_json(result.plan))
-    for (name, engine, batch), latency in latencies.items():
-        calls = [{"latencyMs": ms} for ms in latency.samples_ms]  # as --exportTimes has it
-        run.publish(f"variants/{name}/times_{engine}_b{batch}.json", json.dumps(calls))
+            folder = f"variants/{variant}/{engine}"
+            run.publish(f"{folder}/layers.json", inspector_json(result.plan))
+            told = profiles.get((variant, engine), result.engine.path)
+            for file in ENGINE_FILES:
+                if (told / file).is_file():
+                    run.publish(f"{folder}/{file}", told / file)
+    for (variant, engine, batch), found in latencies.items():
+        calls = [{"latencyMs": ms} for ms in found.latency.samples_ms]  # as --exportTimes has it
+        run.publish(f"variants/{variant}/{engine}/times_b{batch}.json", json.dumps(calls))
     run.publish("float.onnx", float_onnx)
     plans = {each.job.name: each.job.plan for each in built}
     run.publish("plan.json", plan_file(session.key, session.text_key, session.layers, plans))

@@ -7,12 +7,23 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter_ns
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from scipy.special import bdtr
 
 # Below 6 pairs even the whole range of the ratios is not a 95 % interval of their median.
 MIN_ROUNDS = 6
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """A runner that has a clock of its own, such as a GPU's."""
+
+    def __call__(self) -> object: ...
+
+    def timed(self, calls: int) -> float:
+        """Mean ms of `calls` calls in a row, by that clock."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,10 @@ class Ratio:
     low: float
     high: float
 
+    def beyond(self, spread: float) -> Ratio:
+        """With an interval wider by `spread`, by which two builds of one network differ."""
+        return Ratio(self.value, self.low / (1 + spread), self.high * (1 + spread))
+
 
 def measure_interleaved(
     runners: Mapping[str, Callable[[], object]],
@@ -49,9 +64,10 @@ def measure_interleaved(
 ) -> dict[str, Latency]:
     """Time each runner once per round, in an order shuffled anew each round by `seed`.
 
-    A round's sample is the mean of `inner` calls. When a runner has used `seconds` - warm-up and
-    rounds each - the rest is dropped for all, since rounds are compared in pairs; one warm-up call
-    and MIN_ROUNDS rounds are always made. The garbage collector rests meanwhile.
+    A round's sample is the mean of `inner` calls, by the runner's own clock if it is Timed. When a
+    runner has used `seconds` - warm-up and rounds each - the rest is dropped for all, since rounds
+    are compared in pairs; one warm-up call and MIN_ROUNDS rounds are always made. The garbage
+    collector rests meanwhile.
     """
     order = list(runners)
     shuffle = random.Random(seed).shuffle
@@ -75,16 +91,27 @@ def measure_interleaved(
             for name in order:
                 run = runners[name]
                 start = perf_counter_ns()
-                for _ in range(inner):
-                    run()
-                # A coarse clock may not have moved; ratios need a positive time.
-                elapsed = max(perf_counter_ns() - start, 1)
+                if isinstance(run, Timed):
+                    told_ms = run.timed(inner)
+                else:
+                    told_ms = None
+                    for _ in range(inner):
+                        run()
+                elapsed = perf_counter_ns() - start
                 used_ns[name] += elapsed
-                samples[name].append(elapsed / inner / 1e6)
+                # A coarse clock may not have moved; ratios need a positive time.
+                samples[name].append(
+                    max(elapsed / inner / 1e6 if told_ms is None else told_ms, 1e-6)
+                )
     finally:
         if collecting:
             gc.enable()
     return {name: latency(samples[name]) for name in runners}
+
+
+def _called(run: Callable[[], object], calls: int) -> None:
+    for _ in range(calls):
+        run()
 
 
 def ratio(a: Latency, b: Latency) -> Ratio:
@@ -100,6 +127,13 @@ def ratio(a: Latency, b: Latency) -> Ratio:
     ratios = np.sort(np.divide(a.samples_ms, b.samples_ms))
     k = int(np.count_nonzero(bdtr(np.arange(a.rounds), a.rounds, 0.5) <= 0.025))
     return Ratio(float(np.median(ratios)), float(ratios[k - 1]), float(ratios[-k]))
+
+
+def build_spread(again: Sequence[Ratio]) -> float:
+    """How far apart two builds of one network were at most, as a part of the shorter time; from
+    the second's times over the first's. A difference between networks below that is no finding.
+    """
+    return max((max(each.value, 1 / each.value) - 1 for each in again), default=0.0)
 
 
 def latency(samples_ms: Sequence[float]) -> Latency:

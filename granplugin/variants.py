@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from granplugin.graph.precision import convert, too_large
 from granplugin.graph.qdq import insert
 from granplugin.graph.verify import agreement, read_back
 from granplugin.layers import Layer
-from granplugin.legality import Written, decide, engines_of
+from granplugin.legality import Written, decide, engines_of, targets_of
 from granplugin.plan import Plan, Row, make_plan, preset_plan
 from granplugin.recipe.load import RECIPE, Loaded, load_variants
 from granplugin.recipe.schema import FLOAT
@@ -66,9 +66,13 @@ class Job:
 @dataclass(frozen=True)
 class Built:
     """A variant's ONNX file, with what is in it; `own` has the file of each engine that needs
-    another. `float32_nodes` are computed in float32 in a file of float16: they could overflow."""
+    another. All were made of `floats`, the marked float model, with these `ranges` (amax, None
+    where only zeros were seen). `float32_nodes` are computed in float32 in a file of float16: they
+    could overflow."""
 
     job: Job
+    floats: Path
+    ranges: Mapping[Row, np.ndarray | None]
     onnx: Path
     amax: Mapping[str, np.ndarray]
     zero_sites: tuple[str, ...]
@@ -80,6 +84,13 @@ class Built:
     def quantized(self) -> tuple[Row, ...]:
         """The plan's rows that are quantized in the file: not those that only saw zeros."""
         return tuple(r for r in self.job.plan.quantized if r.dynamic or r.site in self.amax)
+
+    def quantized_for(self, engine: str) -> tuple[Row, ...]:
+        """The rows that are quantized in what this engine is built of."""
+        rows = self.job.written.get(engine, self.job.plan).rows
+        return tuple(
+            r for r in rows if r.quantized and (r.dynamic or self.ranges.get(r) is not None)
+        )
 
     def file(self, engine: str) -> Path:
         """What this engine is built of."""
@@ -101,14 +112,16 @@ def plan_jobs(
             jobs.append(Job(name, "baseline", first, _floating(layers, first), name))
         elif name != FP32:
             plan, precision = preset_plan(name, layers, first), first.recipe.precision
-            wanted = engines or engines_of(first.recipe)
-            written = decide(plan, layers, wanted, None, precision)
+            wanted, targets = engines or engines_of(first.recipe), targets_of(first.recipe)
+            written = decide(plan, layers, wanted, None, precision, targets)
             jobs.append(Job(name, "baseline", first, plan, precision, written))
     for loaded in recipes:
         for name, variant in load_variants(loaded).items():
             plan = make_plan(variant, layers)
             wanted, recipe = engines or engines_of(variant.recipe), variant.recipe
-            written = decide(plan, layers, wanted, recipe.on_unsupported, recipe.precision)
+            written = decide(
+                plan, layers, wanted, recipe.on_unsupported, recipe.precision, targets_of(recipe)
+            )
             own = name == RECIPE
             title = loaded.recipe.name if own else name
             if any(job.name == title for job in jobs):
@@ -122,9 +135,12 @@ def plan_jobs(
 
 def _floating(layers: Sequence[Layer], loaded: Loaded) -> Plan:
     """Nothing quantized, batch norms folded: what TensorRT makes of the float network."""
-    nothing = dict(format=FLOAT, granularity=None, block=None, calibrator=None, amax=None)
     rows = preset_plan("tensorrt@11", layers, loaded).rows
-    return Plan(tuple(replace(row, **nothing) for row in rows))
+    return Plan(tuple(replace(row, **_NOTHING) for row in rows))
+
+
+_NOTHING = dict(format=FLOAT, granularity=None, block=None, calibrator=None, amax=None)
+"""What a row that is left float says."""
 
 
 def calibrate(session: Session, jobs: Sequence[Job]) -> tuple[Path, Statistics | None]:
@@ -260,7 +276,22 @@ def build_variant(
         path = file(written, job.precision if has else FP32)
         if written.made or path != onnx:
             own[engine] = path
-    return Built(job, onnx, amax, zero_sites, found, own, tuple(dict.fromkeys(kept)))
+    float32_nodes = tuple(dict.fromkeys(kept))
+    return Built(job, float_onnx, ranges, onnx, amax, zero_sites, found, own, float32_nodes)
+
+
+def write_quantized(built: Built, engine: str, layers: Collection[str], path: Path) -> None:
+    """What this engine is built of, with only these layers quantized."""
+    written = built.job.written.get(engine, Written(built.job.plan.rows))
+    rows = [row if row.layer in layers else replace(row, **_NOTHING) for row in written.rows]
+    amax = {row.site: built.ranges[row] for row in rows if built.ranges.get(row) is not None}
+    how = {site: way for site, way in written.how.items() if site in amax}
+    edited = _edited(rows, amax)
+    save(insert(load_float(built.floats), edited, amax, how), path)
+    precision = built.job.precision
+    if precision != FP32 and precision in backends.load(engine).PRECISIONS:
+        sites = {row.site for row in edited}
+        save(convert(path, precision, sites, built.float32_nodes), path)
 
 
 def _float32_nodes(session: Session, path: Path) -> list[str]:

@@ -245,7 +245,7 @@ def test_a_folder_of_images_is_a_data_source(applied):
     ],
 )
 def test_limits_decide_the_exit_code(applied, monkeypatch, limits, code, verdict):
-    from granplugin import measure
+    from granplugin import latency
     from granplugin.timing import Latency
 
     def measured(runners, **_):
@@ -254,7 +254,7 @@ def test_limits_decide_the_exit_code(applied, monkeypatch, limits, code, verdict
             "recipe": Latency(1.0, 1.1, 0.2, 20, uncertain)
         }
 
-    monkeypatch.setattr(measure, "measure_interleaved", measured)
+    monkeypatch.setattr(latency, "measure_interleaved", measured)
     applied.recipe(limits=limits, engines=["openvino"])
     done = applied.apply()
     assert done.code == code

@@ -8,7 +8,8 @@ import os
 import subprocess
 import sys
 import textwrap
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,10 +18,18 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from granplugin.backends import base, nvidia, tensorrt, tensorrt_rtx
-from granplugin.backends.engine_plan import EngineLayer, EngineTensor, read_layers_text
-from granplugin.backends.nvidia_build import Options, run_build
+from granplugin.backends import base, nvidia, nvidia_run, tensorrt, tensorrt_rtx
+from granplugin.backends.base import BuildFailed, Options
+from granplugin.backends.engine_plan import (
+    EngineLayer,
+    EngineTensor,
+    read_inspector_json,
+    read_layers_text,
+    read_profile_json,
+)
+from granplugin.backends.nvidia_build import run_build
 from granplugin.errors import EngineError
+from granplugin.timing import Timed, measure_interleaved
 
 PLANS = Path(__file__).parent / "data" / "engine_plans"
 NETS = ["conv_per_tensor", "conv_per_channel", "depthwise", "gemm"]
@@ -260,6 +269,16 @@ def test_a_parser_error_names_the_node(rtx, tmp_path):
         rtx.build(path, tmp_path / "engine")
 
 
+def test_an_operator_that_the_parser_does_not_know_is_named(rtx, tmp_path):
+    path = net(tmp_path / "model.onnx", "gemm")
+    model = onnx.load(path)
+    model.graph.node[-1].op_type = "Rectify"  # as of an opset that comes after it
+    onnx.save(model, path)
+    with pytest.raises(BuildFailed, match=r"node y \(Rectify\): it does not know") as error:
+        rtx.build(path, tmp_path / "engine")
+    assert error.value.nodes == ("y",)
+
+
 def test_an_input_that_is_dynamic_in_more_than_its_batch_needs_shapes(rtx, tmp_path):
     path = net(tmp_path / "model.onnx", "conv_per_tensor")
     model = onnx.load(path)
@@ -322,7 +341,7 @@ def test_without_a_driver_it_says_so_and_opens_nothing(rtx, tmp_path, monkeypatc
     ("built", "available", "capability", "reason"),
     [
         (False, False, None, "is built without CUDA"),
-        (True, False, None, "finds no GPU"),
+        (True, False, None, "torch finds no GPU that it can use: the driver is too old"),
         (True, True, (9, 0), "H200 is sm90, which it has no target for"),
         (True, True, (8, 9), None),
     ],
@@ -332,7 +351,12 @@ def test_why_it_cannot_run_is_a_sentence(rtx, monkeypatch, built, available, cap
 
     monkeypatch.setattr(nvidia.ctypes, "CDLL", lambda name: None)
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: built)
+
+    def init():
+        raise RuntimeError("the driver is too old")
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(torch.cuda, "init", init)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H200")
     told = rtx.can_run()
@@ -406,8 +430,7 @@ class Runtime:
 class CudaEngine:
     num_io_tensors = 2
     def __init__(self, said): self.largest = said["shapes"][2]
-    def create_engine_inspector(self): return self
-    def get_engine_information(self, form): return LAYERS
+    def create_engine_inspector(self): return Inspector()
     def create_execution_context(self): return Context(self.largest)
     def get_tensor_name(self, index): return "xy"[index]
     def get_tensor_mode(self, name): return TensorIOMode(1 + "xy".index(name))
@@ -415,8 +438,16 @@ class CudaEngine:
     def get_tensor_shape(self, name): return (-1, 4)
     def get_tensor_profile_shape(self, name, index): return [(1, 4), (2, 4), self.largest]
 
+class Inspector:
+    execution_context = None
+    def get_engine_information(self, form): return LAYERS
+
+class IProfiler:
+    def __init__(self): self.made = True
+
 class Context:
-    def __init__(self, largest): self.largest, self.at = largest, {}
+    profiler = None
+    def __init__(self, largest): self.largest, self.at, self.calls = largest, {}, 0
     def set_input_shape(self, name, shape):
         self.shape = shape
         return len(shape) == 2 and shape[0] <= self.largest[0] and shape[1] == 4
@@ -430,6 +461,11 @@ class Context:
             for at in (self.at["x"], self.at["y"])
         )
         y[:] = 2 * x
+        self.calls += 1
+        if self.profiler is not None:
+            assert self.profiler.made
+            self.profiler.report_layer_time("first", 0.5 * self.calls)
+            self.profiler.report_layer_time("second", 0.5)
         return True
 
 def nptype(dtype): return dtype
@@ -455,7 +491,7 @@ def stand_in(request, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     monkeypatch.setattr(tensorrt, "version", lambda: f"{request.param}.4.0")
     monkeypatch.setattr(nvidia, "can_run", lambda library: None)
-    monkeypatch.setattr(nvidia, "_DEVICE", "cpu")
+    monkeypatch.setattr(nvidia_run, "DEVICE", "cpu")
     stream = SimpleNamespace(cuda_stream=7, synchronize=lambda: None)
     monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
@@ -466,7 +502,7 @@ def stand_in(request, tmp_path, monkeypatch):
 def test_tensorrt_builds_strongly_typed_with_a_timing_cache(stand_in, tmp_path):
     path, cache = net(tmp_path / "model.onnx", "gemm"), tmp_path / "timing"
     cache.write_bytes(b"of another version")
-    options = Options(batch=2, timing_cache=str(cache), workspace_mb=64)
+    options = Options(batch=2, min_batch=2, timing_cache=str(cache), workspace_mb=64)
     engine = tensorrt.build(path, tmp_path / "engine", options=options)
     said = json.loads((engine.path / "model.engine").read_text())
     # TensorRT 11 has nothing else.
@@ -503,6 +539,141 @@ def test_tensorrt_runs_every_batch_size_it_was_built_for(stand_in, tmp_path):
                 runner.run(feeds)
 
 
+class Event:
+    """torch.cuda.Event by the calls that the stand-in's context has made."""
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self, stream):
+        self.at = len(stream.work)
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, other):
+        return 0.25 * (other.at - self.at)
+
+
+@pytest.fixture
+def runner(stand_in, tmp_path, monkeypatch):
+    """The stand-in's runner on torch.cuda's events and graphs, which count and replay calls.
+
+    It tests what we do in which order, not TensorRT or CUDA.
+    """
+    import torch
+
+    stream = SimpleNamespace(cuda_stream=7, work=[], capturing=None, synchronize=lambda: None)
+
+    class Graph:
+        def replay(self):
+            stream.work.append("replay")
+
+    @contextmanager
+    def capture(graph, stream):
+        stream.capturing = graph
+        yield
+        stream.capturing = None
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    path, options = net(tmp_path / "model.onnx", "gemm"), Options(batch=3, min_batch=1)
+    options = replace(options, timing_cache=str(tmp_path / "timing"))
+    with tensorrt.open(tensorrt.build(path, tmp_path / "engine", options=options)) as runner:
+        execute = runner.context.execute_async_v3
+
+        def execute_async_v3(number):
+            stream.work.append("capture" if stream.capturing else "call")
+            return execute(number)
+
+        runner.context.execute_async_v3 = execute_async_v3
+        yield runner
+
+
+X = {"x": np.ones((2, 4), np.float32)}
+
+
+def test_a_latency_is_between_two_events_around_calls_on_the_device(runner):
+    call = runner.resident(X)
+    assert isinstance(call, Timed)
+    assert runner.stream.work == ["call"]  # shapes are settled before anything is timed
+    assert call.timed(10) == 0.25
+    assert runner.stream.work == ["call"] * 11
+    found = measure_interleaved({"a": call}, warmup=3, rounds=20, inner=10)["a"]
+    assert found.samples_ms == (0.25,) * 20
+    assert len(runner.stream.work) == 11 + 3 + 200
+
+
+def test_a_cuda_graph_is_captured_after_a_call_and_replayed(runner):
+    graph = runner.resident(X).captured()
+    assert runner.stream.work == ["call", "call", "capture"]
+    graph()
+    graph.timed(4)
+    assert runner.stream.work[3:] == ["replay"] * 5
+
+
+def test_an_engine_that_cannot_be_captured_has_no_graph_and_still_runs(runner, monkeypatch, caplog):
+    import torch
+
+    @contextmanager
+    def refuse(graph, stream):
+        raise RuntimeError("operation not permitted when stream is capturing")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    call = runner.resident(X)
+    with caplog.at_level("INFO"):
+        assert call.captured() is None
+    assert "no CUDA graph: operation not permitted" in caplog.text
+    assert call.timed(2) == 0.25
+
+
+def test_a_call_that_fails_says_why(runner):
+    runner.context.execute_async_v3 = lambda stream: False
+    runner.logger.told.append("CUDA error 700: an illegal memory access")
+    for run in (lambda: runner.run(X), lambda: runner.resident(X)):
+        with pytest.raises(EngineError, match="^tensorrt cannot run engine: CUDA error 700"):
+            run()
+
+
+def test_the_profile_is_trtexecs_and_joins_the_plan(runner, tmp_path):
+    runner.profile(X, tmp_path)
+    told = json.loads((tmp_path / "profile.json").read_text())
+    calls = nvidia_run.PROFILED_CALLS
+    assert told[0] == {"count": calls}
+    assert [set(layer) for layer in told[1:]] == [
+        {"name", "timeMs", "averageMs", "medianMs", "percentage"}
+    ] * 2
+    assert sum(layer["percentage"] for layer in told[1:]) == pytest.approx(100)
+    times = read_profile_json((tmp_path / "profile.json").read_text())
+    # The call before the profiler was set is not in it.
+    assert times == {"first": pytest.approx(0.5 * (calls + 3) / 2), "second": pytest.approx(0.5)}
+    assert read_inspector_json((tmp_path / "layers.json").read_text()).kernels
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"version": "9.0"}, "built with tensorrt 9.0 on A4000, and this is .* on A4000"),
+        ({"gpu": "T4"}, "built with tensorrt .* on T4, and this is .* on A4000"),
+    ],
+)
+def test_an_engine_of_another_version_or_gpu_is_not_opened_but_built_again(
+    stand_in, tmp_path, monkeypatch, changed, said
+):
+    monkeypatch.setattr(nvidia, "_gpu", lambda: "A4000")
+    path, options = net(tmp_path / "model.onnx", "gemm"), Options(timing_cache=str(tmp_path / "t"))
+    engine = tensorrt.build(path, tmp_path / "engine", options)
+    card = json.loads((engine.path / "engine.json").read_text())
+    (engine.path / "engine.json").write_text(json.dumps(card | changed))
+    with pytest.raises(EngineError, match=f"{said}; delete the folder"), tensorrt.open(engine):
+        pass
+    with tensorrt.open(tensorrt.build(path, tmp_path / "engine", options)) as runner:
+        assert runner.run(X)["y"].shape == (2, 4)
+
+
 def test_targets_are_not_for_tensorrt(tmp_path, monkeypatch):
     monkeypatch.setattr(tensorrt, "version", lambda: "10")
     with pytest.raises(
@@ -522,38 +693,61 @@ OBJECTS = {
     "error": "ParserError",
     "cache": "ITimingCache",
     "runtime": "Runtime",
+    "runtime_config": "IRuntimeConfig",
     "inspector": "EngineInspector",
     "loaded": "ICudaEngine",
     "context": "IExecutionContext",
 }
 """What our variables are called that hold an object of the library."""
+RTX_ONLY = {
+    ("IExecutionContext", "is_stream_capturable"),
+    ("IRuntimeConfig", "dynamic_shapes_kernel_specialization_strategy"),
+    ("DynamicShapesKernelSpecializationStrategy", "EAGER"),
+    ("", "DynamicShapesKernelSpecializationStrategy"),
+    ("ComputeCapability", "__members__"),
+    ("", "ComputeCapability"),
+}
 
 
 def names_used():
     """(owner, name): every attribute of the library or of one of its objects that we name."""
-    for file in ("nvidia.py", "nvidia_build.py"):
+    for file in ("nvidia.py", "nvidia_build.py", "nvidia_run.py"):
         for node in ast.walk(ast.parse((Path(nvidia.__file__).parent / file).read_text())):
             if not isinstance(node, ast.Attribute):
                 continue
-            root = ast.unparse(node.value).removeprefix("self.")
+            root = ast.unparse(node.value).removeprefix("self.").removeprefix("runner.")
             if root in OBJECTS:
                 yield OBJECTS[root], node.attr
             elif root == "trt" or root.startswith("trt."):
                 yield root.removeprefix("trt").removeprefix("."), node.attr
 
 
-@pytest.mark.parametrize("library", ["tensorrt_rtx", "tensorrt", "tensorrt_lean"])
-def test_every_name_of_the_library_that_is_used_exists(library):
-    module = pytest.importorskip(library)
+def test_every_name_of_tensorrt_rtx_that_is_used_exists(rtx):
+    import tensorrt_rtx as module
+
     used = set(names_used())
-    assert {("ICudaEngine", "get_tensor_profile_shape"), ("", "Builder")} <= used
+    assert {("ICudaEngine", "get_tensor_profile_shape"), ("IProfiler", "__init__")} <= used
     for owner, name in used:
         scope = module
         for part in filter(None, owner.split(".")):
             scope = getattr(scope, part, None)
-        # The lean runtime has no builder, parser or inspector, and only RTX has targets.
-        if library == "tensorrt_rtx" or (scope is not None and owner):
-            assert hasattr(scope, name), f"{library}: {owner} has no {name}"
+        assert hasattr(scope, name), f"{owner} has no {name}"
+
+
+@pytest.mark.parametrize("version", ["10.16", "11.4"])
+def test_every_name_that_runs_an_engine_exists_in_tensorrt(version):
+    """By what `dir` said of tensorrt-lean-cu13, the runtime without builder and parser."""
+    text = (Path(__file__).parent / "data" / "api" / f"tensorrt_lean_{version}.json").read_text()
+    recorded = json.loads(text)
+    assert recorded["version"].startswith(version)
+    names = {owner: set(known) for owner, known in recorded["names"].items()}
+    checked = [
+        (owner, name)
+        for owner, name in set(names_used()) - RTX_ONLY
+        if owner in names and owner and not name.startswith("__")
+    ]
+    assert ("IExecutionContext", "profiler") in checked
+    assert not [(owner, name) for owner, name in checked if name not in names[owner]]
 
 
 @pytest.mark.parametrize("library", ["tensorrt", "tensorrt_rtx"])

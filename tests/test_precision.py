@@ -12,6 +12,7 @@ from test_lowering import CONV, DEPTHWISE, KINDS, LINEAR3, RNG, build, cases, in
 from test_qdq import model_of, run
 
 from granplugin.backends import tensorrt_rtx
+from granplugin.backends.base import Options
 from granplugin.errors import Unhonoured
 from granplugin.graph.files import save
 from granplugin.graph.precision import LARGEST, convert, too_large
@@ -145,6 +146,6 @@ def test_rtx_has_int8_kernels_in_a_graph_of_low_precision(
     asked = {"layer.input": how} if how else {}
     build(tmp_path / "model.onnx", kind, rows, asked, x)
     low, _ = lower(tmp_path / "model.onnx", rows, asked, precision, x)
-    engine = tensorrt_rtx.build(low, tmp_path / "engine", batch=2)
+    engine = tensorrt_rtx.build(low, tmp_path / "engine", Options(batch=2))
     (layer,) = tensorrt_rtx.layers(engine)
     assert layer.precision == "int8"

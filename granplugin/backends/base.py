@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +13,43 @@ from typing import Protocol
 import numpy as np
 
 from granplugin.backends.engine_plan import EnginePlan
+from granplugin.errors import EngineError
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an engine is built for. A backend takes what it has; all but `batch` is NVIDIA's.
+
+    `shapes` gives an input's (min, opt, max) shapes; any other input with a dynamic batch is built
+    for `min_batch` to `batch` samples and tuned for `batch`. Without `min_batch` that is for 1 to
+    `batch` samples where the engine can run, and for `batch` alone where it cannot: only where all
+    sizes are fixed, min = opt = max, does the plan say how large every tensor is. `targets` are
+    compute capabilities (sm75, sm80, sm86, sm89, sm120, sm121), TensorRT-RTX only; without them it
+    builds for all it can. A build is ended after `seconds`, or above `memory_mb` of resident memory
+    (None: 0.9 of what is free at its start). `plan` is the hash of the variant's decisions and
+    ranges: an engine of another is not used.
+    """
+
+    batch: int = 32
+    min_batch: int | None = None
+    shapes: Mapping[str, tuple[Shape, Shape, Shape]] = field(default_factory=dict)
+    targets: tuple[str, ...] = ()
+    optimization_level: int | None = None
+    workspace_mb: int | None = None
+    timing_cache: str | None = None
+    seconds: float = 600
+    memory_mb: int | None = None
+    plan: str | None = None
+
+
+class BuildFailed(EngineError):
+    """A build that failed; `nodes` are the names of the ONNX nodes that the library names."""
+
+    def __init__(self, message: str, nodes: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.nodes = tuple(nodes)
 
 
 @dataclass(frozen=True)
@@ -52,14 +90,17 @@ class Backend(Protocol):
     """A module of this package.
 
     `EXTRA` is the extra of granplugin that installs the library, None where granplugin itself
-    needs it; `what_for` is one line; a backend that does not measure latency is a reference only.
-    `PRECISIONS` are those of the graphs it takes; for another it gets the float32 graph.
+    needs it; `what_for` is one line; a backend that does not measure latency is a reference only;
+    where `builds_vary`, two builds of one graph may choose other kernels, and its runners have the
+    methods of nvidia_run.Runner. `PRECISIONS` are those of the graphs it takes; for another it gets
+    the float32 graph.
     """
 
     name: str
     EXTRA: str | None
     what_for: str
     measures_latency: bool
+    builds_vary: bool
     PRECISIONS: tuple[str, ...]
 
     def unavailable(self) -> str | None:
@@ -71,9 +112,8 @@ class Backend(Protocol):
     def can_run(self) -> str | None:
         """Why its engines can be built and audited here but not run, or None."""
 
-    def build(self, onnx: Path, out: Path, batch: int = 32) -> Engine:
-        """The engine of the ONNX file, in the folder `out`, which is made if missing; tuned for
-        `batch` samples where the library asks for such a number.
+    def build(self, onnx: Path, out: Path, options: Options = Options()) -> Engine:
+        """The engine of the ONNX file, in the folder `out`, which is made if missing.
 
         An engine already there is returned if the same library made it of the same ONNX and its
         files are intact; anything else there is replaced. Raises EngineError where the library

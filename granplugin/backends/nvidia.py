@@ -13,30 +13,28 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from importlib import import_module, metadata
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-import numpy as np
 from google.protobuf.message import DecodeError
 from onnx import load as load_onnx
 
 from granplugin.backends import nvidia_build
-from granplugin.backends.base import Engine, LayerPrecision, one_line
+from granplugin.backends.base import Engine, LayerPrecision, Options, one_line
 from granplugin.backends.engine_plan import (
     EngineLayer,
     EnginePlan,
     read_inspector_json,
     read_layers_text,
 )
-from granplugin.backends.nvidia_build import Options
+from granplugin.backends.nvidia_run import Runner, open_runner
 from granplugin.errors import EngineError
 
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-_DEVICE = "cuda"
-_LIMITS = ("seconds", "memory_mb")
+_NOT_IN_ENGINE = ("seconds", "memory_mb", "plan")
 _MULTIPLIES = ("correlation", "conv", "gemm", "matrixmultiply", "fusion")
 """What is in the kinds of layers that multiply with weights; CaskConvolution is TensorRT's own."""
 
@@ -60,7 +58,11 @@ def can_run(library: str) -> str | None:
     if not torch.backends.cuda.is_built():
         return f"torch {torch.__version__} is built without CUDA; install one that has it"
     if not torch.cuda.is_available():
-        return "the NVIDIA driver finds no GPU that torch can use; nvidia-smi may say why"
+        try:
+            torch.cuda.init()  # says why, as of a driver too old for this torch
+        except (RuntimeError, AssertionError) as err:
+            return f"torch finds no GPU that it can use: {one_line(err)}"
+        return "torch finds no GPU that it can use; nvidia-smi may say why"
     if library == "tensorrt_rtx":
         target = "SM{}{}".format(*torch.cuda.get_device_capability())
         targets = import_module(library).ComputeCapability.__members__
@@ -69,20 +71,21 @@ def can_run(library: str) -> str | None:
     return None
 
 
-def build(library: str, version: str, onnx: Path, out: Path, options: Options | None) -> Engine:
+def build(library: str, version: str, onnx: Path, out: Path, options: Options) -> Engine:
     """Build in a process of its own, or return what is in `out` if it was built of the same ONNX by
     the same version for the same options (on the same GPU, where that matters) and is intact.
     Raises EngineError as `run_build`, and for an option or a file the library does not take; what
     is in `out` then stays.
     """
-    # What only tells of itself is built for one size, so that it tells how large its tensors are.
-    options = options or Options(min_batch=None if can_run(library) else 1)
-    what_for = {key: value for key, value in asdict(options).items() if key not in _LIMITS}
+    if options.min_batch is None:
+        options = replace(options, min_batch=options.batch if can_run(library) else 1)
+    what_for = {key: value for key, value in asdict(options).items() if key not in _NOT_IN_ENGINE}
     made_of = {
         "library": library,
         "version": version,
         "gpu": _gpu() if library == "tensorrt" else None,
         "onnx_sha256": _sha256(onnx),
+        "plan": options.plan,
         "options": json.loads(json.dumps(what_for)),  # tuples become lists, as in the file
     }
     card = _intact_card(out)
@@ -167,98 +170,23 @@ def _precision(library: str, kernel: EngineLayer) -> str:
 
 
 @contextmanager
-def open(engine: Engine) -> Iterator[_Runner]:
+def open(engine: Engine, version: str) -> Iterator[Runner]:
     """A runner on the first GPU. Raises EngineError where there is none, and where the engine is
     not as it was built, or of another version or GPU.
     """
-    _card(engine)
+    card = _card(engine)
     if reason := can_run(engine.backend):
         raise EngineError(f"{engine.backend} cannot run here: {reason}")
-    import torch
-
-    trt = import_module(engine.backend)
-    logger = _errors_of(trt)
-    runtime = trt.Runtime(logger)
-    loaded = runtime.deserialize_cuda_engine((engine.path / nvidia_build.ENGINE).read_bytes())
-    context = loaded and loaded.create_execution_context()
-    if context is None:
-        told = logger.told[-1] if logger.told else "it gave no reason"
-        raise EngineError(
-            f"{engine.backend} cannot open {engine.path.name}: {one_line(ValueError(told))}"
+    here = (version, card["gpu"] and _gpu())
+    if (card["version"], card["gpu"]) != here:
+        made, found = (
+            " on ".join(filter(None, each)) for each in ((card["version"], card["gpu"]), here)
         )
-    # The default stream would make TensorRT synchronize more often.
-    yield _Runner(engine, trt, logger, loaded, context, torch.cuda.Stream())
-
-
-@dataclass(frozen=True)
-class _Runner:
-    engine: Engine
-    trt: Any
-    logger: Any
-    loaded: Any
-    context: Any
-    stream: Any
-
-    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        import torch
-
-        inputs, outputs = self._io()
-        if feeds.keys() != set(inputs):
-            raise self._refused(f"its inputs are {sorted(inputs)}, not {sorted(feeds)}")
-        with torch.cuda.stream(self.stream):
-            held = {}
-            for name, array in feeds.items():
-                wanted = self.trt.nptype(self.loaded.get_tensor_dtype(name))
-                if array.dtype != wanted:
-                    raise self._refused(f"input {name!r} is {array.dtype}, not {wanted.__name__}")
-                held[name] = torch.from_numpy(np.ascontiguousarray(array)).to(_DEVICE)
-                if not self.context.set_input_shape(name, array.shape):
-                    # A graph without dynamic sizes has no profile.
-                    profile = self.loaded.get_tensor_profile_shape(name, 0)
-                    largest = [self.loaded.get_tensor_shape(name), *profile][-1]
-                    raise self._refused(
-                        f"input {name!r} has shape {list(array.shape)}; it was built for up to "
-                        f"{list(largest)}"
-                    )
-            if missing := self.context.infer_shapes():
-                raise self._refused(f"it needs more inputs: {missing}")
-            for name in outputs:
-                dtype = np.dtype(self.trt.nptype(self.loaded.get_tensor_dtype(name)))
-                kind = torch.from_numpy(np.empty(0, dtype)).dtype
-                shape = tuple(self.context.get_tensor_shape(name))
-                held[name] = torch.empty(shape, dtype=kind, device=_DEVICE)
-            for name, tensor in held.items():
-                self.context.set_tensor_address(name, tensor.data_ptr())
-            done = self.context.execute_async_v3(self.stream.cuda_stream)
-            self.stream.synchronize()
-        if not done:
-            raise self._refused(self.logger.told[-1] if self.logger.told else "it gave no reason")
-        return {name: held[name].cpu().numpy() for name in outputs}
-
-    def _io(self) -> tuple[list[str], list[str]]:
-        names = [self.loaded.get_tensor_name(index) for index in range(self.loaded.num_io_tensors)]
-        mode = self.trt.TensorIOMode.INPUT
-        inputs = [name for name in names if self.loaded.get_tensor_mode(name) == mode]
-        return inputs, [name for name in names if name not in inputs]
-
-    def _refused(self, reason: str) -> EngineError:
-        where = f"{self.engine.backend} cannot run {self.engine.path.name}"
-        return EngineError(f"{where}: {one_line(ValueError(reason))}")
-
-
-def _errors_of(trt: Any) -> Any:
-    class Logger(trt.ILogger):
-        """Keeps errors; nothing is printed."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.told: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.told.append(message)
-
-    return Logger()
+        raise EngineError(
+            f"{engine.path}: built with {engine.backend} {made}, and this is {found}; delete the "
+            "folder and build it again"
+        )
+    yield open_runner(engine)
 
 
 def _check(library: str, options: Options) -> None:

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -22,48 +22,27 @@ from time import monotonic, perf_counter, sleep
 from types import ModuleType
 from typing import Any
 
-from granplugin.backends.base import one_line
+from granplugin.backends.base import BuildFailed, Options, Shape, one_line
 from granplugin.errors import EngineError
 
 ENGINE = "model.engine"
 LAYERS = ("layers.txt", "layers.json")
 """The plan as the library writes it: TensorRT-RTX's message, or the engine inspector's JSON."""
 
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What an engine is built for.
-
-    `shapes` gives an input's (min, opt, max) shapes; any other input with a dynamic batch is built
-    for `min_batch` (None: `batch`) to `batch` samples and tuned for `batch`. Only where all sizes
-    are fixed, min = opt = max, does the plan say how large every tensor is. `targets` are compute
-    capabilities (sm75, sm80, sm86, sm89, sm120, sm121), TensorRT-RTX only; without them it builds
-    for all it can. A build is ended after `seconds`, or above `memory_mb` of resident memory (None:
-    0.9 of what is free at its start).
-    """
-
-    targets: tuple[str, ...] = ()
-    optimization_level: int | None = None
-    workspace_mb: int | None = None
-    timing_cache: str | None = None
-    shapes: Mapping[str, tuple[Shape, Shape, Shape]] = field(default_factory=dict)
-    batch: int = 32
-    min_batch: int | None = None
-    seconds: float = 600
-    memory_mb: int | None = None
-
 
 class _Refused(EngineError):
-    """The library's own reason, on one line."""
+    """The library's own reason, on one line; `node` is what it is about, where it says."""
+
+    def __init__(self, reason: str, node: str = "") -> None:
+        super().__init__(reason)
+        self.node = node
 
 
 def run_build(library: str, onnx: Path, folder: Path, options: Options) -> dict[str, Any]:
     """Build `onnx` in `folder`, which exists, and say what it took: `build_seconds` (parsing and
     building) and `peak_mb` (resident memory of the process, None where the system does not say).
 
-    Raises EngineError, on one line, for a graph that the library refuses, a crash, and a build over
+    Raises BuildFailed, on one line, for a graph that the library refuses, a crash, and a build over
     its limits; it has the process's exit as its cause.
     """
     request = {
@@ -97,7 +76,7 @@ def run_build(library: str, onnx: Path, folder: Path, options: Options) -> dict[
     else:
         problem = f"could not build {onnx.name}: {over or _ending(process.returncode, printed)}"
     cause = subprocess.CalledProcessError(process.returncode, command)
-    raise EngineError(f"{library} {problem}") from cause
+    raise BuildFailed(f"{library} {problem}", told.get("nodes", ())) from cause
 
 
 def _wait(process: subprocess.Popen, options: Options) -> str | None:
@@ -106,7 +85,7 @@ def _wait(process: subprocess.Popen, options: Options) -> str | None:
     limit = options.memory_mb or 0.9 * _meminfo("/proc/meminfo", "MemAvailable")
     while process.poll() is None:
         if monotonic() > end:
-            return f"it took more than {options.seconds:g} s; raise the limit or build less"
+            return f"it took more than {options.seconds:g} s; raise build.seconds, or build less"
         if limit and (used := _meminfo(f"/proc/{process.pid}/status", "VmRSS")) > limit:
             return f"it took {used:.0f} MB of memory, and {limit:.0f} MB is the limit"
         sleep(0.02)
@@ -140,7 +119,7 @@ def main() -> None:
     try:
         result = _build(trt, request)
     except _Refused as err:
-        result = {"refused": str(err)}
+        result = {"refused": str(err), "nodes": [err.node] if err.node else []}
     (Path(request["folder"]) / "build.json").write_text(json.dumps(result), encoding="utf-8")
     sys.exit("refused" in result)
 
@@ -156,7 +135,7 @@ def _build(trt: ModuleType, request: Mapping[str, Any]) -> dict[str, Any]:
     try:
         parsed = parser.parse_from_file(request["onnx"])
         if not parsed:
-            raise _Refused(_parser_error(parser))
+            raise _parser_error(parser)
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         _set_options(trt, config, request)
@@ -164,7 +143,7 @@ def _build(trt: ModuleType, request: Mapping[str, Any]) -> dict[str, Any]:
         cache = None if request["timing_cache"] is None else _timing_cache(config, request)
         built = builder.build_serialized_network(network, config)
         if built is None:
-            raise _Refused(_named(logger.last_error(), network))
+            raise _named(logger.last_error(), network)
     finally:
         (folder / "log.txt").write_text("\n".join(logger.problems), encoding="utf-8")
     seconds = perf_counter() - start
@@ -276,18 +255,23 @@ def _timing_cache(config: Any, request: Mapping[str, Any]) -> Any:
     raise _Refused(f"it makes no timing cache for {path}")
 
 
-def _parser_error(parser: Any) -> str:
+def _parser_error(parser: Any) -> _Refused:
     error = parser.get_error(0)
     node = " ".join(filter(None, [error.node_name(), f"({error.node_operator()})"]))
     where = f"node {node}: " if error.node_operator() else ""
-    return one_line(ValueError(where + error.desc()))
+    # What it has no importer for, it takes for a plugin.
+    unknown = "Plugin not found" in error.desc()
+    told = "it does not know this operator" if unknown else error.desc()
+    return _Refused(one_line(ValueError(where + told)), error.node_name())
 
 
-def _named(message: str, network: Any) -> str:
-    """An error of the builder, with the layer it is about where the message has its name."""
+def _named(message: str, network: Any) -> _Refused:
+    """An error of the builder, with the layer it is about where the message has its name: the
+    parsers name layers after their ONNX nodes."""
     names = (network.get_layer(index).name for index in range(network.num_layers))
     named = max((name for name in names if name in message), key=len, default="")
-    return one_line(ValueError(f"layer {named}: {message}" if named else message))
+    told = f"layer {named}: {message}" if named else message
+    return _Refused(one_line(ValueError(told)), named)
 
 
 def _logger(trt: ModuleType) -> Any:

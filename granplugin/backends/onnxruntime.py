@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from granplugin.backends.base import Engine, LayerPrecision, missing, one_line
+from granplugin.backends.base import Engine, LayerPrecision, Options, missing, one_line
 from granplugin.errors import EngineError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ EXTRA = None
 what_for = "the numerical reference on the CPU (graph optimizations off; no latency)"
 measures_latency = False
 PRECISIONS = ("fp32", "fp16")
+builds_vary = False
 
 
 def unavailable() -> str | None:
@@ -45,7 +46,7 @@ def plan(engine: Engine) -> None:
     """It tells of its layers, not of what they move."""
 
 
-def build(onnx: Path, out: Path, batch: int = 32) -> Engine:
+def build(onnx: Path, out: Path, options: Options = Options()) -> Engine:
     """Checks that the file loads; nothing is written to `out`."""
     start = perf_counter()
     _session(onnx, None)

@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, NodeProto
 from onnx import load as load_onnx
 
-from granplugin.backends.base import Engine, LayerPrecision, missing, one_line
+from granplugin.backends.base import Engine, LayerPrecision, Options, missing, one_line
 from granplugin.errors import EngineError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ EXTRA = "openvino"
 what_for = "accuracy and latency on the CPU, with real INT8 kernels"
 measures_latency = True
 PRECISIONS = ("fp32", "fp16")
+builds_vary = False
 
 _FILES = ("model.xml", "model.bin")
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
@@ -60,7 +61,7 @@ def plan(engine: Engine) -> None:
     """It tells of its layers, not of what they move."""
 
 
-def build(onnx: Path, out: Path, batch: int = 32) -> Engine:
+def build(onnx: Path, out: Path, options: Options = Options()) -> Engine:
     """Converts and, to know that it can be, compiles; `bytes` are those of the IR."""
     made_of = {"version": version(), "onnx_sha256": _sha256(onnx)}
     card = _intact_card(out)

@@ -6,9 +6,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from granplugin.backends import nvidia
-from granplugin.backends.base import Engine, Runner, missing
+from granplugin.backends.base import Engine, Options, Runner, missing
 from granplugin.backends.nvidia import layers, plan
-from granplugin.backends.nvidia_build import Options
 
 __all__ = ["build", "can_run", "layers", "open", "plan", "unavailable", "version"]
 
@@ -17,6 +16,7 @@ EXTRA = "tensorrt"
 what_for = "the target: builds and runs on an NVIDIA GPU (TensorRT 10 and 11)"
 measures_latency = True
 PRECISIONS = ("fp32", "fp16", "bf16")
+builds_vary = True
 
 
 def unavailable() -> str | None:
@@ -31,10 +31,7 @@ def can_run() -> str | None:
     return nvidia.can_run(name)
 
 
-def build(onnx: Path, out: Path, batch: int = 32, options: Options | None = None) -> Engine:
-    """Without options: for 1 to `batch` samples where it can run, for `batch` where it cannot, so
-    that its plan says how large every tensor is."""
-    options = options or Options(batch=batch, min_batch=1 if can_run() is None else None)
+def build(onnx: Path, out: Path, options: Options = Options()) -> Engine:
     return nvidia.build(name, version(), onnx, out, options)
 
 
@@ -42,4 +39,4 @@ def open(
     engine: Engine, threads: int | None = None, batch: int | None = None
 ) -> AbstractContextManager[Runner]:
     """`threads` and `batch` make no difference here."""
-    return nvidia.open(engine)
+    return nvidia.open(engine, version())

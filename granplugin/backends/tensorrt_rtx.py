@@ -9,9 +9,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from granplugin.backends import nvidia
-from granplugin.backends.base import Engine, Runner, missing
+from granplugin.backends.base import Engine, Options, Runner, missing
 from granplugin.backends.nvidia import layers, plan
-from granplugin.backends.nvidia_build import Options
 
 __all__ = ["build", "can_run", "layers", "open", "plan", "unavailable", "version"]
 
@@ -20,6 +19,7 @@ EXTRA = "rtx"
 what_for = "NVIDIA's compiler without a GPU: what the engine does; runs on RTX GPUs"
 measures_latency = True
 PRECISIONS = ("fp32", "fp16", "bf16")
+builds_vary = True
 
 
 def unavailable() -> str | None:
@@ -34,10 +34,7 @@ def can_run() -> str | None:
     return nvidia.can_run(name)
 
 
-def build(onnx: Path, out: Path, batch: int = 32, options: Options | None = None) -> Engine:
-    """Without options: for 1 to `batch` samples where it can run, for `batch` where it cannot, so
-    that its plan says how large every tensor is."""
-    options = options or Options(batch=batch, min_batch=1 if can_run() is None else None)
+def build(onnx: Path, out: Path, options: Options = Options()) -> Engine:
     return nvidia.build(name, version(), onnx, out, options)
 
 
@@ -45,4 +42,4 @@ def open(
     engine: Engine, threads: int | None = None, batch: int | None = None
 ) -> AbstractContextManager[Runner]:
     """`threads` and `batch` make no difference here."""
-    return nvidia.open(engine)
+    return nvidia.open(engine, version())

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from granplugin.backends.nvidia_build import Options, Shape
+from granplugin.backends.base import Options, Shape
 from granplugin.errors import EngineError
 
 ROUNDS = 8

@@ -25,13 +25,13 @@ import onnx
 
 from granplugin import backends
 from granplugin.backends import nvidia_build
+from granplugin.backends.base import Options
 from granplugin.backends.engine_plan import (
     EngineLayer,
     EnginePlan,
     read_inspector_json,
     read_layers_text,
 )
-from granplugin.backends.nvidia_build import Options
 from granplugin.capabilities.cells import WEIGHTS, cells
 from granplugin.capabilities.networks import OP, READER, network
 from granplugin.capabilities.table import OPS, Cell, load

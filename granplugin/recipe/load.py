@@ -16,7 +16,15 @@ from pydantic import ValidationError
 
 from granplugin.errors import RecipeError
 from granplugin.granularity import ROLES
-from granplugin.recipe.schema import Decision, Recipe, Settings, Target, spelt_out
+from granplugin.recipe.schema import (
+    BUILDERS,
+    BUILDS_WITH,
+    Decision,
+    Recipe,
+    Settings,
+    Target,
+    spelt_out,
+)
 from granplugin.recipe.source import (
     Document,
     Location,
@@ -130,6 +138,7 @@ def _anchor(document: Document) -> Document:
         ("model", "weights"),
         ("statistics", "import"),
         ("statistics", "export"),
+        ("build", "timing_cache"),
         *((*at, key) for at in sources for key in ("npz", "folder", "callable")),
         *((*at, "labels") for at in sources if "folder" in _peek(value, at, {})),
     ]
@@ -248,6 +257,7 @@ def _validate(document: Document, path: Path) -> Loaded:
         raise RecipeError("\n".join(list(lines)[:10])) from err
     loaded = Loaded(recipe, document, path)
     _check_rules(loaded)
+    _check_build(loaded)
     _check_files(loaded)
     return loaded
 
@@ -280,6 +290,24 @@ def _check_rules(loaded: Loaded) -> None:
             ("limits", "latency_vs"),
             "latency_vs needs an engine that measures latency, and onnxruntime is a reference only",
         )
+
+
+def _check_build(loaded: Loaded) -> None:
+    """Build options are an error where no engine of the run can use them."""
+    recipe = loaded.recipe
+    named = {*recipe.engines, *recipe.optional_engines}
+    for key in sorted(recipe.build.model_fields_set):
+        has = BUILDS_WITH.get(key, BUILDERS)
+        if named.isdisjoint(has):
+            raise loaded.error(
+                ("build", key),
+                f"{key} is for {' and '.join(has)}, and this recipe's engines are "
+                f"{', '.join([*recipe.engines, *recipe.optional_engines])}",
+            )
+    cache = recipe.build.timing_cache
+    if cache and (cache.is_dir() or not cache.parent.is_dir()):
+        said = "is a folder" if cache.is_dir() else f"is in no folder: {_shown(cache.parent)}"
+        raise loaded.error(("build", "timing_cache"), f"the file {_shown(cache)} {said}")
 
 
 def _check_files(loaded: Loaded) -> None:

@@ -33,6 +33,12 @@ ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
 PRECISIONS = ("fp32", "fp16", "bf16")
 METRICS = ("top1", "top5", "agreement", "sqnr_db")
 WAYS = ("error", "lower", "coarsen", "simulate", "float")
+TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120")
+"""What TensorRT-RTX builds for; TensorRT builds for the GPU it runs on."""
+BUILDERS = ("tensorrt", "tensorrt_rtx")
+"""The engines that `build` is about."""
+BUILDS_WITH = {"targets": ("tensorrt_rtx",), "timing_cache": ("tensorrt",)}
+"""Key of `build` -> the engines that have it, where not all of BUILDERS do."""
 
 
 class Strict(BaseModel):
@@ -449,6 +455,54 @@ class Latency(Strict):
     seconds: float = Field(default=3.0, gt=0, description="At most so long for each variant.")
 
 
+_Size = Annotated[int, Field(ge=1)]
+
+
+class Shapes(Strict):
+    """The shapes of one input that an engine is built for."""
+
+    min: list[_Size] = Field(min_length=1, description="The smallest; axis 0 is the batch.")
+    opt: list[_Size] = Field(min_length=1, description="The one it is tuned for.")
+    max: list[_Size] = Field(min_length=1, description="The largest.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Shapes:
+        if not len(self.min) == len(self.opt) == len(self.max):
+            raise ValueError("min, opt and max have one number per axis of the input")
+        for low, high in (("min", "opt"), ("opt", "max")):
+            if any(a > b for a, b in zip(getattr(self, low), getattr(self, high), strict=True)):
+                raise _at_key(
+                    high, f"{high} {getattr(self, high)} is below {low} {getattr(self, low)}"
+                )
+        return self
+
+
+class Build(Strict):
+    """How TensorRT and TensorRT-RTX build; other engines take no notice."""
+
+    targets: list_of(one_of("target", TARGETS), least=0) = Field(
+        default=[],
+        description="GPUs to build for, TensorRT-RTX only; default: all it can (sm80 and newer). "
+        "TensorRT builds for the GPU it runs on.",
+    )
+    optimization_level: Annotated[int, Field(ge=0, le=5)] | None = Field(
+        default=None, description="0 builds fast, 5 looks longest; default: the library's own, 3."
+    )
+    workspace_mb: _Size | None = Field(default=None, description="Most scratch memory of a layer.")
+    timing_cache: File | None = Field(
+        default=None, description="File of kernel timings to use and extend, TensorRT only."
+    )
+    shapes: dict[str, Shapes] = Field(
+        default={},
+        description="Input -> {min, opt, max}; default: any batch up to data.batch_size where it "
+        "can run, else that batch size alone.",
+    )
+    seconds: float = Field(default=600.0, gt=0, description="A build that takes longer is ended.")
+    memory_mb: _Size | None = Field(
+        default=None, description="One that takes more is ended; default: 0.9 of what is free."
+    )
+
+
 class StatisticsSpec(Strict):
     """Ranges from and to a file."""
 
@@ -547,6 +601,7 @@ class Recipe(Strict):
         "device, for accuracy only; float: the layer is not quantized. Of a list, the first that "
         "can be done. Each engine has its own; model.onnx keeps what the rules say.",
     )
+    build: Build = Field(default=Build(), description="How TensorRT and TensorRT-RTX build.")
     latency: Latency = Field(default=Latency(), description="How latency is measured.")
     limits: Limits = Field(default=Limits(), description="What must hold, else exit code 1.")
 

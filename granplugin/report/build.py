@@ -15,8 +15,9 @@ from granplugin import backends, compare, metrics, timing
 from granplugin.backends import TARGETED
 from granplugin.plan import Plan, Row, preset_plan
 from granplugin.recipe.load import Loaded
-from granplugin.recipe.schema import PRESETS, Recipe
+from granplugin.recipe.schema import BUILDERS, BUILDS_WITH, PRESETS, Recipe
 from granplugin.report.model import (
+    ClockValue,
     EngineResult,
     Interval,
     LatencyValue,
@@ -40,7 +41,7 @@ def make_report(
     session: Any,
     built: Sequence[Any],
     results: Mapping[tuple[str, str], Any],
-    latencies: Mapping[tuple[str, str, int], timing.Latency],
+    latencies: Mapping[tuple[str, str, int], Any],
 ) -> Report:
     """The report of a run; `built`, `results` and `latencies` are pipeline's."""
     recipe = recipes[0].recipe
@@ -73,7 +74,7 @@ def make_report(
         else None,
         variants=variants,
         overrides=overrides,
-        notes=[*_left_out(recipe), *_notes(built), *_wrong(variants)],
+        notes=[*_left_out(recipe), *_not_for_all(recipe), *_notes(built), *_wrong(variants)],
         limits=[
             limit
             for each, result in zip(built, variants, strict=True)
@@ -122,7 +123,7 @@ def _variant(
     recipe: Any,
     baselines: Sequence[str],
     results: Mapping[tuple[str, str], Any],
-    latencies: Mapping[tuple[str, str, int], timing.Latency],
+    latencies: Mapping[tuple[str, str, int], Any],
 ) -> VariantResult:
     job = each.job
     against = [name for name in baselines if name != job.name]
@@ -162,7 +163,7 @@ def engine_result(
     result: Any,
     against: Sequence[str],
     results: Mapping[tuple[str, str], Any],
-    latencies: Mapping[tuple[str, str, int], timing.Latency],
+    latencies: Mapping[tuple[str, str, int], Any],
     made: Mapping[str, str],
 ) -> EngineResult:
     """One variant on one engine; `result` is a measure.Measured, and what it is compared with are
@@ -216,20 +217,23 @@ def _metric(name: str, value: Any, baselines: Mapping[str, Mapping[str, Any]]) -
     return MetricValue(value=value.value, unit=unit, low=low, high=high, vs=vs)
 
 
-def _latency(
-    latency: timing.Latency, batch: int, baselines: Mapping[str, timing.Latency]
-) -> LatencyValue:
+def _latency(timed: Any, batch: int, baselines: Mapping[str, Any]) -> LatencyValue:
+    latency = timed.latency
+    against = {
+        name: timing.ratio(latency, other.latency).beyond(timed.build_spread)
+        for name, other in baselines.items()
+        if other.latency.rounds == latency.rounds >= timing.MIN_ROUNDS
+    }
     return LatencyValue(
         batch=batch,
         median_ms=latency.median_ms,
         p90_ms=latency.p90_ms,
         spread=latency.spread,
         rounds=latency.rounds,
-        vs={
-            name: Ratio(**vars(timing.ratio(latency, other)))
-            for name, other in baselines.items()
-            if other.rounds == latency.rounds >= timing.MIN_ROUNDS
-        },
+        vs={name: Ratio(**vars(ratio)) for name, ratio in against.items()},
+        graph_ms=timed.graph.median_ms if timed.graph else None,
+        build_spread=timed.build_spread,
+        clocks=[ClockValue(**vars(clocks)) for clocks in timed.clocks],
     )
 
 
@@ -271,6 +275,20 @@ def said(row: Row) -> str:
 def _left_out(recipe: Recipe) -> list[str]:
     missing = {name: backends.load(name).unavailable() for name in recipe.optional_engines}
     return [f"engine {name} was left out: {reason}" for name, reason in missing.items() if reason]
+
+
+def _not_for_all(recipe: Recipe) -> list[str]:
+    """Build options that some engine of the run does not have."""
+    notes = []
+    named = dict.fromkeys([*recipe.engines, *recipe.optional_engines])
+    for key, has in BUILDS_WITH.items():
+        without = [name for name in named if name in BUILDERS and name not in has]
+        if key in recipe.build.model_fields_set and without:
+            notes.append(f"build.{key} is for {', '.join(has)}; {without[0]} does without")
+    least = max((shapes.min[0] for shapes in recipe.build.shapes.values()), default=1)
+    if least > 1:
+        notes.append(f"build.shapes start at {least} samples, so nothing is timed at batch 1 there")
+    return notes
 
 
 def _wrong(variants: Sequence[VariantResult]) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from granplugin.report.model import Interval, MetricValue, Report
 from granplugin.report.terminal import (
     agreement_sentences,
+    gpu_sentences,
     imported_version,
     int8_column,
     made,
@@ -41,6 +42,8 @@ def _lines(report: Report) -> Iterator[str]:
             f"The smallest drop that {report.evaluation_samples} samples can prove: "
             f"{report.smallest_provable_drop:.2f} points."
         )
+    for sentence in gpu_sentences(report):
+        yield f"{sentence}."
     yield from agreement_sentences(report)
     for lines in (overrides(report) if report.overrides else (), made(report)):
         if told := list(lines):
@@ -75,7 +78,7 @@ def _made_of_rows(report: Report, position: int) -> Iterator[str]:
     for variant in report.variants:
         found = variant.engines[position]
         degraded = sum(v.verdict in ("degraded", "wrong") for v in found.verdicts)
-        moved = "" if found.traffic_bytes is None else f"{found.traffic_bytes / 1e6:.2f}"
+        moved = "unknown" if found.traffic_bytes is None else f"{found.traffic_bytes / 1e6:.2f}"
         cells = [
             variant.name,
             f"{found.honoured} of {len(found.verdicts)}" if found.verdicts else "",

@@ -62,15 +62,34 @@ class Ratio(Part):
     high: float
 
 
+class ClockValue(Part):
+    """What the GPU ran at; null where it does not tell."""
+
+    sm_mhz: float | None
+    memory_mhz: float | None
+    temperature_c: float | None
+    power_w: float | None
+
+
 class LatencyValue(Part):
-    """Latency of one batch size, over interleaved rounds."""
+    """Latency of one batch size, over interleaved rounds. On a GPU it is the device's time, by
+    CUDA events, with all data there."""
 
     batch: int
     median_ms: float
     p90_ms: float
     spread: float = Field(description="Interquartile range over median.")
     rounds: int
-    vs: dict[str, Ratio] = Field(default={}, description="Baseline -> ratio.")
+    vs: dict[str, Ratio] = Field(
+        default={}, description="Baseline -> ratio, its interval beyond the builds' spread."
+    )
+    graph_ms: float | None = Field(
+        default=None, description="Median as a CUDA graph; null on a CPU, or not capturable."
+    )
+    build_spread: float = Field(
+        default=0.0, description="How far apart two builds of one network were, as a part."
+    )
+    clocks: list[ClockValue] = Field(default=[], description="Of the GPU, before and after.")
 
 
 class LayerRan(Part):

@@ -10,7 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from granplugin.report.build import main_engine
-from granplugin.report.model import EngineResult, Override, Ratio, Report, VariantResult
+from granplugin.report.model import (
+    ClockValue,
+    EngineResult,
+    Override,
+    Ratio,
+    Report,
+    VariantResult,
+)
 
 WIDTH = 80
 EngineOf = Callable[[VariantResult], EngineResult]
@@ -125,7 +132,7 @@ def _built(report: Report, position: int) -> Iterator[Text | Table]:
         table.add_column(name, justify="left" if name == "variant" else "right")
     for variant in report.variants:
         found = variant.engines[position]
-        moved = "-" if found.traffic_bytes is None else f"{found.traffic_bytes / 1e6:.1f}"
+        moved = "unknown" if found.traffic_bytes is None else f"{found.traffic_bytes / 1e6:.1f}"
         table.add_row(
             variant.name,
             f"{found.honoured}/{len(found.verdicts)}" if found.verdicts else "-",
@@ -205,6 +212,7 @@ def _reading(report: Report) -> Iterator[str]:
             f"{report.smallest_provable_drop:.2f} points."
         )
     yield from latency_lines(shown, main_engine)
+    yield from gpu_sentences(report)
     yield from agreement_sentences(report)
 
 
@@ -222,6 +230,31 @@ def latency_lines(shown: Sequence[VariantResult], engine_of: EngineOf) -> Iterat
             f"batch {batch} {r.value:.2f} [{r.low:.2f}, {r.high:.2f}]{_same(r)}"
             for batch, r in ratios
         )
+
+
+def gpu_sentences(report: Report) -> Iterator[str]:
+    """What latencies on a GPU need besides: CUDA graphs, the builds' spread, clocks."""
+    for position, engine in enumerate(report.variants[0].engines):
+        of = {v.name: v.engines[position].latency for v in report.variants}
+        for index, timed in enumerate(engine.latency):
+            if not timed.clocks:
+                continue
+            graphs = {name: values[index].graph_ms for name, values in of.items()}
+            told = [f"{name} {ms:.3f}" for name, ms in graphs.items() if ms is not None]
+            yield (
+                f"{engine.engine}, batch {timed.batch}, ms as a CUDA graph: "
+                f"{', '.join(told) or 'none could be captured, log.txt says why'}"
+            )
+            yield (
+                f"{engine.engine}, batch {timed.batch}: two builds of one network differ by up to "
+                f"{100 * timed.build_spread:.1f} %, which the intervals include; GPU before and "
+                f"after: {'; '.join(map(_clocks, timed.clocks))}"
+            )
+
+
+def _clocks(read: ClockValue) -> str:
+    told = [(read.sm_mhz, " MHz"), (read.memory_mhz, " MHz memory"), (read.temperature_c, " C")]
+    return ", ".join(f"{value:.0f}{unit}" for value, unit in told if value is not None)
 
 
 def _same(ratio: Ratio) -> str:

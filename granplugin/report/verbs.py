@@ -93,6 +93,7 @@ class EngineState(Part):
     version: str | None
     unavailable: str | None
     cannot_run: str | None = Field(description="Why it builds here but cannot run.")
+    targets: list[str] = Field(description="GPUs it can build for, where it is told which.")
 
 
 class DoctorOutput(Part):
@@ -101,7 +102,7 @@ class DoctorOutput(Part):
     version: int = 1
     granplugin: str
     machine: Machine
-    gpu: str | None
+    gpu: str = Field(description="Its name, target and driver, or none and why.")
     engines: list[EngineState]
     missing: list[str] = Field(description="Packages granplugin needs that are not installed.")
 

@@ -1,0 +1,252 @@
+"""Running an engine of TensorRT or TensorRT-RTX: outputs, latency on the GPU, time per layer.
+
+Needs a GPU and a torch with CUDA, whose memory, streams, events and graphs are used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from granplugin.backends.base import Engine, one_line
+from granplugin.backends.nvidia_build import ENGINE
+from granplugin.errors import EngineError
+
+log = logging.getLogger(__name__)
+
+DEVICE = "cuda"
+PROFILED_CALLS = 20
+
+
+def open_runner(engine: Engine) -> Runner:
+    """The engine on the first GPU. Raises EngineError where the library cannot open it."""
+    import torch
+
+    trt = import_module(engine.backend)
+    logger = _errors_of(trt)
+    runtime = trt.Runtime(logger)
+    loaded = runtime.deserialize_cuda_engine((engine.path / ENGINE).read_bytes())
+    context = loaded and _context(trt, engine, loaded)
+    if context is None:
+        told = logger.told[-1] if logger.told else "it gave no reason"
+        raise EngineError(
+            f"{engine.backend} cannot open {engine.path.name}: {one_line(ValueError(told))}"
+        )
+    # The default stream would make TensorRT synchronize more often.
+    return Runner(engine, trt, logger, loaded, context, torch.cuda.Stream())
+
+
+def _context(trt: Any, engine: Engine, loaded: Any) -> Any:
+    if engine.backend != "tensorrt_rtx":
+        return loaded.create_execution_context()
+    # By default it compiles kernels for dynamic shapes behind one's back while others run: a
+    # latency would change under measurement, and nothing could be captured.
+    runtime_config = loaded.create_runtime_config()
+    runtime_config.dynamic_shapes_kernel_specialization_strategy = (
+        trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    )
+    return loaded.create_execution_context(runtime_config)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """base.Runner, and what only a GPU has."""
+
+    engine: Engine
+    trt: Any
+    logger: Any
+    loaded: Any
+    context: Any
+    stream: Any
+
+    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        held = self._bind(feeds)
+        self._enqueue()
+        self.stream.synchronize()
+        return {name: tensor.cpu().numpy() for name, tensor in held.items() if name not in feeds}
+
+    def resident(self, feeds: dict[str, np.ndarray]) -> Resident:
+        """The same call over and over, its data on the device."""
+        resident = Resident(self, self._bind(feeds))
+        resident()
+        return resident
+
+    def profile(self, feeds: dict[str, np.ndarray], folder: Path) -> None:
+        """Write layers.json and profile.json, as trtexec's --exportLayerInfo and --exportProfile.
+
+        What is measured so runs layer by layer: no latency of the whole can be read from it.
+        """
+        held = self._bind(feeds)
+        self._enqueue()  # allocations and lazy loading
+        self.stream.synchronize()
+        profiler = _profiler_of(self.trt)
+        self.context.profiler = profiler
+        for _ in range(PROFILED_CALLS):
+            self._enqueue()
+            self.stream.synchronize()
+        del held
+        told = profile_json(profiler.told, PROFILED_CALLS)
+        (folder / "profile.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+        inspector = self.loaded.create_engine_inspector()
+        inspector.execution_context = self.context  # shapes, where they are dynamic
+        told = inspector.get_engine_information(self.trt.LayerInformationFormat.JSON)
+        (folder / "layers.json").write_text(told, encoding="utf-8")
+
+    def _bind(self, feeds: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Inputs and outputs on the device, which the context reads and writes from now on; they
+        live as long as the caller holds them."""
+        import torch
+
+        inputs, outputs = self._io()
+        if feeds.keys() != set(inputs):
+            raise self._refused(f"its inputs are {sorted(inputs)}, not {sorted(feeds)}")
+        with torch.cuda.stream(self.stream):
+            held = {}
+            for name, array in feeds.items():
+                wanted = self.trt.nptype(self.loaded.get_tensor_dtype(name))
+                if array.dtype != wanted:
+                    raise self._refused(f"input {name!r} is {array.dtype}, not {wanted.__name__}")
+                held[name] = torch.from_numpy(np.ascontiguousarray(array)).to(DEVICE)
+                if not self.context.set_input_shape(name, array.shape):
+                    # A graph without dynamic sizes has no profile.
+                    profile = self.loaded.get_tensor_profile_shape(name, 0)
+                    largest = [self.loaded.get_tensor_shape(name), *profile][-1]
+                    raise self._refused(
+                        f"input {name!r} has shape {list(array.shape)}; it was built for up to "
+                        f"{list(largest)}"
+                    )
+            if missing := self.context.infer_shapes():
+                raise self._refused(f"it needs more inputs: {missing}")
+            for name in outputs:
+                dtype = np.dtype(self.trt.nptype(self.loaded.get_tensor_dtype(name)))
+                kind = torch.from_numpy(np.empty(0, dtype)).dtype
+                shape = tuple(self.context.get_tensor_shape(name))
+                held[name] = torch.empty(shape, dtype=kind, device=DEVICE)
+            for name, tensor in held.items():
+                self.context.set_tensor_address(name, tensor.data_ptr())
+        self.stream.synchronize()
+        return held
+
+    def _enqueue(self) -> None:
+        if not self.context.execute_async_v3(self.stream.cuda_stream):
+            raise self._refused(self.logger.told[-1] if self.logger.told else "it gave no reason")
+
+    def _io(self) -> tuple[list[str], list[str]]:
+        names = [self.loaded.get_tensor_name(index) for index in range(self.loaded.num_io_tensors)]
+        mode = self.trt.TensorIOMode.INPUT
+        inputs = [name for name in names if self.loaded.get_tensor_mode(name) == mode]
+        return inputs, [name for name in names if name not in inputs]
+
+    def _refused(self, reason: str) -> EngineError:
+        where = f"{self.engine.backend} cannot run {self.engine.path.name}"
+        return EngineError(f"{where}: {one_line(ValueError(reason))}")
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A call with its data on the device, timed without any transfer (timing.Timed)."""
+
+    runner: Runner
+    held: Mapping[str, Any]
+    graph: Any = None
+    """A captured CUDA graph of the call, which is replayed in its place."""
+
+    def __call__(self) -> None:
+        self._launch()
+        self.runner.stream.synchronize()
+
+    def timed(self, calls: int) -> float:
+        """Mean ms of `calls` calls in a row, between two CUDA events."""
+        import torch
+
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record(self.runner.stream)
+        for _ in range(calls):
+            self._launch()
+        end.record(self.runner.stream)
+        end.synchronize()
+        return start.elapsed_time(end) / calls
+
+    def captured(self) -> Resident | None:
+        """The same call as a CUDA graph: one launch for all kernels. None, and the log says why,
+        where the engine does something that cannot be captured."""
+        import torch
+
+        runner = self.runner
+        if runner.engine.backend == "tensorrt_rtx":
+            context = runner.context
+            if not context.is_stream_capturable(runner.stream.cuda_stream):
+                log.info("%s: no CUDA graph: it says it cannot be captured", runner.engine.path)
+                return None
+        self()  # shapes are settled and lazy work is done before a capture
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=runner.stream):
+                runner._enqueue()
+        except (RuntimeError, EngineError) as err:
+            log.info("%s: no CUDA graph: %s", runner.engine.path, one_line(err))
+            return None
+        return Resident(runner, self.held, graph)
+
+    def _launch(self) -> None:
+        import torch
+
+        if self.graph is None:
+            self.runner._enqueue()
+        else:
+            with torch.cuda.stream(self.runner.stream):
+                self.graph.replay()
+
+
+def profile_json(told: Mapping[str, list[float]], calls: int) -> list[dict[str, Any]]:
+    """Layer -> ms of each call, in the schema of trtexec's --exportProfile."""
+    total = sum(map(sum, told.values())) or 1.0
+    layers = [
+        {
+            "name": name,
+            "timeMs": sum(times),
+            "averageMs": sum(times) / calls,
+            "medianMs": median(times),
+            "percentage": 100 * sum(times) / total,
+        }
+        for name, times in told.items()
+    ]
+    return [{"count": calls}, *layers]
+
+
+def _errors_of(trt: Any) -> Any:
+    class Logger(trt.ILogger):
+        """Keeps errors; nothing is printed."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.told: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.told.append(message)
+
+    return Logger()
+
+
+def _profiler_of(trt: Any) -> Any:
+    class Profiler(trt.IProfiler):
+        """Keeps each layer's time of each call."""
+
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self.told: dict[str, list[float]] = defaultdict(list)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.told[layer_name].append(ms)
+
+    return Profiler()
