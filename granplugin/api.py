@@ -49,6 +49,8 @@ def prepare(model: nn.Module, recipe: str | Path | Loaded, example: Example) -> 
 def modelopt_config(recipe: str | Path | Loaded, model: nn.Module) -> dict[str, Any]:
     """The config for `mtq.quantize(model, config, forward_loop)`.
 
+    Conversion then gives the layers that a residual add joins a quantizer for their skip inputs.
+
     Importing this registers granplugin's calibration mode with modelopt; a process that only
     restores (`mto.restore`) such a model needs `import granplugin.modelopt_bridge` first. Raises
     ModelError for a model that was not prepared, or prepared for a recipe that folds other layers.
@@ -69,6 +71,8 @@ def modelopt_config(recipe: str | Path | Loaded, model: nn.Module) -> dict[str, 
             f"the model was prepared for another recipe: the batch norm behind {name} is {was}; "
             "prepare a fresh model with this recipe"
         )
+    skips = [layer.name for layer in prepared.layers if layer.skip_shape]
+    modelopt_bridge.want_skip_quantizers(model, skips)
     return modelopt_bridge.config(plan.quantized)
 
 

@@ -25,7 +25,8 @@ Kind = Literal["honoured", "degraded", "wrong", "unknown"]
 class Verdict:
     """What an engine made of one row.
 
-    honoured: the layer's kernels multiply in the row's format; degraded: `detail` is fused-dequant
+    honoured: the layer's kernels multiply in the row's format (the kernel of a residual add reads
+    its skip input in it); degraded: `detail` is fused-dequant
     (read in the format, multiplied in float) or float; wrong: built although it is known to be
     computed wrongly; unknown: the engine does not tell. `as_promised` is False where the engine
     was to have it natively and does not.
@@ -50,13 +51,18 @@ def audit(
 ) -> tuple[Verdict, ...]:
     """A verdict for every quantized row, from the engine's layers; none where it tells of none.
     `made` says what was made of a site for this engine (legality.Written)."""
-    calls: dict[str, list[LayerPrecision]] = defaultdict(list)
+    calls: dict[tuple[str, bool], list[LayerPrecision]] = defaultdict(list)
     for layer in layers:
-        calls[layer.layer].append(layer)
+        calls[layer.layer, layer.adds].append(layer)
     if not calls:
         return ()
     return tuple(
-        _verdict(row, calls[row.layer], promises.get(row.site), made.get(row.site, ""))
+        _verdict(
+            row,
+            calls[row.layer, row.role == "skip"],
+            promises.get(row.site),
+            made.get(row.site, ""),
+        )
         for row in rows
     )
 
@@ -73,9 +79,13 @@ def _verdict(
         return say("wrong", promise.reason)
     if row.role == "output" or row.type not in WEIGHTED:
         return say("unknown", "engines do not say in what format they keep a tensor between layers")
+    if row.role == "skip" and not calls:
+        return say("unknown", "the engine does not say in what format the residual add reads it")
     if not calls or any(call.precision == "unknown" for call in calls):
         return say("unknown", "the engine's plan does not tell which kernel computes this layer")
     if all(call.precision != "float" for call in calls):
         return say("honoured", f"{made}; {calls[0].kernel}" if made else calls[0].kernel)
+    if row.role == "skip":
+        return say("degraded", "float")
     fused = any(call.kernel == "runtime_fusion" for call in calls)
     return say("degraded", "fused-dequant" if fused else "float")

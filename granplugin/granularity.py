@@ -17,8 +17,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from granplugin.suggest import did_you_mean
 
 Shape = tuple[int, ...]
-Role = Literal["weight", "input", "output"]
-ROLES: tuple[Role, ...] = ("weight", "input", "output")
+Role = Literal["weight", "input", "skip", "output"]
+ROLES: tuple[Role, ...] = ("weight", "input", "skip", "output")
 
 
 class DoesNotApply(ValueError):

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from granplugin.granularity import Role, Shape
+from granplugin.granularity import ROLES, Role, Shape
 
-WEIGHTED = frozenset(
-    f"{kind}{rank}d" for kind in ("Conv", "ConvTranspose") for rank in (1, 2, 3)
-) | {"Linear"}
+CONVOLUTIONS = frozenset(f"Conv{rank}d" for rank in (1, 2, 3))
+WEIGHTED = CONVOLUTIONS | {f"ConvTranspose{rank}d" for rank in (1, 2, 3)} | {"Linear"}
 NORMS = frozenset({"LayerNorm", *(f"InstanceNorm{rank}d" for rank in (1, 2, 3))})
 POOLS = frozenset(
     f"{kind}Pool{rank}d" for kind in ("Max", "Avg", "AdaptiveAvg") for rank in (1, 2, 3)
@@ -19,6 +18,9 @@ PASSIVE = NORMS | POOLS | BATCH_NORMS | {"LeakyReLU"}
 """Types without a quantizable weight; with WEIGHTED, every type modelopt gives quantizers and
 granplugin sites. (Recurrent layers and embeddings stay float.)"""
 
+MULTIPLIED: tuple[Role, ...] = ("weight", "input")
+"""The roles that a layer's product is of; integers only where both are."""
+_ALWAYS = ("input", "output")
 TRAITS = ("depthwise", "grouped", "pointwise", "first", "last")
 
 
@@ -32,7 +34,10 @@ class Layer:
     on one tensor only), last (a model output is computed from its output so). `bn` names the
     batch norm that can be folded into it. `spread` is the largest over the median of the weight's
     output-channel ranges, with that batch norm folded. `calls` counts uses in one forward pass.
-    `input_id` and `output_id` number the tensors: layers that read the same tensor share it.
+    `skip_shape` is that of what a residual add adds its output to, None where it joins none.
+    `input_id`, `output_id` and `skip_id` number the tensors: layers that read the same tensor share
+    it. `concats` has, for the roles whose tensor is an input or the result of a concatenation, a
+    number of that concatenation.
     `varying` tells that calls see different shapes, of which the first's are here.
     `unusable` says why its quantizers would have no effect.
     """
@@ -49,18 +54,22 @@ class Layer:
     spread: float | None = None
     input_id: int | None = None
     output_id: int | None = None
+    skip_shape: Shape | None = None
+    skip_id: int | None = None
+    concats: tuple[tuple[Role, int], ...] = ()
     varying: bool = False
     unusable: str | None = None
 
     @property
     def roles(self) -> tuple[Role, ...]:
-        return ("weight", "input", "output") if self.weight_shape else ("input", "output")
+        return tuple(role for role in ROLES if role in _ALWAYS or self.shape(role))
 
     def shape(self, role: Role) -> Shape | None:
         return {
             "weight": self.weight_shape,
             "input": self.input_shape,
             "output": self.output_shape,
+            "skip": self.skip_shape,
         }[role]
 
     def channel_axis(self, role: Role) -> int | None:
@@ -88,11 +97,15 @@ def layer_to_json(layer: Layer) -> dict[str, Any]:
     return {
         f.name: sorted(value) if isinstance(value, frozenset) else value
         for f in fields(layer)
-        if (value := getattr(layer, f.name)) is not None and value is not False and value != set()
+        if (value := getattr(layer, f.name)) is not None
+        and value is not False
+        and value not in (set(), ())
     }
 
 
 def layer_from_json(data: dict[str, Any]) -> Layer:
     """The inverse of layer_to_json."""
     values = {key: tuple(value) if key.endswith("_shape") else value for key, value in data.items()}
-    return Layer(**{**values, "traits": frozenset(data.get("traits", ()))})
+    values["traits"] = frozenset(data.get("traits", ()))
+    values["concats"] = tuple(map(tuple, data.get("concats", ())))
+    return Layer(**values)

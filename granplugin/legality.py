@@ -19,7 +19,7 @@ from granplugin.errors import RecipeError
 from granplugin.gpu import gpu
 from granplugin.granularity import coarser
 from granplugin.graph.lowering.methods import How
-from granplugin.layers import WEIGHTED, Layer
+from granplugin.layers import MULTIPLIED, WEIGHTED, Layer
 from granplugin.plan import Plan, Row
 from granplugin.presets import PRESETS
 from granplugin.recipe.schema import FLOAT, Recipe
@@ -72,6 +72,7 @@ def decide(
     row of which nothing can be made.
     """
     by_name = {layer.name: layer for layer in layers}
+    shared = capabilities.shared_skips(layers, plan.rows)
     found = {}
     for engine in engines:
         if engine not in capabilities.backends():
@@ -80,7 +81,7 @@ def decide(
         module = backends.load(engine)
         version = None if module.unavailable() else module.version()
         graph = precision if precision in module.PRECISIONS else "fp32"
-        book = Book(capabilities.load(engine, version), graph, targets.get(engine, ()))
+        book = Book(capabilities.load(engine, version), graph, targets.get(engine, ()), shared)
         decides = engine in TARGETED and on_unsupported is not None
         rows, how, made, promises = [], {}, {}, {}
         for name, group in groupby(plan.rows, lambda row: row.layer):
@@ -124,9 +125,10 @@ class _Decision:
             if promise is None or promise.kind == "native" or promise.cause not in (None, row.role):
                 continue
             by_preset = row.rule in PRESETS and row.on_unsupported is None
-            if promise.kind == "simulated" and (row.type not in WEIGHTED or by_preset):
-                # Nothing multiplies in pools and norms; and what a preset alone says of a layer is
-                # what the engine makes of it: the audit tells.
+            idle = row.role == "skip" or row.type not in WEIGHTED
+            if promise.kind == "simulated" and (idle or by_preset):
+                # Nothing multiplies in residual adds, pools and norms; and what a preset alone
+                # says of a layer is what the engine makes of it: the audit tells.
                 continue
             if made == "" or made.startswith("coarsened"):
                 return row
@@ -165,9 +167,9 @@ class _Decision:
 
     def _together(self, row: Row) -> list[Row]:
         """The rows that run in float with this one: its layer's weight and input, or it alone."""
-        if row.role == "output":
+        if row.role not in MULTIPLIED:
             return [row]
-        return [other for other in self.planned if other.quantized and other.role != "output"]
+        return [other for other in self.planned if other.quantized and other.role in MULTIPLIED]
 
     def _coarser(self, row: Row) -> Row | None:
         """The row with the finest coarser granularity that the engine has, beside the plainest

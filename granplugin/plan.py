@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from granplugin.calibrators import Calibrator, refusal
@@ -18,11 +18,12 @@ from granplugin.granularity import (
     grid,
     scales,
 )
-from granplugin.layers import WEIGHTED, Layer
+from granplugin.layers import MULTIPLIED, WEIGHTED, Layer
 from granplugin.presets import PRESETS, spelt_out
 from granplugin.recipe.load import Loaded
 from granplugin.recipe.rules import nearest, select
-from granplugin.recipe.schema import FLOAT, Decision, Match, Rule
+from granplugin.recipe.schema import FLOAT, Decision, Match, Rule, Share
+from granplugin.recipe.source import Location
 from granplugin.suggest import did_you_mean
 
 
@@ -35,7 +36,8 @@ class Row:
     where the layer has a batch norm `bn_name` behind it that can be folded, else None. `rule` is
     the deciding rule's id or the preset's name, `where` its file:line:column. The scales of a
     `dynamic` row are computed at run time, of each sample's largest |x|: nothing is calibrated.
-    `on_unsupported` is what a rule says is made of it where an engine does not have it.
+    `on_unsupported` is what a rule says is made of it where an engine does not have it. Rows with
+    the same `share` have one scale, the largest of theirs.
     """
 
     layer: str
@@ -54,6 +56,7 @@ class Row:
     note: str | None = None
     dynamic: bool = False
     on_unsupported: tuple[str, ...] | None = None
+    share: str | None = None
 
     @property
     def site(self) -> str:
@@ -130,7 +133,7 @@ def make_plan(loaded: Loaded, layers: Sequence[Layer]) -> Plan:
 
 def preset_plan(name: str, layers: Sequence[Layer], loaded: Loaded) -> Plan:
     """The plan of a preset alone: what a baseline is."""
-    bare = loaded.recipe.model_copy(update={"defaults": name, "rules": []})
+    bare = loaded.recipe.model_copy(update={"defaults": name, "rules": [], "share": []})
     return make_plan(Loaded(bare, loaded.document, loaded.path), layers)
 
 
@@ -158,6 +161,7 @@ class _Planner:
         self.settled: dict[tuple[Decision, tuple[int, ...], tuple[Role, ...]], _Settled] = {}
         self.decides: Counter[int] = Counter()
         self.notes: list[str] = []
+        self.ranged: set[str] = set()  # sites of which a rule says the calibrator or amax
 
     def plan(self) -> Plan:
         matched = [select(rule.match, self.layers) for rule in self.rules]
@@ -180,6 +184,8 @@ class _Planner:
             rows += of_layer
             self._count(settled, of_layer)
         self._check_folded_norms(rows, folded_norms)
+        rows, partners = self._one_pair(rows)
+        rows = self._shared(rows, partners)
         uses = tuple(
             RuleUse(label, where, len(found), self.decides[index])
             for index, (label, where, found) in enumerate(
@@ -189,12 +195,12 @@ class _Planner:
         for rule, use in zip(self.rules, uses, strict=True):
             if use.matched and not use.decides:
                 reason = "later rules or format: float win"
-                for role in ("output", "input"):
+                for role in ("output", "skip", "input"):
                     settings = getattr(rule, role)
                     if settings and not settings.format and not rule.format:
                         reason += (
-                            f", or this {role} is float by default, as outputs and layers without "
-                            f"weights are; {role}: {{format: int8, ...}} switches it on"
+                            f", or this {role} is float by default, as outputs, skips and layers "
+                            f"without weights are; {role}: {{format: int8, ...}} switches it on"
                         )
                         break
                 self.notes.append(f"{use.where}: {use.rule} decides nothing: {reason}")
@@ -221,13 +227,7 @@ class _Planner:
             return
         usable = [self.layers[position] for position in found if not self.layers[position].unusable]
         at = ("rules", index, "match")
-        if not found:
-            raise self.loaded.error(at, nearest(rule.match, self.layers))
-        names = rule.match.name or ()
-        for number, name in enumerate(names if len(names) > 1 else ()):
-            alone = Match(name=[name])
-            if not select(alone, self.layers):
-                raise self.loaded.error((*at, "name", number), nearest(alone, self.layers))
+        self._check_named(at, rule.match)
         if not usable:
             layer = self.layers[found[0]]
             raise self.loaded.error(at, f"{layer.name!r} cannot be quantized: {layer.unusable}")
@@ -235,16 +235,33 @@ class _Planner:
             raise self.loaded.error(
                 ("rules", index, "weight"), "no layer this rule matches has a weight to quantize"
             )
+        if rule.skip and not any(layer.skip_shape for layer in usable):
+            raise self.loaded.error(
+                ("rules", index, "skip"),
+                "no layer this rule matches has a skip input: their outputs join no residual add",
+            )
         if rule.bn and not any(layer.bn for layer in usable):
             raise self.loaded.error(
                 ("rules", index, "bn"),
                 "no layer this rule matches has a batch norm behind it that can be folded",
             )
 
+    def _check_named(self, at: Location, match: Match) -> None:
+        """Does `match`, and each name in it alone, match a layer?"""
+        if not select(match, self.layers):
+            raise self.loaded.error(at, nearest(match, self.layers))
+        names = match.name or ()
+        for number, name in enumerate(names if len(names) > 1 else ()):
+            alone = Match(name=[name])
+            if not select(alone, self.layers):
+                raise self.loaded.error((*at, "name", number), nearest(alone, self.layers))
+
     def _rows(self, layer: Layer, settled: _Settled) -> list[Row]:
         by_rule = settled.bn_rule != PRESET
         bn = settled.bn if layer.bn and (by_rule or not settled.is_float) else None
         bn = bn or ("keep" if layer.bn else None)
+        # A residual add is fused into a layer that multiplies integers, and else stays float.
+        half = FLOAT in (settled.value(r, "format") or FLOAT for r in MULTIPLIED)
         rows = []
         for role in layer.roles:
             shape = layer.shape(role)
@@ -252,6 +269,8 @@ class _Planner:
                 continue
             rule, where = self._name(settled.deciding[role])
             format = settled.value(role, "format") or FLOAT
+            if role == "skip" and settled.source(role, "format") == PRESET and half:
+                format = FLOAT
             common = dict(
                 layer=layer.name, type=layer.type, role=role, shape=shape, format=format,
                 bn=bn, bn_name=layer.bn, rule=rule, where=where,
@@ -271,6 +290,8 @@ class _Planner:
                 raise self._error(at, role, "granularity", f"{layer.name!r}: {err}") from err
             calibrator = settled.value(role, "calibrator") or Calibrator()
             amax = settled.value(role, "amax")
+            if {settled.source(role, key) for key in ("calibrator", "amax")} != {PRESET}:
+                self.ranged.add(f"{layer.name}.{role}")
             if granularity.at_run_time:
                 self._check_later(layer, role, settled)
                 calibrator, amax = Calibrator(), None
@@ -314,7 +335,7 @@ class _Planner:
         if weight is None or given is None or weight.quantized == given.quantized:
             return
         left = "input" if weight.quantized else "weight"
-        source = max(settled.source(role, "format") for role in ("weight", "input"))
+        source = max(settled.source(role, "format") for role in MULTIPLIED)
         raise self._error(
             source, left, "format",
             f"{layer.name!r}: only its {'weight' if left == 'input' else 'input'} would be "
@@ -327,6 +348,103 @@ class _Planner:
                 raise RecipeError(
                     f"{row.where}: {row.layer!r} is folded into {folded[row.layer]!r}; quantize "
                     "that layer's output, or say bn: keep for it"
+                )
+
+    def _one_pair(self, rows: Sequence[Row]) -> tuple[list[Row], dict[str, str]]:
+        """A skip input whose range no rule decides gets that of the first layer that reads the same
+        tensor in the same blocks: they then have one Q/DQ. Skip -> that input, for those that do.
+        """
+        tensors = {
+            (layer.name, role): number
+            for layer in self.layers
+            for role, number in (("input", layer.input_id), ("skip", layer.skip_id))
+            if number is not None
+        }
+        read: dict[tuple, Row] = {}
+        for row in rows:
+            calibrated = row.quantized and not row.dynamic
+            if row.role == "input" and calibrated and (row.layer, "input") in tensors:
+                key = (tensors[row.layer, "input"], row.format, row.block)
+                read.setdefault(key, row)
+        found, partners = [], {}
+        for row in rows:
+            key = (tensors.get((row.layer, "skip")), row.format, row.block)
+            if row.role == "skip" and row.quantized and key in read:
+                reader = read[key]
+                if row.site not in self.ranged:
+                    row = replace(row, calibrator=reader.calibrator, amax=reader.amax)
+                if (row.calibrator, row.amax) == (reader.calibrator, reader.amax):
+                    row = replace(row, note=f"one Q/DQ with {reader.site}")
+                    partners[row.site] = reader.site
+            found.append(row)
+        return found, partners
+
+    def _shared(self, rows: Sequence[Row], partners: Mapping[str, str]) -> list[Row]:
+        by_site = {row.site: row for row in rows if row.quantized}
+        label: dict[str, str] = {}
+        for index, said in enumerate(self.loaded.recipe.share):
+            where = str(self.loaded.mark("share", index))
+            for sites in self._groups(index, said, by_site):
+                self._check_alike(index, [by_site[site] for site in sites])
+                joined = {label[site] for site in sites if site in label}
+                label |= dict.fromkeys(sites, f"{where} {sites[0]}")
+                label |= {s: label[sites[0]] for s, old in label.items() if old in joined}
+        # What has one Q/DQ keeps it.
+        label |= {s: label[reader] for s, reader in partners.items() if reader in label}
+        count = Counter(label.values())
+        return [
+            replace(
+                row,
+                share=label[row.site],
+                note=row.note or f"one scale with {count[label[row.site]] - 1} more: share",
+            )
+            if row.site in label
+            else row
+            for row in rows
+        ]
+
+    def _groups(self, index: int, said: str | Share, by_site: Mapping[str, Row]) -> list[list[str]]:
+        """The quantized sites that one item of `share` puts together."""
+        if isinstance(said, Share):
+            self._check_named(("share", index, "match"), said.match)
+            names = [self.layers[n].name for n in select(said.match, self.layers)]
+            sites = [site for name in names if (site := f"{name}.{said.role}") in by_site]
+            if len(sites) < 2:
+                raise self.loaded.error(
+                    ("share", index),
+                    f"two {said.role}s at least share a scale; of the layers this matches, "
+                    f"{len(sites)} have theirs quantized",
+                )
+            return [sites]
+        around: dict[int, list[str]] = {}
+        for layer in self.layers:
+            for role, number in layer.concats:
+                around.setdefault(number, []).append(f"{layer.name}.{role}")
+        # The output of a layer with a folded batch norm is that batch norm's.
+        seen_as = {row.observed: site for site, row in by_site.items()}
+        found = [[seen_as[site] for site in sites if site in seen_as] for sites in around.values()]
+        found = [sites for sites in found if len(sites) > 1]
+        if not found:
+            raise self.loaded.error(
+                ("share", index),
+                "the model has no concatenation with two quantized sites around it",
+            )
+        return found
+
+    def _check_alike(self, index: int, rows: Sequence[Row]) -> None:
+        first = rows[0]
+        for row in rows:
+            if row.dynamic:
+                raise self.loaded.error(
+                    ("share", index), f"{row.site!r} has scales computed at run time"
+                )
+            grids = {row.grid, first.grid} if max(row.scales, first.scales) > 1 else set()
+            if row.format != first.format or len(grids) > 1:
+                raise self.loaded.error(
+                    ("share", index),
+                    f"{first.site!r} is {first.format} {first.granularity} and {row.site!r} "
+                    f"{row.format} {row.granularity}: what shares a scale has one format and as "
+                    "many scales",
                 )
 
     def _count(self, settled: _Settled, rows: Sequence[Row]) -> None:
@@ -396,8 +514,8 @@ class _Settled:
 
     def apply(self, index: int, decision: Decision) -> None:
         if decision.format is not None:
-            roles = self.roles if decision.format == FLOAT else self.roles[:-1]
-            for role in roles:
+            multiplied = [role for role in self.roles if role in MULTIPLIED]
+            for role in self.roles if decision.format == FLOAT else multiplied:
                 self._set(role, "format", index, decision.format)
         for role in self.roles:
             settings = getattr(decision, role)

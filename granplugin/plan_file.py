@@ -47,4 +47,5 @@ def row_json(row: Row) -> dict[str, Any]:
         "rule": row.rule,
         "where": row.where,
         "note": row.note,
+        "share": row.share,
     }

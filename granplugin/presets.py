@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from granplugin.calibrators import Calibrator
 from granplugin.granularity import ROLES, PerChannel, PerTensor
-from granplugin.layers import BATCH_NORMS, WEIGHTED, Layer
+from granplugin.layers import BATCH_NORMS, CONVOLUTIONS, WEIGHTED, Layer
 from granplugin.recipe.schema import Decision, Settings
 
 _MAX = Calibrator("max")
@@ -18,6 +18,7 @@ _TENSORRT = Decision(
     input=_PER_TENSOR,
     bn="fold",
 )
+_TENSORRT_CONV = _TENSORRT.model_copy(update={"skip": _PER_TENSOR})
 _TENSORRT_GROUPED = Decision(weight=_PER_TENSOR, input=_PER_TENSOR, bn="fold")
 _MODELOPT = Decision(
     weight=_PER_TENSOR.model_copy(update={"granularity": PerChannel(axis=0)}),
@@ -29,14 +30,21 @@ _MODELOPT_PASSIVE = Decision(input=_PER_TENSOR)
 
 def tensorrt_11(layer: Layer) -> Decision:
     """TensorRT 11's placement rules: of weighted layers, inputs per_tensor and weights per_channel
-    on the output channels (per_tensor where no axis has them), max; pools and norms float; batch
-    norms folded, as the engine does.
+    on the output channels (per_tensor where no axis has them), max; the skip inputs of residual
+    adds behind convolutions per_tensor; pools and norms float; batch norms folded, as the engine
+    does. Behind linear layers skip inputs stay float: the rule is about the INT8 epilogue of a
+    convolution, NVIDIA's own ResNet quantizes the identity and nothing more, and its ONNX
+    quantizer takes for residual only what a convolution is added to.
 
-    Source: NVIDIA TensorRT documentation, "Explicit Quantization", placement recommendations.
+    Source: NVIDIA TensorRT documentation, "Explicit Quantization", placement recommendations;
+    pytorch-quantization's models/resnet.py (_residual_quantizer); modelopt 0.47's
+    onnx/quantization/graph_utils.py (build_non_residual_input_map).
     """
     if layer.type not in WEIGHTED:
         return _NOTHING
-    return _TENSORRT if layer.channel_axis("weight") is not None else _TENSORRT_GROUPED
+    if layer.channel_axis("weight") is None:
+        return _TENSORRT_GROUPED
+    return _TENSORRT_CONV if layer.type in CONVOLUTIONS else _TENSORRT
 
 
 def modelopt_0_47(layer: Layer) -> Decision:

@@ -167,6 +167,25 @@ def find_amax(
     return np.where(usable, amax, amax.max()) if usable.any() else None
 
 
+def share_amax(
+    rows: Iterable[Row], amax: Mapping[str, np.ndarray | None]
+) -> dict[str, np.ndarray | None]:
+    """Site -> amax, where rows with the same `share` have the largest of theirs, cell by cell.
+
+    Rows that were coarsened for an engine share with those that have as many scales; a row
+    without an amax has none.
+    """
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        if row.share is not None and amax.get(row.site) is not None:
+            groups.setdefault((row.share, row.scales), []).append(row)
+    shared = dict(amax)
+    for group in groups.values():
+        largest = np.max([amax[row.site].reshape(-1) for row in group], axis=0)
+        shared |= {row.site: largest.reshape(row.grid) for row in group}
+    return shared
+
+
 def _calibrate(
     row: Row, fmt: Format, largest: np.ndarray, counts_of: Callable[[Shape], np.ndarray]
 ) -> np.ndarray:

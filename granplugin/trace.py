@@ -30,6 +30,14 @@ from granplugin.errors import DataError, ModelError, UserError
 from granplugin.folding import channel_ranges, fold
 from granplugin.granularity import Shape
 from granplugin.layers import PASSIVE, WEIGHTED, Layer
+from granplugin.residuals import (
+    LAYER_FUNCTIONS,
+    find_concats,
+    find_same,
+    find_skips,
+    name_of,
+    tensors_in,
+)
 
 log = logging.getLogger(__name__)
 
@@ -71,14 +79,14 @@ def trace(model: nn.Module, example: Example) -> Traced:
     broken: list[str] = []
 
     def before(name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        tensor = next(_tensors((args, kwargs)), None)
+        tensor = next(tensors_in((args, kwargs)), None)
         if tensor is not None:
             with torch._C.DisableTorchFunction():
                 seen = _Call(values.number(tensor), batched_shape(tensor))
                 calls.setdefault(name, []).append(seen)
 
     def after(name: str, module: nn.Module, args: tuple, output: Any) -> None:
-        tensor = next(_tensors(output), None)
+        tensor = next(tensors_in(output), None)
         if tensor is None or name not in calls:
             return
         with torch._C.DisableTorchFunction():
@@ -112,6 +120,11 @@ def trace(model: nn.Module, example: Example) -> Traced:
             )
     ends = {values.number(tensor) for tensor in outputs.values()}
     found = _batch_norms(model, modules, calls, values, ends)
+    weighted = {
+        n: seen for n, seen in calls.items() if _base_class(modules[n]).__name__ in WEIGHTED
+    }
+    skips = find_skips(values, {n: [c.output for c in seen] for n, seen in weighted.items()}, ends)
+    concats, same = find_concats(values), find_same(values)
     from_input, to_output = values.reached_from(starts), values.leading_to(ends)
 
     layers = []
@@ -126,7 +139,9 @@ def trace(model: nn.Module, example: Example) -> Traced:
                 why = "never runs in the forward pass"
             layers.append(dataclasses.replace(layer, unusable=layer.unusable or why))
             continue
-        first = seen[0]
+        first, skip = seen[0], skips.get(name)
+        tensors = {"input": first.input, "output": first.output, "skip": skip and skip.value}
+        tensors = {role: same.get(number, number) for role, number in tensors.items()}
         traits = set(layer.traits)
         traits |= {"first"} if any(c.input in from_input for c in seen) else set()
         traits |= {"last"} if any(c.output in to_output for c in seen) else set()
@@ -136,8 +151,11 @@ def trace(model: nn.Module, example: Example) -> Traced:
                 calls=len(seen),
                 input_shape=first.input_shape,
                 output_shape=first.output_shape,
-                input_id=first.input,
-                output_id=first.output,
+                input_id=tensors["input"],
+                output_id=tensors["output"],
+                skip_shape=skip and skip.shape,
+                skip_id=tensors["skip"],
+                concats=tuple((role, concats[n]) for role, n in tensors.items() if n in concats),
                 traits=frozenset(traits),
                 bn=found.get(name),
                 varying=len({(c.input_shape, c.output_shape) for c in seen}) > 1,
@@ -226,22 +244,15 @@ class _Call:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Op:
-    """One function call: the values it read and wrote."""
+    """One function call: the values it read and wrote; the `at`-th of all."""
 
+    at: int
     function: Any
     args: tuple
     kwargs: dict
     reads: tuple[int, ...]
     writes: tuple[int, ...]
 
-
-# Functions of one data tensor that are a layer all the same.
-_LAYER_FUNCTIONS = frozenset(
-    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution "
-    "conv_tbc bilinear matmul __matmul__ __rmatmul__ mm bmm addmm addbmm baddbmm mv addmv einsum "
-    "tensordot embedding embedding_bag multi_head_attention_forward _native_multi_head_attention "
-    "scaled_dot_product_attention lstm gru rnn_tanh rnn_relu lstm_cell gru_cell".split()
-)
 
 # These return no tensor and yet look at the values.
 _READERS = frozenset(
@@ -281,13 +292,13 @@ class _Values(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        given = list(_tensors((args, kwargs)))
+        given = list(tensors_in((args, kwargs)))
         versions = [_version(tensor) for tensor in given]
         result = func(*args, **kwargs)
         reads = [self.number(tensor) for tensor in given]
         changed = [t for t, version in zip(given, versions) if _version(t) != version]
-        new = [t for t in _tensors(result) if id(t) not in self._current]
-        if not changed and not new and getattr(func, "__name__", "") not in _READERS:
+        new = [t for t in tensors_in(result) if id(t) not in self._current]
+        if not changed and not new and name_of(func) not in _READERS:
             return result  # a shape, a flag, or the very tensor that was given
         # Whatever shares the changed storage is read and written too.
         touched = [
@@ -297,7 +308,7 @@ class _Values(TorchFunctionMode):
         data = any(self.data[number] for number in reads)
         writes = [self._new(i, data) for i in dict.fromkeys(touched)]
         writes += [self.number(tensor, data) for tensor in new]
-        op = _Op(func, args, kwargs, reads, tuple(writes))
+        op = _Op(len(self.ops), func, args, kwargs, reads, tuple(writes))
         self.ops.append(op)
         for number in reads:
             self.consumers[number].append(op)
@@ -324,7 +335,7 @@ class _Values(TorchFunctionMode):
     def _source(self, op: _Op) -> int | None:
         """The only value this operates on; None for several, or for the work of a layer."""
         read = [number for number in op.reads if self.data[number]]
-        if len(read) != 1 or getattr(op.function, "__name__", "") in _LAYER_FUNCTIONS:
+        if len(read) != 1 or name_of(op.function) in LAYER_FUNCTIONS:
             return None
         return read[0]
 
@@ -457,16 +468,6 @@ def _registered(cls: type) -> type | None:
         if base.__name__ in WEIGHTED | PASSIVE and getattr(nn, base.__name__) is base:
             return base
     return None
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, dict):
-        yield from _tensors(tuple(value.values()))
 
 
 def _version(tensor: Tensor) -> int:

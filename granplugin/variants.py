@@ -31,7 +31,7 @@ from granplugin.recipe.schema import FLOAT
 from granplugin.report.model import Agreement
 from granplugin.run_folder import content_key, file_key
 from granplugin.session import Session, located
-from granplugin.statistics import Statistics, find_amax, import_amax, needs_of
+from granplugin.statistics import Statistics, find_amax, import_amax, needs_of, share_amax
 from granplugin.trace import call, flatten_outputs
 
 log = logging.getLogger(__name__)
@@ -228,7 +228,8 @@ def build_variant(
     )
 
     def ranged(rows: Sequence[Row]) -> dict[str, np.ndarray]:
-        return {row.site: ranges[row] for row in rows if ranges.get(row) is not None}
+        found = {row.site: ranges[row] for row in rows if ranges.get(row) is not None}
+        return share_amax(rows, found)
 
     kept: list[str] = []
 

@@ -151,7 +151,7 @@ MISTAKES = {
     "variants: {v: {drop: '" + "9" * 5000 + "'}}": "5:16: no rule has the id",
     "variants: {v: {set: {rules.a.bn: keep}}}": "5:22: no rule has the id 'a'",
     "variants: {v: {set: {model.callable: a:b}}}": (
-        "5:22: a variant changes rules, defaults, precision"
+        "5:22: a variant changes rules, defaults, share, precision"
     ),
     "defaults: tensorrt@11\nvariants: {v: {set: {defaults.weight: per_tensor}}}": (
         "6:22: 'defaults' is 'tensorrt@11', which has no keys to change"

@@ -68,12 +68,14 @@ class Engine:
 class LayerPrecision:
     """What one call of a weighted layer ran in: `precision` is int8, float or unknown.
 
-    `layer` is the module path; `kernel` is the library's own word for what computes it.
+    `layer` is the module path; `kernel` is the library's own word for what computes it. With
+    `adds` it is about the residual add behind the layer: the precision its skip input is read in.
     """
 
     layer: str
     precision: str
     kernel: str
+    adds: bool = False
 
 
 class Runner(Protocol):
@@ -133,7 +135,8 @@ class Backend(Protocol):
         """Its kernels and what they move, where the library tells."""
 
     def layers(self, engine: Engine) -> tuple[LayerPrecision, ...]:
-        """Each call of a weighted layer, in the graph's order; empty where it cannot be read."""
+        """Each call of a weighted layer, in the graph's order, then each residual add behind one
+        whose skip input is quantized, where the library tells; empty where it cannot be read."""
 
 
 def missing(package: str, extra: str | None) -> str | None:

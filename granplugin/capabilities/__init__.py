@@ -8,6 +8,7 @@ from granplugin.capabilities.promise import (
     cell_promise,
     plan_promises,
     promises,
+    shared_skips,
 )
 from granplugin.capabilities.table import LOWERINGS, Cell, Table, backends, load
 
@@ -25,4 +26,5 @@ __all__ = [
     "load",
     "plan_promises",
     "promises",
+    "shared_skips",
 ]

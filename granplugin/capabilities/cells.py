@@ -12,6 +12,9 @@ CHANNELS = 64
 SIZE = 16
 """The block size where a cell does not say another."""
 
+ADDS = ("add", "add_shared")
+"""Their `weight` is that of the convolution in front of the add."""
+
 _CONV_X = (4, CHANNELS, 16, 16)
 INPUTS: dict[str, Shape] = {
     "conv": _CONV_X,
@@ -20,6 +23,8 @@ INPUTS: dict[str, Shape] = {
     "transposed": _CONV_X,
     "maxpool": _CONV_X,
     "passive": _CONV_X,
+    "add": _CONV_X,
+    "add_shared": _CONV_X,
     "gemm": (4, CHANNELS),
     "matmul_2d": (4, CHANNELS),
     "linear": (4, 8, CHANNELS),
@@ -95,6 +100,12 @@ def _cells(op: str, fmt: str, graph: str) -> Iterator[Cell]:
         "per_element",
         *INPUT_AXES[len(INPUTS[op])],
     )
+    if op in ADDS:
+        for scales in inputs if fmt != "int4" else ():
+            yield _cell(op, fmt, graph, weight="per_channel", input=scales)
+        if fmt != "int4":
+            yield _cell(op, fmt, graph, weight="per_tensor", input="per_tensor")
+        return
     if op not in WEIGHTS:
         for scales in inputs if fmt != "int4" else ():
             yield _cell(op, fmt, graph, input=scales)

@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from granplugin.capabilities.cells import (
+    ADDS,
     CHANNELS,
     DYNAMIC,
     INPUT_AXES,
@@ -50,7 +51,10 @@ class _Network:
 
     def model(self) -> onnx.ModelProto:
         cell, shape = self.cell, INPUTS[self.cell.op]
-        operands = [self._quantized("x", shape, cell.input)]
+        if cell.op in ADDS:
+            operands = self._addends()
+        else:
+            operands = [self._quantized("x", shape, cell.input)]
         if cell.op in WEIGHTS:
             operands.append(self._weight())
         if cell.op in CONVS or cell.op in ("transposed", "gemm"):
@@ -82,8 +86,35 @@ class _Network:
         elif op in ("maxpool", "passive"):
             kind = "MaxPool" if op == "maxpool" else "AveragePool"
             self._node(kind, operands, "y", {"kernel_shape": [2, 2], "strides": [2, 2]}, "op")
+        elif op in ADDS:
+            self._node("Add", operands, "y", {}, OP)
         else:
             self._node("MatMul", operands, "y", {}, OP)
+
+    def _addends(self) -> list[str]:
+        """What a quantized convolution puts out, and the skip input: its own input, or what another
+        convolution makes of that (the shortcut of a ResNet's first blocks)."""
+        shape = INPUTS[self.cell.op]
+        if self.cell.op == "add_shared":
+            skip = self._quantized("x", shape, self.cell.input)
+            return [self._convolution("branch", skip), skip]
+        read = self._quantized("x", shape, "per_tensor")
+        self._convolution("shortcut", read)
+        return [
+            self._convolution("branch", read),
+            self._quantized("shortcut", shape, self.cell.input),
+        ]
+
+    def _convolution(self, name: str, read: str) -> str:
+        values = self._draw(WEIGHTS["conv"])
+        scale, attributes, block = self._scale(values, self.cell.weight, WEIGHT_AXES["conv"])
+        constants = self._scale_and_zero(f"{name}_weight", scale)
+        cells = scale.reshape(grid(values.shape, block))
+        stored = quantize(values, cells, block, FORMATS[self.cell.format])
+        operands = [self._constant(f"{name}_weight", stored), *constants]
+        weight = self._node("DequantizeLinear", operands, f"{name}_weight_dq", attributes)
+        bias = self._constant(f"{name}_bias", self._draw((CHANNELS,)))
+        return self._node("Conv", [read, weight, bias], name, {"pads": [1, 1, 1, 1]})
 
     def _weight(self) -> str:
         cell, shape = self.cell, WEIGHTS[self.cell.op]

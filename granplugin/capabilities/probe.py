@@ -32,7 +32,7 @@ from granplugin.backends.engine_plan import (
     read_inspector_json,
     read_layers_text,
 )
-from granplugin.capabilities.cells import WEIGHTS, cells
+from granplugin.capabilities.cells import ADDS, WEIGHTS, cells
 from granplugin.capabilities.networks import OP, READER, network
 from granplugin.capabilities.table import OPS, Cell, load
 from granplugin.errors import EngineError
@@ -190,7 +190,8 @@ def classify(cell: Cell, plan: EnginePlan) -> tuple[str, str]:
     kernels = [
         layer
         for layer in plan.kernels
-        if node in layer.onnx_nodes and any(word in layer.kind.lower() for word in _COMPUTES)
+        if node in layer.onnx_nodes
+        and (cell.op in ADDS or any(word in layer.kind.lower() for word in _COMPUTES))
     ]
     if not kernels:
         # An op without a kernel of its own was fused into a pointwise one, which is float.
@@ -199,6 +200,11 @@ def classify(cell: Cell, plan: EnginePlan) -> tuple[str, str]:
     operands = [tensor.dtype for tensor in (*kernel.inputs, *kernel.constants)]
     detail = f"{kernel.kind} {' x '.join(operands[:2])} -> {kernel.outputs[0].dtype}"
     low = [dtype for dtype in operands if dtype in _LOW]
+    if cell.op in ADDS:
+        # A convolution that adds reads its own input in 8 bits too.
+        own = any(word in kernel.kind.lower() for word in _COMPUTES)
+        read = [tensor.dtype for tensor in kernel.inputs if tensor.dtype in _LOW]
+        return ("quantized" if len(read) > own else "float"), detail
     needed = 2 if cell.weight != "float" and cell.input != "float" else 1
     if not low:
         return "float", detail

@@ -9,7 +9,7 @@ from typing import Literal
 
 from granplugin.capabilities.table import LOWERINGS, Cell, Rule, Table
 from granplugin.granularity import Role
-from granplugin.layers import WEIGHTED, Layer
+from granplugin.layers import MULTIPLIED, WEIGHTED, Layer
 from granplugin.plan import Row
 
 Kind = Literal["native", "lowered", "simulated", "refused"]
@@ -50,13 +50,27 @@ def plan_promises(
     for row in rows:
         if row.quantized:
             of_layer[row.layer].append(row)
-    book = Book(table, graph, tuple(targets))
+    book = Book(table, graph, tuple(targets), shared_skips(layers, rows))
     return {
         f"{layer.name}.{role}": promise
         for layer in layers
         if layer.name in of_layer
         for role, promise in book.of_layer(layer, of_layer[layer.name]).items()
     }
+
+
+def shared_skips(layers: Sequence[Layer], rows: Sequence[Row]) -> frozenset[str]:
+    """The layers whose skip input another layer reads through the same Q/DQ."""
+    by_name = {layer.name: layer for layer in layers}
+    read, skips = set(), {}
+    for row in rows:
+        layer = by_name[row.layer]
+        same = (row.format, row.block, row.calibrator, row.amax, row.share)
+        if row.quantized and row.role == "input" and not row.dynamic:
+            read.add((layer.input_id, *same))
+        elif row.quantized and row.role == "skip":
+            skips[layer.name] = (layer.skip_id, *same)
+    return frozenset(name for name, key in skips.items() if key in read)
 
 
 def promises(
@@ -142,26 +156,49 @@ def _axis_word(layer: Layer, row: Row, axis: int) -> str:
 
 
 class Book:
-    """Answers for one table and build; equal cells are looked up once."""
+    """Answers for one table and build; equal cells are looked up once. `shared` names the layers
+    whose skip input another layer reads, as from shared_skips."""
 
-    def __init__(self, table: Table, graph: str = "fp32", targets: tuple[str, ...] = ()) -> None:
-        self.table, self.graph, self.targets = table, graph, targets
+    def __init__(
+        self,
+        table: Table,
+        graph: str = "fp32",
+        targets: tuple[str, ...] = (),
+        shared: frozenset[str] = frozenset(),
+    ) -> None:
+        self.table, self.graph, self.targets, self.shared = table, graph, targets, shared
         self.known: dict[tuple, Mapping[Role, Promise]] = {}
 
     def of_layer(self, layer: Layer, rows: Sequence[Row]) -> Mapping[Role, Promise]:
         """Role -> promise for one layer's quantized rows, decided together."""
         op = operation(layer)
         sites = tuple((row.role, row.format, *scales_of(layer, row)) for row in rows)
-        if (op, sites) not in self.known:
-            self.known[op, sites] = self._decide(op, sites)
-        return self.known[op, sites]
+        if any(row.role == "skip" for row in rows):
+            # A batch norm that is kept scales each channel behind the product.
+            one = [row.scales for row in rows if row.role == "weight" and row.bn != "keep"] == [1]
+            add = Cell(
+                "add_shared" if layer.name in self.shared else "add",
+                "",
+                "per_tensor" if one else "per_channel",
+            )
+        else:
+            add = None
+        if (op, sites, add) not in self.known:
+            self.known[op, sites, add] = self._decide(op, sites, add)
+        return self.known[op, sites, add]
 
-    def _decide(self, op: str, sites: tuple) -> dict[Role, Promise]:
+    def _decide(self, op: str, sites: tuple, add: Cell | None) -> dict[Role, Promise]:
         found: dict[Role, Promise] = {}
-        pair = {role: (fmt, scales, size) for role, fmt, scales, size in sites if role != "output"}
-        for role, fmt, scales, _ in sites:
+        pair = {
+            role: (fmt, scales, size) for role, fmt, scales, size in sites if role in MULTIPLIED
+        }
+        for role, fmt, scales, size in sites:
             if role == "output":
                 cell = Cell(op, fmt, output=scales, graph=self.graph, targets=self.targets)
+                found[role] = self._alone(cell, role)
+            elif role == "skip":
+                cell = self._cell(add.op, {"input": (fmt, scales, size)})
+                cell = replace(cell, weight=add.weight)
                 found[role] = self._alone(cell, role)
         if not pair:
             return found

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from granplugin.errors import Unhonoured
 from granplugin.granularity import Shape
 from granplugin.graph.edit import CASTS
+from granplugin.graph.wiring import PRODUCTS, Wiring, residual_add
 from granplugin.plan import Row
 
-PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 
 
@@ -45,8 +44,8 @@ class Pair:
     sample: Shape | None
 
 
-class FileGraph:
-    """What leads where in an ONNX graph, and its Q/DQ pairs.
+class FileGraph(Wiring):
+    """An ONNX graph's wiring and its Q/DQ pairs. Raises Unhonoured for Q/DQ that are no pairs.
 
     The casts between float32 and a lower precision are looked through: who reads a cast tensor
     reads the tensor.
@@ -61,13 +60,8 @@ class FileGraph:
         self.raised = {_before(name, casts): cast for cast, name in casts.items()}
         """A tensor -> what a cast made of it, which is what arithmetic in float32 reads."""
         nodes = [_past(node, casts) for node in graph.node if node.output[0] not in casts]
-        self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        super().__init__(graph, nodes)
         self.outputs = {_before(value.name, casts) for value in graph.output}
-        self.producer = {name: node for node in nodes for name in node.output}
-        self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in nodes:
-            for name in node.input:
-                self.readers[name].append(node)
         self.scopes: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in nodes:
             self.scopes[scope_of(node)].append(node)
@@ -79,9 +73,6 @@ class FileGraph:
         self.by_source: dict[str, list[Pair]] = defaultdict(list)
         for pair in self.pairs:
             self.by_source[pair.source].append(pair)
-
-    def array(self, name: str) -> np.ndarray:
-        return numpy_helper.to_array(self.constants[name])
 
     def _pair(self, dq: onnx.NodeProto) -> Pair:
         q = self.producer.get(dq.input[0])
@@ -157,6 +148,8 @@ def tensors_of(graph: FileGraph, row: Row) -> list[str]:
     if row.role == "input":
         fixed = graph.constants.keys() | {p.result for p in graph.pairs if p.stored is not None}
         return sorted({n.input[0] for n in nodes if n.input} - own - fixed)
+    if row.role == "skip":
+        return [name for _, name in residual_adds(graph, row.layer)]
     found = []
     for name in (name for node in nodes for name in node.output):
         outside = [n for n in graph.readers[name] if not own.intersection(n.output)]
@@ -165,6 +158,12 @@ def tensors_of(graph: FileGraph, row: Row) -> list[str]:
                 raise not_quantized(row)
             found.append(name)
     return found
+
+
+def residual_adds(graph: FileGraph, layer: str) -> list[tuple[onnx.NodeProto, str]]:
+    """The residual add that each of the layer's products leads to, and its other operand."""
+    products = [node for node in graph.scopes.get(layer, []) if node.op_type in PRODUCTS]
+    return [add for node in products if (add := residual_add(graph, node))]
 
 
 def pairs_of(graph: FileGraph, row: Row) -> list[Pair]:

@@ -17,7 +17,7 @@ import onnxruntime
 from granplugin.errors import Unhonoured
 from granplugin.formats import FORMATS, Format, dequantize, quantize, scale_of
 from granplugin.granularity import Shape, expand
-from granplugin.graph.file_graph import PRODUCTS, FileGraph, Pair, pairs_of, scope_of
+from granplugin.graph.file_graph import FileGraph, Pair, pairs_of, residual_adds, scope_of
 from granplugin.graph.lowering.methods import How, methods
 from granplugin.graph.verify_lowered import (
     check_baked,
@@ -28,6 +28,7 @@ from granplugin.graph.verify_lowered import (
     unit,
     written_weight,
 )
+from granplugin.graph.wiring import PRODUCTS
 from granplugin.plan import Row
 
 FakeQuantize = Callable[[np.ndarray, Row, np.ndarray], np.ndarray]
@@ -110,7 +111,8 @@ def read_back(
                     check_behind(graph, pair, row, cells)
         else:
             for pair in pairs_of(graph, row):
-                claim(pair, row.layer if row.role != "output" else None)
+                for reader in _readers(graph, row):
+                    claim(pair, reader)
                 if row.role == "weight":
                     written, own_amax, weight = plan.weight(row, weights)
                     _compare(pair, written, scale_of(own_amax, FORMATS[row.format]))
@@ -120,11 +122,19 @@ def read_back(
     for pair in unclaimed.values():
         raise Unhonoured(f"{pair.name}: quantized, and no row of the plan says so")
     for pair in graph.pairs:
-        # Anything may read an output behind its Q/DQ, but an input only the layers with a row.
+        # Anything may read an output behind its Q/DQ, but an input only the layers with a row, and
+        # a skip input the adds that one is about.
         allowed = readers[pair.name]
         for node in graph.readers[pair.result]:
-            if None not in allowed and scope_of(node) not in allowed:
+            if None not in allowed and allowed.isdisjoint((scope_of(node), node.name)):
                 raise Unhonoured(f"{node.name}: reads {pair.result}, and no row says so")
+
+
+def _readers(graph: FileGraph, row: Row) -> list[str | None]:
+    """The layer, or the nodes, that may read what the row quantizes; None for any."""
+    if row.role == "skip":
+        return [add.name for add, _ in residual_adds(graph, row.layer)]
+    return [row.layer if row.role != "output" else None]
 
 
 def agreement(

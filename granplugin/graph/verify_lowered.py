@@ -17,7 +17,6 @@ from granplugin.errors import Unhonoured
 from granplugin.formats import FORMATS, dequantize, fake_quantize, quantize, scale_of
 from granplugin.granularity import Shape, expand, reduce_blocks
 from granplugin.graph.file_graph import (
-    PRODUCTS,
     FileGraph,
     Pair,
     not_quantized,
@@ -25,6 +24,7 @@ from granplugin.graph.file_graph import (
     tensors_of,
 )
 from granplugin.graph.lowering.methods import FLOOR, Method
+from granplugin.graph.wiring import PRODUCTS
 from granplugin.plan import Row
 from granplugin.statistics import find_amax
 

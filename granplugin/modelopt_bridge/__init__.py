@@ -9,6 +9,7 @@ from granplugin.modelopt_bridge.marker import markers
 from granplugin.modelopt_bridge.mode import collect
 from granplugin.modelopt_bridge.observe import batches
 from granplugin.modelopt_bridge.quantizers import fake_quantize, load_amax, sites_of
+from granplugin.modelopt_bridge.skips import want_skip_quantizers
 from granplugin.quantize_config import config, row_of, site_of
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "row_of",
     "site_of",
     "sites_of",
+    "want_skip_quantizers",
 ]

@@ -16,8 +16,10 @@ with quiet():
         CalibrateModeRegistry,
     )
     from modelopt.torch.quantization.nn import TensorQuantizer
+    from modelopt.torch.quantization.plugins.custom import CUSTOM_MODEL_PLUGINS
 
 __all__ = [
+    "CUSTOM_MODEL_PLUGINS",
     "BaseCalibrateModeDescriptor",
     "CalibrateModeRegistry",
     "ModeloptField",

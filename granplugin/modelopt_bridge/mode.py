@@ -24,9 +24,10 @@ from granplugin.modelopt_bridge.library import (
 )
 from granplugin.modelopt_bridge.observe import ForwardLoop, observe
 from granplugin.modelopt_bridge.quantizers import refuse_unfolded, set_quantizers
+from granplugin.modelopt_bridge.skips import want_skip_quantizers
 from granplugin.plan import Row
 from granplugin.quantize_config import METHOD, config, row_of
-from granplugin.statistics import Need, Statistics, find_amax, needs_of
+from granplugin.statistics import Need, Statistics, find_amax, needs_of, share_amax
 
 
 class CalibrationConfig(QuantizeAlgorithmConfig):
@@ -61,7 +62,7 @@ def calibrate(
         for row in rows
         if not row.dynamic
     }
-    set_quantizers(model, rows, amax)
+    set_quantizers(model, rows, share_amax(rows, amax))
 
 
 @CalibrateModeRegistry.register_mode
@@ -77,14 +78,19 @@ class CalibrationMode(BaseCalibrateModeDescriptor):
 
 
 def collect(
-    model: nn.Module, needs: Iterable[Need], forward_loop: ForwardLoop
+    model: nn.Module,
+    needs: Iterable[Need],
+    forward_loop: ForwardLoop,
+    skips: Iterable[str] = (),
 ) -> tuple[nn.Module, Statistics]:
-    """Convert `model` with every quantizer in place and off, and collect `needs` in one pass.
+    """Convert `model` with every quantizer in place and off, those of the skip inputs of the layers
+    `skips` too, and collect `needs` in one pass.
 
     Runs as a calibration of no sites inside mtq.quantize, so that the model can be saved,
     exported with markers, or given any plan's amax by `load_amax`.
     """
     seen: list[Statistics] = []
+    want_skip_quantizers(model, skips)
     with quiet():
         model = mtq.quantize(
             model, config([]), lambda model: seen.append(observe(model, needs, forward_loop))

@@ -41,7 +41,7 @@ from granplugin.suggest import did_you_mean
 RECIPE = "recipe"
 """The name of the variant that is the recipe itself."""
 
-VARIED = ("rules", "defaults", "precision")
+VARIED = ("rules", "defaults", "share", "precision")
 """What a variant may change; the rest (model, data, engines ...) is the run's."""
 
 

@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError
 
 from granplugin.calibrators import Calibrator
 from granplugin.formats import FORMATS
-from granplugin.granularity import GRANULARITIES, PARAMETERS, Granularity
+from granplugin.granularity import GRANULARITIES, PARAMETERS, ROLES, Granularity
 from granplugin.layers import PASSIVE, TRAITS, WEIGHTED
 from granplugin.suggest import did_you_mean
 
@@ -408,6 +408,7 @@ class Decision(Strict):
     weight: SettingsKey | None = _of("weight")
     input: SettingsKey | None = _of("input")
     output: SettingsKey | None = _of("output")
+    skip: SettingsKey | None = _of("skip input (what a residual add adds the output to)")
     format: FormatKey | None = Field(
         default=None, description="Of weight and input together; float leaves the layer alone."
     )
@@ -432,6 +433,33 @@ class Rule(Decision):
         Match, BeforeValidator(_match, json_schema_input_type=Match | str | list[str])
     ] = Field(description="Which layers: names, or keys that must all hold.")
     optional: bool = Field(default=False, description="The rule may match nothing.")
+
+
+class Share(Strict):
+    """Sites that have one scale: the largest of theirs."""
+
+    match: Annotated[
+        Match, BeforeValidator(_match, json_schema_input_type=Match | str | list[str])
+    ] = Field(description="Which layers: names, or keys that must all hold.")
+    role: one_of("role", ROLES) = Field(default="input", description="Which site of each layer.")
+
+
+CONCAT = "concat"
+
+
+def _share(value: Any) -> Any:
+    if isinstance(value, str) and value != CONCAT:
+        raise ValueError(f"share takes concat, or match: and role:, not {value!r}")
+    return value if isinstance(value, (str, Share)) else Share.model_validate(value)
+
+
+def _shares(value: Any) -> Any:
+    return [value] if isinstance(value, (str, dict, Share)) else value
+
+
+ShareKey = Annotated[
+    str | Share, BeforeValidator(_share, json_schema_input_type=Literal["concat"] | Share)
+]
 
 
 class Limits(Strict):
@@ -567,6 +595,11 @@ class Recipe(Strict):
     ] = Field(default="tensorrt@11", description="What a layer gets before any rule.")
     rules: list[Rule] = Field(
         default=[], description="Overrides, in order: the last that matches decides, key by key."
+    )
+    share: list_of(ShareKey, _shares, least=0) = Field(
+        default=[],
+        description="Sites with one scale, the largest of theirs: layers and a role, or concat - "
+        "around each concatenation, all that reads one of its inputs or its result.",
     )
     variants: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Variant] = Field(
         default={}, description="Name -> what to change; built and compared in the same run."

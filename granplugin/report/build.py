@@ -186,7 +186,11 @@ def engine_result(
             })
             for batch in batches
         ],
-        layers=[LayerRan(**vars(layer)) for layer in result.layers],
+        layers=[
+            LayerRan(layer=ran.layer, precision=ran.precision, kernel=ran.kernel)
+            for ran in result.layers
+            if not ran.adds
+        ],
         cannot_run=result.cannot_run,
         kernels=len(result.plan.kernels) if result.plan else None,
         traffic_bytes=result.plan.traffic if result.plan else None,

@@ -28,6 +28,7 @@ class SiteRow(Part):
     rule: str
     where: str
     note: str | None
+    share: str | None = Field(description="Sites with the same word here have one scale.")
 
 
 class RuleRow(Part):
