@@ -25,20 +25,14 @@ from onnx import load as load_onnx
 
 from granplugin.backends import nvidia_build
 from granplugin.backends.base import Engine, LayerPrecision, one_line
-from granplugin.backends.engine_plan import (
-    EngineLayer,
-    EnginePlan,
-    read_inspector_json,
-    read_layers_text,
-)
+from granplugin.backends.engine_plan import EnginePlan, read_inspector_json, read_layers_text
+from granplugin.backends.kernels import ran
 from granplugin.backends.nvidia_build import Options
 from granplugin.errors import EngineError
 
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _DEVICE = "cuda"
 _LIMITS = ("seconds", "memory_mb")
-_MULTIPLIES = ("correlation", "conv", "gemm", "matrixmultiply", "fusion")
-"""What is in the kinds of layers that multiply with weights; CaskConvolution is TensorRT's own."""
 
 
 def version(distributions: tuple[str, ...]) -> str:
@@ -124,39 +118,8 @@ def layers(engine: Engine) -> tuple[LayerPrecision, ...]:
     """A layer is int8 (or fp8) where every kernel that multiplies for it reads its input and its
     weight in that type; unknown where the plan has no such kernel, or does not tell.
     """
-    card = _card(engine)
-    kernels: dict[str, list[EngineLayer]] = {}
-    for kernel in _read_plan(engine).kernels:
-        for node in kernel.onnx_nodes:
-            kernels.setdefault(node, []).append(kernel)
-    found = []
-    for layer, node in card["layers"]:
-        fused = kernels.get(node, [])
-        # Others that have the node prepare its operands or finish its output; a product of one row
-        # is done by a kernel like those.
-        ran = [kernel for kernel in fused if _multiplies(kernel)] or fused
-        precisions = {_precision(engine.backend, kernel) for kernel in ran}
-        precision = precisions.pop() if len(precisions) == 1 else "unknown"
-        found.append(LayerPrecision(layer, precision, ran[0].kind if ran else ""))
-    return tuple(found)
-
-
-def _multiplies(kernel: EngineLayer) -> bool:
-    return any(word in kernel.kind.lower() for word in _MULTIPLIES)
-
-
-def _precision(library: str, kernel: EngineLayer) -> str:
-    dtypes = [tensor.dtype for tensor in (*kernel.inputs, *kernel.constants)]
-    if len(dtypes) < 2:
-        return "unknown"  # its weights are not told
-    for dtype in ("int8", "fp8"):
-        if dtypes.count(dtype) < 2:
-            continue
-        if kernel.kind == "runtime_fusion":
-            # TensorRT-RTX's reads Int8 and multiplies in float; TensorRT's is not known.
-            return "float" if library == "tensorrt_rtx" else "unknown"
-        return dtype if _multiplies(kernel) else "unknown"
-    return "float"
+    listed = _card(engine)["layers"]
+    return ran(engine.backend, _read_plan(engine), listed)
 
 
 @contextmanager

@@ -77,8 +77,11 @@ class LayerRan(Part):
     """What the engine says it ran a weighted layer in."""
 
     layer: str
-    precision: Literal["int8", "fp8", "float", "unknown"]
+    precision: Literal["int8", "fp8", "nvfp4", "float", "wrong", "unknown"]
     kernel: str
+    detail: str = Field(
+        default="", description="What a float layer reads in fewer bits, or why it is wrong."
+    )
 
 
 class SiteVerdict(Part):

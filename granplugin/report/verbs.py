@@ -147,7 +147,50 @@ class CapabilitiesOutput(Part):
     differing: list[ProbedCell] = []
 
 
+class AuditedSite(Part):
+    """One quantized operand of a node, what was promised of it and what the engine does."""
+
+    layer: str = Field(description="The ONNX node; an unnamed one is node_of_ and its output.")
+    type: str
+    role: str = Field(description="weight, input (input 2: a second one) or skip.")
+    format: str
+    granularity: str
+    promise: Literal["native", "lowered", "simulated", "refused"] | None
+    verdict: Literal["honoured", "degraded", "wrong", "unknown"]
+    detail: str = Field(description="Of degraded: fused-dequant, weight-only or float.")
+    where: str | None = Field(description="The recipe's line, with --plan.")
+    ms: float | None = Field(description="Time of its node's kernels, with --profile.")
+
+
+class LintFinding(Part):
+    """What something costs, and what to write instead."""
+
+    code: str
+    layer: str
+    where: str | None = None
+    says: str
+    instead: str
+    bytes: int | None = Field(default=None, description="Moved for one batch, by the plan.")
+
+
+class AuditOutput(Part):
+    """`granplugin audit --json`."""
+
+    version: int = 1
+    onnx: str
+    engine: str
+    engine_version: str | None
+    plan: str = Field(description="Where the engine's plan is from.")
+    kernels: int
+    traffic_bytes: int | None
+    sites: list[AuditedSite]
+    findings: list[LintFinding]
+    notes: list[str]
+    exit_code: int
+
+
 OUTPUTS: dict[str, Any] = {
+    "audit": AuditOutput,
     "capabilities": CapabilitiesOutput,
     "plan": PlanOutput,
     "why": WhyOutput,
