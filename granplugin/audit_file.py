@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -21,7 +22,6 @@ from granplugin.backends.kernels import Kernels
 from granplugin.backends.nvidia_build import Options
 from granplugin.capabilities import Promise
 from granplugin.errors import EngineError, ModelError, UserError
-from granplugin.granularity import grid
 from granplugin.graph.found import Found, Operand, find, load
 from granplugin.lint import Finding, lint
 from granplugin.plan import Row
@@ -84,7 +84,7 @@ def audit_file(
         raise EngineError(f"engine {backend!r} cannot be audited; {' and '.join(NVIDIA)} can")
     model = load(path)
     found = find(model, path)
-    asked = _Asked(plan_json, path) if plan_json is not None else None
+    asked = _Asked(plan_json, path, found) if plan_json is not None else None
     version = None
     if layers is None:
         plan, version = build_plan(model, path, backend, batch)
@@ -94,7 +94,7 @@ def audit_file(
     notes = list(_notes(found, plan, layers))
     if profile is not None:
         plan = plan.timed(read_profile_json(_text(profile)))
-    kernels = Kernels(backend, plan, {o.node for o in found.operands if o.product})
+    kernels = Kernels(backend, plan, found.products)
     promises = _promises(found, backend, version)
     ran = [_ran(operand, kernels) for operand in found.operands]
     verdicts = audit(found.rows, ran, promises)
@@ -106,6 +106,30 @@ def audit_file(
         sites = asked.compared(sites)
     findings = lint(backend, found, kernels, asked.where if asked else {})
     return FileAudit(path, backend, version, source, plan, tuple(sites), findings, tuple(notes))
+
+
+def examine(
+    library: str, path: Path, plan: EnginePlan, rows: Sequence[Row]
+) -> tuple[tuple[LayerPrecision, ...], tuple[Finding, ...]]:
+    """What an engine made of the sites that no product reads (skip inputs, pools), under the names
+    of their sites, and lint; of one of our own files, whose plan has these rows."""
+    found = find(load(path), path)
+    kernels = Kernels(library, plan, found.products)
+    lines = {row.site: row.where for row in rows}
+    named = {operand.row.site: found.site(operand) for operand in found.operands}
+    passive = (operand for operand in found.operands if not operand.product)
+    sites = [
+        replace(_ran(operand, kernels), layer=named[operand.row.site])
+        for operand in passive
+        if named[operand.row.site] in lines
+    ]
+    where = {site: lines[name] for site, name in named.items() if name in lines}
+    findings = lint(library, found, kernels, where)
+    layers = {row.layer for row in rows}
+    return tuple(sites), tuple(
+        replace(each, layer=scope) if (scope := each.layer.rpartition("/")[0]) in layers else each
+        for each in findings
+    )
 
 
 def read_plan_file(path: Path) -> EnginePlan:
@@ -199,57 +223,60 @@ def _ran(operand: Operand, kernels: Kernels) -> LayerPrecision:
 class _Asked:
     """What a run's plan says of the variant that a file is."""
 
-    def __init__(self, plan: Path, onnx_path: Path) -> None:
+    def __init__(self, plan: Path, onnx_path: Path, found: Found) -> None:
         try:
             variants = json.loads(_text(plan))["variants"]
             named = {name: rows for name, rows in variants.items() if rows}
             name = onnx_path.resolve().parent.name
             rows = named[name] if name in named else next(iter(named.values()))
-            self.rows = [row for row in rows if row["format"] != FLOAT]
-            self.where = {f"{row['layer']}.{row['role']}": row["where"] for row in self.rows}
+            self.rows = {
+                f"{row['layer']}.{row['role']}": _row(row) for row in rows if row["format"] != FLOAT
+            }
         except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as err:
             raise UserError(f"{plan}: is no plan.json of a run: {err!r:.80}") from err
         if name not in named and len(named) > 1:
             raise UserError(
                 f"{plan}: it has the variants {', '.join(named)}; audit the file in one's folder"
             )
+        self.names = {operand.row.site: found.site(operand) for operand in found.operands}
+
+    @property
+    def where(self) -> dict[str, str]:
+        return {
+            site: self.rows[name].where for site, name in self.names.items() if name in self.rows
+        }
 
     def compared(self, sites: Sequence[Site]) -> list[Site]:
         """The sites with the recipe's lines; what the file has otherwise is wrong, and what it does
         not quantize is float."""
-        found = {f"{scope(site.row.layer)}.{site.row.role}": site for site in sites}
         told = [self._told(site) for site in sites]
-        for row in self.rows:
-            name = f"{row['layer']}.{row['role']}"
-            if name not in found and row["role"] in ("weight", "input"):
-                verdict = Verdict(name, row["where"], None, "degraded", "float")
-                shape, block = tuple(row["shape"]), tuple(row["block"])
-                missing = Row(
-                    row["layer"], row["type"], row["role"], shape, row["format"],
-                    row["granularity"], block, None, None, None, None, row["rule"], row["where"],
-                )  # fmt: skip
-                told.append(Site(missing, None, verdict))
+        for name, row in self.rows.items():
+            if name not in self.names.values() and row.role in ("weight", "input"):
+                told.append(Site(row, None, Verdict(name, row.where, None, "degraded", "float")))
         return told
 
     def _told(self, site: Site) -> Site:
-        name = f"{scope(site.row.layer)}.{site.row.role}"
-        row = next((r for r in self.rows if f"{r['layer']}.{r['role']}" == name), None)
+        row = self.rows.get(self.names[site.row.site])
         if row is None:
             return site
         kind, detail = site.verdict.kind, site.verdict.detail
-        cells = [count for count in grid(tuple(row["shape"]), tuple(row["block"]))]
-        has = list(site.row.grid)
-        if row["format"] != site.row.format or (cells != has and max(cells) * max(has) > 1):
-            said = f"{row['format']} {row['granularity']}"
-            kind, detail = "wrong", f"the plan says {said}, which is not what the file has"
-        row_ = replace(site.row, where=row["where"])
-        verdict = replace(site.verdict, where=row["where"], kind=kind, detail=detail)
-        return replace(site, row=row_, verdict=verdict)
+        if (row.format, _cells(row)) != (site.row.format, _cells(site.row)):
+            kind, detail = "wrong", f"the plan says {row.format} {row.granularity}"
+        verdict = replace(site.verdict, where=row.where, kind=kind, detail=detail)
+        return replace(site, verdict=verdict)
 
 
-def scope(node: str) -> str:
-    """The module that a node of our own files is named after."""
-    return node.rpartition("/")[0]
+def _row(row: dict[str, Any]) -> Row:
+    return Row(
+        row["layer"], row["type"], row["role"], tuple(row["shape"]), row["format"],
+        row["granularity"], tuple(row["block"] or row["shape"]), None, None, None, None,
+        row["rule"], row["where"],
+    )  # fmt: skip
+
+
+def _cells(row: Row) -> tuple[tuple[int, int], ...]:
+    """Along which axes a row's scales differ, and how many there are."""
+    return tuple((axis, count) for axis, count in enumerate(row.grid) if count > 1)
 
 
 def _time(kernels: Kernels, node: str) -> float | None:

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 
 from granplugin.backends.engine_plan import EngineLayer, EngineTensor
 from granplugin.backends.kernels import LOW, Kernels, multiplies
-from granplugin.graph.found import PRODUCTS, Found, Operand
+from granplugin.graph.found import Found, Operand
 
 _WIDE = ("float", "half", "bf16")
-# What stands between a product and the Add that it could be fused with.
-_EPILOGUE = ("BatchNormalization", "Identity", "Cast", "Add", "Mul")
 
 
 @dataclass(frozen=True)
@@ -211,9 +209,9 @@ def _cut_add(case: _Case) -> Iterator[Finding]:
         if node.op_type != "Add" or not roles:
             continue
         for operand in roles.values():
-            others = [name for name in node.input if not _is(case, name, operand)]
-            from_product = _product(case, operand.source)
-            if from_product and not any(_product(case, name) for name in others):
+            others = [name for name in node.input if name != operand.result]
+            from_product = case.network.product(operand.source)
+            if from_product and not any(case.network.product(name) for name in others):
                 yield case.find(
                     "qdq-cuts-add", node.name,
                     f"its Q/DQ stands between {from_product} and the sum, which are not fused then",
@@ -230,7 +228,7 @@ def _float_skip(case: _Case) -> Iterator[Finding]:
             continue
         if any(name in case.network.constant for name in node.input):
             continue
-        branch = [name for name in node.input if _product(case, name) in case.by_node]
+        branch = [name for name in node.input if case.network.product(name) in case.by_node]
         skip = [name for name in node.input if name not in branch]
         if len(branch) == len(skip) == 1 and _next_is_quantized(case, node.output[0]):
             yield case.find(
@@ -288,23 +286,6 @@ def _moved(tensors: object, twice: bool = False) -> int | None:
     if any(tensor.bytes is None for tensor in listed):
         return None
     return sum(tensor.bytes for tensor in listed) * (2 if twice else 1)
-
-
-def _product(case: _Case, name: str) -> str | None:
-    """The product that a tensor is of, but for a batch norm or bias behind it."""
-    node = case.network.producer.get(name)
-    while node is not None and node.op_type not in PRODUCTS:
-        given = [each for each in node.input if each not in case.network.constant]
-        if node.op_type not in _EPILOGUE or len(given) != 1:
-            return None
-        node = case.network.producer.get(given[0])
-    return None if node is None else node.name
-
-
-def _is(case: _Case, name: str, operand: Operand) -> bool:
-    """Whether a tensor comes from the operand's DequantizeLinear."""
-    node = case.network.producer.get(name)
-    return node is not None and node.name == operand.dequantize
 
 
 def _next_is_quantized(case: _Case, name: str) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -17,9 +18,10 @@ _WORDS = {"fp4": "nvfp4"}
 
 
 class Kernels:
-    """A plan's kernels by the ONNX nodes they have; `products` are the nodes that multiply."""
+    """A plan's kernels by the ONNX nodes they have; `products` are the nodes that multiply, each
+    with the number of its weight's values, None where it multiplies two inputs."""
 
-    def __init__(self, library: str, plan: EnginePlan, products: Collection[str]) -> None:
+    def __init__(self, library: str, plan: EnginePlan, products: Mapping[str, int | None]) -> None:
         self.library, self.plan = library, plan
         self.of_node: dict[str, list[EngineLayer]] = defaultdict(list)
         self.readers: dict[str, list[EngineLayer]] = defaultdict(list)
@@ -28,12 +30,13 @@ class Kernels:
                 self.of_node[node].append(kernel)
             for tensor in kernel.inputs:
                 self.readers[tensor.name].append(kernel)
-        self.products = frozenset(products)
+        self.products = products
 
     def product(self, layer: str, node: str) -> LayerPrecision:
         """In what a node multiplies: int8 (or fp8) where every kernel that multiplies for it reads
-        its input and its weight in that type; unknown where the plan has no such kernel, does not
-        tell, or has one that multiplies for several nodes at once."""
+        its input and its weight in that type; unknown where the plan has no such kernel or does not
+        tell. One that multiplies for several nodes tells where it has the weights of them all (as
+        where q, k and v are one product)."""
         ran = self.multiplying(node)
         found = {self._precision(kernel) for kernel in ran}
         precision, detail = found.pop() if len(found) == 1 else ("unknown", "")
@@ -50,8 +53,11 @@ class Kernels:
         return [kernel for kernel in fused if multiplies(kernel)] or fused
 
     def _precision(self, kernel: EngineLayer) -> tuple[str, str]:
-        if multiplies(kernel) and len(self.products.intersection(kernel.onnx_nodes)) > 1:
-            return "unknown", ""
+        own = [self.products[node] for node in kernel.onnx_nodes if node in self.products]
+        if multiplies(kernel) and len(own) > 1:
+            held = max((math.prod(t.shape) for t in kernel.constants if t.dtype in LOW), default=0)
+            if None in own or held != sum(own):
+                return "unknown", ""
         return precision(self.library, kernel)
 
     def operand(
@@ -84,20 +90,20 @@ class Kernels:
             if multiplies(behind):
                 continue  # its constants are weights
             shapes = [tensor.shape for tensor in (*behind.inputs, *behind.outputs)]
-            for constant in behind.constants:
-                if constant.dtype not in LOW and not any(_fits(constant.shape, shape) for shape in shapes):
+            scales = [tensor for tensor in behind.constants if tensor.dtype not in LOW]
+            for constant in scales:
+                if not any(_fits(constant.shape, shape) for shape in shapes):
                     out = list(behind.outputs[0].shape)
                     return f"scales of shape {list(constant.shape)} are multiplied to {out}"
         return None
 
 
-def ran(
-    library: str, plan: EnginePlan, layers: Iterable[tuple[str, str]]
+def layer_precisions(
+    library: str, nodes: Sequence[tuple[str, str, int]], plan: EnginePlan
 ) -> tuple[LayerPrecision, ...]:
-    """What each (layer, node) of the weighted layers ran in."""
-    listed = list(layers)
-    kernels = Kernels(library, plan, {node for _, node in listed})
-    return tuple(kernels.product(layer, node) for layer, node in listed)
+    """What the calls of weighted layers ran in; `nodes` are (layer, node, values of its weight)."""
+    kernels = Kernels(library, plan, {node: count for _, node, count in nodes})
+    return tuple(kernels.product(layer, node) for layer, node, _ in nodes)
 
 
 def multiplies(kernel: EngineLayer) -> bool:

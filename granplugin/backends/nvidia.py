@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,7 +27,7 @@ from onnx import load as load_onnx
 from granplugin.backends import nvidia_build
 from granplugin.backends.base import Engine, LayerPrecision, one_line
 from granplugin.backends.engine_plan import EnginePlan, read_inspector_json, read_layers_text
-from granplugin.backends.kernels import ran
+from granplugin.backends.kernels import layer_precisions
 from granplugin.backends.nvidia_build import Options
 from granplugin.errors import EngineError
 
@@ -73,6 +74,7 @@ def build(library: str, version: str, onnx: Path, out: Path, options: Options | 
     options = options or Options(min_batch=None if can_run(library) else 1)
     what_for = {key: value for key, value in asdict(options).items() if key not in _LIMITS}
     made_of = {
+        "form": 2,
         "library": library,
         "version": version,
         "gpu": _gpu() if library == "tensorrt" else None,
@@ -82,7 +84,7 @@ def build(library: str, version: str, onnx: Path, out: Path, options: Options | 
     card = _intact_card(out)
     if card is None or {key: card.get(key) for key in made_of} != made_of:
         _check(library, options)
-        nodes = _weighted_nodes(library, onnx)
+        nodes = weighted_nodes(library, onnx)
         out.parent.mkdir(parents=True, exist_ok=True)
         outer = Path(mkdtemp(dir=out.parent, prefix=".making-"))
         scratch = outer / out.name
@@ -119,7 +121,7 @@ def layers(engine: Engine) -> tuple[LayerPrecision, ...]:
     weight in that type; unknown where the plan has no such kernel, or does not tell.
     """
     listed = _card(engine)["layers"]
-    return ran(engine.backend, _read_plan(engine), listed)
+    return layer_precisions(engine.backend, listed, _read_plan(engine))
 
 
 @contextmanager
@@ -233,19 +235,22 @@ def _check(library: str, options: Options) -> None:
             raise EngineError(f"{library} has no target {target!r}; it has {told}")
 
 
-def _weighted_nodes(library: str, onnx: Path) -> list[tuple[str, str]]:
-    """(module path, node name) of each call of a weighted layer."""
+def weighted_nodes(library: str, onnx: Path) -> list[tuple[str, str, int]]:
+    """(module path, node name, values of the weight) of each call of a weighted layer."""
     try:
         graph = load_onnx(onnx, load_external_data=False).graph
     except DecodeError as err:
         raise EngineError(f"{library} refused {onnx.name}: {one_line(err)}") from err
     constant = {tensor.name for tensor in graph.initializer} | {""}
+    values = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
     found = []
     for node in graph.node:
         if constant.issuperset(node.input):
             constant.update(node.output)
+            # Q/DQ and Transpose in front of a weight leave as many values as there are.
+            values |= {name: values.get(node.input[0], 0) for name in node.output if node.input}
         elif node.op_type in _WEIGHTED and node.input[1] in constant:
-            found.append((node.name.partition("/")[0], node.name))
+            found.append((node.name.partition("/")[0], node.name, values[node.input[1]]))
     return found
 
 

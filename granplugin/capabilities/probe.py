@@ -204,7 +204,7 @@ def classify(cell: Cell, plan: EnginePlan) -> tuple[str, str]:
         return "float", detail
     if "fusion" in kernel.kind.lower() or len(low) < needed or kernel.inputs[0].dtype not in _LOW:
         return "fused-dequant", detail
-    if Kernels("", plan, ()).misfit(kernel):
+    if Kernels("", plan, {}).misfit(kernel):
         return "miscompile", detail
     return "quantized", detail
 

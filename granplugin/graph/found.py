@@ -27,6 +27,8 @@ from granplugin.plan import Row
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _THROUGH = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast")
+# What may stand behind a product and still be of it.
+_EPILOGUE = ("BatchNormalization", "Identity", "Cast", "Add", "Mul", "Reshape")
 _DOMAINS = ("", "ai.onnx", "com.microsoft", "trt")
 _FORMATS = {
     TensorProto.INT8: "int8",
@@ -53,8 +55,8 @@ class Operand:
     node), and the names of the QuantizeLinear - None where the file holds the numbers - and
     DequantizeLinear in front of it.
 
-    `source` is the float tensor that is quantized. `scale` is None where it is computed at run
-    time; `one_d` tells a lone scale that is a vector; `misfit` says how scales do not fit.
+    `source` is the float tensor that is quantized, `result` what the node reads. `scale` is None
+    where it is computed at run time; `one_d` tells a lone scale that is a vector; `misfit` says how scales do not fit.
     """
 
     row: Row
@@ -62,6 +64,7 @@ class Operand:
     quantize: str | None
     dequantize: str
     source: str
+    result: str
     scale: np.ndarray | None
     one_d: bool = False
     float32_scale: bool = False
@@ -87,6 +90,26 @@ class Found:
     layers: tuple[Layer, ...]
     graph: str
     hidden: int
+
+    @property
+    def products(self) -> dict[str, int | None]:
+        """Each node that multiplies, with the number of its weight's values, None without one."""
+        found: dict[str, int | None] = {}
+        for node in self.network.model.graph.node:
+            if node.op_type in PRODUCTS and len(node.input) > 1:
+                shape = self.network.shape(node.input[1])
+                weight = node.input[1] in self.network.constant and shape and None not in shape
+                found[node.name] = math.prod(shape) if weight else None
+        return found
+
+    def site(self, operand: Operand) -> str:
+        """What the operand's site is called in a plan of ours, whose nodes are named after modules:
+        a sum's skip input is a site of the layer whose output it is added to."""
+        node = operand.node
+        if operand.row.role == "skip":
+            other = [n for n in self.network.node(node).input if n != operand.result]
+            node = next(filter(None, map(self.network.product, other)), node)
+        return f"{node.rpartition('/')[0]}.{operand.row.role}"
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -128,7 +151,7 @@ def find(model: onnx.ModelProto, path: Path) -> Found:
                 if layer is not None:
                     layers.setdefault(layer.name, layer)
     order = {node.name: number for number, node in enumerate(model.graph.node)}
-    operands.sort(key=lambda found: (order[found.node], found.row.role == "input"))
+    operands.sort(key=lambda o: (order[o.node], o.row.role != "weight", o.row.role))
     hidden = sum(
         n.op_type.endswith("DequantizeLinear") for n in _inside(model.graph.node) if n is not None
     )
@@ -152,6 +175,23 @@ class Network:
             if self.constant.issuperset(node.input):
                 self.constant.update(node.output)
         self.held: dict[str, np.ndarray | None] = {}
+
+    def node(self, name: str) -> onnx.NodeProto:
+        return self._nodes[name]
+
+    @cached_property
+    def _nodes(self) -> dict[str, onnx.NodeProto]:
+        return {node.name: node for node in self.model.graph.node}
+
+    def product(self, name: str) -> str | None:
+        """The product that a tensor is of, but for a batch norm or bias behind it."""
+        node = self.producer.get(name)
+        while node is not None and node.op_type not in PRODUCTS:
+            given = [each for each in node.input if each not in self.constant]
+            if node.op_type not in _EPILOGUE or len(given) != 1:
+                return None
+            node = self.producer.get(given[0])
+        return None if node is None else node.name
 
     @staticmethod
     def dequantizes(node: onnx.NodeProto) -> bool:
@@ -376,6 +416,7 @@ def _operand(
         None if pair.q is None else pair.q.name,
         pair.dq.name,
         pair.source,
+        node.input[index],
         pair.scale,
         one_d=one and pair.scale.ndim == 1,
         float32_scale=pair.scale is not None

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from granplugin.report.findings_text import WIDTH, finding_lines, names, wrapped
-from granplugin.report.verbs import AuditedSite, AuditOutput, LintFinding
+from granplugin.report.model import LintFinding
+from granplugin.report.verbs import AuditedSite, AuditOutput
 
 _COLUMNS = ("role", "scales", "promise", "verdict")
 

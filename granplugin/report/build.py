@@ -22,6 +22,7 @@ from granplugin.report.model import (
     LatencyValue,
     LayerRan,
     LimitResult,
+    LintFinding,
     Machine,
     MetricValue,
     Override,
@@ -184,6 +185,7 @@ def _engine(
             for v in result.verdicts
         ],
         made=dict(job.written[engine].made) if engine in job.written else {},
+        findings=[LintFinding(**vars(finding)) for finding in result.findings],
     )  # fmt: skip
 
 

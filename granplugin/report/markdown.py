@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from granplugin.report.build import main_engine
+from granplugin.report.findings_text import finding_lines
 from granplugin.report.model import Interval, MetricValue, Report
 from granplugin.report.terminal import agreement_sentences, int8_column, made, overrides
 
@@ -72,6 +73,15 @@ def _built(report: Report, position: int) -> Iterator[str]:
             f"{found.build_seconds:.1f}",
         ]  # fmt: skip
         yield f"| {' | '.join(cells)} |"
+    for variant in report.variants:
+        found = variant.engines[position].findings
+        if found:
+            yield ""
+            yield f"{variant.name}: {len(found)} findings."
+            yield ""
+            yield "```text"
+            yield from finding_lines(found)
+            yield "```"
     for variant in report.variants:
         for v in variant.engines[position].verdicts:
             if v.verdict in ("degraded", "wrong"):

@@ -96,6 +96,17 @@ class SiteVerdict(Part):
     detail: str
 
 
+class LintFinding(Part):
+    """What something costs on an engine, and what to write instead."""
+
+    code: str
+    layer: str
+    where: str | None = Field(default=None, description="The deciding rule's line.")
+    says: str
+    instead: str
+    bytes: int | None = Field(default=None, description="Moved for one batch, by the plan.")
+
+
 class EngineResult(Part):
     """One variant on one engine."""
 
@@ -119,6 +130,7 @@ class EngineResult(Part):
         description="Site -> what was made of it for this engine, which does not have it: lowered, "
         "coarsened to ..., simulated (float on the device, accuracy only), left float.",
     )
+    findings: list[LintFinding] = Field(default=[], description="Advice, from the engine's plan.")
 
     @property
     def honoured(self) -> int:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from granplugin.report.build import main_engine
+from granplugin.report.findings_text import finding_lines
 from granplugin.report.model import EngineResult, Override, Ratio, Report, VariantResult
 
 WIDTH = 80
@@ -114,6 +115,12 @@ def _built(report: Report, position: int) -> Iterator[Text | Table]:
             yield Text(f"  {told} ({verdict.where})", style="yellow", overflow="fold")
         if len(bad) > 5:
             yield Text(f"  {variant.name}: and {len(bad) - 5} more", style="yellow")
+    for variant in report.variants:
+        found = variant.engines[position].findings
+        if found and variant.kind != "baseline":
+            yield Text(f"{variant.name}: {len(found)} findings", style="bold")
+            for line in finding_lines(found, most=2):
+                yield Text(f"  {line}")
 
 
 def _broken(report: Report) -> Iterator[str]:

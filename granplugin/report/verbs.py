@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from granplugin.report.model import Machine, Part
+from granplugin.report.model import LintFinding, Machine, Part
 
 
 class SiteRow(Part):
@@ -160,17 +160,6 @@ class AuditedSite(Part):
     detail: str = Field(description="Of degraded: fused-dequant, weight-only or float.")
     where: str | None = Field(description="The recipe's line, with --plan.")
     ms: float | None = Field(description="Time of its node's kernels, with --profile.")
-
-
-class LintFinding(Part):
-    """What something costs, and what to write instead."""
-
-    code: str
-    layer: str
-    where: str | None = None
-    says: str
-    instead: str
-    bytes: int | None = Field(default=None, description="Moved for one batch, by the plan.")
 
 
 class AuditOutput(Part):
