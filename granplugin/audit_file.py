@@ -93,7 +93,7 @@ def audit_file(
         plan, source = read_plan_file(layers), str(layers)
     notes = list(_notes(found, plan, layers))
     if profile is not None:
-        plan = plan.timed(read_profile_json(_text(profile)))
+        plan = plan.timed(profile_of(profile))
     kernels = Kernels(backend, plan, found.products)
     promises = _promises(found, backend, version)
     ran = [_ran(operand, kernels) for operand in found.operands]
@@ -137,6 +137,14 @@ def read_plan_file(path: Path) -> EnginePlan:
     which names the file."""
     try:
         return read_plan(_text(path))
+    except EngineError as err:
+        raise EngineError(f"{path}: {err}") from err
+
+
+def profile_of(path: Path) -> dict[str, float]:
+    """Layer -> ms, of trtexec's --exportProfile. Raises EngineError, which names the file."""
+    try:
+        return read_profile_json(_text(path))
     except EngineError as err:
         raise EngineError(f"{path}: {err}") from err
 

@@ -56,7 +56,8 @@ class Operand:
     DequantizeLinear in front of it.
 
     `source` is the float tensor that is quantized, `result` what the node reads. `scale` is None
-    where it is computed at run time; `one_d` tells a lone scale that is a vector; `misfit` says how scales do not fit.
+    where it is computed at run time; `one_d` tells a lone scale that is a vector; `misfit` says how
+    scales do not fit.
     """
 
     row: Row

@@ -115,12 +115,14 @@ def _built(report: Report, position: int) -> Iterator[Text | Table]:
             yield Text(f"  {told} ({verdict.where})", style="yellow", overflow="fold")
         if len(bad) > 5:
             yield Text(f"  {variant.name}: and {len(bad) - 5} more", style="yellow")
+    counts = [(v.name, len(v.engines[position].findings)) for v in report.variants]
+    told = ", ".join(f"{name} {count}" for name, count in counts if count)
+    if told:
+        yield Text(f"findings on {first.engine}, all in report.md: {told}", overflow="fold")
     for variant in report.variants:
-        found = variant.engines[position].findings
-        if found and variant.kind != "baseline":
-            yield Text(f"{variant.name}: {len(found)} findings", style="bold")
-            for line in finding_lines(found, most=2):
-                yield Text(f"  {line}")
+        if variant.kind == "recipe":
+            found = variant.engines[position].findings
+            yield from (Text(f"  {line}") for line in finding_lines(found, most=2))
 
 
 def _broken(report: Report) -> Iterator[str]:

@@ -178,8 +178,44 @@ class AuditOutput(Part):
     exit_code: int
 
 
+class ComparedSide(Part):
+    """What one engine does for a layer."""
+
+    kernels: int
+    bytes: int | None = Field(description="Read and written.")
+    arithmetic: str = Field(description="Types that its product reads > writes.")
+    time_ms: float | None = Field(description="With profiles.")
+
+
+class ChangedLayer(Part):
+    """ONNX nodes that a kernel of either engine fuses."""
+
+    layer: str
+    nodes: list[str]
+    changed: bool
+    a: ComparedSide
+    b: ComparedSide
+
+
+class EngineTotals(Part):
+    name: str
+    kernels: int
+    traffic_bytes: int | None
+
+
+class CompareOutput(Part):
+    """`granplugin compare --json`."""
+
+    version: int = 1
+    a: EngineTotals
+    b: EngineTotals
+    layers: list[ChangedLayer]
+    notes: list[str]
+
+
 OUTPUTS: dict[str, Any] = {
     "audit": AuditOutput,
+    "compare": CompareOutput,
     "capabilities": CapabilitiesOutput,
     "plan": PlanOutput,
     "why": WhyOutput,
