@@ -35,12 +35,13 @@ _EMBEDDED = 2**31 - 2**20
 @dataclass(frozen=True)
 class Site:
     """One quantized operand of the file with what was promised and what came of it; `time_ms` is
-    that of its node's kernels in a profile."""
+    that of its node's kernels in a profile, `where` the recipe's line where there is one."""
 
     row: Row
     promise: Promise | None
     verdict: Verdict
     time_ms: float | None = None
+    where: str | None = None
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,8 @@ class _Asked:
         told = [self._told(site) for site in sites]
         for name, row in self.rows.items():
             if name not in self.names.values() and row.role in ("weight", "input"):
-                told.append(Site(row, None, Verdict(name, row.where, None, "degraded", "float")))
+                verdict = Verdict(name, row.where, None, "degraded", "float")
+                told.append(Site(row, None, verdict, where=row.where))
         return told
 
     def _told(self, site: Site) -> Site:
@@ -271,7 +273,7 @@ class _Asked:
         if (row.format, _cells(row)) != (site.row.format, _cells(site.row)):
             kind, detail = "wrong", f"the plan says {row.format} {row.granularity}"
         verdict = replace(site.verdict, where=row.where, kind=kind, detail=detail)
-        return replace(site, verdict=verdict)
+        return replace(site, verdict=verdict, where=row.where)
 
 
 def _row(row: dict[str, Any]) -> Row:

@@ -60,9 +60,9 @@ def _table(audit: Any) -> Iterator[str]:
         if key[4]:
             yield from wrapped(key[4], "    ")
         if not key[3].startswith("honoured"):
-            where = [site.verdict.where for site in found if site.verdict.where != site.row.where]
+            where = [site.where for site in found]
             listed = names([site.row.layer for site in found], where)
-            if len(found) > 1 or where or len(found[0].row.layer) > room:
+            if len(found) > 1 or any(where) or len(found[0].row.layer) > room:
                 yield from wrapped(listed, "    ")
 
 
@@ -96,7 +96,7 @@ def to_json(audit: Any) -> str:
                 promise=site.promise.kind if site.promise else None,
                 verdict=site.verdict.kind,
                 detail=site.verdict.detail,
-                where=site.row.where if site.row.rule != audit.onnx.name else None,
+                where=site.where,
                 ms=site.time_ms,
             )
             for site in audit.sites

@@ -28,10 +28,11 @@ def lines(found: Any) -> Iterator[str]:
     timed = any(side.time_ms is not None for x in found.layers for side in (x.a, x.b))
     if changed:
         yield ""
-        room = 24 if timed else 32
+        shown = changed[:_LISTED]
+        widest = max(len("arithmetic"), *(len(_arithmetic(layer)) for layer in shown))
+        room = max(WIDTH - 26 - widest - 15 * timed, len("layer"))
         ms = f"  {'ms A':>6} {'ms B':>6}" if timed else ""
         yield f"{'layer':<{room}} {'kernels':>7} {'MB A':>7} {'MB B':>7}  arithmetic{ms}"
-        shown = changed[:_LISTED]
         start = len(os.path.commonprefix([layer.layer for layer in shown]))
         start = max(shown[0].layer.rfind(mark, 0, start) for mark in "./") + 1
         for layer in shown:
@@ -51,13 +52,17 @@ def _lines(layer: Any, name: str, room: int, timed: bool) -> Iterator[str]:
         yield name
         name = ""
     kernels = f"{a.kernels}" if a.kernels == b.kernels else f"{a.kernels} > {b.kernels}"
-    said = a.arithmetic if a.arithmetic == b.arithmetic else f"{a.arithmetic} | {b.arithmetic}"
     held = [f"{side.bytes / 1e6:.3f}" if side.bytes is not None else "-" for side in (a, b)]
-    line = f"{name:<{room}} {kernels:>7} {held[0]:>7} {held[1]:>7}  {said}"
+    line = f"{name:<{room}} {kernels:>7} {held[0]:>7} {held[1]:>7}  {_arithmetic(layer)}"
     if timed:
         told = [f"{s.time_ms:.3f}" if s.time_ms is not None else "-" for s in (a, b)]
         line = f"{line:<{WIDTH - 15}}  {told[0]:>6} {told[1]:>6}"
     yield line.rstrip()
+
+
+def _arithmetic(layer: Any) -> str:
+    a, b = layer.a.arithmetic, layer.b.arithmetic
+    return a if a == b else f"{a} | {b}"
 
 
 def _mb(traffic: int | None) -> str:
