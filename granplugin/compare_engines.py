@@ -156,11 +156,10 @@ def _own(kernel: EngineLayer) -> list[str]:
 
 
 def _title(name: str, kernels: Sequence[EngineLayer]) -> str:
-    """The node that multiplies, or else the first."""
-    for kernel in kernels:
-        if multiplies(kernel) and (own := _own(kernel)):
-            return own[0]
-    return name
+    """The node that multiplies, with the count of others that do, or else the first node."""
+    products = dict.fromkeys(_own(k)[0] for k in kernels if multiplies(k) and _own(k))
+    others = f" +{len(products) - 1}" if len(products) > 1 else ""
+    return next(iter(products), name) + others
 
 
 def _side(kernels: Sequence[EngineLayer]) -> Side:

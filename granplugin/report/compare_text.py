@@ -32,11 +32,14 @@ def lines(found: Any) -> Iterator[str]:
         widest = max(len("arithmetic"), *(len(_arithmetic(layer)) for layer in shown))
         room = max(WIDTH - 26 - widest - 15 * timed, len("layer"))
         ms = f"  {'ms A':>6} {'ms B':>6}" if timed else ""
-        yield f"{'layer':<{room}} {'kernels':>7} {'MB A':>7} {'MB B':>7}  arithmetic{ms}"
         start = len(os.path.commonprefix([layer.layer for layer in shown]))
         start = max(shown[0].layer.rfind(mark, 0, start) for mark in "./") + 1
+        start = start if len(shown) > 1 else 0
+        head = f"layer of {shown[0].layer[:start]}" if start else "layer"
+        head = head if len(head) <= room else "layer"
+        yield f"{head:<{room}} {'kernels':>7} {'MB A':>7} {'MB B':>7}  arithmetic{ms}"
         for layer in shown:
-            yield from _lines(layer, layer.layer[start if len(shown) > 1 else 0 :], room, timed)
+            yield from _lines(layer, layer.layer[start:], room, timed)
         if len(changed) > _LISTED:
             yield f"and {len(changed) - _LISTED} more; --json lists them all"
     same = len(found.layers) - len(changed)

@@ -9,8 +9,10 @@ from typing import Any
 WIDTH = 80
 
 
-def finding_lines(findings: Sequence[Any], most: int | None = None) -> Iterator[str]:
-    """A paragraph for each code, those that cost most first where only `most` are told."""
+def finding_lines(
+    findings: Sequence[Any], most: int | None = None, indent: str = ""
+) -> Iterator[str]:
+    """A paragraph for each code, of the first `most` codes."""
     groups: dict[str, list[Any]] = {}
     for finding in findings:
         groups.setdefault(finding.code, []).append(finding)
@@ -19,11 +21,13 @@ def finding_lines(findings: Sequence[Any], most: int | None = None) -> Iterator[
         known = [each.bytes for each in found if each.bytes is not None]
         count = f"{len(found)} layers" if len(found) > 1 else "1 layer"
         cost = f", {sum(known) / 1e6:.2f} MB" if sum(known) else ""
-        yield from wrapped(f"{code} ({count}{cost}): {found[0].says}; {found[0].instead}", "")
-        yield from wrapped(names([each.layer for each in found], [f.where for f in found]), "  ")
+        yield from wrapped(f"{code} ({count}{cost}): {found[0].says}; {found[0].instead}", indent)
+        yield from wrapped(
+            names([each.layer for each in found], [f.where for f in found]), f"{indent}  "
+        )
     if most is not None and len(told) > most:
         rest = sum(len(found) for _, found in told[most:])
-        yield f"and {rest} findings of {len(told) - most} more kinds in the report"
+        yield f"{indent}and {rest} more: {', '.join(code for code, _ in told[most:])}"
 
 
 def names(layers: Sequence[str], where: Sequence[str | None] = ()) -> str:

@@ -122,7 +122,7 @@ def _built(report: Report, position: int) -> Iterator[Text | Table]:
     for variant in report.variants:
         if variant.kind == "recipe":
             found = variant.engines[position].findings
-            yield from (Text(f"  {line}") for line in finding_lines(found, most=2))
+            yield from map(Text, finding_lines(found, most=2, indent="  "))
 
 
 def _broken(report: Report) -> Iterator[str]:
