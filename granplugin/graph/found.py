@@ -387,7 +387,8 @@ def _operand(
     path: tuple[onnx.NodeProto, ...],
 ) -> tuple[Operand, Layer | None]:
     weight = node.op_type in PRODUCTS and pair.source in network.constant
-    role = "weight" if weight else "skip" if node.op_type == "Add" else "input"
+    summed = node.op_type == "Add" and network.constant.isdisjoint(node.input)
+    role = "weight" if weight else "skip" if summed else "input"
     name = role if index == 0 or role != "input" else f"input {index + 1}"
     shape, block = _through(network, pair, path)
     type_, groups = _type(node, pair.shape)
