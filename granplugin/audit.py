@@ -25,11 +25,11 @@ Kind = Literal["honoured", "degraded", "wrong", "unknown"]
 class Verdict:
     """What an engine made of one row.
 
-    honoured: the layer's kernels multiply in the row's format (the kernel of a residual add reads
-    its skip input in it); degraded: `detail` is fused-dequant
-    (read in the format, multiplied in float) or float; wrong: built although it is known to be
-    computed wrongly; unknown: the engine does not tell. `as_promised` is False where the engine
-    was to have it natively and does not.
+    honoured: the layer's kernels multiply in the row's format, or, where its weight alone is
+    quantized, read it in the format; degraded: `detail` is fused-dequant (read in the format,
+    multiplied in float), weight-only (the input is float) or float; wrong: built although it is
+    known to be computed wrongly; unknown: the engine does not tell. `as_promised` is False where
+    the engine was to have it natively and does not.
     """
 
     site: str
@@ -50,42 +50,56 @@ def audit(
     made: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Verdict, ...]:
     """A verdict for every quantized row, from the engine's layers; none where it tells of none.
-    `made` says what was made of a site for this engine (legality.Written)."""
-    calls: dict[tuple[str, bool], list[LayerPrecision]] = defaultdict(list)
+
+    What an engine tells of one site (a LayerPrecision whose layer is the site's name) goes before
+    what it tells of the layer. `made` says what was made of a site for this engine
+    (legality.Written).
+    """
+    calls: dict[str, list[LayerPrecision]] = defaultdict(list)
     for layer in layers:
-        calls[layer.layer, layer.adds].append(layer)
+        calls[layer.layer].append(layer)
     if not calls:
         return ()
+    roles: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        roles[row.layer].add(row.role)
     return tuple(
         _verdict(
-            row,
-            calls[row.layer, row.role == "skip"],
-            promises.get(row.site),
-            made.get(row.site, ""),
+            row, calls.get(row.site), calls.get(row.layer, ()), promises.get(row.site),
+            made.get(row.site, ""), weight_alone=roles[row.layer] == {"weight"},
         )
         for row in rows
-    )
+    )  # fmt: skip
 
 
 def _verdict(
-    row: Row, calls: Sequence[LayerPrecision], promise: Promise | None, made: str
+    row: Row,
+    own: Sequence[LayerPrecision] | None,
+    of_layer: Sequence[LayerPrecision],
+    promise: Promise | None,
+    made: str,
+    weight_alone: bool,
 ) -> Verdict:
     def say(kind: Kind, detail: str) -> Verdict:
         return Verdict(row.site, row.where, promise.kind if promise else None, kind, detail)
 
     if made == LEFT_FLOAT:
         return say("degraded", made)
-    if promise is not None and promise.kind == "refused":
-        return say("wrong", promise.reason)
-    if row.role == "output" or row.type not in WEIGHTED:
+    calls = of_layer if own is None else own
+    wrong = [call.detail for call in calls if call.precision == "wrong"]
+    if wrong or (promise is not None and promise.kind == "refused"):
+        return say("wrong", wrong[0] if wrong else promise.reason)
+    if own is None and (row.role not in ("weight", "input") or row.type not in WEIGHTED):
         return say("unknown", "engines do not say in what format they keep a tensor between layers")
-    if row.role == "skip" and not calls:
-        return say("unknown", "the engine does not say in what format the residual add reads it")
     if not calls or any(call.precision == "unknown" for call in calls):
         return say("unknown", "the engine's plan does not tell which kernel computes this layer")
-    if all(call.precision != "float" for call in calls):
+    ran = {call.precision for call in calls}
+    if ran == {row.format}:
         return say("honoured", f"{made}; {calls[0].kernel}" if made else calls[0].kernel)
-    if row.role == "skip":
-        return say("degraded", "float")
-    fused = any(call.kernel == "runtime_fusion" for call in calls)
-    return say("degraded", "fused-dequant" if fused else "float")
+    details = {call.detail for call in calls if call.precision == "float"}
+    if weight_alone and ran == {"float"} and details == {"weight-only"}:
+        return say("honoured", "weight-only")
+    if "float" not in ran:
+        return say("unknown", f"the engine runs this layer in {' and '.join(sorted(ran))}")
+    known = ("fused-dequant", "weight-only")
+    return say("degraded", next((word for word in known if word in details), "float"))

@@ -297,7 +297,7 @@ def check(recipes: Recipes, settings: Settings = None, out: Out = None, json_: J
 @app.command()
 def schema(
     what: Annotated[
-        str, typer.Argument(help="recipe, report, plan, why, check, doctor or capabilities")
+        str, typer.Argument(help="recipe, report, plan, why, check, audit, doctor ...")
     ] = "recipe",
 ) -> int:
     """JSON Schema of recipes (for editors), or of what a verb prints with --json."""
@@ -344,6 +344,50 @@ def show_capabilities(
     cells = rebuild(backend)
     print(text.probe_json(table, cells) if json_ else "\n".join(text.probe_lines(cells)))
     return 3 if any(cell.differs for cell in cells) else 0
+
+
+@app.command(epilog="Example: granplugin audit model.onnx --layers layers.json")
+def audit(
+    onnx: Annotated[Path, typer.Argument(metavar="ONNX", show_default=False)],
+    backend: Annotated[str, typer.Option(help="tensorrt_rtx or tensorrt.")] = "tensorrt_rtx",
+    layers: Annotated[
+        Optional[Path],
+        typer.Option(help="An engine built elsewhere: trtexec's --exportLayerInfo, or layers.txt."),
+    ] = None,
+    profile: Annotated[Optional[Path], typer.Option(help="Its trtexec --exportProfile.")] = None,
+    plan: Annotated[
+        Optional[Path], typer.Option(help="The plan.json the file was made by.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples it is built for here.")] = 1,
+    json_: Json = False,
+) -> int:
+    """What an engine does with any Q/DQ ONNX: a verdict for every quantized site, and lint."""
+    from granplugin.audit_file import audit_file
+    from granplugin.report import audit_text as text
+
+    found = audit_file(onnx, backend, layers, profile, plan, batch)
+    print(text.to_json(found) if json_ else "\n".join(text.lines(found)))
+    return found.exit_code
+
+
+@app.command(epilog="Example: granplugin compare runs/x/variants/fp32 runs/x/variants/x")
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", show_default=False)],
+    b: Annotated[Path, typer.Argument(metavar="B", show_default=False)],
+    backend: Annotated[str, typer.Option(help="What ONNX is built with.")] = "tensorrt_rtx",
+    batch: Annotated[int, typer.Option(min=1, help="Samples ONNX is built here for.")] = 1,
+    profile: Annotated[
+        Optional[list[Path]], typer.Option(help="trtexec's --exportProfile, of A and then of B.")
+    ] = None,
+    json_: Json = False,
+) -> int:
+    """Two engines side by side: engine folders, layers files, ONNX files or variants of a run."""
+    from granplugin.compare_engines import compare_engines
+    from granplugin.report import compare_text as text
+
+    found = compare_engines(a, b, backend, batch, profile or ())
+    print(text.to_json(found) if json_ else "\n".join(text.lines(found)))
+    return 0
 
 
 @app.command()

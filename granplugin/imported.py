@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 import granplugin
 from granplugin import metrics, timing
 from granplugin.audit import Verdict, audit
+from granplugin.audit_file import examine
 from granplugin.backends import trtexec
 from granplugin.backends.base import Engine, LayerPrecision
 from granplugin.backends.engine_plan import EnginePlan, read_inspector_json, read_profile_json
@@ -27,6 +28,7 @@ from granplugin.backends.nvidia import layer_precisions, weighted_nodes
 from granplugin.capabilities import Promise
 from granplugin.errors import EngineError, RunError, UserError
 from granplugin.latency import Timing
+from granplugin.lint import Finding
 from granplugin.plan import Row
 from granplugin.report.build import engine_result
 from granplugin.report.markdown import to_markdown
@@ -99,6 +101,7 @@ class _Result:
     verdicts: tuple[Verdict, ...]
     values: Mapping[str, metrics.Measured]
     cannot_run: str | None = None
+    findings: tuple[Finding, ...] = ()
 
 
 def import_results(run: RunFolder, paths: Sequence[Path], variant: str | None = None) -> Report:
@@ -229,7 +232,7 @@ def _result(
     engine = exported.manifest.engine
     if not files:
         return _nothing(engine)
-    plan, layers, verdicts = None, (), ()
+    plan, layers, verdicts, findings = None, (), (), ()
     known = exported.variants[name]
     if "layers.json" in files:
         plan = _read(name, "layers.json", read_inspector_json, files)
@@ -237,7 +240,9 @@ def _result(
             plan = plan.timed(_read(name, "profile.json", read_profile_json, files))
         layers = layer_precisions(engine, weighted_nodes(engine, onnx), plan)
         promises = {site: Promise(**promise) for site, promise in known.promises.items()}
-        verdicts = audit([_row(row) for row in known.rows], layers, promises, known.made)
+        rows = [_row(row) for row in known.rows]
+        sites, findings = examine(engine, onnx, plan, rows)
+        verdicts = audit(rows, (*layers, *sites), promises, known.made)
     log = trtexec.read_log(files.get("build.log", ""))
     version = log.get("version") or (plan.source.split()[1] if plan else "")
     held = files.get("engine_bytes.txt", "").strip()
@@ -257,7 +262,7 @@ def _result(
             continue
         if not (known_metric.needs_labels and labels is None):
             values[metric] = known_metric.measure(outputs[name], reference, labels)
-    return _Result(built, layers, plan, verdicts, values)
+    return _Result(built, layers, plan, verdicts, values, findings=findings)
 
 
 def _outputs(

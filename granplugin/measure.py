@@ -14,6 +14,7 @@ import numpy as np
 
 from granplugin import backends, metrics
 from granplugin.audit import Verdict, audit
+from granplugin.audit_file import examine
 from granplugin.backends.base import BuildFailed, Engine, LayerPrecision
 from granplugin.backends.engine_plan import EnginePlan
 from granplugin.build_options import cannot_run, options_of
@@ -21,6 +22,7 @@ from granplugin.data import Batches
 from granplugin.errors import EngineError, ModelError, UserError
 from granplugin.failed_build import explain
 from granplugin.legality import Written
+from granplugin.lint import Finding
 from granplugin.models import blame, resolve
 from granplugin.progress import track
 from granplugin.recipe.load import Loaded
@@ -42,6 +44,7 @@ class Measured:
     layers: tuple[LayerPrecision, ...]
     plan: EnginePlan | None
     verdicts: tuple[Verdict, ...]
+    findings: tuple[Finding, ...] = ()
     cannot_run: str | None = None
     outputs: Mapping[str, np.ndarray] = field(default_factory=dict)
     values: Mapping[str, metrics.Measured] = field(default_factory=dict)
@@ -96,8 +99,10 @@ def measure(
         engine = build_engine(session, each, module)
         layers, reason = _layers(session, each, engine, module), cannot_run(session.recipe, module)
         written = each.job.written.get(name, Written(()))
-        verdicts = audit(each.quantized, layers, written.promises, written.made)
-        found = Measured(engine, layers, module.plan(engine), verdicts, reason)
+        plan = module.plan(engine)
+        sites, findings = examine(name, each.file(name), plan, each.quantized) if plan else ((), ())
+        verdicts = audit(each.quantized, (*layers, *sites), written.promises, written.made)
+        found = Measured(engine, layers, plan, verdicts, findings, reason)
         if reason is None:
             outputs = _outputs(session, each, engine, module)
             reference = outputs if each.job.name == FP32 else results[FP32, name].outputs

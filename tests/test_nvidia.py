@@ -18,7 +18,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from granplugin.backends import base, nvidia, nvidia_run, tensorrt, tensorrt_rtx
+from granplugin.backends import base, kernels, nvidia, nvidia_run, tensorrt, tensorrt_rtx
 from granplugin.backends.base import BuildFailed, Options
 from granplugin.backends.engine_plan import (
     EngineLayer,
@@ -162,7 +162,7 @@ def test_a_layer_whose_kernel_is_not_in_the_plan_is_unknown(rtx, tmp_path, monke
 def test_precision_is_that_of_both_operands(library, kind, dtypes, precision):
     tensors = tuple(EngineTensor("t", (4, 4), dtype, 16) for dtype in dtypes)
     layer = EngineLayer("l", kind, tensors[:1], tensors[1:], (), ("n",))
-    assert nvidia._precision(library, layer) == precision
+    assert kernels.precision(library, layer)[0] == precision
 
 
 def test_an_engine_is_reused_for_the_same_onnx_version_and_options_only(rtx, tmp_path, monkeypatch):

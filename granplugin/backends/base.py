@@ -66,16 +66,17 @@ class Engine:
 
 @dataclass(frozen=True)
 class LayerPrecision:
-    """What one call of a weighted layer ran in: `precision` is int8, float or unknown.
+    """What one call of a weighted layer ran in: `precision` is int8, fp8, float, wrong (it is known
+    to be computed so) or unknown.
 
-    `layer` is the module path; `kernel` is the library's own word for what computes it. With
-    `adds` it is about the residual add behind the layer: the precision its skip input is read in.
+    `layer` is the module path; `kernel` is the library's own word for what computes it. `detail`
+    says of float what is read in fewer bits (fused-dequant, weight-only), and why it is wrong.
     """
 
     layer: str
     precision: str
     kernel: str
-    adds: bool = False
+    detail: str = ""
 
 
 class Runner(Protocol):

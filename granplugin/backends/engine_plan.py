@@ -132,6 +132,13 @@ _IO = re.compile(
 _RTX = "TensorRT-RTX layers"
 
 
+def read_plan(text: str) -> EnginePlan:
+    """The plan in any of the forms that are known, JSON or text. Raises EngineError."""
+    if text.lstrip().startswith(("{", "[")):
+        return read_inspector_json(text)
+    return read_layers_text(text)
+
+
 def read_layers_text(text: str) -> EnginePlan:
     """The plan in a build log's verbose message: TensorRT-RTX's, which starts with `Layers:`, or
     the `Layer(Kind): ...` lines of TensorRT 10's.

@@ -10,8 +10,9 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from importlib import import_module, metadata
@@ -24,19 +25,13 @@ from onnx import load as load_onnx
 
 from granplugin.backends import nvidia_build
 from granplugin.backends.base import Engine, LayerPrecision, Options, one_line
-from granplugin.backends.engine_plan import (
-    EngineLayer,
-    EnginePlan,
-    read_inspector_json,
-    read_layers_text,
-)
+from granplugin.backends.engine_plan import EnginePlan, read_inspector_json, read_layers_text
+from granplugin.backends.kernels import layer_precisions
 from granplugin.backends.nvidia_run import Runner, open_runner
 from granplugin.errors import EngineError
-from granplugin.graph.wiring import PRODUCTS, Wiring, residual_add
 
+_WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _NOT_IN_ENGINE = ("seconds", "memory_mb", "plan")
-_MULTIPLIES = ("correlation", "conv", "gemm", "matrixmultiply", "fusion")
-"""What is in the kinds of layers that multiply with weights; CaskConvolution is TensorRT's own."""
 
 
 def version(distributions: tuple[str, ...]) -> str:
@@ -81,6 +76,7 @@ def build(library: str, version: str, onnx: Path, out: Path, options: Options) -
         options = replace(options, min_batch=options.batch if can_run(library) else 1)
     what_for = {key: value for key, value in asdict(options).items() if key not in _NOT_IN_ENGINE}
     made_of = {
+        "form": 2,
         "library": library,
         "version": version,
         "gpu": _gpu() if library == "tensorrt" else None,
@@ -91,7 +87,7 @@ def build(library: str, version: str, onnx: Path, out: Path, options: Options) -
     card = _intact_card(out)
     if card is None or {key: card.get(key) for key in made_of} != made_of:
         _check(library, options)
-        nodes, adds = weighted_nodes(library, onnx)
+        nodes = weighted_nodes(library, onnx)
         out.parent.mkdir(parents=True, exist_ok=True)
         outer = Path(mkdtemp(dir=out.parent, prefix=".making-"))
         scratch = outer / out.name
@@ -100,7 +96,7 @@ def build(library: str, version: str, onnx: Path, out: Path, options: Options) -
             told = nvidia_build.run_build(library, onnx, scratch, options)
             files = [nvidia_build.ENGINE, _plan_file(scratch)]
             hashes = {file: _sha256(scratch / file) for file in files}
-            card = made_of | told | {"layers": nodes, "adds": adds, "files_sha256": hashes}
+            card = made_of | told | {"layers": nodes, "files_sha256": hashes}
             (scratch / "engine.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
             if out.exists():
                 shutil.rmtree(out)
@@ -125,63 +121,10 @@ def _read_plan(engine: Engine) -> EnginePlan:
 
 def layers(engine: Engine) -> tuple[LayerPrecision, ...]:
     """A layer is int8 (or fp8) where every kernel that multiplies for it reads its input and its
-    weight in that type; unknown where the plan has no such kernel, or does not tell. A skip input
-    is so where the kernel that adds it reads one tensor more in that type than it multiplies.
+    weight in that type; unknown where the plan has no such kernel, or does not tell.
     """
-    card = _card(engine)
-    return layer_precisions(engine.backend, (card["layers"], card["adds"]), _read_plan(engine))
-
-
-def layer_precisions(
-    library: str, nodes: tuple[Nodes, Nodes], plan: EnginePlan
-) -> tuple[LayerPrecision, ...]:
-    """`layers`, of a plan and the `weighted_nodes` of its ONNX file."""
-    layers, adds = nodes
-    kernels: dict[str, list[EngineLayer]] = {}
-    for kernel in plan.kernels:
-        for node in kernel.onnx_nodes:
-            kernels.setdefault(node, []).append(kernel)
-    found = []
-    for layer, node in layers:
-        fused = kernels.get(node, [])
-        # Others that have the node prepare its operands or finish its output; a product of one row
-        # is done by a kernel like those.
-        ran = [kernel for kernel in fused if _multiplies(kernel)] or fused
-        precisions = {_precision(library, kernel) for kernel in ran}
-        precision = precisions.pop() if len(precisions) == 1 else "unknown"
-        found.append(LayerPrecision(layer, precision, ran[0].kind if ran else ""))
-    for layer, node in adds:
-        fused = kernels.get(node, [])
-        precisions = {_skip_precision(kernel) for kernel in fused}
-        precision = precisions.pop() if len(precisions) == 1 else "unknown"
-        found.append(LayerPrecision(layer, precision, fused[0].kind if fused else "", adds=True))
-    return tuple(found)
-
-
-def _skip_precision(kernel: EngineLayer) -> str:
-    dtypes = [tensor.dtype for tensor in kernel.inputs]
-    for dtype in ("int8", "fp8"):
-        if dtypes.count(dtype) > _multiplies(kernel):
-            return dtype
-    return "float" if dtypes else "unknown"
-
-
-def _multiplies(kernel: EngineLayer) -> bool:
-    return any(word in kernel.kind.lower() for word in _MULTIPLIES)
-
-
-def _precision(library: str, kernel: EngineLayer) -> str:
-    dtypes = [tensor.dtype for tensor in (*kernel.inputs, *kernel.constants)]
-    if len(dtypes) < 2:
-        return "unknown"  # its weights are not told
-    for dtype in ("int8", "fp8"):
-        if dtypes.count(dtype) < 2:
-            continue
-        if kernel.kind == "runtime_fusion":
-            # TensorRT-RTX's reads Int8 and multiplies in float; TensorRT's is not known.
-            return "float" if library == "tensorrt_rtx" else "unknown"
-        return dtype if _multiplies(kernel) else "unknown"
-    return "float"
+    listed = _card(engine)["layers"]
+    return layer_precisions(engine.backend, listed, _read_plan(engine))
 
 
 @contextmanager
@@ -220,28 +163,23 @@ def _check(library: str, options: Options) -> None:
             raise EngineError(f"{library} has no target {target!r}; it has {told}")
 
 
-Nodes = Sequence[tuple[str, str]]
-
-
-def weighted_nodes(library: str, onnx: Path) -> tuple[Nodes, Nodes]:
-    """(module path, node name) of each call of a weighted layer, and (module path, node name) of
-    the residual add behind each whose skip input is quantized."""
+def weighted_nodes(library: str, onnx: Path) -> list[tuple[str, str, int]]:
+    """(module path, node name, values of the weight) of each call of a weighted layer."""
     try:
         graph = load_onnx(onnx, load_external_data=False).graph
     except DecodeError as err:
         raise EngineError(f"{library} refused {onnx.name}: {one_line(err)}") from err
-    wiring = Wiring(graph)
-    layers, adds = [], []
+    constant = {tensor.name for tensor in graph.initializer} | {""}
+    values = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
+    found = []
     for node in graph.node:
-        if node.op_type in PRODUCTS and node.input[1] in wiring.fixed:
-            layers.append((node.name.partition("/")[0], node.name))
-            add, skip = residual_add(wiring, node) or (None, None)
-            made_by = wiring.producer.get(skip)
-            while made_by is not None and made_by.op_type == "Cast":
-                made_by = wiring.producer.get(made_by.input[0])
-            if made_by is not None and made_by.op_type == "DequantizeLinear":
-                adds.append((layers[-1][0], add.name))
-    return layers, adds
+        if constant.issuperset(node.input):
+            constant.update(node.output)
+            # Q/DQ and Transpose in front of a weight leave as many values as there are.
+            values |= {name: values.get(node.input[0], 0) for name in node.output if node.input}
+        elif node.op_type in _WEIGHTED and node.input[1] in constant:
+            found.append((node.name.partition("/")[0], node.name, values[node.input[1]]))
+    return found
 
 
 def _card(engine: Engine) -> dict[str, Any]:

@@ -27,11 +27,11 @@ from granplugin import backends
 from granplugin.backends import nvidia_build
 from granplugin.backends.base import Options
 from granplugin.backends.engine_plan import (
-    EngineLayer,
     EnginePlan,
     read_inspector_json,
     read_layers_text,
 )
+from granplugin.backends.kernels import Kernels
 from granplugin.capabilities.cells import ADDS, WEIGHTS, cells
 from granplugin.capabilities.networks import OP, READER, network
 from granplugin.capabilities.table import OPS, Cell, load
@@ -210,28 +210,9 @@ def classify(cell: Cell, plan: EnginePlan) -> tuple[str, str]:
         return "float", detail
     if "fusion" in kernel.kind.lower() or len(low) < needed or kernel.inputs[0].dtype not in _LOW:
         return "fused-dequant", detail
-    behind = [layer for layer in plan.kernels if _reads(layer, kernel)]
-    if any(not _fits(layer) for layer in behind):
+    if Kernels("", plan, {}).misfit(kernel):
         return "miscompile", detail
     return "quantized", detail
-
-
-def _reads(layer: EngineLayer, kernel: EngineLayer) -> bool:
-    written = {tensor.name for tensor in kernel.outputs}
-    return any(tensor.name in written for tensor in layer.inputs)
-
-
-def _fits(layer: EngineLayer) -> bool:
-    shape = layer.outputs[0].shape
-    for tensor in (*layer.inputs, *layer.constants):
-        if len(tensor.shape) == len(shape):
-            try:
-                fits = np.broadcast_shapes(tensor.shape, shape) == shape
-            except ValueError:
-                fits = False
-            if not fits:
-                return False
-    return True
 
 
 def _on_cpu(backend: str) -> Callable[[Sequence[Cell]], Observed]:

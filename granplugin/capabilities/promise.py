@@ -139,6 +139,7 @@ _VECTORS = {
     "kernel": "per_channel(kernel)",
     "channel": "per_channel",
     "token": "per_token",
+    "batch": "per_batch",
     "position": "per_position",
 }
 
@@ -146,6 +147,8 @@ _VECTORS = {
 def _axis_word(layer: Layer, row: Row, axis: int) -> str:
     channel = layer.channel_axis(row.role)
     if row.role != "weight":
+        if axis == 0:
+            return "batch"  # in a file of another's: no recipe cuts it
         if axis == channel:
             return "channel"
         return "token" if channel == len(row.shape) - 1 else "position"

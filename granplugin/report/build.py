@@ -23,6 +23,7 @@ from granplugin.report.model import (
     LatencyValue,
     LayerRan,
     LimitResult,
+    LintFinding,
     Machine,
     MetricValue,
     Override,
@@ -189,7 +190,6 @@ def engine_result(
         layers=[
             LayerRan(layer=ran.layer, precision=ran.precision, kernel=ran.kernel)
             for ran in result.layers
-            if not ran.adds
         ],
         cannot_run=result.cannot_run,
         kernels=len(result.plan.kernels) if result.plan else None,
@@ -201,6 +201,7 @@ def engine_result(
             for v in result.verdicts
         ],
         made=dict(made),
+        findings=[LintFinding(**vars(finding)) for finding in result.findings],
     )  # fmt: skip
 
 

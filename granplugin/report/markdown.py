@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from granplugin.report.findings_text import finding_lines
 from granplugin.report.model import Interval, MetricValue, Report
 from granplugin.report.terminal import (
     agreement_sentences,
@@ -88,6 +89,15 @@ def _made_of_rows(report: Report, position: int) -> Iterator[str]:
             "" if found.build_seconds is None else f"{found.build_seconds:.1f}",
         ]  # fmt: skip
         yield f"| {' | '.join(cells)} |"
+    for variant in report.variants:
+        found = variant.engines[position].findings
+        if found:
+            yield ""
+            yield f"{variant.name}: {len(found)} findings."
+            yield ""
+            yield "```text"
+            yield from finding_lines(found)
+            yield "```"
     for variant in report.variants:
         for v in variant.engines[position].verdicts:
             if v.verdict in ("degraded", "wrong"):

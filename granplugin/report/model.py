@@ -96,8 +96,11 @@ class LayerRan(Part):
     """What the engine says it ran a weighted layer in."""
 
     layer: str
-    precision: Literal["int8", "fp8", "float", "unknown"]
+    precision: Literal["int8", "fp8", "nvfp4", "float", "wrong", "unknown"]
     kernel: str
+    detail: str = Field(
+        default="", description="What a float layer reads in fewer bits, or why it is wrong."
+    )
 
 
 class SiteVerdict(Part):
@@ -110,6 +113,17 @@ class SiteVerdict(Part):
     )
     verdict: Literal["honoured", "degraded", "wrong", "unknown"]
     detail: str
+
+
+class LintFinding(Part):
+    """What something costs on an engine, and what to write instead."""
+
+    code: str
+    layer: str
+    where: str | None = Field(default=None, description="The deciding rule's line.")
+    says: str
+    instead: str
+    bytes: int | None = Field(default=None, description="Moved for one batch, by the plan.")
 
 
 class EngineResult(Part):
@@ -136,6 +150,7 @@ class EngineResult(Part):
         "coarsened to ..., simulated (float on the device, accuracy only), left float.",
     )
     imported: bool = Field(default=False, description="Built and run on another machine.")
+    findings: list[LintFinding] = Field(default=[], description="Advice, from the engine's plan.")
 
     @property
     def honoured(self) -> int:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from granplugin.report.build import main_engine
+from granplugin.report.findings_text import finding_lines
 from granplugin.report.model import (
     ClockValue,
     EngineResult,
@@ -149,6 +150,14 @@ def _built(report: Report, position: int) -> Iterator[Text | Table]:
             yield Text(f"  {told} ({verdict.where})", style="yellow", overflow="fold")
         if len(bad) > 5:
             yield Text(f"  {variant.name}: and {len(bad) - 5} more", style="yellow")
+    counts = [(v.name, len(v.engines[position].findings)) for v in report.variants]
+    told = ", ".join(f"{name} {count}" for name, count in counts if count)
+    if told:
+        yield Text(f"findings on {first.engine}, all in report.md: {told}", overflow="fold")
+    for variant in report.variants:
+        if variant.kind == "recipe":
+            found = variant.engines[position].findings
+            yield from map(Text, finding_lines(found, most=2, indent="  "))
 
 
 def _broken(report: Report) -> Iterator[str]:

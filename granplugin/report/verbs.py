@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from granplugin.report.model import Machine, Part
+from granplugin.report.model import LintFinding, Machine, Part
 
 
 class SiteRow(Part):
@@ -149,7 +149,75 @@ class CapabilitiesOutput(Part):
     differing: list[ProbedCell] = []
 
 
+class AuditedSite(Part):
+    """One quantized operand of a node, what was promised of it and what the engine does."""
+
+    layer: str = Field(description="The ONNX node; an unnamed one is node_of_ and its output.")
+    type: str
+    role: str = Field(description="weight, input (input 2: a second one) or skip.")
+    format: str
+    granularity: str
+    promise: Literal["native", "lowered", "simulated", "refused"] | None
+    verdict: Literal["honoured", "degraded", "wrong", "unknown"]
+    detail: str = Field(description="Of degraded: fused-dequant, weight-only or float.")
+    where: str | None = Field(description="The recipe's line, with --plan.")
+    ms: float | None = Field(description="Time of its node's kernels, with --profile.")
+
+
+class AuditOutput(Part):
+    """`granplugin audit --json`."""
+
+    version: int = 1
+    onnx: str
+    engine: str
+    engine_version: str | None
+    plan: str = Field(description="Where the engine's plan is from.")
+    kernels: int
+    traffic_bytes: int | None
+    sites: list[AuditedSite]
+    findings: list[LintFinding]
+    notes: list[str]
+    exit_code: int
+
+
+class ComparedSide(Part):
+    """What one engine does for a layer."""
+
+    kernels: int
+    bytes: int | None = Field(description="Read and written.")
+    arithmetic: str = Field(description="Types that its product reads > writes.")
+    time_ms: float | None = Field(description="With profiles.")
+
+
+class ChangedLayer(Part):
+    """ONNX nodes that a kernel of either engine fuses."""
+
+    layer: str
+    nodes: list[str]
+    changed: bool
+    a: ComparedSide
+    b: ComparedSide
+
+
+class EngineTotals(Part):
+    name: str
+    kernels: int
+    traffic_bytes: int | None
+
+
+class CompareOutput(Part):
+    """`granplugin compare --json`."""
+
+    version: int = 1
+    a: EngineTotals
+    b: EngineTotals
+    layers: list[ChangedLayer]
+    notes: list[str]
+
+
 OUTPUTS: dict[str, Any] = {
+    "audit": AuditOutput,
+    "compare": CompareOutput,
     "capabilities": CapabilitiesOutput,
     "plan": PlanOutput,
     "why": WhyOutput,

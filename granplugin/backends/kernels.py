@@ -1,0 +1,138 @@
+"""What ran an ONNX node: the kernels of an engine's plan that have it, and their arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from granplugin.backends.base import LayerPrecision
+from granplugin.backends.engine_plan import EngineLayer, EnginePlan
+
+_MULTIPLIES = ("correlation", "conv", "gemm", "matrixmultiply", "fusion")
+"""What is in the kinds of layers that multiply with weights; CaskConvolution is TensorRT's own."""
+LOW = frozenset({"int8", "fp8", "int4", "fp4"})
+_WORDS = {"fp4": "nvfp4"}
+
+
+class Kernels:
+    """A plan's kernels by the ONNX nodes they have; `products` are the nodes that multiply, each
+    with the number of its weight's values, None where it multiplies two inputs."""
+
+    def __init__(self, library: str, plan: EnginePlan, products: Mapping[str, int | None]) -> None:
+        self.library, self.plan = library, plan
+        self.of_node: dict[str, list[EngineLayer]] = defaultdict(list)
+        self.readers: dict[str, list[EngineLayer]] = defaultdict(list)
+        for kernel in plan.kernels:
+            for node in kernel.onnx_nodes:
+                self.of_node[node].append(kernel)
+            for tensor in kernel.inputs:
+                self.readers[tensor.name].append(kernel)
+        self.products = products
+
+    def product(self, layer: str, node: str) -> LayerPrecision:
+        """In what a node multiplies: int8 (or fp8) where every kernel that multiplies for it reads
+        its input and its weight in that type; unknown where the plan has no such kernel or does not
+        tell. One that multiplies for several nodes tells where it has the weights of them all (as
+        where q, k and v are one product)."""
+        ran = self.multiplying(node)
+        found = {self._precision(kernel) for kernel in ran}
+        precision, detail = found.pop() if len(found) == 1 else ("unknown", "")
+        kind = ran[0].kind if ran else ""
+        misfit = next((told for kernel in ran if (told := self.misfit(kernel))), None)
+        if misfit and precision != "float":
+            precision, detail = "wrong", misfit
+        return LayerPrecision(layer, precision, kind, detail)
+
+    def multiplying(self, node: str) -> list[EngineLayer]:
+        """Others that have the node prepare its operands or finish its output; a product of one row
+        is done by a kernel like those."""
+        fused = self.of_node.get(node, [])
+        return [kernel for kernel in fused if multiplies(kernel)] or fused
+
+    def _precision(self, kernel: EngineLayer) -> tuple[str, str]:
+        own = [self.products[node] for node in kernel.onnx_nodes if node in self.products]
+        if multiplies(kernel) and len(own) > 1:
+            held = max((math.prod(t.shape) for t in kernel.constants if t.dtype in LOW), default=0)
+            if None in own or held != sum(own):
+                return "unknown", ""
+        return precision(self.library, kernel)
+
+    def operand(
+        self, name: str, node: str, quantize: str | None, dequantize: str
+    ) -> LayerPrecision:
+        """In what a node that does not multiply reads one quantized operand: a kernel of the node
+        reads the format and has the operand's DequantizeLinear, but not its QuantizeLinear, or it
+        reads nothing else."""
+        own = self.of_node.get(node, [])
+        if not own:
+            return LayerPrecision(name, "unknown", "", "")
+        for kernel in own:
+            low = {tensor.dtype for tensor in kernel.inputs} & LOW
+            alone = low and all(tensor.dtype in LOW for tensor in kernel.inputs)
+            fused = dequantize in kernel.onnx_nodes and quantize not in kernel.onnx_nodes
+            if len(low) == 1 and (alone or fused):
+                dtype = low.pop()
+                return LayerPrecision(name, _WORDS.get(dtype, dtype), kernel.kind)
+        if dequantize not in self.of_node and any(
+            tensor.dtype in LOW for kernel in own for tensor in kernel.inputs
+        ):
+            return LayerPrecision(name, "unknown", own[0].kind, "")
+        return LayerPrecision(name, "float", own[0].kind, "float")
+
+    def misfit(self, kernel: EngineLayer) -> str | None:
+        """What shows that a product is computed wrong: a kernel behind it multiplies by scales of a
+        shape that fits neither what it reads nor what it writes (TensorRT-RTX 1.7 builds 8-bit
+        products in blocks so)."""
+        for behind in (k for tensor in kernel.outputs for k in self.readers.get(tensor.name, ())):
+            if multiplies(behind):
+                continue  # its constants are weights
+            shapes = [tensor.shape for tensor in (*behind.inputs, *behind.outputs)]
+            scales = [tensor for tensor in behind.constants if tensor.dtype not in LOW]
+            for constant in scales:
+                if not any(_fits(constant.shape, shape) for shape in shapes):
+                    out = list(behind.outputs[0].shape)
+                    return f"scales of shape {list(constant.shape)} are multiplied to {out}"
+        return None
+
+
+def layer_precisions(
+    library: str, nodes: Sequence[tuple[str, str, int]], plan: EnginePlan
+) -> tuple[LayerPrecision, ...]:
+    """What the calls of weighted layers ran in; `nodes` are (layer, node, values of its weight)."""
+    kernels = Kernels(library, plan, {node: count for _, node, count in nodes})
+    return tuple(kernels.product(layer, node) for layer, node, _ in nodes)
+
+
+def multiplies(kernel: EngineLayer) -> bool:
+    return any(word in kernel.kind.lower() for word in _MULTIPLIES)
+
+
+def precision(library: str, kernel: EngineLayer) -> tuple[str, str]:
+    """In what a kernel multiplies, and where that is float, what it reads in fewer bits: both
+    operands or its input alone (fused-dequant), its weight alone (weight-only), or neither."""
+    inputs = [tensor.dtype for tensor in kernel.inputs]
+    constants = [tensor.dtype for tensor in kernel.constants]
+    if len(inputs) + len(constants) < 2:
+        return "unknown", ""  # its weights are not told
+    for dtype in ("int8", "fp8", "fp4"):
+        if (inputs + constants).count(dtype) < 2:
+            continue
+        if kernel.kind == "runtime_fusion":
+            # TensorRT-RTX's reads Int8 and multiplies in float; TensorRT's is not known.
+            return ("float", "fused-dequant") if library == "tensorrt_rtx" else ("unknown", "")
+        return (_WORDS.get(dtype, dtype), "") if multiplies(kernel) else ("unknown", "")
+    if LOW.intersection(inputs):
+        return "float", "fused-dequant"
+    return "float", "weight-only" if LOW.intersection(constants) else "float"
+
+
+def _fits(constant: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    if len(constant) != len(shape) or -1 in shape or -1 in constant:
+        return True  # of a tensor inside the kernel
+    try:
+        return np.broadcast_shapes(constant, shape) == shape
+    except ValueError:
+        return False

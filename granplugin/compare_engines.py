@@ -1,0 +1,176 @@
+"""Two engines' plans side by side: what changed, layer by layer, however each fuses its nodes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from granplugin.audit_file import build_plan, profile_of, read_plan_file
+from granplugin.backends.engine_plan import EngineLayer, EnginePlan
+from granplugin.backends.kernels import multiplies
+from granplugin.errors import EngineError
+from granplugin.graph.found import load
+
+_QDQ = re.compile(r"(quantize|(^|[/_.])d?q([/_.\d]|$))", re.IGNORECASE)
+"""Q/DQ nodes by their names, which is all a plan has: they are of the layer that reads them."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one engine does for a layer: its kernels, `bytes` read and written by them (None where
+    a size is open), `arithmetic` as types read and written, and their time in a profile."""
+
+    kernels: int
+    bytes: int | None
+    arithmetic: str
+    time_ms: float | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """One layer - ONNX nodes that a kernel of either engine fuses - in both engines."""
+
+    layer: str
+    nodes: tuple[str, ...]
+    a: Side
+    b: Side
+
+    @property
+    def changed(self) -> bool:
+        return (self.a.kernels, self.a.bytes, self.a.arithmetic) != (
+            self.b.kernels, self.b.bytes, self.b.arithmetic,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two plans, by the names they were given, and their layers in the order of the first."""
+
+    names: tuple[str, str]
+    plans: tuple[EnginePlan, EnginePlan]
+    layers: tuple[Change, ...]
+    notes: tuple[str, ...]
+
+
+def compare_engines(
+    a: Path, b: Path, backend: str, batch: int = 1, profiles: Sequence[Path] = ()
+) -> Comparison:
+    """Compare what two engines do. Each is an engine's folder, its layers (layers.json or
+    layers.txt), or an ONNX file or a variant's folder in a run, which are built here on `backend`
+    for `batch` samples; `profiles` are trtexec's of both. Raises UserError."""
+    if len(profiles) not in (0, 2):
+        raise EngineError("give --profile twice, first for A and then for B, or not at all")
+    plans = [plan_of(path, backend, batch) for path in (a, b)]
+    for at, profile in enumerate(profiles):
+        plans[at] = plans[at].timed(profile_of(profile))
+    notes = []
+    shapes = [[tensor.shape for tensor in plan.io] for plan in plans]
+    if all(shapes) and shapes[0] != shapes[1]:
+        notes.append(
+            f"A is built for {list(shapes[0][0])} and B for {list(shapes[1][0])}: their bytes are "
+            "not comparable"
+        )
+    return Comparison((str(a), str(b)), (plans[0], plans[1]), aligned(*plans), tuple(notes))
+
+
+def plan_of(path: Path, backend: str, batch: int) -> EnginePlan:
+    """The plan that a file or folder stands for."""
+    if path.is_dir():
+        files = ("layers.json", "layers.txt", f"{backend}.onnx", "model.onnx")
+        found = next((path / file for file in files if (path / file).is_file()), None)
+        if found is None:
+            raise EngineError(
+                f"{path}: is neither an engine's folder (layers.txt or layers.json) nor a "
+                "variant's (model.onnx)"
+            )
+        path = found
+    if path.suffix == ".onnx":
+        return build_plan(load(path), path, backend, batch)[0]
+    return read_plan_file(path)
+
+
+def aligned(a: EnginePlan, b: EnginePlan) -> tuple[Change, ...]:
+    """The plans' kernels by layer. Nodes that one kernel of either plan has are one layer, but for
+    Q/DQ; a kernel with none but these is of the layer that reads it."""
+    layers = _Layers([*a.kernels, *b.kernels])
+    sides = [layers.of(plan) for plan in (a, b)]
+    names = dict.fromkeys([*sides[0], *sides[1]])
+    return tuple(
+        Change(
+            _title(name, [*sides[0].get(name, ()), *sides[1].get(name, ())]),
+            layers.nodes.get(name, ()),
+            _side(sides[0].get(name, ())),
+            _side(sides[1].get(name, ())),
+        )
+        for name in names
+    )
+
+
+class _Layers:
+    """Which nodes belong together: sets that grow as kernels have some of them in common."""
+
+    def __init__(self, kernels: Iterable[EngineLayer]) -> None:
+        self.parent: dict[str, str] = {}
+        for kernel in kernels:
+            own = _own(kernel)
+            for node in own:
+                self.parent.setdefault(node, node)
+                self.parent[self._root(node)] = self._root(own[0])
+        self.nodes: dict[str, tuple[str, ...]] = {}
+        for node in self.parent:
+            root = self._root(node)
+            self.nodes[root] = (*self.nodes.get(root, ()), node)
+
+    def _root(self, node: str) -> str:
+        while self.parent[node] != node:
+            self.parent[node] = self.parent[self.parent[node]]
+            node = self.parent[node]
+        return node
+
+    def of(self, plan: EnginePlan) -> dict[str, list[EngineLayer]]:
+        readers: dict[str, EngineLayer] = {}
+        for kernel in reversed(plan.kernels):
+            for tensor in kernel.inputs:
+                readers[tensor.name] = kernel
+        found: dict[str, list[EngineLayer]] = {}
+        for kernel in plan.kernels:
+            found.setdefault(self._name(kernel, readers), []).append(kernel)
+        return found
+
+    def _name(self, kernel: EngineLayer, readers: dict[str, EngineLayer]) -> str:
+        seen = kernel
+        for _ in range(4):  # a reformat may stand between a quantize kernel and its reader
+            if own := _own(seen):
+                return self._root(own[0])
+            following = next((readers[t.name] for t in seen.outputs if t.name in readers), None)
+            if following is None:
+                break
+            seen = following
+        return "inputs and outputs"
+
+
+def _own(kernel: EngineLayer) -> list[str]:
+    return [node for node in kernel.onnx_nodes if not _QDQ.search(node)]
+
+
+def _title(name: str, kernels: Sequence[EngineLayer]) -> str:
+    """The node that multiplies, with the count of others that do, or else the first node."""
+    products = dict.fromkeys(_own(k)[0] for k in kernels if multiplies(k) and _own(k))
+    others = f" +{len(products) - 1}" if len(products) > 1 else ""
+    return next(iter(products), name) + others
+
+
+def _side(kernels: Sequence[EngineLayer]) -> Side:
+    moved = [tensor.bytes for k in kernels for tensor in (*k.inputs, *k.outputs)]
+    times = [kernel.time_ms for kernel in kernels if kernel.time_ms is not None]
+    main = [kernel for kernel in kernels if multiplies(kernel)] or kernels
+    read = dict.fromkeys(k.inputs[0].dtype for k in main if k.inputs)
+    written = dict.fromkeys(k.outputs[0].dtype for k in main if k.outputs)
+    return Side(
+        len(kernels),
+        None if None in moved else sum(moved),
+        f"{'+'.join(read)} > {'+'.join(written)}" if kernels else "-",
+        sum(times) if times else None,
+    )
