@@ -95,10 +95,10 @@ def publish(
             run.publish(f"variants/{each.job.name}/{engine}.onnx", path)
     for (name, engine), result in results.items():
         if result.plan:
-            run.publish(f"variants/{name}/layers_{engine}.json", inspector_json(result.plan))
+            run.publish(f"variants/{name}/{engine}/layers.json", inspector_json(result.plan))
     for (name, engine, batch), latency in latencies.items():
         calls = [{"latencyMs": ms} for ms in latency.samples_ms]  # as --exportTimes has it
-        run.publish(f"variants/{name}/times_{engine}_b{batch}.json", json.dumps(calls))
+        run.publish(f"variants/{name}/{engine}/times-b{batch}.json", json.dumps(calls))
     run.publish("float.onnx", float_onnx)
     plans = {each.job.name: each.job.plan for each in built}
     run.publish("plan.json", plan_file(session.key, session.text_key, session.layers, plans))

@@ -467,7 +467,7 @@ def test_trtexecs_files_are_known_by_their_content():
 
 def test_our_own_engines_leave_the_inspectors_file(deployed):
     for name in ("fp32", "recipe"):
-        file = deployed.out / "variants" / name / "layers_tensorrt_rtx.json"
+        file = deployed.out / "variants" / name / "tensorrt_rtx" / "layers.json"
         plan = read_inspector_json(file.read_text())
         assert len(plan.kernels) == deployed.engine(name, 1).kernels
         assert plan.traffic == deployed.engine(name, 1).traffic_bytes
