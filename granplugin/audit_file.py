@@ -213,7 +213,9 @@ def _promises(found: Found, backend: str, version: str | None) -> dict[str, Prom
     if version is None and module.unavailable() is None:
         version = module.version()
     table = capabilities.load(backend, version)
-    return capabilities.plan_promises(table, found.layers, found.rows, found.graph)
+    known = {layer.name for layer in found.layers}
+    rows = [row for row in found.rows if row.layer in known]
+    return capabilities.plan_promises(table, found.layers, rows, found.graph)
 
 
 def _ran(operand: Operand, kernels: Kernels) -> LayerPrecision:

@@ -111,7 +111,7 @@ def publish(
                     run.publish(f"{folder}/{file}", told / file)
     for (variant, engine, batch), found in latencies.items():
         calls = [{"latencyMs": ms} for ms in found.latency.samples_ms]  # as --exportTimes has it
-        run.publish(f"variants/{variant}/{engine}/times_b{batch}.json", json.dumps(calls))
+        run.publish(f"variants/{variant}/{engine}/times-b{batch}.json", json.dumps(calls))
     run.publish("float.onnx", float_onnx)
     plans = {each.job.name: each.job.plan for each in built}
     run.publish("plan.json", plan_file(session.key, session.text_key, session.layers, plans))
