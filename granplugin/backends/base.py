@@ -136,8 +136,7 @@ class Backend(Protocol):
         """Its kernels and what they move, where the library tells."""
 
     def layers(self, engine: Engine) -> tuple[LayerPrecision, ...]:
-        """Each call of a weighted layer, in the graph's order, then each residual add behind one
-        whose skip input is quantized, where the library tells; empty where it cannot be read."""
+        """Each call of a weighted layer, in the graph's order; empty where it cannot be read."""
 
 
 def missing(package: str, extra: str | None) -> str | None:
