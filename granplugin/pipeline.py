@@ -102,13 +102,13 @@ def publish(
         for engine, path in each.own.items():
             run.publish(f"variants/{each.job.name}/{engine}.onnx", path)
     for (variant, engine), result in results.items():
+        folder = f"variants/{variant}/{engine}"
         if result.plan:
-            folder = f"variants/{variant}/{engine}"
             run.publish(f"{folder}/layers.json", inspector_json(result.plan))
-            told = profiles.get((variant, engine), result.engine.path)
-            for file in ENGINE_FILES:
-                if (told / file).is_file():
-                    run.publish(f"{folder}/{file}", told / file)
+        told = profiles.get((variant, engine), result.engine.path)
+        for file in ENGINE_FILES:
+            if (told / file).is_file():
+                run.publish(f"{folder}/{file}", told / file)
     for (variant, engine, batch), found in latencies.items():
         calls = [{"latencyMs": ms} for ms in found.latency.samples_ms]  # as --exportTimes has it
         run.publish(f"variants/{variant}/{engine}/times-b{batch}.json", json.dumps(calls))

@@ -79,9 +79,9 @@ def collected(monkeypatch) -> list:
 
     collect, seen = modelopt_bridge.collect, []
 
-    def watched(model, needs, forward_loop):
+    def watched(model, needs, *rest):
         seen.extend(needs)
-        return collect(model, needs, forward_loop)
+        return collect(model, needs, *rest)
 
     monkeypatch.setattr(modelopt_bridge, "collect", watched)
     return seen

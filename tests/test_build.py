@@ -252,7 +252,7 @@ def test_a_gpus_report_has_graphs_the_builds_spread_clocks_and_profiles(applied,
         assert "1980 MHz, 2619 MHz memory, 41 C; 1980 MHz" in told
     for variant in ("fp32", "recipe"):
         folder = applied.out / "variants" / variant / "openvino"
-        assert sorted(path.name for path in folder.iterdir()) == ["layers.json", "profile.json"]
+        assert {"layers.json", "profile.json"} < {path.name for path in folder.iterdir()}
     assert applied.apply().code == 0
     assert (folder / "profile.json").read_text() == "16"
 

@@ -23,8 +23,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from granplugin.backends import tensorrt_rtx, trtexec
+from granplugin.backends.base import Options
 from granplugin.backends.engine_plan import inspector_json, read_inspector_json, read_profile_json
-from granplugin.backends.nvidia_build import Options
 from granplugin.errors import EngineError
 from granplugin.report.model import EngineResult
 
@@ -93,7 +93,7 @@ def _deployed(_tiny, tmp_path_factory) -> Path:
             sha = hashlib.sha256(model.read_bytes()).hexdigest()
             layers = folder / "layers" / f"{sha}.json"
             if not layers.exists():
-                built = tensorrt_rtx.build(model, folder / "engines" / sha, 16)
+                built = tensorrt_rtx.build(model, folder / "engines" / sha, Options(batch=16))
                 layers.write_text(inspector_json(tensorrt_rtx.plan(built)))
     for script, rounds in (("run_10.sh", 1), ("run_11.sh", 7), ("run_rtx.sh", 1)):
         ran = project.run_script(script, rounds)

@@ -13,6 +13,7 @@ from granplugin.report.terminal import (
     imported_version,
     int8_column,
     made,
+    moved,
     overrides,
 )
 
@@ -79,12 +80,12 @@ def _made_of_rows(report: Report, position: int) -> Iterator[str]:
     for variant in report.variants:
         found = variant.engines[position]
         degraded = sum(v.verdict in ("degraded", "wrong") for v in found.verdicts)
-        moved = "unknown" if found.traffic_bytes is None else f"{found.traffic_bytes / 1e6:.2f}"
         cells = [
             variant.name,
             f"{found.honoured} of {len(found.verdicts)}" if found.verdicts else "",
             str(degraded) if found.verdicts else "",
-            "" if found.kernels is None else str(found.kernels), moved,
+            "" if found.kernels is None else str(found.kernels),
+            moved(found, ""),
             "" if found.engine_bytes is None else f"{found.engine_bytes / 1e6:.2f}",
             "" if found.build_seconds is None else f"{found.build_seconds:.1f}",
         ]  # fmt: skip

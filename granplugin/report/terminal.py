@@ -133,12 +133,11 @@ def _built(report: Report, position: int) -> Iterator[Text | Table]:
         table.add_column(name, justify="left" if name == "variant" else "right")
     for variant in report.variants:
         found = variant.engines[position]
-        moved = "unknown" if found.traffic_bytes is None else f"{found.traffic_bytes / 1e6:.1f}"
         table.add_row(
             variant.name,
             f"{found.honoured}/{len(found.verdicts)}" if found.verdicts else "-",
             "-" if found.kernels is None else str(found.kernels),
-            moved,
+            moved(found, "-"),
             "-" if found.engine_bytes is None else f"{found.engine_bytes / 1e6:.2f}",
             "-" if found.build_seconds is None else f"{found.build_seconds:.1f}",
         )
@@ -168,6 +167,13 @@ def _broken(report: Report) -> Iterator[str]:
                 sites = [verdict.site for verdict in engine.broken_promises]
                 head = f"{engine.engine} ran {len(sites)} rows of {variant.name} in float: "
                 yield head + _names(sites, WIDTH - len(head))
+
+
+def moved(engine: EngineResult, nothing: str) -> str:
+    """MB that its kernels move; `nothing` where there is no plan, unknown where sizes are open."""
+    if engine.kernels is None:
+        return nothing
+    return "unknown" if engine.traffic_bytes is None else f"{engine.traffic_bytes / 1e6:.1f}"
 
 
 def _value(engine: EngineResult, metric: str | None) -> str:
