@@ -18,6 +18,7 @@ from time import perf_counter
 from measure import HERE, Figure, main, of_values
 
 from granplugin.audit import audit
+from granplugin.audit_file import examine
 from granplugin.backends import tensorrt_rtx
 from granplugin.backends.base import Options
 from granplugin.backends.engine_plan import read_layers_text
@@ -72,9 +73,11 @@ def build_and_audit(built: Built, run: RunFolder) -> tuple[float, tuple, object]
     folder = run.cache / "engine"
     shutil.rmtree(folder, ignore_errors=True)
     start = perf_counter()
-    engine = tensorrt_rtx.build(built.file("tensorrt_rtx"), folder, Options(batch=1))
+    file = built.file("tensorrt_rtx")
+    engine = tensorrt_rtx.build(file, folder, Options(batch=1))
     rows = [row for row in built.job.plan.quantized if row.site in built.amax]
-    verdicts = audit(rows, tensorrt_rtx.layers(engine), {})
+    sites, _ = examine("tensorrt_rtx", file, tensorrt_rtx.plan(engine), rows)
+    verdicts = audit(rows, (*tensorrt_rtx.layers(engine), *sites), {})
     return perf_counter() - start, verdicts, engine
 
 

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from test_lowering import CONV, DEPTHWISE, KINDS, LINEAR3, RNG, build, cases, inputs_of
 from test_qdq import model_of, run
 
@@ -96,6 +96,27 @@ def test_a_layer_beyond_float16_stays_float32_and_is_finite(tmp_path):
     (found,), (exact,) = run(low, {"x": x}), run(tmp_path / "model.onnx", {"x": x})
     assert np.isfinite(found).all() and np.allclose(found, exact, rtol=1e-3)
     assert np.abs(exact).max() > LARGEST
+
+
+@pytest.mark.parametrize("mask", [-np.inf, np.finfo(np.float32).min])
+def test_a_mask_is_no_reason_for_float32(tmp_path, mask):
+    """What an attention mask adds stands for minus infinity, and softmax makes 0 of it."""
+    nodes = [
+        helper.make_node("Where", ["seen", "zero", "mask"], ["added"], name="where"),
+        helper.make_node("Add", ["x", "added"], ["scores"], name="add"),
+        helper.make_node("Softmax", ["scores"], ["y"], name="softmax"),
+    ]
+    constants = {
+        "seen": np.array([True, False, True]),
+        "zero": np.float32(0),
+        "mask": np.array(mask, np.float32),
+    }
+    save(model_of(nodes, {"x": ["n", 3]}, {"y": ["n", 3]}, constants), tmp_path / "m.onnx")
+    x = RNG(0).standard_normal((2, 3), dtype=np.float32)
+    low, keep = lower(tmp_path / "m.onnx", [], {}, "fp16", x)
+    assert keep == []
+    (found,), (exact,) = run(low, {"x": x}), run(tmp_path / "m.onnx", {"x": x})
+    assert np.allclose(found, exact, atol=1e-3) and (found[:, 1] == 0).all()
 
 
 def test_a_scale_below_float16_is_kept(tmp_path):

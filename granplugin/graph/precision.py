@@ -24,21 +24,23 @@ from granplugin.graph.edit import CASTS, replace, unique
 DTYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 LARGEST = 2.0**13
 """What float16 is trusted with: an eighth of its largest, so that samples not seen fit too."""
+INFINITE = 1e30
+"""From here on a value stands for infinity, as in attention masks, and may become the largest."""
 _OPSET, _IR_VERSION = 23, 11
 _HALF, _FLOAT = DTYPES["fp16"], ir.DataType.FLOAT
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 
 
 def too_large(path: Path, feeds: Mapping[str, np.ndarray]) -> list[str]:
-    """The nodes of a float32 file that read or write, for these feeds, a magnitude beyond LARGEST:
-    computed in float16 they could overflow. NaN and infinity count."""
+    """The nodes of a float32 file that read or write, for these feeds, a magnitude beyond LARGEST
+    and below INFINITE: computed in float16 they could overflow."""
     model = onnx.load(path)
     constants = {tensor.name for tensor in model.graph.initializer}
     beyond = {
         tensor.name
         for tensor in model.graph.initializer
         if tensor.data_type == onnx.TensorProto.FLOAT
-        and not (np.abs(onnx.numpy_helper.to_array(tensor)) <= LARGEST).all()
+        and _between(np.abs(onnx.numpy_helper.to_array(tensor))).any()
     }
     floats = {
         value.name
@@ -49,14 +51,18 @@ def too_large(path: Path, feeds: Mapping[str, np.ndarray]) -> list[str]:
     wanted = sorted(floats - constants)
     nodes = list(model.graph.node)
     del model.graph.output[:]
+    for name, value in (("largest/infinite", INFINITE), ("largest/nothing", 0)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(value), name))
     for index, name in enumerate(wanted):
-        magnitude, largest = f"largest/{index}/abs", f"largest/{index}"
-        model.graph.node.extend(
-            [
-                onnx.helper.make_node("Abs", [name], [magnitude]),
-                onnx.helper.make_node("ReduceMax", [magnitude], [largest], keepdims=0),
-            ]
-        )
+        largest = f"largest/{index}"
+        for op_type, inputs, output, more in (
+            ("Abs", [name], f"{largest}/abs", {}),
+            ("Less", [f"{largest}/abs", "largest/infinite"], f"{largest}/finite", {}),
+            ("Where", [f"{largest}/finite", f"{largest}/abs", "largest/nothing"],
+             f"{largest}/sizes", {}),
+            ("ReduceMax", [f"{largest}/sizes"], largest, {"keepdims": 0}),
+        ):  # fmt: skip
+            model.graph.node.append(onnx.helper.make_node(op_type, inputs, [output], **more))
         model.graph.output.append(onnx.ValueInfoProto(name=largest))
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -64,12 +70,16 @@ def too_large(path: Path, feeds: Mapping[str, np.ndarray]) -> list[str]:
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     found = session.run(None, dict(feeds))
-    beyond.update(n for n, value in zip(wanted, found, strict=True) if not value <= LARGEST)
+    beyond.update(n for n, value in zip(wanted, found, strict=True) if value > LARGEST)
     return [
         node.name
         for node in nodes
         if node.op_type not in _QDQ and beyond.intersection([*node.input, *node.output])
     ]
+
+
+def _between(size: np.ndarray) -> np.ndarray:
+    return (size > LARGEST) & (size < INFINITE)
 
 
 def convert(path: Path, precision: str, sites: Collection[str], keep: Collection[str]) -> ir.Model:
