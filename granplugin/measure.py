@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+import granplugin
 from granplugin import backends, metrics
 from granplugin.audit import Verdict, audit
 from granplugin.audit_file import examine
@@ -133,7 +134,10 @@ def _layers(
 ) -> tuple[LayerPrecision, ...]:
     """What ran in what; kept, since OpenVINO compiles the model to tell."""
     file = built.file(module.name).name
-    key = content_key(file, module.name, engine.version, _built_for(session, built, module))
+    key = content_key(
+        file, module.name, engine.version, _built_for(session, built, module),
+        granplugin.__version__,
+    )  # fmt: skip
     found = session.run.made_json("ran", key, lambda: [asdict(x) for x in module.layers(engine)])
     return tuple(LayerPrecision(**layer) for layer in found)
 

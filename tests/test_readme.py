@@ -64,7 +64,7 @@ def test_the_script_writes_the_quickstarts_network(clone, quickstart):
 
 
 def test_the_recipes_in_the_readme_are_good(clone):
-    recipe, skips, variants, build = blocks("yaml")
+    recipe, variants, skips, build = blocks("yaml")
     text = recipe.replace(": networks.py", ": recipes/networks.py").replace(
         ": weights/", ": recipes/weights/"
     )
