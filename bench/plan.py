@@ -14,6 +14,7 @@ from measure import HERE, Figure, main, of_latency
 from granplugin.graph.files import load_float, save
 from granplugin.graph.qdq import insert
 from granplugin.layers import Layer
+from granplugin.legality import decide
 from granplugin.plan import make_plan
 from granplugin.recipe.load import load
 from granplugin.run_folder import RunFolder, open_run
@@ -28,7 +29,7 @@ SIZE_GOALS = {"bench/mobilenet_v2.yaml": 0.30, "recipes/digits_mobilenet.yaml": 
 
 
 def measure(rounds: int) -> Sequence[Figure]:
-    figures = [plan_many(rounds)]
+    figures = [plan_many(rounds), promise_many(rounds)]
     for recipe, goal in SIZE_GOALS.items():
         with tempfile.TemporaryDirectory() as folder, open_run(Path(folder) / "run") as run:
             figures += write(HERE.parent / recipe, run, goal, rounds)
@@ -36,7 +37,22 @@ def measure(rounds: int) -> Sequence[Figure]:
 
 
 def plan_many(rounds: int) -> Figure:
-    layers = [
+    call = {"plan": lambda: make_plan(load(HERE / "many_layers.yaml"), many())}
+    found = measure_interleaved(call, warmup=1, rounds=rounds)["plan"]
+    return of_latency(f"load a recipe of 6 rules, plan {LAYERS:,} layers", found, goal=1)
+
+
+def promise_many(rounds: int) -> Figure:
+    layers = many()
+    plan = make_plan(load(HERE / "many_layers.yaml"), layers)
+    call = {"promise": lambda: decide(plan, layers, ["tensorrt_rtx"], None)}
+    found = measure_interleaved(call, warmup=1, rounds=rounds)["promise"]
+    name = f"what tensorrt_rtx promises for its {len(plan.rows):,} rows"
+    return of_latency(name, found, goal=0.5)
+
+
+def many() -> list[Layer]:
+    return [
         Layer(
             name=f"blocks.{i // len(PARTS)}.{PARTS[i % len(PARTS)]}",
             type="Linear",
@@ -49,9 +65,6 @@ def plan_many(rounds: int) -> Figure:
         )
         for i in range(LAYERS)
     ]
-    call = {"plan": lambda: make_plan(load(HERE / "many_layers.yaml"), layers)}
-    found = measure_interleaved(call, warmup=1, rounds=rounds)["plan"]
-    return of_latency(f"load a recipe of 6 rules, plan {LAYERS:,} layers", found, goal=1)
 
 
 def write(recipe: Path, run: RunFolder, goal: float, rounds: int) -> list[Figure]:

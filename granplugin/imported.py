@@ -335,6 +335,10 @@ def _gather(
     """(engine, variant, files) of a results folder, a variant's folder or a single file."""
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder")
+    if (path / "inputs").is_dir() and (path / "variants").is_dir():
+        if not (path / "results").is_dir():
+            raise UserError(f"{path}: it was exported and has no results yet; run its script there")
+        path = path / "results"
     if path.is_dir() and (path / "manifest.json").exists() and not variant:
         exported = _checked(path / "manifest.json", exports)
         folders = sorted(each for each in path.iterdir() if each.is_dir())

@@ -189,6 +189,12 @@ def test_the_exported_inputs_are_the_evaluation_samples(deployed):
     assert len(samples) == 24
 
 
+def test_the_exported_folder_itself_is_told_from_results(deployed):
+    done = deployed.bring(deployed.sent("tensorrt"))
+    assert done.code == 2
+    assert "has no results yet; run its script there" in done.stderr
+
+
 def test_a_second_import_replaces_the_first(deployed):
     assert deployed.bring(deployed.results("run_10.sh")).code == 0
     assert deployed.bring(deployed.results()).code == 0
