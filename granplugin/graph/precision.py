@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 from onnx_ir.passes import common as passes
 from onnxruntime.transformers import float16
 
+from granplugin.graph import reference
 from granplugin.graph.edit import CASTS, replace, unique
 
 DTYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -64,12 +64,7 @@ def too_large(path: Path, feeds: Mapping[str, np.ndarray]) -> list[str]:
         ):  # fmt: skip
             model.graph.node.append(onnx.helper.make_node(op_type, inputs, [output], **more))
         model.graph.output.append(onnx.ValueInfoProto(name=largest))
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    found = session.run(None, dict(feeds))
+    found = reference.run(model, None, feeds)
     beyond.update(n for n, value in zip(wanted, found, strict=True) if value > LARGEST)
     return [
         node.name

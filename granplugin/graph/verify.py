@@ -12,11 +12,11 @@ from types import MappingProxyType
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from granplugin.errors import Unhonoured
 from granplugin.formats import FORMATS, Format, dequantize, quantize, scale_of
 from granplugin.granularity import Shape, expand
+from granplugin.graph import reference
 from granplugin.graph.file_graph import FileGraph, Pair, pairs_of, residual_adds, scope_of
 from granplugin.graph.lowering.methods import How, methods
 from granplugin.graph.verify_lowered import (
@@ -371,12 +371,7 @@ def _fetch(
     for name in computed:
         if name not in own:
             exposing.graph.output.append(onnx.ValueInfoProto(name=name))
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        exposing.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    results = session.run(computed, dict(feeds))
+    results = reference.run(exposing, computed, feeds)
     return known | dict(zip(computed, results, strict=True))
 
 
