@@ -153,9 +153,11 @@ def build_plan(
     model: onnx.ModelProto, path: Path, backend: str, batch: int = 1
 ) -> tuple[EnginePlan, str]:
     """The plan of an engine that is built here and thrown away, and the library's version."""
+    if backend not in NVIDIA:
+        raise EngineError(f"engine {backend!r} tells no plan; {' and '.join(NVIDIA)} do")
     module = backends.load(backend)
     if reason := module.unavailable():
-        raise EngineError(f"{reason}; or give the layers of an engine built elsewhere: --layers")
+        raise EngineError(f"{reason}; or give the layers of an engine that was built elsewhere")
     with (
         tempfile.TemporaryDirectory(prefix="granplugin-") as folder,
         _written(model, path, Path(folder)) as onnx_path,

@@ -157,7 +157,7 @@ def export(
     loaded = load(recipe, settings or ())
     if engine not in PROGRAMS:
         hint = did_you_mean(engine, PROGRAMS)
-        raise UserError(f"{engine!r} cannot be exported for{hint}; there are {', '.join(PROGRAMS)}")
+        raise UserError(f"{engine!r} cannot be exported for{hint}")
     from granplugin.run_folder import open_run
 
     with open_run(run_folder or Path("runs") / loaded.recipe.name, "export_log.txt") as run:

@@ -66,11 +66,13 @@ def compare_engines(
     for at, profile in enumerate(profiles):
         plans[at] = plans[at].timed(profile_of(profile))
     notes = []
-    shapes = [[tensor.shape for tensor in plan.io] for plan in plans]
-    if all(shapes) and shapes[0] != shapes[1]:
+    ours, theirs = ({tensor.name: tensor.shape for tensor in plan.io} for plan in plans)
+    differ = [name for name in ours if name in theirs and ours[name] != theirs[name]]
+    if differ:
+        name = differ[0]
         notes.append(
-            f"A is built for {list(shapes[0][0])} and B for {list(shapes[1][0])}: their bytes are "
-            "not comparable"
+            f"A is built for {name} {list(ours[name])} and B for {list(theirs[name])}: their bytes "
+            "are not comparable"
         )
     return Comparison((str(a), str(b)), (plans[0], plans[1]), aligned(*plans), tuple(notes))
 

@@ -63,8 +63,11 @@ def export(
         build_variant(session, job, float_onnx, statistics, [engine])
         for job in track(jobs, "writing Q/DQ")
     ]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=".export-"))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=".export-"))
+    except OSError as err:
+        raise RunError(f"{out}: cannot be written: {err.strerror or err}; give --out") from err
     try:
         manifest = _write(scratch / "new", session, built, engine, samples)
         if out.exists():

@@ -106,7 +106,8 @@ class Session:
 
         if self.converted is None:
             self.convert(())
-        model = copy.deepcopy(self.converted)
+        # A recurrent layer holds this module, of which there is no copy.
+        model = copy.deepcopy(self.converted, {id(torch._VF): torch._VF})
         norms = {layer.name: layer.bn for layer in self.layers if layer.bn}
         with located(self.loaded, "model"):
             fold_batch_norms(model, Traced(self.layers, norms, {}, {}), plan.folded, self.example)

@@ -508,7 +508,7 @@ def test_what_could_overflow_in_float16_stays_float32_and_the_report_names_it(ap
     applied.recipe(precision="fp16")
     assert applied.apply().code == 0
     assert "conv/Conv" in variant(applied).float32_nodes
-    assert any("nodes stay float32" in note for note in applied.report().notes)
+    assert any("nodes that stay float32" in note for note in applied.report().notes)
     assert metrics(applied)["sqnr_db"].value > 15
 
 
@@ -534,3 +534,24 @@ def test_a_limit_on_rows_that_are_not_honoured_is_judged_by_the_engines_word(app
     (limit,) = applied.report().limits
     assert (limit.verdict, limit.measured) == ("missed", 2)
     assert limit.why == "4 of 6 rows honoured on tensorrt_rtx"
+
+
+def test_a_network_with_a_recurrent_layer_applies(project):
+    project.write(
+        "nets.py",
+        """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, image):
+        return self.head(self.lstm(image[:, 0])[0][:, -1])
+""",
+    )
+    project.recipe(model={"callable": "nets.py:Net"})
+    done = project.apply()
+    assert done.code == 0, done.stderr
+    assert nodes(project.onnx(), "QuantizeLinear")

@@ -143,6 +143,19 @@ def test_what_is_no_model_is_refused_on_one_line(tmp_path, content):
     assert done.stderr.startswith(f"{path}: cannot be read") and done.stderr.count("\n") == 1
 
 
+def test_a_constant_that_is_cut_short_is_refused_on_one_line(tmp_path):
+    path = written(residual("shared"), tmp_path)
+    model = onnx.load(path)
+    scales = {node.input[1] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    for tensor in model.graph.initializer:
+        if tensor.name in scales:
+            tensor.raw_data = tensor.raw_data[:1]
+    onnx.save(model, path)
+    done = run_main("audit", path)
+    assert (done.code, done.stdout) == (2, "")
+    assert "cannot be read" in done.stderr and done.stderr.count("\n") == 1
+
+
 # -- verdicts from an engine built elsewhere ---------------------------------------------------
 
 

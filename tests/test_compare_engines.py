@@ -83,6 +83,8 @@ def test_onnx_files_are_built_and_compared_at_80_columns_without_milliseconds(
     assert "int8 > float | int8 > half" in done.stdout
     assert "ms" not in done.stdout.split()
     assert max(map(len, done.stdout.splitlines())) <= 80
+    done = run_main("compare", "a.onnx", "b.onnx", "--backend", "openvino")
+    assert done.code == 2 and "engine 'openvino' tells no plan" in done.stderr
 
 
 def test_layers_files_are_compared_with_times_where_there_are_profiles(tmp_path):

@@ -350,6 +350,8 @@ def test_export_never_writes_over_what_it_did_not_write(deployed):
     assert done.code == 2
     assert "export did not write it" in done.stderr
     assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
+    done = run_main(*argv, mine / "thesis.txt" / "out")
+    assert done.code == 2 and "cannot be written" in done.stderr
     (deployed.sent() / "results").mkdir()
     done = run_main(*argv, deployed.sent())
     assert done.code == 2

@@ -380,6 +380,15 @@ def residual(tmp_path_factory) -> Project:
     variants = {
         "no-skips": {"rules": [{"match": "**.conv2", "skip": "float"}]},
         "coarse": {"rules": [{"match": {"type": "Conv2d"}, "weight": "per_tensor"}]},
+        "dynamic": {
+            "rules": [
+                {
+                    "match": {"type": "Conv2d"},
+                    "input": {"per_tensor": {"dynamic": True}},
+                    "on_unsupported": "lower",
+                }
+            ]
+        },
     }
     return project(tmp_path_factory.mktemp("residual"), "residual", variants=variants)
 
@@ -397,6 +406,14 @@ def test_modelopt_and_the_oracle_agree_with_what_is_written(residual):
         assert variant.agreement.oracle_differs == 0
         # Without the skips' quantizers modelopt's network is at 45 dB.
         assert float(variant.agreement.network_sqnr_db) > 50
+
+
+def test_a_skip_is_found_behind_a_layer_whose_scales_are_computed_at_run_time(residual):
+    folder = residual.out / "variants"
+    # One pair more for each of the 7 skips: none has the scale of a layer's input any more.
+    assert quantize_nodes(folder / "dynamic" / "model.onnx") == 7 + quantize_nodes(
+        folder / "no-skips" / "model.onnx"
+    )
 
 
 @needs_rtx

@@ -188,11 +188,23 @@ class Network:
         """The product that a tensor is of, but for a batch norm or bias behind it."""
         node = self.producer.get(name)
         while node is not None and node.op_type not in PRODUCTS:
-            given = [each for each in node.input if each not in self.constant]
+            given = [
+                each
+                for each in node.input
+                if each not in self.constant and not self._run_time_scale(each)
+            ]
             if node.op_type not in _EPILOGUE or len(given) != 1:
                 return None
             node = self.producer.get(given[0])
         return None if node is None else node.name
+
+    def _run_time_scale(self, name: str) -> bool:
+        """Whether granplugin computes it as the scale of an input, by which products are
+        multiplied."""
+        node = self.producer.get(name)
+        while node is not None and node.op_type == "Cast":
+            node = self.producer.get(node.input[0])
+        return node is not None and node.op_type == "Max" and ".input/" in node.name
 
     @staticmethod
     def dequantizes(node: onnx.NodeProto) -> bool:
@@ -212,7 +224,11 @@ class Network:
 
     def _value(self, name: str) -> np.ndarray | None:
         if name in self.initializers:
-            return numpy_helper.to_array(self.initializers[name], str(self.path.parent))
+            try:
+                return numpy_helper.to_array(self.initializers[name], str(self.path.parent))
+            except (OSError, ValueError, onnx.checker.ValidationError) as err:
+                told = " ".join(str(err).split())[:200]
+                raise ModelError(f"{self.path}: constant {name!r} cannot be read: {told}") from err
         node = self.producer.get(name)
         if node is None or name not in self.constant:
             return None
@@ -276,7 +292,7 @@ class Network:
                 counts[_GRAPHS[tensor.data_type]] += math.prod(tensor.dims)
         for value in self.model.graph.input:
             counts[_GRAPHS.get(value.type.tensor_type.elem_type, "fp32")] += 1
-        return counts.most_common(1)[0][0]
+        return counts.most_common(1)[0][0] if counts else "fp32"
 
 
 def _inside(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:

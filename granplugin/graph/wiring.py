@@ -35,6 +35,14 @@ class Wiring:
             if node.op_type in ("Shape", "Size") or self.fixed.issuperset(node.input):
                 self.fixed.update(node.output)
 
+    def run_time_scale(self, name: str) -> bool:
+        """Whether this is an input's scale of run time, by which products are multiplied."""
+        node = self.producer.get(name)
+        while node is not None and node.op_type == "Cast":
+            node = self.producer.get(node.input[0])
+        scope = "" if node is None else node.name.rpartition("/")[0]
+        return scope.endswith(".input") and node.op_type == "Max"
+
     def array(self, name: str) -> np.ndarray:
         return numpy_helper.to_array(self.constants[name])
 
@@ -48,7 +56,8 @@ def residual_add(graph: Wiring, product: onnx.NodeProto) -> tuple[onnx.NodeProto
     while ordered:
         # In the file's order: whatever of it is computed before has been seen.
         node = graph.nodes[heapq.heappop(ordered)]
-        foreign = set(node.input) - own - graph.fixed
+        foreign = {name for name in node.input if not graph.run_time_scale(name)} - own
+        foreign -= graph.fixed
         if node.op_type == "Add" and len(foreign) == 1:
             return node, foreign.pop()
         if foreign or node.op_type in PRODUCTS:

@@ -313,14 +313,11 @@ def _notes(built: Sequence[Any]) -> list[str]:
         name = each.job.name
         notes |= dict.fromkeys(each.job.plan.notes)
         if each.zero_sites:
-            notes[
-                f"{name}: {len(each.zero_sites)} sites only saw zeros and stay float: "
-                + ", ".join(each.zero_sites[:3])
-            ] = None
+            notes[f"{name}: only saw zeros and stay float: {_listed(each.zero_sites)}"] = None
         if each.float32_nodes:
             notes[
-                f"{name}: {len(each.float32_nodes)} nodes stay float32, since float16 could "
-                f"overflow there: {', '.join(each.float32_nodes[:3])}"
+                f"{name}: nodes that stay float32, since float16 could overflow there: "
+                f"{_listed(each.float32_nodes)}"
             ] = None
         for engine in each.own:
             if each.job.precision not in backends.load(engine).PRECISIONS:
@@ -333,6 +330,12 @@ def _notes(built: Sequence[Any]) -> list[str]:
                 "values"
             ] = None
     return list(notes)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first of them, and how many more there are; report.json has them all."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _limits(loaded: Loaded, result: VariantResult) -> list[LimitResult]:

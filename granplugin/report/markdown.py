@@ -101,7 +101,7 @@ def _made_of_rows(report: Report, position: int) -> Iterator[str]:
             yield "```"
     for variant in report.variants:
         for v in variant.engines[position].verdicts:
-            if v.verdict in ("degraded", "wrong"):
+            if v.verdict != "honoured":
                 yield ""
                 yield f"{variant.name}: {v.site} {v.verdict}: {v.detail} ({v.where})"
 

@@ -149,6 +149,10 @@ def _built(report: Report, position: int) -> Iterator[Text | Table]:
             yield Text(f"  {told} ({verdict.where})", style="yellow", overflow="fold")
         if len(bad) > 5:
             yield Text(f"  {variant.name}: and {len(bad) - 5} more", style="yellow")
+        unknown = [v.site for v in variant.engines[position].verdicts if v.verdict == "unknown"]
+        if unknown:
+            head = f"  {variant.name}: not known of {len(unknown)}: "
+            yield Text(head + _names(unknown, WIDTH - len(head)), overflow="fold")
     counts = [(v.name, len(v.engines[position].findings)) for v in report.variants]
     told = ", ".join(f"{name} {count}" for name, count in counts if count)
     if told:
