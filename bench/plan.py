@@ -80,11 +80,11 @@ def write(recipe: Path, run: RunFolder, goal: float, rounds: int) -> list[Figure
         out = run.cache / "inserted.onnx"
 
         def write_qdq() -> None:
-            save(insert(load_float(float_onnx), int8.job.rows, int8.amax), out)
+            save(insert(load_float(float_onnx), int8.job.plan.rows, int8.amax), out)
 
         found = measure_interleaved({"qdq": write_qdq}, warmup=1, rounds=rounds)["qdq"]
         name = f"{recipe.stem}: load the float model, insert Q/DQ, save"
-        figures.append(of_latency(name, found, goal=0.3, note=f"{len(int8.job.rows)} rows"))
+        figures.append(of_latency(name, found, goal=0.3, note=f"{len(int8.quantized)} rows"))
     return figures
 
 
