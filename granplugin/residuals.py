@@ -62,7 +62,8 @@ def addends(function: Any, args: tuple, kwargs: Mapping[str, Any]) -> tuple[Tens
     return given[0], given[1]
 
 
-class Op(Protocol):
+@dataclass(frozen=True, slots=True, eq=False)
+class Op:
     """One function call: the values it read - those of its tensor arguments first, in order - and
     wrote; `at` counts the calls."""
 

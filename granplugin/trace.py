@@ -32,6 +32,7 @@ from granplugin.granularity import Shape
 from granplugin.layers import PASSIVE, WEIGHTED, Layer
 from granplugin.residuals import (
     LAYER_FUNCTIONS,
+    Op,
     find_concats,
     find_same,
     find_skips,
@@ -242,18 +243,6 @@ class _Call:
     output_shape: Shape | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Op:
-    """One function call: the values it read and wrote; the `at`-th of all."""
-
-    at: int
-    function: Any
-    args: tuple
-    kwargs: dict
-    reads: tuple[int, ...]
-    writes: tuple[int, ...]
-
-
 # These return no tensor and yet look at the values.
 _READERS = frozenset(
     "item tolist numpy __array__ __float__ __int__ __index__ __bool__ equal allclose".split()
@@ -265,10 +254,10 @@ class _Values(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ops: list[_Op] = []
+        self.ops: list[Op] = []
         self.data: list[bool] = []
-        self.producer: list[_Op | None] = []
-        self.consumers: list[list[_Op]] = []
+        self.producer: list[Op | None] = []
+        self.consumers: list[list[Op]] = []
         self._current: dict[int, int] = {}
         # Kept alive, or Python would give a new tensor an old one's id.
         self._tensors: list[Tensor] = []
@@ -308,7 +297,7 @@ class _Values(TorchFunctionMode):
         data = any(self.data[number] for number in reads)
         writes = [self._new(i, data) for i in dict.fromkeys(touched)]
         writes += [self.number(tensor, data) for tensor in new]
-        op = _Op(len(self.ops), func, args, kwargs, reads, tuple(writes))
+        op = Op(len(self.ops), func, args, kwargs, reads, tuple(writes))
         self.ops.append(op)
         for number in reads:
             self.consumers[number].append(op)
@@ -332,7 +321,7 @@ class _Values(TorchFunctionMode):
                 leading.add(source)
         return leading
 
-    def _source(self, op: _Op) -> int | None:
+    def _source(self, op: Op) -> int | None:
         """The only value this operates on; None for several, or for the work of a layer."""
         read = [number for number in op.reads if self.data[number]]
         if len(read) != 1 or name_of(op.function) in LAYER_FUNCTIONS:
@@ -357,7 +346,7 @@ def _batch_norms(
         if isinstance(m, _BatchNorm) and m.running_mean is not None
     }
 
-    def readers(tensor: Tensor) -> list[_Op]:
+    def readers(tensor: Tensor) -> list[Op]:
         return values.consumers[values.number(tensor)]
 
     found = {}

@@ -227,15 +227,11 @@ def build_variant(
         row.site for row in job.plan.quantized if not row.dynamic and ranges[row] is None
     )
 
-    def ranged(rows: Sequence[Row]) -> dict[str, np.ndarray]:
-        found = {row.site: ranges[row] for row in rows if ranges.get(row) is not None}
-        return share_amax(rows, found)
-
     kept: list[str] = []
 
     def file(of: Written, precision: str) -> Path:
         """The file in float32, or with its float part in this precision."""
-        amax = ranged(of.rows)
+        amax = _amax(of.rows, ranges)
         rows = _edited(of.rows, amax)
         how = {site: way for site, way in of.how.items() if site in amax}
         digest = [
@@ -267,7 +263,7 @@ def build_variant(
         return session.run.made(precision, key, ".onnx", write_low)
 
     planned = Written(job.plan.rows)
-    amax, float32 = ranged(planned.rows), file(planned, FP32)
+    amax, float32 = _amax(planned.rows, ranges), file(planned, FP32)
     quantized = any(row.quantized for row in _edited(job.plan.rows, amax))
     found = _agreement(session, job, float32, amax) if quantized else None
     onnx, own = file(planned, job.precision), {}
@@ -285,7 +281,7 @@ def write_quantized(built: Built, engine: str, layers: Collection[str], path: Pa
     """What this engine is built of, with only these layers quantized."""
     written = built.job.written.get(engine, Written(built.job.plan.rows))
     rows = [row if row.layer in layers else replace(row, **_NOTHING) for row in written.rows]
-    amax = {row.site: built.ranges[row] for row in rows if built.ranges.get(row) is not None}
+    amax = _amax(rows, built.ranges)
     how = {site: way for site, way in written.how.items() if site in amax}
     edited = _edited(rows, amax)
     save(insert(load_float(built.floats), edited, amax, how), path)
@@ -310,6 +306,12 @@ def _edited(rows: Sequence[Row], amax: Mapping[str, np.ndarray] | None) -> tuple
         if (row.quantized and (row.dynamic or amax is None or row.site in amax))
         or (row.bn == "fold" and not row.quantized)
     )
+
+
+def _amax(rows: Sequence[Row], ranges: Mapping[Row, np.ndarray | None]) -> dict[str, np.ndarray]:
+    """Site -> amax of the rows that have a range, that of its group where a scale is shared."""
+    found = {row.site: ranges[row] for row in rows if ranges.get(row) is not None}
+    return share_amax(rows, found)
 
 
 def _range(

@@ -29,8 +29,8 @@ from granplugin.backends.engine_plan import EnginePlan, read_inspector_json, rea
 from granplugin.backends.kernels import layer_precisions
 from granplugin.backends.nvidia_run import Runner, open_runner
 from granplugin.errors import EngineError
+from granplugin.graph.wiring import PRODUCTS
 
-_WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _NOT_IN_ENGINE = ("seconds", "memory_mb", "plan")
 
 
@@ -177,7 +177,7 @@ def weighted_nodes(library: str, onnx: Path) -> list[tuple[str, str, int]]:
             constant.update(node.output)
             # Q/DQ and Transpose in front of a weight leave as many values as there are.
             values |= {name: values.get(node.input[0], 0) for name in node.output if node.input}
-        elif node.op_type in _WEIGHTED and node.input[1] in constant:
+        elif node.op_type in PRODUCTS and node.input[1] in constant:
             found.append((node.name.partition("/")[0], node.name, values[node.input[1]]))
     return found
 

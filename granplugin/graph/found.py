@@ -22,10 +22,10 @@ from onnx import TensorProto, helper, inliner, numpy_helper, reference, shape_in
 
 from granplugin.errors import ModelError
 from granplugin.granularity import Shape, grid
+from granplugin.graph.wiring import PRODUCTS, run_time_scale
 from granplugin.layers import Layer
 from granplugin.plan import Row
 
-PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _THROUGH = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast")
 # What may stand behind a product and still be of it.
 _EPILOGUE = ("BatchNormalization", "Identity", "Cast", "Add", "Mul", "Reshape")
@@ -191,20 +191,12 @@ class Network:
             given = [
                 each
                 for each in node.input
-                if each not in self.constant and not self._run_time_scale(each)
+                if each not in self.constant and not run_time_scale(self.producer, each)
             ]
             if node.op_type not in _EPILOGUE or len(given) != 1:
                 return None
             node = self.producer.get(given[0])
         return None if node is None else node.name
-
-    def _run_time_scale(self, name: str) -> bool:
-        """Whether granplugin computes it as the scale of an input, by which products are
-        multiplied."""
-        node = self.producer.get(name)
-        while node is not None and node.op_type == "Cast":
-            node = self.producer.get(node.input[0])
-        return node is not None and node.op_type == "Max" and ".input/" in node.name
 
     @staticmethod
     def dequantizes(node: onnx.NodeProto) -> bool:

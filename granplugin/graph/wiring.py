@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -35,16 +35,17 @@ class Wiring:
             if node.op_type in ("Shape", "Size") or self.fixed.issuperset(node.input):
                 self.fixed.update(node.output)
 
-    def run_time_scale(self, name: str) -> bool:
-        """Whether this is an input's scale of run time, by which products are multiplied."""
-        node = self.producer.get(name)
-        while node is not None and node.op_type == "Cast":
-            node = self.producer.get(node.input[0])
-        scope = "" if node is None else node.name.rpartition("/")[0]
-        return scope.endswith(".input") and node.op_type == "Max"
-
     def array(self, name: str) -> np.ndarray:
         return numpy_helper.to_array(self.constants[name])
+
+
+def run_time_scale(producer: Mapping[str, onnx.NodeProto], name: str) -> bool:
+    """Whether a tensor is an input's scale of run time, by which products are multiplied."""
+    node = producer.get(name)
+    while node is not None and node.op_type == "Cast":
+        node = producer.get(node.input[0])
+    scope = "" if node is None else node.name.rpartition("/")[0]
+    return scope.endswith(".input") and node.op_type == "Max"
 
 
 def residual_add(graph: Wiring, product: onnx.NodeProto) -> tuple[onnx.NodeProto, str] | None:
@@ -56,8 +57,8 @@ def residual_add(graph: Wiring, product: onnx.NodeProto) -> tuple[onnx.NodeProto
     while ordered:
         # In the file's order: whatever of it is computed before has been seen.
         node = graph.nodes[heapq.heappop(ordered)]
-        foreign = {name for name in node.input if not graph.run_time_scale(name)} - own
-        foreign -= graph.fixed
+        foreign = set(node.input) - own - graph.fixed
+        foreign = {name for name in foreign if not run_time_scale(graph.producer, name)}
         if node.op_type == "Add" and len(foreign) == 1:
             return node, foreign.pop()
         if foreign or node.op_type in PRODUCTS:
