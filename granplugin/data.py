@@ -50,7 +50,7 @@ def open_data(
     source: Source,
     batch_size: int,
     seed: int,
-    role: Literal["calibration", "evaluation"],
+    role: Literal["calibration", "evaluation", "analysis"],
     input_names: Sequence[str] = (),
 ) -> Batches:
     """The batches of a recipe's source.

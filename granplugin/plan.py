@@ -283,7 +283,7 @@ class _Planner:
             at = settled.source(role, "granularity")
             try:
                 block = granularity.block(shape, role, layer.channel_axis(role))
-                _check_varying(layer, role, block)
+                check_varying(layer, role, block)
                 if granularity.at_run_time:
                     _check_dynamic(layer)
             except DoesNotApply as err:
@@ -549,7 +549,8 @@ class _Settled:
         return self.values.get((role, key), (None, PRESET))[1]
 
 
-def _check_varying(layer: Layer, role: Role, block: Shape) -> None:
+def check_varying(layer: Layer, role: Role, block: Shape) -> None:
+    """DoesNotApply where calls of the layer see shapes that these blocks do not all fit."""
     cells = grid(layer.shape(role), block)
     channels = layer.channel_axis(role)
     if layer.varying and role != "weight":

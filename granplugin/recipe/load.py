@@ -130,7 +130,7 @@ def _extended(path: Path, chain: tuple[Path, ...]) -> Document:
 def _anchor(document: Document) -> Document:
     """Paths that start at the file they are written in, made absolute."""
     value = document.value
-    sources = [("data", role) for role in ("calibration", "evaluation")]
+    sources = [("data", role) for role in ("calibration", "evaluation", "analysis")]
     places = [
         ("extends",),
         ("evaluate",),
@@ -318,7 +318,7 @@ def _check_files(loaded: Loaded) -> None:
         (("evaluate",), recipe.evaluate.path if recipe.evaluate else None),
         (("statistics", "import"), recipe.statistics.import_),
     ]
-    for role in ("calibration", "evaluation"):
+    for role in ("calibration", "evaluation", "analysis"):
         source = getattr(recipe.data, role)
         for key in ("npz", "folder", "labels", "callable"):
             given = getattr(source, key, None)

@@ -22,7 +22,14 @@ from pydantic_core import PydanticCustomError
 
 from granplugin.calibrators import Calibrator
 from granplugin.formats import FORMATS
-from granplugin.granularity import GRANULARITIES, PARAMETERS, ROLES, Granularity
+from granplugin.granularity import (
+    GRANULARITIES,
+    PARAMETERS,
+    ROLES,
+    Granularity,
+    PerTensor,
+    PerToken,
+)
 from granplugin.layers import PASSIVE, TRAITS, WEIGHTED
 from granplugin.suggest import did_you_mean
 
@@ -208,6 +215,11 @@ class DataSpec(Strict):
     calibration: Source = Field(description="What ranges are found on; labels are not needed.")
     evaluation: Source | None = Field(
         default=None, description="Default: no accuracy is measured, only agreement on calibration."
+    )
+    analysis: Source | None = Field(
+        default=None,
+        description="What `granplugin analyze` measures on; default: the calibration data. "
+        "Suggestions are chosen by it, so it must not be the evaluation data.",
     )
     batch_size: int = Field(default=32, ge=1, description="Samples in a batch.")
     seed: int = Field(default=0, ge=0, description="Decides which samples are drawn.")
@@ -462,6 +474,62 @@ ShareKey = Annotated[
 ]
 
 
+_Size = Annotated[int, Field(ge=1)]
+
+
+def _at(granularity: str, calibrator: str) -> Settings:
+    return Settings(granularity=granularity, calibrator=Calibrator(calibrator))
+
+
+class Analyze(Strict):
+    """What `granplugin analyze` asks about, and how much it may take."""
+
+    weights: list_of(SettingsKey) = Field(
+        default=[_at("per_tensor", "max"), _at("per_channel", "max")],
+        description="What to try for weights; an entry without a calibrator is tried with each of "
+        "`calibrators`.",
+    )
+    inputs: list_of(SettingsKey) = Field(
+        default=[
+            Settings(granularity=PerTensor()),
+            _at("per_channel", "max"),
+            Settings(granularity=PerToken(dynamic=True)),
+        ],
+        description="What to try for inputs; likewise.",
+    )
+    calibrators: list_of(CalibratorKey) = Field(
+        default=[
+            Calibrator("max"),
+            Calibrator("percentile", 99.9),
+            Calibrator("percentile", 99.99),
+            Calibrator("entropy"),
+            Calibrator("mse"),
+        ],
+        description="What entries without a calibrator are tried with.",
+    )
+    bn: list_of(one_of("choice", ("fold", "keep"))) = Field(
+        default=["fold", "keep"], description="What to try where a batch norm can be folded."
+    )
+    exact: bool = Field(
+        default=False,
+        description="Measure local errors on every sample; default: on a random quarter of them.",
+    )
+    top: int = Field(
+        default=15,
+        ge=0,
+        description="How many of the worst layers to measure at the network's output.",
+    )
+    tolerance: float = Field(
+        default=1.0,
+        ge=0,
+        description="Loss that is accepted, in points above that of the finest settings: of the "
+        "metric, of decisions that differ from fp32, or of the outputs' relative error.",
+    )
+    memory_mb: _Size = Field(
+        default=256, description="For histograms; what does not fit is left out, and listed."
+    )
+
+
 class Limits(Strict):
     """What must hold, else the exit code is 1."""
 
@@ -481,9 +549,6 @@ class Latency(Strict):
 
     rounds: int = Field(default=20, ge=6, description="Interleaved rounds.")
     seconds: float = Field(default=3.0, gt=0, description="At most so long for each variant.")
-
-
-_Size = Annotated[int, Field(ge=1)]
 
 
 class Shapes(Strict):
@@ -636,6 +701,9 @@ class Recipe(Strict):
     )
     build: Build = Field(default=Build(), description="How TensorRT and TensorRT-RTX build.")
     latency: Latency = Field(default=Latency(), description="How latency is measured.")
+    analyze: Analyze = Field(
+        default=Analyze(), description="What `granplugin analyze` asks about, and on how much."
+    )
     limits: Limits = Field(default=Limits(), description="What must hold, else exit code 1.")
 
     @model_validator(mode="before")

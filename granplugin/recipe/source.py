@@ -109,7 +109,10 @@ def merge(base: Document, own: Document) -> Document:
     return Document(value, marks, own.folder)
 
 
-_WHOLE = (("defaults",), ("data", "calibration"), ("data", "evaluation"))
+_WHOLE = (
+    ("defaults",),
+    *(("data", role) for role in ("calibration", "evaluation", "analysis")),
+)
 
 
 def _merge(base: Document, own: Document, at: Location) -> tuple[Any, dict[Location, Mark]]:

@@ -1,0 +1,297 @@
+"""Local errors: what rounding a layer's weight, its input, or both does to the layer's output.
+
+One float forward pass serves all layers and settings. A layer is linear: with x' = x + dx and
+W' = W + dW, its output changes by A(x, dW) where only the weight is rounded, by A(dx, W) where only
+the input is, and by A(x', dW) + A(dx, W) where both are; nothing is run again behind the layer. The
+output is taken behind the batch norm that can be folded into the layer, so that fold and keep are
+measured with one measure: there, kept, the error of channel c is A(x, Q(W) - W) times the batch
+norm's factor of c, and folded it is A(x, Q(W f) - W f).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from granplugin.analysis.figures import SUMS, sums
+from granplugin.analysis.rounding import Rounding, rounding
+from granplugin.analysis.settings import Asked
+from granplugin.errors import ModelError
+from granplugin.formats import FORMATS, fake_quantize, scale_of
+from granplugin.plan import Row
+from granplugin.residuals import tensors_in
+from granplugin.trace import folded, weight_axis
+
+_CHUNK_BYTES = 4 << 20
+"""Activations are worked on in runs of samples of this size: they stay in the cache, and the
+allocator reuses their memory instead of asking the system for it each time."""
+
+_SIGNAL = ""
+
+START = 0
+"""The first setting of each role: what the other role has in "both"."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """One layer with all that is tried on it. `weights` and `inputs` are None where a site has no
+    range (it saw only zeros) and stays float."""
+
+    asked: Asked
+    module: nn.Module
+    bn: nn.Module | None
+    weights: tuple[np.ndarray | None, ...]
+    """Of each weight row, the rounded weight: folded or not, as the row says."""
+    inputs: tuple[Rounding | None, ...]
+
+    @cached_property
+    def folded(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The weight and bias with the batch norm behind the layer folded in."""
+        if self.bn is not None:
+            return folded(self.module, self.bn)
+        bias = self.module.bias
+        return _numpy(self.module.weight), None if bias is None else _numpy(bias)
+
+    @property
+    def name(self) -> str:
+        return self.asked.layer.name
+
+    def change(self, index: int) -> np.ndarray | None:
+        """How far weight setting `index` moves the folded weight, float32."""
+        rounded, row = self.weights[index], self.asked.weights[index]
+        if rounded is None:
+            return None
+        if row.bn != "keep":
+            return rounded - self.folded[0]
+        moved = rounded.astype(np.float64) - _numpy(self.module.weight)
+        return (moved * self._factor).astype(np.float32)
+
+    @cached_property
+    def _factor(self) -> np.ndarray:
+        """The batch norm's factor of each output channel, broadcast over the weight."""
+        bn = self.bn
+        factor = 1 / np.sqrt(_numpy(bn.running_var).astype(np.float64) + bn.eps)
+        if bn.weight is not None:
+            factor = factor * _numpy(bn.weight)
+        weight, axis = self.module.weight, weight_axis(self.module)
+        if axis == 1:
+            # [in, out / groups, ...], one run of rows per group.
+            groups = self.module.groups
+            rows = factor.reshape(groups, 1, -1).repeat(weight.shape[0] // groups, 1)
+            factor = rows.reshape(weight.shape[0], -1)
+        return factor.reshape(*factor.shape, *(1,) * (weight.ndim - factor.ndim))
+
+    def figures(self) -> dict[str, tuple[str, int, int]]:
+        """Name -> (what is rounded, weight setting, input setting)."""
+        found = {}
+        for i, row in enumerate(self.asked.weights):
+            if self.weights[i] is not None:
+                found[f"{self.name}|weight|{key(row)}"] = ("weight", i, START)
+                found |= self._both(i, START)
+        for j, row in enumerate(self.asked.inputs):
+            if self.inputs[j] is not None:
+                found[f"{self.name}|input|{key(row)}"] = ("input", START, j)
+                found |= self._both(START, j)
+        return found
+
+    def _both(self, i: int, j: int) -> dict[str, tuple[str, int, int]]:
+        if not self.weights or not self.inputs or self.weights[i] is None or self.inputs[j] is None:
+            return {}
+        name = f"{self.name}|both|{key(self.asked.weights[i])}|{key(self.asked.inputs[j])}"
+        return {name: ("both", i, j)}
+
+
+def key(row: Row) -> str:
+    """A row's setting as a name that tells it from the site's others."""
+    bn = row.bn if row.role == "weight" else None
+    parts = (row.format, row.granularity, row.calibrator, row.amax, bn)
+    return "/".join(str(part) for part in parts if part is not None)
+
+
+def try_settings(
+    asked: Sequence[Asked],
+    model: nn.Module,
+    ranges: Mapping[Row, np.ndarray | None],
+    device: torch.device,
+) -> tuple[Tried, ...]:
+    """The layers with their rounded weights, and the roundings of their inputs, by these ranges."""
+    found = []
+    for each in asked:
+        module = model.get_submodule(each.layer.name)
+        bn = model.get_submodule(each.layer.bn) if each.layer.bn else None
+        tried = Tried(each, module, bn, (), ())
+        weights = []
+        for row in each.weights:
+            amax = ranges[row]
+            whole = tried.folded[0] if row.bn == "fold" else _numpy(module.weight)
+            fmt = FORMATS[row.format]
+            weights.append(
+                None if amax is None else fake_quantize(whole, scale_of(amax, fmt), row.block, fmt)
+            )
+        inputs = [
+            None if ranges.get(row) is None and not row.dynamic else
+            rounding(row, ranges.get(row), device)
+            for row in each.inputs
+        ]  # fmt: skip
+        found.append(Tried(each, module, bn, tuple(weights), tuple(inputs)))
+    return tuple(found)
+
+
+class LocalErrors:
+    """Measures the local errors of layers batch by batch."""
+
+    def __init__(self, model: nn.Module, tried: Sequence[Tried], wanted: frozenset[str]) -> None:
+        self.model = model
+        self.layers = [
+            _Layer(each, asked)
+            for each in tried
+            if (asked := {n: f for n, f in each.figures().items() if n in wanted})
+        ]
+
+    def run(self, forward: Callable[[], Any], samples: int) -> dict[str, np.ndarray]:
+        """The figures of one batch of `samples` samples, run by `forward()`.
+
+        A figure is SUMS sums, then the signal and the error of each output channel. Raises
+        ModelError naming the first layer whose output is not finite.
+        """
+        with self._watched(samples):
+            forward()
+        found: dict[str, np.ndarray] = {}
+        for layer in self.layers:
+            found |= layer.flush()
+        return found
+
+    @contextmanager
+    def _watched(self, samples: int) -> Iterator[None]:
+        hooks = [
+            layer.tried.module.register_forward_hook(partial(layer.see, samples), with_kwargs=True)
+            for layer in self.layers
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+@dataclass
+class _Layer:
+    tried: Tried
+    figures: Mapping[str, tuple[str, int, int]]
+    squares: dict[str, np.ndarray] = field(default_factory=dict)
+    """Of the batch at hand: name -> (samples, channels), float64."""
+    busy: bool = False
+
+    def __post_init__(self) -> None:
+        tried = self.tried
+        where = tried.module.weight.device
+        weight = tried.folded[0]
+        self.weight = torch.from_numpy(weight).to(where)
+        self.no_bias = None if tried.module.bias is None else torch.zeros_like(tried.module.bias)
+        used = {i for kind, i, _ in self.figures.values() if kind != "input"}
+        self.changes = {i: torch.from_numpy(tried.change(i)).to(where) for i in used}
+        self.by_input: dict[int, list[str]] = {}
+        for name, (kind, _, j) in self.figures.items():
+            if kind != "weight":
+                self.by_input.setdefault(j, []).append(name)
+        self.axis = 1 if weight.ndim > 2 else -1
+
+    def see(
+        self, samples: int, module: nn.Module, args: tuple, kwargs: dict, output: Tensor
+    ) -> None:
+        if self.busy:
+            return
+        self.busy = True
+        x = next(tensors_in((args, kwargs)))
+        rows = max(x.nbytes, output.nbytes) // max(len(x), 1)
+        parts = max(_CHUNK_BYTES // max(rows, 1), 1)
+        call: dict[str, list[Tensor]] = {}
+        try:
+            for part, out in zip(x.detach().split(parts), output.split(parts), strict=True):
+                self._see(part.float(), out.float(), call)
+        finally:
+            self.busy = False
+        for name, squares in call.items():
+            found = _per_sample(torch.cat(squares), samples)
+            self.squares[name] = self.squares[name] + found if name in self.squares else found
+
+    def _see(self, x: Tensor, output: Tensor, call: dict[str, list[Tensor]]) -> None:
+        def add(name: str, y: Tensor) -> None:
+            others = tuple(a for a in range(1, y.ndim) if a != self.axis % y.ndim)
+            squares = torch.linalg.vector_norm(y, dim=others).square_() if others else y.square()
+            call.setdefault(name, []).append(squares)
+
+        add(_SIGNAL, self._behind_bn(output))
+        for name, (kind, i, _) in self.figures.items():
+            if kind == "weight":
+                add(name, self._apply(x, self.changes[i]))
+        for j, names in self.by_input.items():
+            rounded = self.tried.inputs[j](x)
+            moved = self._apply(rounded - x, self.weight)
+            for name in names:
+                kind, i, _ = self.figures[name]
+                if kind == "input":
+                    add(name, moved)
+                else:
+                    add(name, self._apply(rounded, self.changes[i]).add_(moved))
+
+    def _apply(self, x: Tensor, weight: Tensor) -> Tensor:
+        values = {"weight": weight}
+        if self.no_bias is not None:
+            values["bias"] = self.no_bias
+        return functional_call(self.tried.module, values, (x,))
+
+    def _behind_bn(self, output: Tensor) -> Tensor:
+        bn = self.tried.bn
+        if bn is None:
+            return output
+        return F.batch_norm(
+            output, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps
+        )
+
+    def flush(self) -> dict[str, np.ndarray]:
+        """The figures of the batch, from what all calls of the layer added."""
+        signal = self.squares.pop(_SIGNAL, None)
+        if signal is None:
+            return {}
+        if not np.isfinite(signal).all():
+            raise ModelError(
+                f"{self.tried.name}: its output holds NaN or Inf in the analysis data, and in no "
+                "layer before it"
+            )
+        found = {
+            name: np.concatenate(
+                [sums(signal.sum(1), error.sum(1)), signal.sum(0), error.sum(0)]
+            )
+            for name, error in self.squares.items()
+        }
+        self.squares = {}
+        return found
+
+
+def channels_of(figure: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The signal and the error of each output channel."""
+    signal, error = np.split(figure[SUMS:], 2)
+    return signal, error
+
+
+def _per_sample(squares: Tensor, samples: int) -> np.ndarray:
+    """(rows, channels) -> (samples, channels), float64. Axis 0 may hold several rows of each
+    sample, such as windows; where it cannot be told whose they are, samples share them evenly."""
+    rows = squares.to(torch.float64).cpu().numpy()
+    if len(rows) % samples:
+        return np.repeat(rows.sum(0, keepdims=True) / samples, samples, 0)
+    return rows.reshape(samples, -1, rows.shape[1]).sum(1)
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().to(torch.float32).cpu().numpy()

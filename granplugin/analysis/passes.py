@@ -1,0 +1,148 @@
+"""Passes over data that add figures up: kept on disk, resumed where they ended, in what memory
+there is.
+
+A figure is an array of sums over samples, so what is kept does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from granplugin.data import Batch
+from granplugin.errors import DataError
+from granplugin.whole_file import write_whole
+
+log = logging.getLogger(__name__)
+
+Figures = dict[str, np.ndarray]
+_SAVED_EVERY = 10.0
+
+
+class Kept:
+    """Figures by name in a safetensors file, and beside it those of a pass that did not end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.partial_path = path, path.with_suffix(".partial.safetensors")
+        self.figures, _ = _read(path)
+
+    def add(self, figures: Mapping[str, np.ndarray]) -> None:
+        self.figures |= figures
+        write_whole(self.path, save(self.figures))
+        self.partial_path.unlink(missing_ok=True)
+
+    def partial(self, wanted: Collection[str]) -> tuple[Figures, int]:
+        """The sums of a pass for these very figures that was interrupted, and its batches done."""
+        figures, metadata = _read(self.partial_path)
+        same = metadata.get("wanted") == json.dumps(sorted(wanted))
+        return (figures, int(metadata["done"])) if same else ({}, 0)
+
+    def keep_partial(self, wanted: Collection[str], figures: Figures, done: int) -> None:
+        metadata = {"wanted": json.dumps(sorted(wanted)), "done": str(done)}
+        write_whole(self.partial_path, save(figures, metadata))
+
+
+def accumulate(
+    kept: Kept,
+    wanted: Iterable[str],
+    batches: Iterable[Batch],
+    step: Callable[[Batch, frozenset[str]], Mapping[str, np.ndarray]],
+) -> Figures:
+    """The named figures over all batches: those that are kept, and the rest by one pass of
+    `step(batch, names)`, whose figures add up."""
+    wanted = list(dict.fromkeys(wanted))
+    missing = frozenset(name for name in wanted if name not in kept.figures)
+    if missing:
+        totals, done = kept.partial(missing)
+        if done:
+            log.info("resuming behind %d batches", done)
+        saved = time.monotonic()
+        within = _InMemory()
+        at = done
+        try:
+            for at, batch in enumerate(batches):
+                if at < done:
+                    continue
+                for part in within.run(lambda part: step(part, missing), batch):
+                    for name, figure in part.items():
+                        totals[name] = totals[name] + figure if name in totals else figure
+                done = at + 1
+                if time.monotonic() - saved > _SAVED_EVERY:
+                    kept.keep_partial(missing, totals, done)
+                    saved = time.monotonic()
+        except BaseException:
+            # A batch whose parts were added in part cannot be resumed behind.
+            if totals and within.whole:
+                kept.keep_partial(missing, totals, done)
+            raise
+        if not totals:
+            raise DataError("there are no samples to analyze")
+        kept.add(totals)
+    return {name: kept.figures[name] for name in wanted}
+
+
+class _InMemory:
+    """Runs batches whole, or in halves from the first one on for which there was no memory."""
+
+    def __init__(self) -> None:
+        self.halved = False
+        self.whole = True
+
+    def run(self, step: Callable[[Batch], Mapping], batch: Batch) -> Iterator[Mapping]:
+        if not self.halved:
+            try:
+                found = step(batch)
+            except (MemoryError, RuntimeError) as err:
+                if not _out_of_memory(err):
+                    raise
+                self.halved = True
+                log.warning("out of memory with %d samples in a batch; halving it", _length(batch))
+            else:
+                yield found
+                return
+        half = max(_length(batch) // 2, 1)
+        self.whole = False
+        for part in (slice(None, half), slice(half, None)):
+            samples = {name: array[part] for name, array in batch.items()}
+            if not _length(samples):
+                continue
+            try:
+                yield step(samples)
+            except (MemoryError, RuntimeError) as err:
+                if not _out_of_memory(err):
+                    raise
+                raise DataError(
+                    f"out of memory with {_length(batch)} samples in a batch, and with half of "
+                    "them; set data.batch_size lower"
+                ) from err
+        self.whole = True
+
+
+def _out_of_memory(err: BaseException) -> bool:
+    if isinstance(err, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    # What torch raises on a CPU has no class of its own.
+    return "not enough memory" in str(err) or "can't allocate memory" in str(err)
+
+
+def _length(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
+def _read(path: Path) -> tuple[Figures, dict[str, str]]:
+    if not path.is_file():
+        return {}, {}
+    try:
+        with safe_open(path, "numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (OSError, SafetensorError):  # cut short: as if it were not there
+        log.warning("%s cannot be read; measuring again", path)
+        return {}, {}

@@ -1,0 +1,142 @@
+"""What is asked of each layer: settings of its weight and of its input, as rows of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from granplugin.calibrators import Calibrator, refusal
+from granplugin.formats import FORMATS
+from granplugin.granularity import DoesNotApply, PerTensor, Role
+from granplugin.layers import WEIGHTED, Layer
+from granplugin.plan import Plan, Row, check_varying
+from granplugin.recipe.schema import FLOAT, Analyze, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One layer with the rows to try for its weight and its input.
+
+    The first of each is the recipe's own where the recipe quantizes the site. `start` are all rows
+    of the layer that the recipe quantizes, other roles' too.
+    """
+
+    layer: Layer
+    weights: tuple[Row, ...]
+    inputs: tuple[Row, ...]
+    start: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A setting that a site cannot have, and why."""
+
+    site: str
+    setting: str
+    reason: str
+
+
+def ask(
+    layers: Sequence[Layer], plan: Plan, wanted: Analyze, samples: int
+) -> tuple[tuple[Asked, ...], tuple[Skipped, ...]]:
+    """What to try at each layer with a weight, in the plan's order, and what does not apply there.
+
+    `samples` is the number of calibration samples. A layer that cannot be quantized is skipped
+    whole, with its reason.
+    """
+    rows: dict[str, dict[Role, Row]] = {}
+    for row in plan.rows:
+        rows.setdefault(row.layer, {})[row.role] = row
+    asked, skipped = [], []
+    for layer in layers:
+        if layer.type not in WEIGHTED:
+            continue
+        if layer.unusable or layer.name not in rows:
+            reason = layer.unusable or "the recipe has no row for it"
+            skipped.append(Skipped(layer.name, "all", reason))
+            continue
+        of_layer = rows[layer.name]
+        found: dict[Role, tuple[Row, ...]] = {}
+        for role, entries in (("weight", wanted.weights), ("input", wanted.inputs)):
+            own = of_layer[role]
+            tried = [own] if own.quantized else []
+            for settings in _crossed(entries, wanted.calibrators):
+                for bn in wanted.bn if layer.bn and role == "weight" else [own.bn]:
+                    row = _row(layer, own, settings, bn, samples)
+                    if isinstance(row, Skipped):
+                        skipped.append(row)
+                    else:
+                        tried.append(row)
+            found[role] = _distinct(tried)
+        start = tuple(row for row in of_layer.values() if row.quantized)
+        asked.append(Asked(layer, found["weight"], found["input"], start))
+    return tuple(asked), tuple(dict.fromkeys(skipped))
+
+
+def label(row: Row) -> str:
+    """A setting in a few words: `per_channel, bn keep`, `per_tensor, percentile 99.9`."""
+    parts = [row.granularity or FLOAT]
+    if row.format not in ("int8", FLOAT):
+        parts.append(row.format)
+    if row.amax is not None:
+        parts.append(f"amax {row.amax:g}")
+    elif row.calibrator and not row.dynamic and row.calibrator.kind != "max":
+        parts.append(str(row.calibrator))
+    if row.role == "weight" and row.bn:
+        parts.append(f"bn {row.bn}")
+    return ", ".join(parts)
+
+
+def same(a: Row, b: Row) -> bool:
+    """Whether two rows of a site round it alike."""
+    return _meaning(a) == _meaning(b)
+
+
+def _meaning(row: Row) -> tuple:
+    bn = row.bn if row.role == "weight" else None
+    return row.site, row.format, row.block, row.dynamic, row.calibrator, row.amax, bn
+
+
+def _distinct(rows: Sequence[Row]) -> tuple[Row, ...]:
+    return tuple({_meaning(row): row for row in reversed(rows)}.values())[::-1]
+
+
+def _crossed(entries: Sequence[Settings], calibrators: Sequence[Calibrator]) -> Iterator[Settings]:
+    for entry in entries:
+        at_run_time = entry.granularity is not None and entry.granularity.at_run_time
+        if entry.calibrator or entry.amax or at_run_time:
+            yield entry
+        else:
+            for calibrator in calibrators:
+                yield entry.model_copy(update={"calibrator": calibrator})
+
+
+def _row(
+    layer: Layer, own: Row, settings: Settings, bn: str | None, samples: int
+) -> Row | Skipped:
+    granularity = settings.granularity or PerTensor()
+    form = settings.format or (own.format if own.quantized else next(iter(FORMATS)))
+    calibrator = settings.calibrator or Calibrator()
+    said = f"{granularity} {calibrator}" if calibrator.kind != "max" else str(granularity)
+    try:
+        block = granularity.block(own.shape, own.role, layer.channel_axis(own.role))
+        check_varying(layer, own.role, block)
+    except DoesNotApply as err:
+        return Skipped(own.site, said, str(err))
+    if own.role == "weight" or not granularity.at_run_time:
+        seen = None if own.role == "weight" else samples
+        if refused := refusal(calibrator, own.shape, block, seen):
+            return Skipped(own.site, said, refused)
+    return replace(
+        own,
+        format=form,
+        granularity=str(granularity),
+        block=block,
+        calibrator=calibrator,
+        amax=settings.amax,
+        bn=bn,
+        dynamic=granularity.at_run_time,
+        rule="analyze",
+        note=None,
+        share=None,
+    )
