@@ -17,8 +17,8 @@ from time import perf_counter
 
 from measure import HERE, Figure, main, of_values
 
-from granplugin.audit import audit
-from granplugin.audit_file import examine
+from granplugin.audits.audit import audit
+from granplugin.audits.audit_file import examine
 from granplugin.backends import tensorrt_rtx
 from granplugin.backends.base import Options
 from granplugin.backends.engine_plan import read_layers_text

@@ -161,10 +161,10 @@ def export(
     from granplugin.run_folder import open_run
 
     with open_run(run_folder or Path("runs") / loaded.recipe.name, "export_log.txt") as run:
-        from granplugin import deploy
+        from granplugin.deploy.export import export
 
         out = out or run.path / f"to_{engine}"
-        manifest = deploy.export(loaded, run, engine, out, samples)
+        manifest = export(loaded, run, engine, out, samples)
         where = run.path
     scripts = " or ".join(program.script for program in PROGRAMS[engine])
     print(
@@ -191,9 +191,9 @@ def import_(
     if not run_folder.is_dir():
         raise RunError(f"{run_folder}: there is no such run folder")
     with open_run(run_folder, "import_log.txt") as run:
-        from granplugin import imported
+        from granplugin.deploy.imported import import_results
 
-        report = imported.import_results(run, files, variant)
+        report = import_results(run, files, variant)
     _show(report, run_folder, json_)
     return _verdict(report)
 
@@ -362,7 +362,7 @@ def audit(
     json_: Json = False,
 ) -> int:
     """What an engine does with any Q/DQ ONNX: a verdict for every quantized site, and lint."""
-    from granplugin.audit_file import audit_file
+    from granplugin.audits.audit_file import audit_file
     from granplugin.report import audit_text as text
 
     found = audit_file(onnx, backend, layers, profile, plan, batch)
@@ -382,7 +382,7 @@ def compare(
     json_: Json = False,
 ) -> int:
     """Two engines side by side: engine folders, layers files, ONNX files or variants of a run."""
-    from granplugin.compare_engines import compare_engines
+    from granplugin.audits.compare_engines import compare_engines
     from granplugin.report import compare_text as text
 
     found = compare_engines(a, b, backend, batch, profile or ())

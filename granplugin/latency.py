@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from granplugin.backends.base import Engine
-from granplugin.build_options import cannot_run, latency_batches
+from granplugin.builds.options import cannot_run, latency_batches
 from granplugin.gpu import Clocks, clocks
 from granplugin.measure import Measured, build_engine
 from granplugin.run_folder import content_key, file_key

@@ -14,16 +14,16 @@ import numpy as np
 
 import granplugin
 from granplugin import backends, metrics
-from granplugin.audit import Verdict, audit
-from granplugin.audit_file import examine
+from granplugin.audits.audit import Verdict, audit
+from granplugin.audits.audit_file import examine
+from granplugin.audits.lint import Finding
 from granplugin.backends.base import BuildFailed, Engine, LayerPrecision
 from granplugin.backends.engine_plan import EnginePlan
-from granplugin.build_options import cannot_run, options_of
+from granplugin.builds.failed import explain
+from granplugin.builds.options import cannot_run, options_of
 from granplugin.data import Batches
 from granplugin.errors import EngineError, ModelError, UserError
-from granplugin.failed_build import explain
 from granplugin.legality import Written
-from granplugin.lint import Finding
 from granplugin.models import blame, resolve
 from granplugin.progress import track
 from granplugin.recipe.load import Loaded

@@ -95,7 +95,7 @@ def blame(target: Target, doing: str, err: BaseException, error: type[UserError]
         (frame.filename, frame.lineno)
         for frame in traceback.extract_tb(err.__traceback__)
         if not frame.filename.startswith("<frozen importlib")
-        and Path(frame.filename).parent != Path(__file__).parent
+        and Path(__file__).parent not in Path(frame.filename).parents
     ]
     frames = [frame for frame in frames if frame[0] == str(target.path)] or frames
     if isinstance(err, SyntaxError) and err.filename:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from granplugin.backends.engine_plan import inspector_json
-from granplugin.build_options import check_build
-from granplugin.imported import enter
+from granplugin.builds.options import check_build
+from granplugin.deploy.imported import enter
 from granplugin.latency import Timing, measure_latency, profile
 from granplugin.measure import Measured, check_data, measure, open_backends
 from granplugin.plan_file import plan_file

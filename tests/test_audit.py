@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from granplugin import backends
-from granplugin.audit import audit
+from granplugin.audits.audit import audit
 from granplugin.backends.base import LayerPrecision
 from granplugin.calibrators import Calibrator
 from granplugin.capabilities import Promise

@@ -17,7 +17,7 @@ from qdq_files import Net, inspected, residual
 from test_audit import needs_rtx
 from test_qdq import edit, marker, model_of, node_named, row_of
 
-from granplugin.audit_file import audit_file
+from granplugin.audits.audit_file import audit_file
 from granplugin.errors import EngineError, Unhonoured
 from granplugin.granularity import grid, parse_granularity
 from granplugin.graph.files import save

@@ -13,15 +13,10 @@ import pytest
 from conftest import run_main
 from onnx import TensorProto, helper, numpy_helper
 
-from granplugin import (
-    backends,
-    build_options,
-    failed_build,
-    gpu,
-    latency,
-    legality,
-)
+from granplugin import backends, gpu, latency, legality
 from granplugin.backends.base import BuildFailed, Options
+from granplugin.builds import failed as failed_build
+from granplugin.builds import options as build_options
 from granplugin.gpu import Clocks, Gpu
 
 pytestmark = pytest.mark.skipif(

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from qdq_files import inspected, residual
 from test_audit import needs_rtx
 
+from granplugin.audits.compare_engines import aligned, compare_engines
 from granplugin.backends.engine_plan import EngineLayer, EnginePlan, EngineTensor
-from granplugin.compare_engines import aligned, compare_engines
 
 PLANS = Path(__file__).parent / "data" / "engine_plans"
 

@@ -8,10 +8,10 @@ import pytest
 from qdq_files import Net, inspected, residual
 from test_audit import needs_rtx
 
-from granplugin.audit_file import audit_file
+from granplugin.audits.audit_file import audit_file
+from granplugin.audits.lint import CODES
 from granplugin.capabilities import Cell
 from granplugin.capabilities.networks import network
-from granplugin.lint import CODES
 from granplugin.report.findings_text import finding_lines
 
 
@@ -107,10 +107,20 @@ def test_scales_that_fit_no_tensor_are_wrong_and_no_success(tmp_path, scales):
     assert found.exit_code == 3
 
 
-def test_a_float_skip_is_told_of_tensorrt_and_not_of_what_adds_in_float_anyway(tmp_path):
-    (finding,) = findings(residual("float"), tmp_path, "tensorrt")["float-residual"]
-    assert finding.instead == "write skip: per_tensor"
-    assert "float-residual" not in findings(residual("shared"), tmp_path, "tensorrt")
+@pytest.mark.parametrize(
+    ("library", "axis", "pays"),
+    [
+        ("tensorrt", 0, True),
+        ("tensorrt", None, True),
+        pytest.param("tensorrt_rtx", 0, True, marks=needs_rtx),
+        pytest.param("tensorrt_rtx", None, False, marks=needs_rtx),
+    ],
+)
+def test_a_float_skip_is_told_where_a_quantized_one_pays(tmp_path, library, axis, pays):
+    """On TensorRT always, on TensorRT-RTX behind a weight with several scales."""
+    told = findings(residual("float", axis), tmp_path, library).get("float-residual", [])
+    assert [finding.instead for finding in told] == ["write skip: per_tensor"] * pays
+    assert "float-residual" not in findings(residual("shared", axis), tmp_path, library)
 
 
 @pytest.mark.parametrize("said", [{}, {"output_dtype": onnx.TensorProto.FLOAT16}])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from granplugin.backends import trtexec
 from granplugin.report.markdown import to_markdown
 from granplugin.report.model import Report
 from granplugin.report.terminal import WIDTH, render
@@ -58,6 +60,22 @@ def test_every_variant_and_every_figure_is_in_the_table(quickstart):
         line = next(line for line in table if line.startswith(variant.name))
         assert f"{engine.metrics['top1'].value:.2f}" in line
         assert f"{engine.latency[0].median_ms:.2f}" in line
+
+
+def test_the_rounds_behind_a_latency_are_left_in_the_form_of_exportTimes(quickstart):
+    timed = 0
+    for variant in quickstart.report.variants:
+        for engine in variant.engines:
+            folder = quickstart.folder / "variants" / variant.name / engine.engine
+            for latency in engine.latency:
+                text = (folder / f"times-b{latency.batch}.json").read_text()
+                assert trtexec.kind_of(text) == "times"
+                times = trtexec.read_times(text)
+                assert len(times) == latency.rounds
+                assert np.median(times) == latency.median_ms
+                assert [call["latencyMs"] for call in json.loads(text)] == times.tolist()
+                timed += 1
+    assert timed
 
 
 def test_no_interval_is_of_no_width_and_each_has_its_engine(quickstart):

@@ -22,10 +22,10 @@ import onnx
 import granplugin
 from granplugin.backends import trtexec
 from granplugin.backends.nvidia_build import profile_shapes
-from granplugin.build_options import check_build, options_of
+from granplugin.builds.options import check_build, options_of
 from granplugin.data import Batch, Batches
+from granplugin.deploy.imported import FORMAT, Exported, ExportedVariant, Manifest, ManifestVariant
 from granplugin.errors import RunError
-from granplugin.imported import FORMAT, Exported, ExportedVariant, Manifest, ManifestVariant
 from granplugin.legality import Written
 from granplugin.plan_file import plan_file, row_json
 from granplugin.progress import track

@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import granplugin
 from granplugin import metrics, timing
-from granplugin.audit import Verdict, audit
-from granplugin.audit_file import examine
+from granplugin.audits.audit import Verdict, audit
+from granplugin.audits.audit_file import examine
+from granplugin.audits.lint import Finding
 from granplugin.backends import trtexec
 from granplugin.backends.base import Engine, LayerPrecision
 from granplugin.backends.engine_plan import EnginePlan, read_inspector_json, read_profile_json
@@ -28,7 +29,6 @@ from granplugin.backends.nvidia import layer_precisions, weighted_nodes
 from granplugin.capabilities import Promise
 from granplugin.errors import EngineError, RunError, UserError
 from granplugin.latency import Timing
-from granplugin.lint import Finding
 from granplugin.plan import Row
 from granplugin.report.build import engine_result
 from granplugin.report.markdown import to_markdown

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from granplugin.audit_file import build_plan, profile_of, read_plan_file
+from granplugin.audits.audit_file import build_plan, profile_of, read_plan_file
 from granplugin.backends.engine_plan import EngineLayer, EnginePlan
 from granplugin.backends.kernels import multiplies
 from granplugin.errors import EngineError

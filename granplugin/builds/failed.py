@@ -14,7 +14,7 @@ from time import monotonic
 from types import ModuleType
 
 from granplugin.backends.base import BuildFailed, Options
-from granplugin.culprit import culprit
+from granplugin.builds.culprit import culprit
 from granplugin.errors import EngineError
 from granplugin.plan import Row
 from granplugin.presets import PRESETS

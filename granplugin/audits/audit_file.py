@@ -15,14 +15,14 @@ from typing import Any
 import onnx
 
 from granplugin import backends, capabilities
-from granplugin.audit import Verdict, audit
+from granplugin.audits.audit import Verdict, audit
+from granplugin.audits.lint import Finding, lint
 from granplugin.backends.base import LayerPrecision, Options
 from granplugin.backends.engine_plan import EnginePlan, read_plan, read_profile_json
 from granplugin.backends.kernels import Kernels
 from granplugin.capabilities import Promise
 from granplugin.errors import EngineError, ModelError, UserError
 from granplugin.graph.found import Found, Operand, find, load
-from granplugin.lint import Finding, lint
 from granplugin.plan import Row
 from granplugin.recipe.schema import FLOAT
 

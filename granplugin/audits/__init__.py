@@ -1,0 +1,1 @@
+"""What an engine made of a file: a verdict per site, lint, and two engines side by side."""

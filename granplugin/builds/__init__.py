@@ -1,0 +1,1 @@
+"""How an engine is built as the recipe says, and which layer a build failed at."""
