@@ -31,7 +31,7 @@ from granplugin.plan import Row
 from granplugin.residuals import tensors_in
 from granplugin.trace import folded, weight_axis
 
-_CHUNK_BYTES = 4 << 20
+_CHUNK_BYTES = 8 << 20
 """Activations are worked on in runs of samples of this size: they stay in the cache, and the
 allocator reuses their memory instead of asking the system for it each time."""
 
@@ -217,7 +217,11 @@ class _Layer:
         call: dict[str, list[Tensor]] = {}
         try:
             for part, out in zip(x.detach().split(parts), output.split(parts), strict=True):
-                self._see(part.float(), out.float(), call)
+                part = part.float()
+                if part.ndim == 4:
+                    # A CPU's convolutions then need no copies in an order of their own.
+                    part = part.contiguous(memory_format=torch.channels_last)
+                self._see(part, out.float(), call)
         finally:
             self.busy = False
         for name, squares in call.items():
