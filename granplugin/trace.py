@@ -27,7 +27,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
 from granplugin.errors import DataError, ModelError, UserError
-from granplugin.folding import channel_ranges, fold
+from granplugin.folding import channel_ranges, fold, spread
 from granplugin.granularity import Shape
 from granplugin.layers import PASSIVE, WEIGHTED, Layer
 from granplugin.residuals import (
@@ -419,9 +419,7 @@ def _describe(name: str, module: nn.Module, bn: nn.Module | None) -> Layer:
 
 def _spread(module: nn.Module, bn: nn.Module | None) -> float | None:
     weight = module.weight.detach().float().cpu().numpy() if bn is None else folded(module, bn)[0]
-    ranges = channel_ranges(weight, weight_axis(module), getattr(module, "groups", 1))
-    ranges = ranges[ranges > 0]
-    return float(ranges.max() / np.median(ranges)) if ranges.size else None
+    return spread(channel_ranges(weight, weight_axis(module), getattr(module, "groups", 1)))
 
 
 def weight_axis(module: nn.Module) -> int:
