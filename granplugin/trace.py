@@ -68,7 +68,7 @@ def trace(model: nn.Module, example: Example) -> Traced:
     was. Raises ModelError for a model that cannot run, has a parametrized weight, or whose layers
     put out NaN or Inf (naming the first), and DataError where these are in the example.
     """
-    modules = {name: m for name, m in model.named_modules() if _base_class(m) is not None}
+    modules = _sited(model)
     for name, module in modules.items():
         if _base_class(module).__name__ in WEIGHTED and is_parametrized(module, "weight"):
             raise ModelError(
@@ -169,6 +169,12 @@ def trace(model: nn.Module, example: Example) -> Traced:
         inputs={name: batched_shape(tensor) for name, tensor in inputs.items()},
         outputs={name: batched_shape(tensor) for name, tensor in outputs.items()},
     )
+
+
+def untraced(model: nn.Module) -> tuple[Layer, ...]:
+    """What the modules alone say, in the order of their registration: types, weights' shapes and
+    their traits. Nothing is run, so of a Layer's other facts none is known, and no batch norm."""
+    return tuple(_describe(name, module, None) for name, module in _sited(model).items())
 
 
 @contextmanager
@@ -387,6 +393,11 @@ def _batch_norms(
         ):
             found[name] = bn_name
     return found
+
+
+def _sited(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that have sites, by name."""
+    return {name: m for name, m in model.named_modules() if _base_class(m) is not None}
 
 
 def _describe(name: str, module: nn.Module, bn: nn.Module | None) -> Layer:
