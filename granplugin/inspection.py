@@ -1,4 +1,4 @@
-"""What can be said of a model before any data is read: each layer, its weight, its defaults."""
+"""What can be said of a model before anything is calibrated: layers, weights, defaults."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Inspection:
 
 
 def inspect(session: Session) -> Inspection:
-    """Look at a run's model; of its data, two samples are read, for the shapes they have.
+    """Look at a run's model; of its data one batch is read, for shapes and what reads what.
 
     Raises ModelError where the model cannot run on these, RunError where the folder is not usable.
     """

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from granplugin.folding import typical
-from granplugin.layers import BATCH_NORMS
+from granplugin.layers import BATCH_NORMS, Layer
 from granplugin.plan import Row
 from granplugin.plan_file import row_json
 from granplugin.report.findings_text import WIDTH, names, wrapped
@@ -36,8 +36,9 @@ def lines(found: Any) -> Iterator[str]:
         told = "amax and spread (of the widest channel over the median) of each weight"
         if any(each.layer.bn for each in weighted):
             told += ", and with its batch norm folded in"
+        told += "; the granularity it gets"
         if any(_by_rule(each) for each in weighted):
-            told += "; * by a rule"
+            told += " (* by a rule)"
         yield from wrapped(told, "")
         yield from _ranges(weighted)
         yield ""
@@ -69,10 +70,12 @@ def _in_all(found: Any, weighted: Sequence[Any]) -> str:
 
 
 def _shapes(weighted: Sequence[Any]) -> Iterator[str]:
-    heads = ("layer", "weight", "input", "output", "parameters", "M MACs")
+    heads = ("layer", "calls", "weight", "input", "output", "parameters", "M MACs")
+    many = any(each.layer.calls > 1 for each in weighted)
     rows = [
         (
-            each.layer.name + (f" x{each.layer.calls}" if each.layer.calls > 1 else ""),
+            each.layer.name,
+            str(_calls(each.layer)) if many else "-",
             _times(each.layer.weight_shape),
             _times((each.layer.input_shape or ())[1:]),
             _times((each.layer.output_shape or ())[1:]),
@@ -81,7 +84,11 @@ def _shapes(weighted: Sequence[Any]) -> Iterator[str]:
         )
         for each in weighted
     ]
-    yield from _table(heads, rows, "<<<<>>")
+    yield from _table(heads, rows, "<><<<>>")
+
+
+def _calls(layer: Layer) -> int:
+    return layer.calls if layer.input_shape is not None else 0
 
 
 def _ranges(weighted: Sequence[Any]) -> Iterator[str]:
@@ -132,7 +139,7 @@ def _cut(name: str, room: int) -> str:
     """A dotted name whose longest parts lose letters, so that its numbers still tell it.
 
     >>> _cut("encoder.layer.11.attention.query", 24)
-    'enco~.layer.11.at~.query'
+    'enc~.lay~.11.atte~.query'
     """
     parts = name.split(".")
     while len(".".join(parts)) > room:
@@ -284,7 +291,7 @@ def _layer(each: Any, missing: str | None) -> InspectedLayer:
         name=layer.name,
         type=layer.type,
         traits=sorted(layer.traits),
-        calls=None if missing else layer.calls if layer.input_shape is not None else 0,
+        calls=None if missing else _calls(layer),
         parameters=each.parameters,
         macs=each.macs,
         **{
