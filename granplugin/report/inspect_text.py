@@ -117,22 +117,35 @@ def _ranges(weighted: Sequence[Any]) -> Iterator[str]:
 def _table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], sides: Sequence[str]
 ) -> Iterator[str]:
-    """Columns as wide as they must be; the first has what is left, and its names are cut to it.
+    """Columns as wide as they must be; the first has what is left, and its names are cut to it:
+    first what many begin with, which is said once.
 
     A column of which nothing is known is left out.
     """
     columns = zip(sides, heads, *rows, strict=True)
     sides, heads, *rows = zip(*(c for c in columns if set(c[2:]) != {"-"}), strict=True)
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    widths[0] = min(widths[0], max(WIDTH - sum(widths[1:]) - len(widths) + 1, 12))
+    widths[0] = room = min(widths[0], max(WIDTH - sum(widths[1:]) - len(widths) + 1, 12))
+    layers = [row[0] for row in rows]
+    prefix = _prefix(layers) if max(map(len, layers)) > room else None
+    if prefix:
+        yield f"~ is {prefix}"
     for name, *cells in (heads, *rows):
-        padded = [
-            f"{cell:{side}{width}}"
-            for cell, side, width in zip(
-                (_cut(name, widths[0]), *cells), sides, widths, strict=True
-            )
-        ]
-        yield " ".join(padded).rstrip()
+        name = f"~{name[len(prefix) :]}" if prefix and name.startswith(f"{prefix}.") else name
+        line = zip((_cut(name, room), *cells), sides, widths, strict=True)
+        yield " ".join(f"{cell:{side}{width}}" for cell, side, width in line).rstrip()
+
+
+def _prefix(layers: Sequence[str]) -> str | None:
+    """What several names begin with, so that without it they are shorter by most letters in all.
+
+    >>> _prefix(["net.stem.conv", "net.stages.0.conv", "net.stages.1.conv"])
+    'net.stages'
+    """
+    parts = [name.split(".") for name in layers]
+    counts = Counter(".".join(of[:end]) for of in parts for end in range(1, len(of)))
+    shared = [prefix for prefix, count in counts.items() if count > 1]
+    return max(shared, key=lambda prefix: counts[prefix] * (len(prefix) - 1), default=None)
 
 
 def _cut(name: str, room: int) -> str:
@@ -144,7 +157,7 @@ def _cut(name: str, room: int) -> str:
     parts = name.split(".")
     while len(".".join(parts)) > room:
         longest = max(range(len(parts)), key=lambda i: len(parts[i]))
-        if len(parts[longest]) < 4:
+        if len(parts[longest]) < 3:
             return f"~{name[1 - room :]}"
         parts[longest] = f"{parts[longest].removesuffix('~')[:-1]}~"
     return ".".join(parts)
