@@ -56,7 +56,7 @@ def lines(found: Any) -> Iterator[str]:
 def _in_all(found: Any, weighted: Sequence[Any]) -> str:
     traits = Counter(trait for each in weighted for trait in each.layer.traits)
     kinds = [f"{traits[kind]} {kind}" for kind in _KINDS if traits[kind]]
-    told = f"{len(weighted)} layers with weights"
+    told = f"{_count(weighted)} with weights"
     told += f" ({', '.join(kinds)})" if kinds else ""
     told += f", {found.parameters:,} parameters"
     counts = [each.macs for each in weighted if each.macs]
@@ -202,7 +202,7 @@ def _decided(found: Any) -> Iterator[str]:
 
 
 def _count(layers: Sequence[Any]) -> str:
-    return f"{len(layers)} layer{'s' if len(layers) > 1 else ''}"
+    return f"{len(layers)} layer{'s' if len(layers) != 1 else ''}"
 
 
 def _says(rows: Sequence[Row]) -> str:
