@@ -198,6 +198,29 @@ def import_(
     return _verdict(report)
 
 
+@app.command(epilog="Example: granplugin inspect recipes/digits_mobilenet.yaml")
+def inspect(
+    recipe: OneRecipe, settings: Settings = None, out: Out = None, json_: Json = False
+) -> int:
+    """What the layers are: shapes, ranges, spreads and defaults; nothing is calibrated."""
+    from granplugin.errors import RecipeError
+    from granplugin.recipe.load import load
+    from granplugin.report import inspect_text as text
+    from granplugin.run_folder import open_run
+
+    loaded = load(recipe, settings or (), data=False)
+    with open_run(out or Path("runs") / loaded.recipe.name, "inspect_log.txt") as run:
+        from granplugin.inspection import inspect as look
+        from granplugin.session import Session
+
+        found = look(Session(loaded, run))
+        print(text.to_json(found) if json_ else "\n".join(text.lines(found)))
+        # The layers are what one needs to see to mend a rule.
+        if found.refused:
+            raise RecipeError(found.refused)
+    return 0
+
+
 @app.command(epilog="Example: granplugin plan recipe.yaml --why features.0.0")
 def plan(
     recipe: OneRecipe,
@@ -297,7 +320,7 @@ def check(recipes: Recipes, settings: Settings = None, out: Out = None, json_: J
 @app.command()
 def schema(
     what: Annotated[
-        str, typer.Argument(help="recipe, report, plan, why, check, audit, doctor ...")
+        str, typer.Argument(help="recipe, report, inspect, plan, check, audit ...")
     ] = "recipe",
 ) -> int:
     """JSON Schema of recipes (for editors), or of what a verb prints with --json."""

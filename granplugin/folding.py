@@ -53,6 +53,22 @@ def channel_ranges(weight: np.ndarray, axis: int, groups: int = 1) -> np.ndarray
     return np.maximum(blocks.max(axis=others), -blocks.min(axis=others)).reshape(-1)
 
 
+def typical(ranges: np.ndarray) -> float:
+    """The median of the ranges over 0 - a dead channel's is 0 -, or 0 where there is none."""
+    live = ranges[ranges > 0]
+    return float(np.median(live)) if live.size else 0.0
+
+
+def spread(ranges: np.ndarray) -> float | None:
+    """The largest range over the typical one, >= 1; None where all are 0.
+
+    >>> spread(np.array([0.0, 1.0, 1.0, 8.0]))
+    8.0
+    """
+    middle = typical(ranges)
+    return float(ranges.max()) / middle if middle else None
+
+
 def _by_group(weight: np.ndarray, axis: int, groups: int) -> np.ndarray:
     """View as [group, in, out of the group, ...]; the first and third axis number the outputs."""
     if axis == 0:

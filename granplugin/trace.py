@@ -27,7 +27,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
 from granplugin.errors import DataError, ModelError, UserError
-from granplugin.folding import channel_ranges, fold
+from granplugin.folding import channel_ranges, fold, spread
 from granplugin.granularity import Shape
 from granplugin.layers import PASSIVE, WEIGHTED, Layer
 from granplugin.residuals import (
@@ -68,7 +68,7 @@ def trace(model: nn.Module, example: Example) -> Traced:
     was. Raises ModelError for a model that cannot run, has a parametrized weight, or whose layers
     put out NaN or Inf (naming the first), and DataError where these are in the example.
     """
-    modules = {name: m for name, m in model.named_modules() if _base_class(m) is not None}
+    modules = _sited(model)
     for name, module in modules.items():
         if _base_class(module).__name__ in WEIGHTED and is_parametrized(module, "weight"):
             raise ModelError(
@@ -169,6 +169,12 @@ def trace(model: nn.Module, example: Example) -> Traced:
         inputs={name: batched_shape(tensor) for name, tensor in inputs.items()},
         outputs={name: batched_shape(tensor) for name, tensor in outputs.items()},
     )
+
+
+def untraced(model: nn.Module) -> tuple[Layer, ...]:
+    """What the modules alone say, in the order of their registration: types, weights' shapes and
+    their traits. Nothing is run, so of a Layer's other facts none is known, and no batch norm."""
+    return tuple(_describe(name, module, None) for name, module in _sited(model).items())
 
 
 @contextmanager
@@ -389,6 +395,11 @@ def _batch_norms(
     return found
 
 
+def _sited(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that have sites, by name."""
+    return {name: m for name, m in model.named_modules() if _base_class(m) is not None}
+
+
 def _describe(name: str, module: nn.Module, bn: nn.Module | None) -> Layer:
     """What the module alone says, with the spread of its weight behind its batch norm."""
     base = _base_class(module)
@@ -419,9 +430,7 @@ def _describe(name: str, module: nn.Module, bn: nn.Module | None) -> Layer:
 
 def _spread(module: nn.Module, bn: nn.Module | None) -> float | None:
     weight = module.weight.detach().float().cpu().numpy() if bn is None else folded(module, bn)[0]
-    ranges = channel_ranges(weight, weight_axis(module), getattr(module, "groups", 1))
-    ranges = ranges[ranges > 0]
-    return float(ranges.max() / np.median(ranges)) if ranges.size else None
+    return spread(channel_ranges(weight, weight_axis(module), getattr(module, "groups", 1)))
 
 
 def weight_axis(module: nn.Module) -> int:

@@ -16,7 +16,7 @@ from conftest import ROOT, run_main
 
 import granplugin
 
-VERBS = ("apply", "plan", "check", "schema", "doctor")
+VERBS = ("apply", "inspect", "plan", "check", "schema", "doctor")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_a_command_line_that_is_wrong_exits_2(argv):
     assert "Usage" in done.stderr or "Error" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["recipe", "report", "plan", "why", "check", "doctor"])
+@pytest.mark.parametrize("name", ["recipe", "report", "inspect", "plan", "why", "check", "doctor"])
 def test_schemas_are_json_schema(schema, name):
     jsonschema.Draft202012Validator.check_schema(schema(name))
 

@@ -63,10 +63,11 @@ class Loaded:
         return self.recipe.rules[index].id or f"rule {index + 1}"
 
 
-def load(path: Path, settings: Sequence[str] = ()) -> Loaded:
+def load(path: Path, settings: Sequence[str] = (), data: bool = True) -> Loaded:
     """Read and validate a recipe; `settings` are the `key=value` of `--set`.
 
-    Raises RecipeError, one line per mistake, each with file:line:column.
+    Without `data`, the files of its data need not be there. Raises RecipeError, one line per
+    mistake, each with file:line:column.
     """
     document = _extended(path, ())
     for setting in settings:
@@ -77,7 +78,7 @@ def load(path: Path, settings: Sequence[str] = ()) -> Loaded:
         if key.partition(".")[0] == "extends":
             raise RecipeError(f"{mark}: what a recipe extends is written in the recipe")
         document = _set(document, key, parse_value(text, mark.file), {}, mark)
-    return _validate(document, path)
+    return _validate(document, path, data)
 
 
 def load_variants(loaded: Loaded) -> dict[str, Loaded]:
@@ -105,7 +106,7 @@ def load_variants(loaded: Loaded) -> dict[str, Loaded]:
         document = _rules_but(document, dropped)
         for index in range(len(variant.rules)):
             document = _append_rule(document, loaded.document, (*at, "rules", index))
-        variants[name] = _validate(document, loaded.path)
+        variants[name] = _validate(document, loaded.path, data=True)
     return variants
 
 
@@ -248,7 +249,7 @@ def _copy(value: Any) -> Any:
     return [_copy(inside) for inside in value] if isinstance(value, list) else value
 
 
-def _validate(document: Document, path: Path) -> Loaded:
+def _validate(document: Document, path: Path, data: bool) -> Loaded:
     name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-") or RECIPE
     try:
         recipe = Recipe.model_validate({"name": name, **document.value})
@@ -258,7 +259,7 @@ def _validate(document: Document, path: Path) -> Loaded:
     loaded = Loaded(recipe, document, path)
     _check_rules(loaded)
     _check_build(loaded)
-    _check_files(loaded)
+    _check_files(loaded, data)
     return loaded
 
 
@@ -310,7 +311,7 @@ def _check_build(loaded: Loaded) -> None:
         raise loaded.error(("build", "timing_cache"), f"the file {_shown(cache)} {said}")
 
 
-def _check_files(loaded: Loaded) -> None:
+def _check_files(loaded: Loaded, data: bool) -> None:
     recipe = loaded.recipe
     files: list[tuple[Location, Path | None]] = [
         (("model", "weights"), recipe.model.weights),
@@ -318,7 +319,7 @@ def _check_files(loaded: Loaded) -> None:
         (("evaluate",), recipe.evaluate.path if recipe.evaluate else None),
         (("statistics", "import"), recipe.statistics.import_),
     ]
-    for role in ("calibration", "evaluation", "analysis"):
+    for role in ("calibration", "evaluation", "analysis") if data else ():
         source = getattr(recipe.data, role)
         for key in ("npz", "folder", "labels", "callable"):
             given = getattr(source, key, None)

@@ -215,10 +215,67 @@ class CompareOutput(Part):
     notes: list[str]
 
 
+class ChannelFacts(Part):
+    """The ranges - largest |value| - of a weight's output channels, numbered from 0."""
+
+    amax: float = Field(description="The whole weight's.")
+    spread: float | None = Field(
+        description="The largest range over the median of those that are not 0; null: all are 0."
+    )
+    widest: int | None = Field(description="The channel with the largest range.")
+    dead: list[int] = Field(description="Channels that are all zeros.")
+    outliers: list[int] = Field(description="Over 10 times the median, widest first.")
+
+
+class InspectedLayer(Part):
+    """One module that has sites. Axis 0 of inputs and outputs stands for any batch."""
+
+    name: str
+    type: str
+    traits: list[str]
+    calls: int | None = Field(description="In one forward pass; null where none could be run.")
+    parameters: int
+    macs: int | None = Field(
+        description="Multiply-accumulates a sample; null where shapes vary or are not known."
+    )
+    weight_shape: list[int] | None
+    input_shape: list[int] | None
+    output_shape: list[int] | None
+    skip_shape: list[int] | None = Field(description="Of what a residual add adds its output to.")
+    bn: str | None = Field(description="The batch norm that can be folded into it.")
+    weight: ChannelFacts | None = Field(description="As the model has it.")
+    folded: ChannelFacts | None = Field(description="With that batch norm folded in.")
+    defaults: list[SiteRow] = Field(description="What the recipe's defaults alone give its sites.")
+    rules: list[SiteRow] = Field(description="Sites of which the rules make something else.")
+    unusable: str | None = Field(description="Why it cannot be quantized.")
+
+
+class Unsited(Part):
+    """Modules of one class that hold parameters and always stay float."""
+
+    type: str
+    modules: int
+    parameters: int
+
+
+class InspectOutput(Part):
+    """`granplugin inspect --json`."""
+
+    version: int = 1
+    recipe: str
+    defaults: str = Field(description="The preset's name, or `defaults` where they are spelt out.")
+    parameters: int
+    layers: list[InspectedLayer] = Field(description="In the order they run.")
+    others: list[Unsited]
+    missing: str | None = Field(description="Why no forward pass could be run.")
+    refused: str | None = Field(description="Why the rules do not fit the layers.")
+
+
 OUTPUTS: dict[str, Any] = {
     "audit": AuditOutput,
     "compare": CompareOutput,
     "capabilities": CapabilitiesOutput,
+    "inspect": InspectOutput,
     "plan": PlanOutput,
     "why": WhyOutput,
     "check": CheckOutput,
