@@ -111,9 +111,7 @@ def _crossed(entries: Sequence[Settings], calibrators: Sequence[Calibrator]) -> 
                 yield entry.model_copy(update={"calibrator": calibrator})
 
 
-def _row(
-    layer: Layer, own: Row, settings: Settings, bn: str | None, samples: int
-) -> Row | Skipped:
+def _row(layer: Layer, own: Row, settings: Settings, bn: str | None, samples: int) -> Row | Skipped:
     granularity = settings.granularity or PerTensor()
     form = settings.format or (own.format if own.quantized else next(iter(FORMATS)))
     calibrator = settings.calibrator or Calibrator()

@@ -9,20 +9,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 
-import numpy as np
 import torch
 from torch import nn
 
-from granplugin.calibrators import BINS, FIRST, SHIFT
-from granplugin.errors import DataError, ModelError
+from granplugin.errors import ModelError
 from granplugin.modelopt_bridge.library import TensorQuantizer
+from granplugin.seen import Seen
 from granplugin.statistics import Need, Statistics
 from granplugin.trace import evaluating
 
 log = logging.getLogger(__name__)
 
 ForwardLoop = Callable[[nn.Module], object]
-_CHUNK = 1 << 20
 _LEAST_BATCH = 16
 
 
@@ -33,9 +31,9 @@ def observe(model: nn.Module, needs: Iterable[Need], forward_loop: ForwardLoop) 
     naming the first layer that saw NaN or Inf, a site that does not exist, or one that was never
     reached.
     """
-    sites: dict[str, list[_Seen]] = {}
+    sites: dict[str, list[Seen]] = {}
     for need in sorted(needs, key=lambda need: (need.site, need.block)):
-        sites.setdefault(need.site, []).append(_Seen(need))
+        sites.setdefault(need.site, []).append(Seen(need))
     reached: dict[str, None] = {}
     samples = 0
 
@@ -99,76 +97,6 @@ def batches(samples: int) -> list[slice]:
     count = max(samples // _LEAST_BATCH, 1)
     bounds = [samples * i // count for i in range(count + 1)]
     return [slice(*ends) for ends in zip(bounds, bounds[1:], strict=False)]
-
-
-class _Seen:
-    """The running amax and counts of one need, on the device of the data."""
-
-    def __init__(self, need: Need) -> None:
-        self.need = need
-        self.cells = int(np.prod(need.grid))
-        self.amax: torch.Tensor | None = None
-        self.counts: torch.Tensor | None = None
-
-    def add(self, x: torch.Tensor) -> None:
-        amax = self._amax(x)
-        self.amax = amax if self.amax is None else torch.maximum(self.amax, amax)
-        if self.need.histogram:
-            counts = self._counts(x)
-            self.counts = counts if self.counts is None else self.counts.add_(counts)
-
-    def _amax(self, x: torch.Tensor) -> torch.Tensor:
-        if self.cells == 1:
-            low, high = torch.aminmax(x)
-            return torch.maximum(high, -low).reshape(self.need.grid)
-        split = x.reshape(self._split(x))
-        within = (0, *range(2, split.ndim, 2))
-        # Not abs().amax(): that writes and reads a copy of the activation.
-        return torch.maximum(split.amax(within), -split.amin(within)).reshape(self.need.grid)
-
-    def _counts(self, x: torch.Tensor) -> torch.Tensor:
-        if self.cells == 1:
-            # All 16 bits are counted and cut to BINS at the end, which is cheaper than clamping.
-            bits = x.contiguous().view(torch.int32).reshape(-1)
-            return sum(
-                torch.bincount((part >> SHIFT).bitwise_and_(0xFFFF), minlength=1 << 16)
-                for part in bits.split(_CHUNK)
-            )
-        split = x.reshape(self._split(x))
-        bins = (split.view(torch.int32) >> SHIFT).bitwise_and_(0xFFFF)
-        bins.sub_(FIRST).clamp_(0, BINS - 1)
-        cells = torch.arange(self.cells, dtype=torch.int32, device=x.device)
-        shape = [n for length in self.need.grid[1:] for n in (length, 1)]
-        bins += cells.reshape(1, *shape) * BINS
-        return torch.bincount(bins.reshape(-1), minlength=self.cells * BINS)
-
-    def counts_grid(self) -> np.ndarray:
-        counts = self.counts.cpu().numpy()
-        if self.cells == 1:
-            kept = counts[FIRST : FIRST + BINS].copy()
-            kept[0] += counts[:FIRST].sum()
-            kept[-1] += counts[FIRST + BINS :].sum()
-            counts = kept
-        return counts.reshape(*self.need.grid, BINS)
-
-    def _split(self, x: torch.Tensor) -> list[int]:
-        """The batch, then cells and values within a cell for each axis.
-
-        An axis with one cell may have any length: a layer may see images of several sizes.
-        """
-        sizes = zip(x.shape[1:], self.need.shape[1:], self.need.grid[1:], strict=False)
-        if x.ndim != len(self.need.shape) or any(
-            cells > 1 and length != planned for length, planned, cells in sizes
-        ):
-            raise DataError(
-                f"{self.need.site}: saw a tensor of shape {list(x.shape)} during calibration, the "
-                f"plan was made for {['batch', *self.need.shape[1:]]}; use per_tensor here"
-            )
-        grid = self.need.grid[1:]
-        return [
-            len(x),
-            *(n for k, m in zip(x.shape[1:], grid, strict=True) for n in (m, k // m)),
-        ]
 
 
 def _quantizer(model: nn.Module, site: str) -> TensorQuantizer:

@@ -16,7 +16,9 @@ class Sqnr(Part):
     """Signal to quantization noise, 10 log10(sum of squares / sum of squared changes)."""
 
     db: Number | None = Field(description="inf: nothing changed; null: there is no signal.")
-    low: Number | None = Field(description="95 % interval of the figure on all samples; null: exact.")
+    low: Number | None = Field(
+        description="95 % interval of the figure on all samples; null: exact."
+    )
     high: Number | None
     relative_error: float | None = Field(description="Of the root mean square; 10^(-dB / 20).")
     samples: int = Field(description="Samples it was measured on; 0: it is of a weight.")

@@ -1,0 +1,119 @@
+"""Ranges and histograms of layers' inputs and outputs, in one float pass that can be resumed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from granplugin.analysis.passes import InMemory
+from granplugin.data import Batch
+from granplugin.errors import DataError, ModelError, UserError
+from granplugin.residuals import SKIP_QUANTIZER, tensors_in
+from granplugin.seen import Seen
+from granplugin.statistics import Need, Statistics
+
+log = logging.getLogger(__name__)
+
+_SAVED_EVERY = 10.0
+
+
+def collect(
+    model: nn.Module,
+    needs: Iterable[Need],
+    batches: Iterable[Batch],
+    forward: Callable[[Batch], Any],
+    kept: Path,
+    key: str,
+) -> Statistics:
+    """What is needed at each site, over all batches; `kept` is where an interrupted pass for the
+    same `key` left off. Raises ModelError naming the first layer that saw NaN or Inf."""
+    needs = sorted(needs, key=lambda need: (need.site, need.block))
+    past, done = _left(kept, key)
+    seen: dict[str, list[Seen]] = {}
+    for need in needs:
+        seen.setdefault(need.site, []).append(Seen(need))
+    order: dict[str, None] = {}
+    samples = 0
+
+    def add(site: str, tensor: Tensor) -> None:
+        order[site] = None
+        for each in seen[site]:
+            each.add(tensor.detach().float())
+
+    def snapshot() -> Statistics | None:
+        if not samples:
+            return past
+        found = [each for group in seen.values() for each in group if each.amax is not None]
+        now = Statistics(
+            {each.need: each.amax.cpu().numpy() for each in found},
+            {each.need: each.counts_grid() for each in found if each.need.histogram},
+            samples,
+        )
+        return now if past is None else past.merge(now)
+
+    hooks = [_hook(model, site, partial(add, site)) for site in seen]
+    memory = InMemory()
+    saved, at = time.monotonic(), done
+    try:
+        for at, batch in enumerate(batches):
+            if at < done:
+                continue
+            for part in memory.run(lambda part: (forward(part), part)[1], batch):
+                samples += len(next(iter(part.values())))
+            for site in order:
+                if not all(bool(each.amax.isfinite().all()) for each in seen[site]):
+                    raise ModelError(
+                        f"{site}: NaN or Inf in the calibration data's pass, and in no layer "
+                        "before it; look at this layer's weights and at the data"
+                    )
+            done = at + 1
+            if time.monotonic() - saved > _SAVED_EVERY:
+                snapshot().save(kept, f"{key}+{done}")
+                saved = time.monotonic()
+    except KeyboardInterrupt:
+        if samples and memory.whole and done == at:
+            snapshot().save(kept, f"{key}+{done}")
+        raise
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = snapshot()
+    if found is None:
+        raise DataError("there are no calibration samples")
+    return found
+
+
+def _hook(model: nn.Module, site: str, add: Callable[[Tensor], None]) -> Any:
+    """Give `add` the site's tensors as the model runs."""
+    layer, _, role = site.rpartition(".")
+    module = model.get_submodule(layer)
+
+    def given(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        add(next(tensors_in((args, kwargs))))
+
+    if role == "output":
+        return module.register_forward_hook(lambda m, args, out: add(next(tensors_in(out))))
+    if role == "skip":
+        module = module.get_submodule(SKIP_QUANTIZER)
+    return module.register_forward_pre_hook(given, with_kwargs=True)
+
+
+def _left(kept: Path, key: str) -> tuple[Statistics | None, int]:
+    """What an interrupted pass for this key left, and how many batches it had done."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(kept, "numpy") as file:
+            whose, _, done = (file.metadata() or {}).get("key", "").partition("+")
+        if whose != key or not done.isdecimal():
+            return None, 0
+        log.info("resuming the pass for ranges behind %s batches", done)
+        return Statistics.load(kept, f"{key}+{done}"), int(done)
+    except (OSError, SafetensorError, UserError):
+        return None, 0
