@@ -61,6 +61,12 @@ class Session:
         role = "evaluation" if self.recipe.data.evaluation else "calibration"
         return self._data(role, self.recipe.data.batch_size)
 
+    @cached_property
+    def analysis(self) -> Batches:
+        """What an analysis measures on: in batches at least as large as those of calibration."""
+        role = "analysis" if self.recipe.data.analysis else "calibration"
+        return self._data(role, max(self.recipe.data.batch_size, CALIBRATION_BATCH))
+
     def _data(self, role: str, batch_size: int) -> Batches:
         data = self.recipe.data
         with located(self.loaded, "data", role):

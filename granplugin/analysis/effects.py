@@ -1,0 +1,263 @@
+"""What rounding does to the network's output: one layer alone, all but one, or any choice.
+
+Every figure is a row of sums over samples (granplugin.analysis.passes adds them up). A layer alone,
+and all but a layer, are replayed from that layer on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import log_softmax, stdtrit
+from torch import Tensor
+
+from granplugin.analysis.figures import SUMS, Sqnr, sqnr, sums
+from granplugin.analysis.network import Choice, Network, Pair, run
+from granplugin.analysis.replay import Diverged, Script
+from granplugin.compare import proportion_interval, tango_interval
+from granplugin.errors import ModelError
+from granplugin.metrics import METRICS, scores_of
+from granplugin.run_folder import content_key
+from granplugin.trace import flatten_outputs
+
+log = logging.getLogger(__name__)
+
+_PARTS = ("kl", "kl2", "agree", "agree2", "decided", "whole", "hits", "fp32_hits", "gained", "lost")
+"""Sums over samples; `decided` counts those whose outputs have classes, `whole` those that are one
+decision, not one per position; `hits` is NaN without labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean over samples with its 95 % interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """A network's outputs against those of FP32. `kl` is in nats, `agreement` and `metric` in
+    percent, `loss` in points of what `measured_by` says; None where outputs have no classes, or
+    data no labels."""
+
+    sqnr: Sqnr
+    kl: Mean | None
+    agreement: Mean | None
+    metric: Mean | None
+    fp32_metric: Mean | None
+    loss: Mean
+    measured_by: str
+
+
+def effect(figure: np.ndarray) -> Effect:
+    """The effect that these sums are of."""
+    said = dict(zip(_PARTS, figure[SUMS:].tolist(), strict=True))
+    n = round(float(figure[0]))
+    found = sqnr(figure, n)
+    if said["decided"] == 0:
+        error = 0.0 if found.relative_error is None else 100 * found.relative_error
+        return Effect(found, None, None, None, None, Mean(error, None, None), "outputs")
+    kl = _mean(said["kl"], said["kl2"], n)
+    agreement = _mean(said["agree"], said["agree2"], n)
+    if said["whole"]:
+        agreement = _proportion(said["agree"] / 100, n)
+    if not said["hits"] >= 0:
+        upper = None if agreement.low is None else 100 - agreement.low
+        lower = None if agreement.high is None else 100 - agreement.high
+        loss = Mean(100 - agreement.value, lower, upper)
+        return Effect(found, kl, agreement, None, None, loss, "decisions")
+    low, high = tango_interval(round(said["lost"]), round(said["gained"]), n)
+    loss = Mean(100 * (said["lost"] - said["gained"]) / n, low, high)
+    metric, fp32 = _proportion(said["hits"], n), _proportion(said["fp32_hits"], n)
+    return Effect(found, kl, agreement, metric, fp32, loss, "metric")
+
+
+class Effects:
+    """Measures effects batch by batch. `metric` is one of METRICS that takes labels, or None."""
+
+    def __init__(
+        self,
+        network: Network,
+        choices: Mapping[str, Choice],
+        alone: Mapping[str, tuple[str, Pair]],
+        restored: Mapping[str, str],
+        metric: str | None,
+        example: Mapping[str, Tensor],
+    ) -> None:
+        """Figures by name: of whole `choices`, of one layer `alone` with a pair of settings, and of
+        the recipe's own choice with one layer `restored` to float."""
+        self.network, self.metric = network, metric
+        self.choices, self.alone, self.restored = choices, alone, restored
+        self.start = network.start()
+        self.script = Script(network.model)
+        self.replayed: set[str] = set()
+        self._learn(example)
+
+    def _learn(self, example: Mapping[str, Tensor]) -> None:
+        layers = {*(layer for layer, _ in self.alone.values()), *self.restored.values()}
+        if not layers:
+            return
+        modules = {layer: self.network.tried[layer].module for layer in layers}
+        script = self.script
+
+        def forward() -> object:
+            return run(self.network.model, example)
+
+        with script.installed():
+            script.learn(forward, modules.values())
+            bad: set[str] = set()
+            for changes in ({}, self.network.changes(self.start)) if self.restored else ({},):
+                script.changes = changes
+                script.record(forward)
+                bad |= {n for n, m in modules.items() if not script.replayable(forward, m)}
+            script.changes = {}
+            script.forget()
+        if bad:
+            log.info("%d layers are run from the start: %s", len(bad), ", ".join(sorted(bad)[:3]))
+        self.replayed = layers - bad
+
+    def run(
+        self, tensors: Mapping[str, Tensor], labels: np.ndarray | None, wanted: frozenset[str]
+    ) -> dict[str, np.ndarray]:
+        """The wanted figures of one batch."""
+        script, network, found = self.script, self.network, {}
+
+        def forward() -> object:
+            return run(network.model, tensors)
+
+        def add(name: str, outputs: object) -> None:
+            found[name] = compare(reference, _arrays(outputs), labels, self.metric)
+
+        with script.installed():
+            alone = {n: self.alone[n] for n in wanted if n in self.alone}
+            script.changes = {}
+            reference = _arrays(script.record(forward) if alone else script.run(forward))
+            for name, (layer, pair) in alone.items():
+                script.changes = network.changes({layer: pair}, others=False)
+                add(name, self._from(layer, forward))
+            restored = {n: self.restored[n] for n in wanted if n in self.restored}
+            if restored:
+                whole = network.changes(self.start)
+                script.changes = whole
+                script.record(forward)
+                for name, layer in restored.items():
+                    own = network.modules_of(layer)
+                    script.changes = {m: change for m, change in whole.items() if m not in own}
+                    add(name, self._from(layer, forward))
+            script.forget()
+            for name, choice in self.choices.items():
+                if name in wanted:
+                    script.changes = network.changes(choice)
+                    add(name, script.run(forward))
+            script.changes = {}
+        return found
+
+    def _from(self, layer: str, forward: Callable[[], object]) -> object:
+        """The output with the script's changes, which begin at this layer."""
+        if layer in self.replayed:
+            try:
+                return self.script.replay(forward, self.network.tried[layer].module)
+            except Diverged:
+                log.info("%s: the model's calls differ from batch to batch; run whole", layer)
+                self.replayed.discard(layer)
+        return self.script.run(forward)
+
+
+def compare(
+    reference: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+    labels: np.ndarray | None,
+    metric: str | None,
+) -> np.ndarray:
+    """The sums of one batch: SUMS of signal and error of all floating outputs, then _PARTS.
+
+    KL(P || Q) = sum p (log p - log q) of the softmax of the class scores (Kullback and Leibler
+    1951), per sample, or per position and then the sample's mean.
+    """
+    floats = [name for name in reference if np.issubdtype(reference[name].dtype, np.floating)]
+    if not floats:
+        raise ModelError("the model has no floating output to compare with FP32's")
+    signal = sum(_energy(reference[name]) for name in floats)
+    error = sum(_energy(np.subtract(reference[n], outputs[n], dtype=np.float64)) for n in floats)
+    if not np.isfinite(error).all():
+        raise ModelError("the quantized network's output holds NaN or Inf")
+    part = dict.fromkeys(_PARTS, 0.0)
+    name = scores_of(reference) or scores_of(reference, positions=True)
+    if name is not None:
+        axis = 1 if reference[name].ndim > 3 else -1
+        p, q = (
+            log_softmax(outs[name].astype(np.float64), axis=axis) for outs in (reference, outputs)
+        )
+        kl = (np.exp(p) * (p - q)).sum(axis).reshape(len(p), -1).mean(1)
+        same = METRICS["agreement"].measure(outputs, reference, None).per_sample
+        whole = same.dtype == np.bool_
+        agree = 100.0 * same if whole else same.astype(np.float64)
+        part |= {
+            "kl": kl.sum(),
+            "kl2": (kl * kl).sum(),
+            "agree": agree.sum(),
+            "agree2": (agree * agree).sum(),
+            "decided": len(agree),
+            "whole": len(agree) if whole else 0,
+        }
+    part["hits"] = math.nan
+    if metric is not None and labels is not None:
+        hits, fp32 = (
+            METRICS[metric].measure(outs, reference, labels).per_sample
+            for outs in (outputs, reference)
+        )
+        part |= {
+            "hits": hits.sum(),
+            "fp32_hits": fp32.sum(),
+            "gained": (hits & ~fp32).sum(),
+            "lost": (fp32 & ~hits).sum(),
+        }
+    return np.concatenate([sums(signal, error), [float(part[key]) for key in _PARTS]])
+
+
+def choice_name(network: Network, choice: Choice) -> str:
+    """What a choice's figure is kept as."""
+    return f"choice|{content_key(network.names(choice))}"
+
+
+def alone_name(network: Network, layer: str, pair: Pair) -> str:
+    return f"alone|{content_key(network.names({layer: pair}))}"
+
+
+def restored_name(network: Network, layer: str) -> str:
+    return f"restored|{layer}|{content_key(network.names(network.start()))}"
+
+
+def predicted(alone: Sequence[Sqnr]) -> float:
+    """The output SQNR, in dB, of a network with several layers rounded, from those of each alone:
+    their errors are taken as independent, so that noise powers add up."""
+    noise = sum(10 ** (-each.db / 10) for each in alone if each.db is not None)
+    return math.inf if noise == 0 else -10 * math.log10(noise)
+
+
+def _arrays(outputs: object) -> dict[str, np.ndarray]:
+    return {name: t.detach().cpu().numpy() for name, t in flatten_outputs(outputs).items()}
+
+
+def _energy(values: np.ndarray) -> np.ndarray:
+    rows = values.reshape(len(values), -1).astype(np.float64, copy=False)
+    return np.einsum("ij,ij->i", rows, rows)
+
+
+def _mean(total: float, squares: float, n: int) -> Mean:
+    value = total / n
+    if n < 2:
+        return Mean(value, None, None)
+    variance = max(squares / n - value * value, 0) * n / (n - 1)
+    half = float(stdtrit(n - 1, 0.975)) * math.sqrt(variance / n)
+    return Mean(value, value - half, value + half)
+
+
+def _proportion(successes: float, n: int) -> Mean:
+    return Mean(100 * successes / n, *proportion_interval(round(successes), n))
