@@ -72,12 +72,13 @@ class Cost:
 @dataclass(frozen=True)
 class _Built:
     """What an engine has for each layer, NO_LAYER included: kernels, and bytes that they move (None
-    where a tensor's size is not told). `fused` has the layers whose product is in a kernel of
-    another layer, `made` what was made of sites that the engine does not have."""
+    where a tensor's size is not told). `elsewhere` has the layers whose product is in a kernel of
+    another layer, or of none that is told (NO_LAYER); `made` what was made of sites that the engine
+    does not have."""
 
     kernels: Mapping[str, int]
     moved: Mapping[str, int | None]
-    fused: Mapping[str, str]
+    elsewhere: Mapping[str, str]
     made: Mapping[str, str]
 
 
@@ -91,10 +92,10 @@ def whole_plans(
 ) -> list[Plan]:
     """As few plans of the whole network as have every setting, (weight row, input row) by layer:
     plan j has each layer's j-th, or its last where it has fewer; other layers are as in `base`."""
-    count = max((len(each) for each in settings.values()), default=0)
+    asked = {name: each for name, each in settings.items() if each}
     return [
-        _with(base, layers, {name: each[min(j, len(each) - 1)] for name, each in settings.items()})
-        for j in range(count)
+        _with(base, layers, {name: each[min(j, len(each) - 1)] for name, each in asked.items()})
+        for j in range(max(map(len, asked.values()), default=0))
     ]
 
 
@@ -182,12 +183,15 @@ def _cost(
     if isinstance(built, str):
         return replace(cost, note=built)
     if worst is not None and worst.kind == "refused":
-        return replace(cost, note=f"not measured: it is refused: {worst.reason}")
+        return replace(cost, note="not measured: it is refused")
+    other = built.elsewhere.get(layer)
+    if other == NO_LAYER:
+        return replace(cost, note="not measured: the engine's plan does not tell its kernels")
     moved = built.moved.get(layer, 0)
     made = sorted({built.made[row.site] for row in multiplied if row.site in built.made})
-    notes = [f"as {how}" for how in made]
-    if layer in built.fused:
-        notes.append(f"its product is in a kernel of {built.fused[layer]!r}, and counts there")
+    notes = [f"measured as {how}" for how in made]
+    if other:
+        notes.append(f"its product is in a kernel of {other!r}, and counts there")
     if moved is None:
         notes.append("the engine does not tell the size of every tensor")
     return replace(
@@ -279,11 +283,15 @@ def _build(session: Session, plan: Plan, engine: str, float_onnx: Path, key: str
         batch = recipe.data.batch_size
         # Only where every size is fixed does the plan say how large tensors are.
         options = replace(options_of(session, built, engine), min_batch=batch, shapes={})
+        file = built.file(engine)
         with TemporaryDirectory(dir=session.run.cache, prefix=".making-") as folder:
-            told = module.plan(module.build(built.file(engine), Path(folder) / "engine", options))
+            try:
+                told = module.plan(module.build(file, Path(folder) / "engine", options))
+            except EngineError as err:
+                raise EngineError(str(err).replace(file.name, "it")) from err
         products = {
             node.name: node.name.partition("/")[0]
-            for node in load(built.file(engine)).graph.node
+            for node in load(file).graph.node
             if node.op_type in PRODUCTS
         }
         return {**_by_layer(told, products, session.layers), "made": dict(written[engine].made)}
@@ -300,7 +308,7 @@ def _by_layer(
 ) -> dict[str, dict]:
     """Kernels, and the bytes they move, by layer; `products` are the nodes that multiply, each with
     the module it is of."""
-    owners, fused = owners_of(plan, products, layers)
+    owners, elsewhere = owners_of(plan, products, layers)
     kernels: dict[str, int] = dict.fromkeys(owners, 0)
     moved: dict[str, int | None] = dict.fromkeys(owners, 0)
     for owner, kernel in zip(owners, plan.kernels, strict=True):
@@ -308,14 +316,14 @@ def _by_layer(
         kernels[owner] += 1
         held = moved[owner]
         moved[owner] = None if held is None or traffic is None else held + traffic
-    return {"kernels": kernels, "moved": moved, "fused": fused}
+    return {"kernels": kernels, "moved": moved, "elsewhere": elsewhere}
 
 
 def owners_of(
     plan: EnginePlan, products: Mapping[str, str], layers: Sequence[Layer]
 ) -> tuple[list[str], dict[str, str]]:
     """For each kernel the layer that it works for, or NO_LAYER; and the layers whose products are
-    in kernels of others -> which.
+    in kernels of others -> which, NO_LAYER where they are in none that the plan tells.
 
     A kernel that multiplies works for the layer whose product it has, the first of several, and
     NO_LAYER where that is none's (as between two activations). Of the others, one that has nodes of
@@ -327,13 +335,13 @@ def owners_of(
     at = {id(kernel): number for number, kernel in enumerate(plan.kernels)}
     weighted = {layer.name for layer in layers if layer.type in WEIGHTED}
     multiplying: dict[int, str] = {}
-    fused: dict[str, str] = {}
-    for node, module in products.items():
+    elsewhere: dict[str, str] = {}
+    for node, module in sorted(products.items(), key=lambda each: each[1] not in weighted):
         layer = module if module in weighted else NO_LAYER
         own = [at[id(kernel)] for kernel in kernels.multiplying(node)]
         taken = [multiplying.setdefault(number, layer) for number in own]
-        if layer and taken and layer not in taken:
-            fused[layer] = taken[0]
+        if layer and layer not in taken:
+            elsewhere[layer] = taken[0] if taken else NO_LAYER
     scopes = {f"{layer.name}.{role}": layer.name for layer in layers for role in ROLES}
     scopes |= {layer.name: layer.name for layer in layers}
     scopes |= {layer.bn: layer.name for layer in layers if layer.bn}
@@ -357,7 +365,7 @@ def owners_of(
             owners = [found[reader] for reader in sorted(readers) if found[reader] is not None]
             own = [behind[tensor.name][1] for tensor in outputs if tensor.name in behind]
             found[number] = next(iter((*owners, *own)), NO_LAYER)
-    return found, fused
+    return found, elsewhere
 
 
 def _tensors(layers: Sequence[Layer]) -> dict[str, int]:
