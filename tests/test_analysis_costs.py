@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from granplugin import backends
-from granplugin.analysis.costs import NO_LAYER, costs, owners_of, promises, whole_plans
+from granplugin.analysis.costs import (
+    NO_LAYER,
+    costs,
+    owners_of,
+    promises,
+    setting_costs,
+    whole_plans,
+)
 from granplugin.backends.engine_plan import EngineLayer, EnginePlan, EngineTensor
 from granplugin.calibrators import Calibrator
 from granplugin.layers import MULTIPLIED, WEIGHTED, Layer
@@ -110,16 +117,23 @@ def test_kernels_and_mb_of_the_layers_sum_up_to_those_of_apply(known, quickstart
 @needs_rtx
 def test_settings_that_differ_in_calibrators_alone_are_built_once_and_kept(known, builds):
     session, plans, float_onnx, statistics = known
-    plain = plans["without-rescue"]
-    entropy = [
-        replace(row, calibrator=Calibrator("entropy")) if row.role in MULTIPLIED else row
-        for row in plain.rows
-    ]
-    both = {"max": plain, "entropy": Plan(tuple(entropy))}
-    first = costs(session, both, float_onnx, statistics, ["tensorrt_rtx"])
-    assert len(builds) == 1
-    assert first == costs(session, both, float_onnx, statistics, ["tensorrt_rtx"])
-    assert len(builds) == 1
+    given = (session, plans["without-rescue"])
+    rows = {row.site: row for row in given[1].rows}
+    fine = {row.site: row for row in plans["tensorrt@11"].rows}
+    settings = {}
+    for name in (layer.name for layer in session.layers if layer.type in WEIGHTED):
+        weight, read = rows[f"{name}.weight"], rows[f"{name}.input"]
+        entropy = replace(read, calibrator=Calibrator("entropy"))
+        settings[name] = [(weight, read), (weight, entropy), (fine[weight.site], entropy)]
+    first = setting_costs(*given, settings, float_onnx, statistics, ["tensorrt_rtx"])
+    assert len(builds) == 2
+    for plain, calibrated, finer in first.values():
+        assert plain == calibrated and plain["tensorrt_rtx"].kernels > 0
+        assert finer["tensorrt_rtx"].scales >= plain["tensorrt_rtx"].scales
+    moved = [sum(of[j]["tensorrt_rtx"].mb for of in first.values()) for j in range(3)]
+    assert moved[0] == moved[1] < moved[2]
+    assert first == setting_costs(*given, settings, float_onnx, statistics, ["tensorrt_rtx"])
+    assert len(builds) == 2
 
 
 def test_what_was_not_measured_says_why(known, monkeypatch):

@@ -40,6 +40,8 @@ from granplugin.variants import Job, build_variant
 
 log = logging.getLogger(__name__)
 
+Setting = tuple[Row, Row]
+"""A layer's weight row and input row."""
 NO_LAYER = ""
 """Stands for what works for no layer, such as products of two activations."""
 _SCALE_BYTES = 4
@@ -87,11 +89,40 @@ def named_engines(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys([*recipe.engines, *recipe.optional_engines]))
 
 
+def setting_costs(
+    session: Session,
+    base: Plan,
+    settings: Mapping[str, Sequence[Setting]],
+    float_onnx: Path,
+    statistics: Statistics | None = None,
+    engines: Sequence[str] | None = None,
+) -> dict[str, list[dict[str, Cost]]]:
+    """Layer -> for each of its settings, in their order, engine -> cost; what `settings` does not
+    name is as in `base`. As many engines are built as a layer has settings that differ in more than
+    calibrators; the rest as `costs`."""
+    firsts: dict[str, dict[tuple, Setting]] = {name: {} for name in settings}
+    for name, each in settings.items():
+        for setting in each:
+            firsts[name].setdefault(_kind(setting), setting)
+    distinct = {name: list(kinds.values()) for name, kinds in firsts.items()}
+    plans = {str(j): plan for j, plan in enumerate(whole_plans(base, session.layers, distinct))}
+    found = costs(session, plans, float_onnx, statistics, engines)
+    return {
+        name: [found[str(list(firsts[name]).index(_kind(setting))), name] for setting in each]
+        for name, each in settings.items()
+    }
+
+
+def _kind(setting: Setting) -> tuple:
+    """What kernels depend on."""
+    return setting[0].bn, *((row.format, row.block, row.dynamic) for row in setting)
+
+
 def whole_plans(
-    base: Plan, layers: Sequence[Layer], settings: Mapping[str, Sequence[tuple[Row, Row]]]
+    base: Plan, layers: Sequence[Layer], settings: Mapping[str, Sequence[Setting]]
 ) -> list[Plan]:
-    """As few plans of the whole network as have every setting, (weight row, input row) by layer:
-    plan j has each layer's j-th, or its last where it has fewer; other layers are as in `base`."""
+    """As few plans of the whole network as have every setting: plan j has each layer's j-th, or its
+    last where it has fewer; other layers are as in `base`."""
     asked = {name: each for name, each in settings.items() if each}
     return [
         _with(base, layers, {name: each[min(j, len(each) - 1)] for name, each in asked.items()})
@@ -99,7 +130,7 @@ def whole_plans(
     ]
 
 
-def _with(base: Plan, layers: Sequence[Layer], chosen: Mapping[str, tuple[Row, Row]]) -> Plan:
+def _with(base: Plan, layers: Sequence[Layer], chosen: Mapping[str, Setting]) -> Plan:
     tensors = _tensors(layers)
     sites = {row.site: row for pair in chosen.values() for row in pair}
     # A skip input that has one Q/DQ with a layer that reads the same tensor keeps it.
