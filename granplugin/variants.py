@@ -214,9 +214,11 @@ def build_variant(
     float_onnx: Path,
     statistics: Statistics | None,
     engines: Sequence[str] | None = None,
+    agree: bool = True,
 ) -> Built:
     """Write a variant's ONNX files - its own, and those of `engines` (None: the recipe's) that need
-    another - read each back against what is to be in it, and measure the agreement."""
+    another - read each back against what is to be in it, and measure the agreement; not where only
+    what engines make of the file is asked (`agree` false)."""
     floats, imported = load_float(float_onnx), _imported(job)
     weights = weights_of(floats, _edited(job.plan.rows, None))
     ranges = {
@@ -265,7 +267,7 @@ def build_variant(
     planned = Written(job.plan.rows)
     amax, float32 = _amax(planned.rows, ranges), file(planned, FP32)
     quantized = any(row.quantized for row in _edited(job.plan.rows, amax))
-    found = _agreement(session, job, float32, amax) if quantized else None
+    found = _agreement(session, job, float32, amax) if quantized and agree else None
     onnx, own = file(planned, job.precision), {}
     for engine in engines or engines_of(job.loaded.recipe):
         written = job.written.get(engine, planned)

@@ -222,6 +222,7 @@ def backends() -> dict[str, tuple[str, ...]]:
 
 
 @cache
+@cache
 def load(backend: str, version: str | None = None) -> Table:
     """The table for a backend's version: the nearest not newer, of the same major if there is one.
 

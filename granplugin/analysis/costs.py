@@ -1,0 +1,416 @@
+"""What engines promise for a layer's setting, and what it costs there, measured on built engines.
+
+A setting is a layer's weight row and input row. Settings of different layers stand in one plan of
+the whole network, and a cost is what a really built engine of that plan has for the layer: so with
+the other layers in the same plan's settings. Kernels do not depend on ranges, so plans that differ
+in calibrators alone are built once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import granplugin
+from granplugin import backends
+from granplugin.audits.audit_file import NVIDIA
+from granplugin.backends.engine_plan import EnginePlan
+from granplugin.backends.kernels import Kernels
+from granplugin.builds.options import options_of
+from granplugin.calibrators import Calibrator
+from granplugin.capabilities import KINDS, Promise
+from granplugin.errors import EngineError, ModelError
+from granplugin.gpu import gpu
+from granplugin.granularity import ROLES
+from granplugin.graph.found import load
+from granplugin.graph.wiring import PRODUCTS
+from granplugin.layers import MULTIPLIED, WEIGHTED, Layer
+from granplugin.legality import decide, targets_of
+from granplugin.plan import Plan, Row
+from granplugin.progress import track
+from granplugin.recipe.load import Loaded
+from granplugin.recipe.schema import Recipe, StatisticsSpec
+from granplugin.run_folder import content_key, file_key
+from granplugin.session import Session
+from granplugin.statistics import Statistics
+from granplugin.variants import Job, build_variant
+
+log = logging.getLogger(__name__)
+
+Setting = tuple[Row, Row]
+"""A layer's weight row and input row."""
+NO_LAYER = ""
+"""Stands for what works for no layer, such as products of two activations."""
+_SCALE_BYTES = 4
+"""A scale is stored in float32, whatever the precision of the graph."""
+_WAYS = ("lower", "simulate")
+"""What is made of rows that an engine does not have, so that every plan can be built."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One layer in one plan on one engine.
+
+    `promise` is the worst of its weight's and its input's (None: nothing is quantized, or nothing
+    known of the engine), `reason` says why. `scales` counts those stored for both, of `scale_bytes`
+    bytes. `kernels` are those of the built engine that work for the layer, `mb` the megabytes (1e6
+    bytes) of activations that they read and write for one batch of data.batch_size samples; None
+    where that was not measured, and `note` then says why. `note` also says where an engine was
+    built of something else than the plain row.
+    """
+
+    promise: str | None
+    reason: str
+    scales: int
+    scale_bytes: int
+    kernels: int | None = None
+    mb: float | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class _Built:
+    """What an engine has for each layer, NO_LAYER included: kernels, and bytes that they move (None
+    where a tensor's size is not told). `elsewhere` has the layers whose product is in a kernel of
+    another layer, or of none that is told (NO_LAYER); `made` what was made of sites that the engine
+    does not have."""
+
+    kernels: Mapping[str, int]
+    moved: Mapping[str, int | None]
+    elsewhere: Mapping[str, str]
+    made: Mapping[str, str]
+
+
+def named_engines(recipe: Recipe) -> list[str]:
+    """The recipe's engines and optional engines, installed or not."""
+    return list(dict.fromkeys([*recipe.engines, *recipe.optional_engines]))
+
+
+def setting_costs(
+    session: Session,
+    base: Plan,
+    settings: Mapping[str, Sequence[Setting]],
+    float_onnx: Path,
+    statistics: Statistics | None = None,
+    engines: Sequence[str] | None = None,
+) -> dict[str, list[dict[str, Cost]]]:
+    """Layer -> for each of its settings, in their order, engine -> cost; what `settings` does not
+    name is as in `base`. As many engines are built as a layer has settings that differ in more than
+    calibrators; the rest as `costs`."""
+    firsts: dict[str, dict[tuple, Setting]] = {name: {} for name in settings}
+    for name, each in settings.items():
+        for setting in each:
+            firsts[name].setdefault(_kind(setting), setting)
+    distinct = {name: list(kinds.values()) for name, kinds in firsts.items()}
+    plans = {str(j): plan for j, plan in enumerate(whole_plans(base, session.layers, distinct))}
+    found = costs(session, plans, float_onnx, statistics, engines)
+    return {
+        name: [found[str(list(firsts[name]).index(_kind(setting))), name] for setting in each]
+        for name, each in settings.items()
+    }
+
+
+def _kind(setting: Setting) -> tuple:
+    """What kernels depend on."""
+    return setting[0].bn, *((row.format, row.block, row.dynamic) for row in setting)
+
+
+def whole_plans(
+    base: Plan, layers: Sequence[Layer], settings: Mapping[str, Sequence[Setting]]
+) -> list[Plan]:
+    """As few plans of the whole network as have every setting: plan j has each layer's j-th, or its
+    last where it has fewer; other layers are as in `base`."""
+    asked = {name: each for name, each in settings.items() if each}
+    return [
+        _with(base, layers, {name: each[min(j, len(each) - 1)] for name, each in asked.items()})
+        for j in range(max(map(len, asked.values()), default=0))
+    ]
+
+
+def _with(base: Plan, layers: Sequence[Layer], chosen: Mapping[str, Setting]) -> Plan:
+    tensors = _tensors(layers)
+    sites = {row.site: row for pair in chosen.values() for row in pair}
+    # A skip input that has one Q/DQ with a layer that reads the same tensor keeps it.
+    readers = {
+        (tensors.get(row.site), *_pair(row)): sites[row.site]
+        for row in base.rows
+        if row.role == "input" and row.quantized and row.site in sites
+    }
+    rows = []
+    for row in base.rows:
+        bn = chosen[row.layer][0].bn if row.layer in chosen else row.bn
+        if row.site in sites:
+            row = sites[row.site]
+        elif row.role == "skip" and row.quantized:
+            reader = readers.get((tensors.get(row.site), *_pair(row)))
+            if reader is not None and reader.quantized:
+                row = replace(row, calibrator=reader.calibrator, amax=reader.amax)
+        rows.append(replace(row, bn=bn))
+    return Plan(tuple(rows))
+
+
+def promises(
+    session: Session, plans: Mapping[str, Plan], engines: Sequence[str] | None = None
+) -> dict[str, dict[str, Mapping[str, Promise]]]:
+    """Plan -> engine -> site -> promise, for rows as they are. `engines` (None: all that the recipe
+    names) need not be installed: an engine that is not is taken in its newest known version."""
+    recipe, engines = session.recipe, engines or named_engines(session.recipe)
+    return {
+        name: {
+            engine: written.promises
+            for engine, written in decide(
+                plan, session.layers, engines, None, recipe.precision, targets_of(recipe)
+            ).items()
+        }
+        for name, plan in plans.items()
+    }
+
+
+def costs(
+    session: Session,
+    plans: Mapping[str, Plan],
+    float_onnx: Path,
+    statistics: Statistics | None = None,
+    engines: Sequence[str] | None = None,
+) -> dict[tuple[str, str], dict[str, Cost]]:
+    """(plan, layer) -> engine -> cost, for all layers of the model and NO_LAYER: summed over them,
+    kernels and MB are the whole engine's.
+
+    `float_onnx` is that of variants.calibrate. `statistics` say how large the inputs of layers are;
+    what they do not have counts as 1. Built is what is installed and tells its kernels; what an
+    engine has is kept in the run folder by content. An engine that cannot be built has costs that
+    are not known, with the reason.
+    """
+    engines = list(engines or named_engines(session.recipe))
+    promised = promises(session, plans, engines)
+    built = _build_all(session, plans, float_onnx, statistics, engines)
+    found: dict[tuple[str, str], dict[str, Cost]] = {}
+    for name, plan in plans.items():
+        of_layer: dict[str, list[Row]] = {layer.name: [] for layer in session.layers}
+        of_layer[NO_LAYER] = []
+        for row in plan.rows:
+            of_layer[row.layer].append(row)
+        for layer, rows in of_layer.items():
+            found[name, layer] = {
+                engine: _cost(layer, rows, promised[name][engine], built[name, engine])
+                for engine in engines
+            }
+    return found
+
+
+def _cost(
+    layer: str, rows: Sequence[Row], promised: Mapping[str, Promise], built: _Built | str
+) -> Cost:
+    multiplied = [row for row in rows if row.role in MULTIPLIED and row.quantized]
+    told = [promised[row.site] for row in multiplied if row.site in promised]
+    worst = max(told, key=lambda promise: KINDS.index(promise.kind), default=None)
+    scales = sum(row.scales for row in multiplied if not row.dynamic)
+    cost = Cost(
+        worst.kind if worst else None, worst.reason if worst else "", scales, scales * _SCALE_BYTES
+    )
+    if isinstance(built, str):
+        return replace(cost, note=built)
+    if worst is not None and worst.kind == "refused":
+        return replace(cost, note="not measured: it is refused")
+    other = built.elsewhere.get(layer)
+    if other == NO_LAYER:
+        return replace(cost, note="not measured: the engine's plan does not tell its kernels")
+    moved = built.moved.get(layer, 0)
+    made = sorted({built.made[row.site] for row in multiplied if row.site in built.made})
+    notes = [f"measured as {how}" for how in made]
+    if other:
+        notes.append(f"its product is in a kernel of {other!r}, and counts there")
+    if moved is None:
+        notes.append("the engine does not tell the size of every tensor")
+    return replace(
+        cost,
+        kernels=built.kernels.get(layer, 0),
+        mb=None if moved is None else moved / 1e6,
+        note="; ".join(notes) or None,
+    )
+
+
+def _build_all(
+    session: Session,
+    plans: Mapping[str, Plan],
+    float_onnx: Path,
+    statistics: Statistics | None,
+    engines: Sequence[str],
+) -> dict[tuple[str, str], _Built | str]:
+    """(plan, engine) -> what was built, or why nothing was."""
+    found: dict[tuple[str, str], _Built | str] = {}
+    buildable = []
+    for engine in engines:
+        reason = backends.load(engine).unavailable()
+        if engine in NVIDIA and reason is None:
+            buildable.append(engine)
+        else:
+            told = reason or f"{engine} does not tell its kernels"
+            found |= {(name, engine): f"not measured: {told}" for name in plans}
+    known: dict[str, _Built | str] = {}
+    work = [(name, engine) for name in plans for engine in buildable]
+    float_key = file_key(float_onnx) if work else ""
+    for name, engine in track(work, "building engines") if work else ():
+        plan = _pinned(plans[name], session.layers, statistics)
+        key = _key(session, plan, engine, float_key)
+        if key not in known:
+            known[key] = _build(session, plan, engine, float_onnx, key)
+        found[name, engine] = known[key]
+    return found
+
+
+def _pinned(plan: Plan, layers: Sequence[Layer], statistics: Statistics | None) -> Plan:
+    """The plan with ranges that need no data: weights' of max, others pinned to the largest value
+    seen. Rows of one tensor that have one Q/DQ by their calibrators have one range, and those that
+    have two have two."""
+    tensors = _tensors(layers)
+    largest: dict[object, float] = {}
+    for need, amax in (statistics.amax if statistics else {}).items():
+        at = tensors.get(need.site, need.site)
+        largest[at] = max(largest.get(at, 0.0), float(amax.max()))
+    said: dict[object, list[tuple]] = {}
+    rows = []
+    for row in plan.rows:
+        row = replace(row, rule="analyze", on_unsupported=None)
+        if row.quantized and not row.dynamic:
+            amax = None
+            if row.role != "weight":
+                at = tensors.get(row.observed, row.observed)
+                ways = said.setdefault(at, [])
+                if (row.calibrator, row.amax) not in ways:
+                    ways.append((row.calibrator, row.amax))
+                amax = largest.get(at, 1.0) / 2 ** ways.index((row.calibrator, row.amax))
+            row = replace(row, calibrator=Calibrator(), amax=amax)
+        rows.append(row)
+    return Plan(tuple(rows))
+
+
+def _key(session: Session, plan: Plan, engine: str, float_key: str) -> str:
+    recipe = session.recipe
+    rows = [
+        [row.site, row.format, row.block, row.amax, row.bn, row.dynamic, row.share]
+        for row in plan.rows
+    ]
+    build = recipe.build.model_dump(mode="json", exclude={"seconds", "memory_mb", "shapes"})
+    return content_key(
+        float_key, rows, engine, backends.load(engine).version(), gpu(), build, recipe.precision,
+        recipe.data.batch_size, session.calibration.key(), granplugin.__version__,
+    )  # fmt: skip
+
+
+def _build(session: Session, plan: Plan, engine: str, float_onnx: Path, key: str) -> _Built | str:
+    recipe, module = session.recipe, backends.load(engine)
+    written = decide(plan, session.layers, [engine], _WAYS, recipe.precision, targets_of(recipe))
+    # Ranges of the recipe's file are for its own rows.
+    bare = recipe.model_copy(update={"statistics": StatisticsSpec()})
+    loaded = Loaded(bare, session.loaded.document, session.loaded.path)
+    job = Job("analysis", "variant", loaded, plan, recipe.precision, written)
+
+    def build() -> dict:
+        built = build_variant(session, job, float_onnx, None, [engine], agree=False)
+        batch = recipe.data.batch_size
+        # Only where every size is fixed does the plan say how large tensors are.
+        options = replace(options_of(session, built, engine), min_batch=batch, shapes={})
+        file = built.file(engine)
+        with TemporaryDirectory(dir=session.run.cache, prefix=".making-") as folder:
+            try:
+                told = module.plan(module.build(file, Path(folder) / "engine", options))
+            except EngineError as err:
+                raise EngineError(str(err).replace(file.name, "it")) from err
+        products = {
+            node.name: node.name.partition("/")[0]
+            for node in load(file).graph.node
+            if node.op_type in PRODUCTS
+        }
+        return {**_by_layer(told, products, session.layers), "made": dict(written[engine].made)}
+
+    try:
+        return _Built(**session.run.made_json("cost", key, build))
+    except (EngineError, ModelError) as err:
+        log.warning("costs on %s are not known: %s", engine, err)
+        return f"not measured: {err}"
+
+
+def _by_layer(
+    plan: EnginePlan, products: Mapping[str, str], layers: Sequence[Layer]
+) -> dict[str, dict]:
+    """Kernels, and the bytes they move, by layer; `products` are the nodes that multiply, each with
+    the module it is of."""
+    owners, elsewhere = owners_of(plan, products, layers)
+    kernels: dict[str, int] = dict.fromkeys(owners, 0)
+    moved: dict[str, int | None] = dict.fromkeys(owners, 0)
+    for owner, kernel in zip(owners, plan.kernels, strict=True):
+        traffic = replace(plan, layers=(kernel,)).traffic
+        kernels[owner] += 1
+        held = moved[owner]
+        moved[owner] = None if held is None or traffic is None else held + traffic
+    return {"kernels": kernels, "moved": moved, "elsewhere": elsewhere}
+
+
+def owners_of(
+    plan: EnginePlan, products: Mapping[str, str], layers: Sequence[Layer]
+) -> tuple[list[str], dict[str, str]]:
+    """For each kernel the layer that it works for, or NO_LAYER; and the layers whose products are
+    in kernels of others -> which, NO_LAYER where they are in none that the plan tells.
+
+    A kernel that multiplies works for the layer whose product it has, the first of several, and
+    NO_LAYER where that is none's (as between two activations). Of the others, one that has nodes of
+    one layer alone works for it. One that has more finishes the layer whose result it reads, the
+    last of several: it scales, adds, activates, and rounds for the next one. One that has no nodes
+    changes a layout, and works for the first layer that reads it.
+    """
+    kernels = Kernels("", plan, {})
+    at = {id(kernel): number for number, kernel in enumerate(plan.kernels)}
+    weighted = {layer.name for layer in layers if layer.type in WEIGHTED}
+    multiplying: dict[int, str] = {}
+    elsewhere: dict[str, str] = {}
+    for node, module in sorted(products.items(), key=lambda each: each[1] not in weighted):
+        layer = module if module in weighted else NO_LAYER
+        own = [at[id(kernel)] for kernel in kernels.multiplying(node)]
+        taken = [multiplying.setdefault(number, layer) for number in own]
+        if layer and layer not in taken:
+            elsewhere[layer] = taken[0] if taken else NO_LAYER
+    scopes = {f"{layer.name}.{role}": layer.name for layer in layers for role in ROLES}
+    scopes |= {layer.name: layer.name for layer in layers}
+    scopes |= {layer.bn: layer.name for layer in layers if layer.bn}
+
+    behind: dict[str, tuple[int, str]] = {}  # a tensor -> its kernel, and the layer it is of
+    found: list[str | None] = []
+    for number, kernel in enumerate(plan.kernels):
+        of_nodes = {scopes.get(node.partition("/")[0]) for node in kernel.onnx_nodes}
+        layer = multiplying.get(number)
+        if layer is None and len(of_nodes) == 1:
+            (layer,) = of_nodes
+        read = [behind[tensor.name] for tensor in kernel.inputs if tensor.name in behind]
+        before = max(read)[1] if layer is None and read else layer
+        if before is not None:
+            behind |= {tensor.name: (number, before) for tensor in kernel.outputs}
+        found.append(before if kernel.onnx_nodes else layer)
+    for number in reversed(range(len(found))):
+        if found[number] is None:
+            outputs = plan.kernels[number].outputs
+            readers = [at[id(k)] for tensor in outputs for k in kernels.readers[tensor.name]]
+            owners = [found[reader] for reader in sorted(readers) if found[reader] is not None]
+            own = [behind[tensor.name][1] for tensor in outputs if tensor.name in behind]
+            found[number] = next(iter((*owners, *own)), NO_LAYER)
+    return found, elsewhere
+
+
+def _tensors(layers: Sequence[Layer]) -> dict[str, int]:
+    """Site -> the number of its tensor, where it has one."""
+    return {
+        f"{layer.name}.{role}": number
+        for layer in layers
+        for role, number in (
+            ("input", layer.input_id), ("output", layer.output_id), ("skip", layer.skip_id)
+        )
+        if number is not None
+    }  # fmt: skip
+
+
+def _pair(row: Row) -> tuple:
+    """What rows of one tensor have alike that have one Q/DQ."""
+    return row.format, row.block, row.calibrator, row.amax, row.share
