@@ -300,6 +300,53 @@ def plan(
     return 0
 
 
+@app.command(epilog="Example: granplugin analyze recipe.yaml --write-recipe suggested.yaml")
+def analyze(
+    recipe: OneRecipe,
+    write_recipe: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="Write the suggested recipe there.")
+    ] = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Show every layer, not the worst 15.")
+    ] = False,
+    costs: Annotated[
+        bool, typer.Option(help="Build engines to count each setting's kernels and MB.")
+    ] = True,
+    settings: Settings = None,
+    out: Out = None,
+    json_: Json = False,
+) -> int:
+    """Which layer loses what, at which granularity, and why; and the overrides it takes."""
+    from granplugin.recipe.load import load
+
+    loaded = load(recipe, settings or ())
+    from granplugin.run_folder import open_run
+
+    # log.txt is the last apply's.
+    with open_run(out or Path("runs") / loaded.recipe.name, "analyze_log.txt") as run:
+        from granplugin.analysis import result
+        from granplugin.report.analysis_markdown import to_markdown
+        from granplugin.session import Session
+
+        session = Session(loaded, run)
+        found = result.analyze(session, costs)
+        run.publish("analysis.md", to_markdown(found))
+        run.publish("analysis.json", found.model_dump_json(indent=1))
+        if write_recipe:
+            result.write_recipe(found, session, write_recipe)
+        where = run.path
+    if json_:
+        print(found.model_dump_json(indent=1))
+        return 0
+    from granplugin.report.analysis_text import lines
+
+    print("\n".join(lines(found, all_)))
+    print(f"analysis: {where / 'analysis.md'}")
+    if write_recipe:
+        print(f"recipe: {write_recipe}")
+    return 0
+
+
 @app.command(epilog="Example: granplugin check recipes/*.yaml")
 def check(recipes: Recipes, settings: Settings = None, out: Out = None, json_: Json = False) -> int:
     """Validate recipes without running anything; rules too, where the last plan still holds."""

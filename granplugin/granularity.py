@@ -225,6 +225,24 @@ def parse_granularity(value: Any) -> _Granularity:
     return cls(**parameters)
 
 
+def spelt(text: str) -> Any:
+    """The value that parse_granularity takes, from a granularity as str() shows it.
+
+    >>> spelt("per_block(size 16, axis 1)")
+    {'per_block': {'size': 16, 'axis': 1}}
+    """
+    kind, _, inside = text.rstrip(")").partition("(")
+    parameters: dict[str, Any] = {}
+    for part in filter(None, inside.split(", ")):
+        key, _, value = part.partition(" ")
+        if not value:
+            parameters[key] = True
+        else:
+            numbers = [int(number) for number in value.split("x")]
+            parameters[key] = numbers if key == "shape" else numbers[0]
+    return {kind: parameters} if parameters else kind
+
+
 def _dump(granularity: _Granularity) -> Any:
     parameters = granularity.model_dump(mode="json", exclude_defaults=True)
     return {granularity.kind: parameters} if parameters else granularity.kind

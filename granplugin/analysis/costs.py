@@ -184,7 +184,7 @@ def costs(
     engine has is kept in the run folder by content. An engine that cannot be built has costs that
     are not known, with the reason.
     """
-    engines = list(engines or named_engines(session.recipe))
+    engines = list(named_engines(session.recipe) if engines is None else engines)
     promised = promises(session, plans, engines)
     built = _build_all(session, plans, float_onnx, statistics, engines)
     found: dict[tuple[str, str], dict[str, Cost]] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,7 +25,7 @@ from granplugin.analysis.effects import (
     effect,
     restored_name,
 )
-from granplugin.analysis.local import START, LocalErrors, Tried, try_settings
+from granplugin.analysis.local import LocalErrors, Tried, try_settings
 from granplugin.analysis.network import Choice, Network, analysis_copy, other_rows, run
 from granplugin.analysis.passes import Figures, Kept, accumulate
 from granplugin.analysis.settings import Asked, Skipped, ask, label
@@ -87,7 +87,7 @@ class Analyzer:
         rows = [row for each in self.asked for row in each.inputs]
         needs = set(needs_of([*rows, *self.others]))
         for each in self.asked:
-            needs |= _described(each.inputs[0] if each.inputs else None, each)
+            needs.update(input_needs(each) or ())
         key = content_key(session.key, session.calibration.key(), granplugin.__version__)
         path = run_folder.cache / f"statistics-{key}.safetensors"
         found = Statistics.load(path, key) if path.exists() else None
@@ -97,7 +97,7 @@ class Analyzer:
             whose = content_key(key, sorted(map(str, missing)))
             count = max(session.calibration.samples // CALIBRATION_BATCH, 1)
             batches = track(whole(session.calibration), "ranges", count)
-            with located(session.loaded, "data", "calibration"), self._timed("ranges"):
+            with located(session.loaded, "data", "calibration"), self.timed("ranges"):
                 seen = collect(self.model, missing, batches, self._forward, partial, whose)
             found = found.join(seen) if found else seen
             found.save(path, key)
@@ -110,7 +110,7 @@ class Analyzer:
         from granplugin.trace import folded
 
         found: dict[Row, np.ndarray | None] = {}
-        with self._timed("calibrators"):
+        with self.timed("calibrators"):
             for each in self.asked:
                 module = self.model.get_submodule(each.layer.name)
                 own = module.weight.detach().float().cpu().numpy()
@@ -167,7 +167,7 @@ class Analyzer:
             return made[0].run(lambda: self._forward(batch), _length(batch))
 
         count = -(-len(self.drawn) // self._batch)
-        with self._located(), self._timed("local errors"):
+        with self._located(), self.timed("local errors"):
             batches = track(self._batches(self.drawn), "local errors", count)
             return accumulate(kept, names, batches, step)
 
@@ -198,7 +198,7 @@ class Analyzer:
         names = [*by_choice, *by_alone, *by_restored]
         everything = np.arange(self.session.analysis.samples)
         count = -(-len(everything) // self._batch)
-        with self._located(), self._timed(what):
+        with self._located(), self.timed(what):
             batches = track(self._batches(everything), what, count)
             found = accumulate(kept, names, batches, step)
         return {name: effect(figure) for name, figure in found.items()}
@@ -270,7 +270,7 @@ class Analyzer:
         role = "analysis" if self.session.recipe.data.analysis else "calibration"
         return located(self.session.loaded, "data", role)
 
-    def _timed(self, stage: str) -> _Timed:
+    def timed(self, stage: str) -> _Timed:
         return _Timed(self.seconds, stage)
 
 
@@ -320,17 +320,16 @@ def _within_budget(
     return tuple(kept), over
 
 
-def _described(row: Row | None, asked: Asked) -> set[Need]:
-    """What describes an input: the range of each channel, and its histogram."""
-    layer = asked.layer
-    if row is None:
-        return set()
-    axis = layer.channel_axis("input")
+def input_needs(asked: Asked) -> tuple[Need, Need] | None:
+    """What describes a layer's input: the range of each channel, and its histogram."""
+    if not asked.inputs:
+        return None
+    row, axis = asked.inputs[0], asked.layer.channel_axis("input")
     channels = tuple(1 if at == axis else n for at, n in enumerate(row.shape))
-    return {
+    return (
         Need(row.observed, channels, False, row.shape),
         Need(row.observed, row.shape, True, row.shape),
-    }
+    )
 
 
 def _joined(parts: Sequence[Batch]) -> Batch:
@@ -339,7 +338,3 @@ def _joined(parts: Sequence[Batch]) -> Batch:
 
 def _length(batch: Batch) -> int:
     return len(next(iter(batch.values())))
-
-
-Stage = Callable[[], Any]
-__all__ = ["Analyzer", "START"]

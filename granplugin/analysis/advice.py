@@ -1,0 +1,130 @@
+"""What to do: the fewest and coarsest overrides with which the network loses no more than the
+tolerance above what its finest settings lose - measured, not predicted.
+
+The worst layers are taken in order. For each, every setting that the engines can have is measured
+at the network's output, on top of the overrides so far; the coarsest within a decibel of the best
+is taken, or the coarsest with which the goal is reached. Then each override is left out again, the
+last first, where the goal holds without it. Nothing is suggested where the recipe reaches the goal:
+a loss that the samples cannot tell from the finest settings' loss is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from granplugin.analysis.effects import Effect
+from granplugin.analysis.losses import LayerLosses
+from granplugin.analysis.network import Choice, Pair
+
+NEAR_DB = 1.0
+"""Output SQNRs closer than this are as good as equal."""
+
+Measure = Callable[[Sequence[Choice]], list[Effect]]
+
+
+@dataclass(frozen=True)
+class Advice:
+    """`overrides` are layer -> settings, in the order they were found; `final` is the network with
+    them, None where there are none. `goal` is the loss that is accepted, in points."""
+
+    overrides: Mapping[str, Pair]
+    final: Effect | None
+    reached: bool
+    goal: float
+
+
+def finest(
+    losses: Sequence[LayerLosses], start: Choice, allowed: Mapping[str, Mapping[str, set[int]]]
+) -> dict[str, Pair]:
+    """Each layer of `start` with the settings that lose least, of those that engines can have."""
+    found: dict[str, Pair] = {}
+    for each in losses:
+        if each.name not in start:
+            continue
+        weight, given = start[each.name]
+        of_layer = allowed[each.name]
+        if weight is not None:
+            weight = each.best("weight", of_layer["weight"])
+        if given is not None:
+            given = each.best("input", of_layer["input"])
+        found[each.name] = (weight, given)
+    return found
+
+
+def advise(
+    worst: Sequence[LayerLosses],
+    start: Choice,
+    at_start: Effect,
+    at_finest: Effect,
+    tolerance: float,
+    allowed: Mapping[str, Mapping[str, set[int]]],
+    measure: Measure,
+) -> Advice:
+    """`worst` are the layers to try, worst first; `measure` gives the effects of whole choices."""
+    goal = at_finest.loss.value + tolerance
+
+    def reached(found: Effect) -> bool:
+        low = found.loss.low
+        return found.loss.value <= goal or (low is not None and low <= at_finest.loss.value)
+
+    if reached(at_start):
+        return Advice({}, None, True, goal)
+    overrides: dict[str, Pair] = {}
+    now, best_db = at_start, at_start.sqnr.db
+    for each in worst:
+        options = _options(each, start[each.name], allowed[each.name])
+        if not options:
+            continue
+        effects = measure([{**start, **overrides, each.name: pair} for pair in options])
+        chosen = _coarsest(each, options, effects, reached)
+        found = effects[options.index(chosen)]
+        if not reached(found) and found.sqnr.db < best_db + 0.1 * NEAR_DB:
+            continue
+        overrides[each.name], now, best_db = chosen, found, found.sqnr.db
+        if reached(found):
+            break
+    for name in list(overrides)[-2::-1] if reached(now) else ():
+        fewer = {layer: pair for layer, pair in overrides.items() if layer != name}
+        (found,) = measure([{**start, **fewer}])
+        if reached(found):
+            overrides, now = fewer, found
+    return Advice(overrides, now if overrides else None, reached(now), goal)
+
+
+def scales(each: LayerLosses, pair: Pair) -> int:
+    """Scales stored for a layer with these settings; those of run time count as one per row."""
+    weight, given = pair
+    asked = each.tried.asked
+    found = 0 if weight is None else asked.weights[weight].scales
+    return found + (0 if given is None else asked.inputs[given].scales)
+
+
+def _options(each: LayerLosses, start: Pair, allowed: Mapping[str, set[int]]) -> list[Pair]:
+    """One site changed, or both to their best."""
+    weight, given = start
+    found: list[Pair] = []
+    if weight is not None:
+        found += [(i, given) for i in sorted(allowed["weight"]) if i in each.weights]
+    if given is not None:
+        found += [(weight, j) for j in sorted(allowed["input"]) if j in each.inputs]
+    if weight is not None and given is not None:
+        best = (each.best("weight", allowed["weight"]), each.best("input", allowed["input"]))
+        found.append(best)
+    return [pair for pair in dict.fromkeys(found) if pair != start]
+
+
+def _coarsest(
+    each: LayerLosses,
+    options: Sequence[Pair],
+    effects: Sequence[Effect],
+    reached: Callable[[Effect], bool],
+) -> Pair:
+    good = [n for n, found in enumerate(effects) if reached(found)]
+    if not good:
+        top = max(found.sqnr.db for found in effects)
+        good = [n for n, found in enumerate(effects) if found.sqnr.db >= top - NEAR_DB]
+    dynamic = [pair[1] is not None and each.tried.asked.inputs[pair[1]].dynamic for pair in options]
+    return options[
+        min(good, key=lambda n: (dynamic[n], scales(each, options[n]), -effects[n].sqnr.db, n))
+    ]

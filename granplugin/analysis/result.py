@@ -1,0 +1,395 @@
+"""An analysis from beginning to end: what was measured, put together as analysis.json has it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import granplugin
+from granplugin import backends
+from granplugin.analysis import effects, losses, suggestion, why
+from granplugin.analysis.advice import Advice, advise, finest
+from granplugin.analysis.costs import Cost, named_engines, promises, setting_costs, whole_plans
+from granplugin.analysis.figures import Sqnr
+from granplugin.analysis.local import START, Tried
+from granplugin.analysis.losses import LayerLosses, layer_losses
+from granplugin.analysis.network import Choice, Pair
+from granplugin.analysis.run import Analyzer, input_needs
+from granplugin.analysis.settings import label
+from granplugin.audits.audit_file import NVIDIA
+from granplugin.capabilities import KINDS
+from granplugin.errors import UserError
+from granplugin.plan import Row
+from granplugin.report import analysis_model as model
+from granplugin.report.build import machine
+from granplugin.session import Session
+from granplugin.variants import calibrate
+from granplugin.weight_facts import WeightFacts, weight_facts
+from granplugin.whole_file import write_whole
+
+log = logging.getLogger(__name__)
+
+ALLOWED = ("native", "lowered")
+"""Promises that a suggestion may rely on."""
+
+
+def analyze(session: Session, measure_costs: bool = True) -> model.Analysis:
+    """The analysis of a session's recipe.
+
+    Without `measure_costs` no engine is built. Raises UserError for what the user must change.
+    """
+    found = _Found(Analyzer(session), measure_costs)
+    return found.analysis()
+
+
+def write_recipe(analysis: model.Analysis, session: Session, target: Path) -> None:
+    """Write the suggested recipe, whole or not at all; it extends the analyzed one.
+
+    Raises UserError where the file cannot be written. What is written has been loaded and planned.
+    """
+    rules = [
+        suggestion.Suggested(tuple(o.layers), o.rule, o.reason) for o in analysis.advice.overrides
+    ]
+    text = suggestion.recipe_text(session.loaded.path, target, rules, analysis.advice.said)
+    try:
+        write_whole(target, text.encode())
+    except OSError as err:
+        raise UserError(f"{target}: cannot be written: {err.strerror or err}") from err
+
+
+class _Found:
+    def __init__(self, analyzer: Analyzer, measure_costs: bool) -> None:
+        self.analyzer, self.session = analyzer, analyzer.session
+        self.network, self.start = analyzer.network, analyzer.network.start()
+        population = self.session.analysis.samples
+        local = analyzer.local
+        every = [layer_losses(each, local, population) for each in analyzer.tried]
+        by_local = sorted(every, key=lambda each: -each.both)
+        quantized = [each for each in by_local if each.name in self.start]
+        self.top = [each.name for each in quantized[: analyzer.wanted.top]]
+        self.promises = self._promises()
+        self.allowed = {each.name: self._allowed(each) for each in every}
+        self.finest = finest(every, self.start, self.allowed)
+        alone = [(name, self.start[name]) for name in self.top]
+        whole: list[Choice] = [self.start, self.finest]
+        self.effects = analyzer.effects(whole, alone, self.top)
+        noise = {name: self._alone(name).sqnr.db for name in self.top}
+        # Measured ones by what they do to the network, the others behind them by the layer's loss.
+        self.ranked = sorted(
+            by_local, key=lambda each: (each.name not in noise, noise.get(each.name, 0.0))
+        )
+        self.why = {each.name: self._why(each) for each in every}
+        self.advice = self._advice()
+        self.costs = self._costs(measure_costs)
+
+    def _alone(self, name: str) -> effects.Effect:
+        return self.effects[effects.alone_name(self.network, name, self.start[name])]
+
+    def _whole(self, choice: Choice) -> effects.Effect:
+        return self.effects[effects.choice_name(self.network, choice)]
+
+    def _pairs(self, each: LayerLosses | Tried) -> list[Pair]:
+        """All settings of a layer: each of the weight, then each of the input."""
+        asked = (each.tried if isinstance(each, LayerLosses) else each).asked
+        return [(i, START) for i in range(len(asked.weights))] + [
+            (START, j) for j in range(len(asked.inputs))
+        ]
+
+    def _rows(self, tried: Tried, pair: Pair) -> tuple[Row, Row]:
+        return tried.asked.weights[pair[0]], tried.asked.inputs[pair[1]]
+
+    def _settings(self) -> dict[str, list[tuple[Row, Row]]]:
+        return {
+            each.name: [self._rows(each, pair) for pair in self._pairs(each)]
+            for each in self.analyzer.tried
+            if each.asked.weights and each.asked.inputs
+        }
+
+    def _promises(self) -> dict[str, list[dict[str, list]]]:
+        """Layer -> for each of its settings, engine -> promises of its weight and its input."""
+        session, settings = self.session, self._settings()
+        plans = whole_plans(self.analyzer.plan, session.layers, settings)
+        told = promises(session, {str(j): plan for j, plan in enumerate(plans)})
+        return {
+            name: [
+                {engine: [of.get(row.site) for row in pair] for engine, of in told[str(j)].items()}
+                for j, pair in enumerate(each)
+            ]
+            for name, each in settings.items()
+        }
+
+    def _allowed(self, each: LayerLosses) -> dict[str, set[int]]:
+        """Which settings every engine has, natively or rewritten; and the recipe's own."""
+        weights, inputs = {START}, {START}
+        told = self.promises.get(each.name, [])
+        for (i, j), engines in zip(self._pairs(each), told, strict=False):
+            kinds = {p.kind for of in engines.values() for p in of if p is not None}
+            if kinds <= set(ALLOWED):
+                (weights if j == START else inputs).add(i if j == START else j)
+                if i == START:
+                    inputs.add(j)
+        return {"weight": weights & each.weights.keys(), "input": inputs & each.inputs.keys()}
+
+    def _lowered(self, name: str, pair: Pair) -> bool:
+        pairs = self._pairs(self.network.tried[name])
+        weight, given = (START if at is None else at for at in pair)
+        return any(
+            promise is not None and promise.kind == "lowered"
+            for one in ((weight, START), (START, given))
+            for of in self.promises[name][pairs.index(one)].values()
+            for promise in of
+        )
+
+    def _advice(self) -> Advice | None:
+        if not self.start:
+            return None
+        by_name = {each.name: each for each in self.ranked}
+        worst = [by_name[each.name] for each in self.ranked if each.name in set(self.top)]
+
+        def measure(choices: Sequence[Choice]) -> list[effects.Effect]:
+            found = self.analyzer.effects(choices, what="suggestions")
+            return [found[effects.choice_name(self.network, choice)] for choice in choices]
+
+        return advise(
+            worst, self.start, self._whole(self.start), self._whole(self.finest),
+            self.analyzer.wanted.tolerance, self.allowed, measure,
+        )  # fmt: skip
+
+    def _costs(self, measured: bool) -> Mapping[str, list[dict[str, Cost]]]:
+        engines = named_engines(self.session.recipe)
+        builds = measured and any(
+            engine in NVIDIA and backends.load(engine).unavailable() is None for engine in engines
+        )
+        with self.analyzer.timed("costs"):
+            # Exporting takes longer than all the rest where nothing is built of the file.
+            float_onnx = calibrate(self.session, [])[0] if builds else Path()
+            return setting_costs(
+                self.session, self.analyzer.plan, self._settings(), float_onnx,
+                self.analyzer.statistics, engines if builds else [],
+            )  # fmt: skip
+
+    def _input_facts(self, each: LayerLosses) -> why.InputFacts | None:
+        needs = input_needs(each.tried.asked)
+        if needs is None:
+            return None
+        channels, _ = self.analyzer.statistics.of(needs[0])
+        shares = self._input_shares(each, START)
+        clipped = shares[0] if shares and START in each.inputs else None
+        return why.InputFacts(channels.reshape(-1), clipped)
+
+    def _input_shares(self, each: LayerLosses, index: int) -> tuple[float, float] | None:
+        row, needs = each.tried.asked.inputs[index], input_needs(each.tried.asked)
+        amax = self.analyzer.ranges.get(row)
+        if row.dynamic or amax is None:
+            return None
+        _, counts = self.analyzer.statistics.of(needs[1])
+        return losses.input_shares(row, amax, counts.reshape(-1))
+
+    def _why(self, each: LayerLosses) -> str:
+        return why.why(each, self._weight_facts(each), self._input_facts(each))
+
+    def _weight_facts(self, each: LayerLosses) -> WeightFacts:
+        tried = each.tried
+        return weight_facts(tried.module, tried.bn, tried.asked.layer)
+
+    def analysis(self) -> model.Analysis:
+        analyzer, session = self.analyzer, self.session
+        start = self._whole(self.start) if self.start else None
+        best = self._whole(self.finest)
+        fp32 = best.fp32_metric
+        return model.Analysis(
+            granplugin=granplugin.__version__,
+            recipe=str(session.loaded.path),
+            machine=machine(),
+            data="analysis" if session.recipe.data.analysis else "calibration",
+            samples=session.analysis.samples,
+            local_samples=len(analyzer.drawn),
+            calibration_samples=session.calibration.samples,
+            seconds=analyzer.seconds,
+            loss=best.measured_by,
+            metric=analyzer.metric if best.measured_by == "metric" else None,
+            tolerance=analyzer.wanted.tolerance,
+            fp32=None if fp32 is None else _share(fp32, "%"),
+            start=None if start is None else _network(start),
+            finest=_network(best),
+            layers=[self._layer(n, each) for n, each in enumerate(self.ranked, start=1)],
+            skipped=[
+                model.SkippedSetting(site=s.site, setting=s.setting, reason=s.reason)
+                for s in analyzer.skipped
+            ],
+            advice=self._told(),
+            notes=list(analyzer.plan.notes),
+        )
+
+    def _layer(self, rank: int, each: LayerLosses) -> model.LayerAnalysis:
+        layer, facts, given = (
+            each.tried.asked.layer,
+            self._weight_facts(each),
+            self._input_facts(each),
+        )
+        measured = each.name in set(self.top)
+        return model.LayerAnalysis(
+            rank=rank,
+            layer=each.name,
+            type=layer.type,
+            traits=sorted(layer.traits),
+            calls=layer.calls,
+            weights=[self._setting(each, "weight", i) for i in range(len(each.tried.weights))],
+            inputs=[self._setting(each, "input", j) for j in range(len(each.tried.inputs))],
+            facts=model.Facts(
+                spread_before=facts.spread_before,
+                spread_after=facts.spread_after,
+                widest_before=facts.widest_before,
+                widest_after=facts.widest_after,
+                dead_channels=len(facts.dead_after),
+                outlier_channels=list(facts.outliers_after),
+                input_spread=given.spread if given else None,
+                widest_input=given.widest if given else None,
+                input_outliers=list(given.outliers) if given else [],
+                dead_inputs=given.dead if given else 0,
+            ),
+            alone=_network(self._alone(each.name)) if measured else None,
+            restored=_network(self._restored(each.name)) if measured else None,
+            loss_in=why.loss_in(each),
+            why=self.why[each.name],
+        )
+
+    def _restored(self, name: str) -> effects.Effect:
+        return self.effects[effects.restored_name(self.network, name)]
+
+    def _setting(self, each: LayerLosses, role: str, index: int) -> model.SettingFigures:
+        tried = each.tried
+        rows = tried.asked.weights if role == "weight" else tried.asked.inputs
+        row = rows[index]
+        loss = (each.weights if role == "weight" else each.inputs).get(index)
+        shares, own = None, None
+        if role == "weight":
+            own = losses.weight_sqnr(tried, index)
+            if tried.weights[index] is not None:
+                shares = losses.weight_shares(tried, index, self.analyzer.ranges[row])
+        elif loss is not None:
+            shares = self._input_shares(each, index)
+        pair = (index, START) if role == "weight" else (START, index)
+        at = self._pairs(each).index(pair)
+        scales = 0 if row.dynamic else row.scales
+        start = any(row is own_row for own_row in tried.asked.start)
+        return model.SettingFigures(
+            setting=label(row),
+            format=row.format,
+            granularity=row.granularity,
+            calibrator=None if row.dynamic else str(row.calibrator),
+            bn=row.bn if role == "weight" else None,
+            start=start,
+            scales=scales,
+            scale_bytes=4 * scales,
+            weight=None if own is None else _sqnr(own),
+            alone=None if loss is None else _sqnr(loss.alone),
+            both=None if loss is None or loss.both is None else _sqnr(loss.both),
+            channels_lost=None if loss is None else loss.channels_lost,
+            clipped=None if shares is None else shares[0],
+            zeroed=None if shares is None else shares[1],
+            zero_range=(tried.weights if role == "weight" else tried.inputs)[index] is None,
+            costs=self._engines(each.name, at),
+        )
+
+    def _engines(self, name: str, at: int) -> dict[str, model.EngineCost]:
+        found = {}
+        measured = self.costs[name][at] if name in self.costs else {}
+        for engine, pair in self.promises[name][at].items() if name in self.promises else ():
+            told = [promise for promise in pair if promise is not None]
+            if not told:
+                continue
+            worst = max(told, key=lambda promise: KINDS.index(promise.kind))
+            cost = measured.get(engine)
+            found[engine] = model.EngineCost(
+                promise=worst.kind,
+                reason=worst.reason,
+                kernels=cost.kernels if cost else None,
+                mb=cost.mb if cost else None,
+                unmeasured=cost.note if cost and cost.kernels is None else
+                (None if cost else "not measured: no engine was built"),
+            )  # fmt: skip
+        return found
+
+    def _told(self) -> model.Advice:
+        advice, tried = self.advice, self.network.tried
+        if advice is None:
+            said = "The recipe quantizes no layer that has a weight: there is nothing to advise."
+            return model.Advice(
+                said=said, overrides=[], suggested=None, reached=True, per_tensor=0, layers=0
+            )
+        final = {**self.start, **advice.overrides}
+        weights = [
+            tried[name].asked.weights[weight]
+            for name, (weight, _) in final.items()
+            if weight is not None
+        ]
+        per_tensor = sum(row.scales == 1 for row in weights)
+        rules = suggestion.suggest(
+            advice.overrides, self.start, tried,
+            {name: self._lowered(name, pair) for name, pair in advice.overrides.items()},
+            self.why, self.session.layers,
+        )  # fmt: skip
+        return model.Advice(
+            said=self._said(advice, per_tensor, len(weights)),
+            overrides=[
+                model.Override(layers=list(r.layers), rule=r.rule, reason=r.reason) for r in rules
+            ],
+            suggested=None if advice.final is None else _network(advice.final),
+            reached=advice.reached,
+            per_tensor=per_tensor,
+            layers=len(weights),
+        )
+
+    def _said(self, advice: Advice, per_tensor: int, count: int) -> str:
+        at_start, best = self._whole(self.start), self._whole(self.finest)
+        of = {
+            "metric": f"points of {self.analyzer.metric}",
+            "decisions": "% of its decisions",
+            "outputs": "% of its outputs (relative error)",
+        }[best.measured_by]
+        samples = self.session.analysis.samples
+        lost = f"{at_start.loss.value:.2f} {of}"
+        if not advice.overrides and advice.reached:
+            return (
+                f"Nothing needs to change: on {samples} samples the recipe loses {lost}, which is "
+                f"within {self.analyzer.wanted.tolerance:g} of the finest settings' "
+                f"{best.loss.value:.2f} or cannot be told from it."
+            )
+        if not advice.overrides:
+            return (
+                f"The recipe loses {lost}, and no setting that was tried on its "
+                f"{len(self.top)} worst layers wins any of it back."
+            )
+        many = f"{len(advice.overrides)} layer{'s' if len(advice.overrides) > 1 else ''}"
+        now = f"{advice.final.loss.value:.2f}"
+        interval = ""
+        if advice.final.loss.low is not None:
+            interval = f" ({advice.final.loss.low:.2f} to {advice.final.loss.high:.2f})"
+        reaches = "" if advice.reached else ", still more than is accepted"
+        return (
+            f"The recipe loses {lost}; with {many} changed it loses {now}{interval} on these "
+            f"{samples} samples{reaches}. {per_tensor} of {count} weights are per_tensor then."
+        )
+
+
+def _share(mean: effects.Mean, unit: str) -> model.Share:
+    return model.Share(value=mean.value, low=mean.low, high=mean.high, unit=unit)
+
+
+def _sqnr(found: Sqnr) -> model.Sqnr:
+    error = found.relative_error
+    return model.Sqnr(
+        db=found.db, low=found.low, high=found.high, relative_error=error, samples=found.samples
+    )
+
+
+def _network(found: effects.Effect) -> model.NetworkEffect:
+    return model.NetworkEffect(
+        sqnr=_sqnr(found.sqnr),
+        kl=None if found.kl is None else _share(found.kl, "nats"),
+        agreement=None if found.agreement is None else _share(found.agreement, "%"),
+        metric=None if found.metric is None else _share(found.metric, "%"),
+        loss=_share(found.loss, "points"),
+    )

@@ -1,0 +1,135 @@
+"""Why a layer loses what it loses: one sentence in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from granplugin.analysis.local import START
+from granplugin.analysis.losses import LayerLosses, Loss
+from granplugin.analysis.settings import label
+from granplugin.folding import spread, typical
+from granplugin.weight_facts import OUTLIER, WeightFacts
+
+Where = Literal["weight", "input", "neither"]
+
+MATTERS = 1e-3
+"""A share of the channels' signal (30 dB) below which a loss is not worth a word."""
+GAIN_DB = 3.0
+"""An alternative that wins back less is none."""
+
+
+@dataclass(frozen=True)
+class InputFacts:
+    """The largest |x| of each channel of a layer's input, float32; and percent of values beyond
+    the recipe's range, where that is known."""
+
+    ranges: np.ndarray
+    clipped: float | None
+
+    @property
+    def spread(self) -> float | None:
+        return spread(self.ranges)
+
+    @property
+    def widest(self) -> int | None:
+        return int(self.ranges.argmax()) if self.ranges.any() else None
+
+    @property
+    def outliers(self) -> tuple[int, ...]:
+        order = np.argsort(-self.ranges, kind="stable")
+        return tuple(order[self.ranges[order] > OUTLIER * typical(self.ranges)].tolist())
+
+    @property
+    def dead(self) -> int:
+        return int((self.ranges == 0).sum())
+
+
+def loss_in(losses: LayerLosses) -> Where:
+    """Which of the recipe's roundings changes the layer's output more."""
+    weight, given = losses.weights.get(START), losses.inputs.get(START)
+    lost = (weight.channels_lost if weight else 0.0, given.channels_lost if given else 0.0)
+    if max(lost) < MATTERS:
+        return "neither"
+    return "weight" if lost[0] >= lost[1] else "input"
+
+
+def why(losses: LayerLosses, weight: WeightFacts, given: InputFacts | None) -> str:
+    """One sentence; `given` describes the input."""
+    where = loss_in(losses)
+    if where == "weight":
+        return _of_weight(losses, weight)
+    if where == "input":
+        return _of_input(losses, given)
+    found = [loss for loss in (losses.weights.get(START), losses.inputs.get(START)) if loss]
+    if not found:
+        return "nothing is rounded: its tensors hold only zeros"
+    return (
+        f"nothing to gain: rounding takes {100 * losses.both:.2g} % of its channels' signal at most"
+    )
+
+
+def _of_weight(losses: LayerLosses, facts: WeightFacts) -> str:
+    start = losses.weights[START]
+    folded = start.row.bn == "fold"
+    wide = facts.spread_after if folded else facts.spread_before
+    widest = facts.widest_after if folded else facts.widest_before
+    said = _loses(start, losses, losses.weights, "weight")
+    behind = " after BN folding" if folded and start.row.bn else ""
+    several = start.row.scales < facts.ranges_after.size
+    if wide is not None and wide >= 2 and several:
+        said += f": channel {widest}'s filter is {_times(wide)} the median{behind}"
+        if losses.tried.asked.layer.traits & {"depthwise"}:
+            said += ", and a depthwise filter is all its channel has"
+    else:
+        said += f": {_steps(start)}"
+    return said + _remedy(start, losses.weights, facts)
+
+
+def _remedy(start: Loss, among: Mapping[int, Loss], facts: WeightFacts) -> str:
+    better = {i: loss for i, loss in among.items() if loss.db >= start.db + GAIN_DB}
+    if not better:
+        return "; no setting that was tried does better"
+    most = max(loss.db for loss in better.values())
+    near = [loss for loss in better.values() if loss.db >= min(most - 10, start.db + 20)]
+    best = min(near, key=lambda loss: (loss.row.scales, -loss.db))
+    if best.row.block == start.row.block and best.row.bn != start.row.bn:
+        return f"; bn: {best.row.bn} would not"
+    return f"; {label(best.row)} would not"
+
+
+def _of_input(losses: LayerLosses, facts: InputFacts | None) -> str:
+    start = losses.inputs[START]
+    said = "the loss is in the input, where the weight's granularity cannot help: "
+    said += _loses(start, losses, losses.inputs, "input")
+    wide = facts.spread if facts else None
+    if facts and facts.clipped is not None and facts.clipped > 0.1:
+        said += f": {facts.clipped:.2g} % of its values are clipped"
+    elif wide is not None and wide >= 2:
+        said += f": channel {facts.widest} reaches {_times(wide)} the median channel"
+    else:
+        said += f": {_steps(start)}"
+    better = [loss for loss in losses.inputs.values() if loss.db >= start.db + GAIN_DB]
+    if not better:
+        return said + "; no setting that was tried does better"
+    best = max(better, key=lambda loss: loss.db)
+    return said + f"; {label(best.row)} wins back {best.db - start.db:.0f} dB"
+
+
+def _loses(start: Loss, losses: LayerLosses, among: Mapping[int, Loss], site: str) -> str:
+    best = max(loss.db for loss in among.values())
+    name = label(start.row)
+    if best - start.db >= GAIN_DB:
+        return f"{name} loses {best - start.db:.0f} dB"
+    return f"{name} leaves {start.db:.0f} dB, {100 * start.channels_lost:.2g} % of the channels"
+
+
+def _steps(start: Loss) -> str:
+    return f"its values are small beside its range, {start.row.scales} scales serve it"
+
+
+def _times(factor: float) -> str:
+    return f"{factor:,.0f} times" if factor >= 10 else f"{factor:.1f} times"
