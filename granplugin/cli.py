@@ -309,6 +309,10 @@ def analyze(
     all_: Annotated[
         bool, typer.Option("--all", help="Show every layer, not the worst 15.")
     ] = False,
+    statistics: Annotated[
+        Optional[Path],
+        typer.Option(metavar="FILE", help="The statistics.safetensors of an earlier analysis."),
+    ] = None,
     costs: Annotated[
         bool, typer.Option(help="Build engines to count each setting's kernels and MB.")
     ] = True,
@@ -329,7 +333,7 @@ def analyze(
         from granplugin.session import Session
 
         session = Session(loaded, run)
-        found = result.analyze(session, costs)
+        found = result.analyze(session, costs, statistics)
         run.publish("analysis.md", to_markdown(found))
         run.publish("analysis.json", found.model_dump_json(indent=1))
         if write_recipe:

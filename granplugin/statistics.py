@@ -138,6 +138,18 @@ class Statistics:
         except (OSError, SafetensorError) as err:
             raise UserError(f"{path}: cannot read calibration statistics: {err}") from err
 
+    @staticmethod
+    def key_of(path: Path) -> str:
+        """What a file written by `save` is of; UserError if it is none."""
+        try:
+            with safe_open(path, "numpy") as file:
+                metadata = file.metadata() or {}
+        except (OSError, SafetensorError) as err:
+            raise UserError(f"{path}: cannot read calibration statistics: {err}") from err
+        if "needs" not in metadata:
+            raise UserError(f"{path}: not a file of calibration statistics")
+        return metadata["key"]
+
     def _key(self, need: Need) -> Need | None:
         wider = replace(need, histogram=True)
         return next((key for key in (need, wider) if key in self.amax), None)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from granplugin.analysis.passes import InMemory
@@ -20,6 +21,8 @@ from granplugin.statistics import Need, Statistics
 
 log = logging.getLogger(__name__)
 
+PEAK = "peak"
+"""`<layer>.peak` is the largest |x| of each sample of the layer's input, as a tensor (n, 1)."""
 _SAVED_EVERY = 10.0
 
 
@@ -95,13 +98,20 @@ def _hook(model: nn.Module, site: str, add: Callable[[Tensor], None]) -> Any:
     module = model.get_submodule(layer)
 
     def given(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        add(next(tensors_in((args, kwargs))))
+        x = next(tensors_in((args, kwargs)))
+        add(_peaks(x) if role == PEAK else x)
 
     if role == "output":
         return module.register_forward_hook(lambda m, args, out: add(next(tensors_in(out))))
     if role == "skip":
         module = module.get_submodule(SKIP_QUANTIZER)
     return module.register_forward_pre_hook(given, with_kwargs=True)
+
+
+def _peaks(x: Tensor) -> Tensor:
+    rows = x.detach().flatten(1) if x.ndim > 1 else x.detach()[:, None]
+    # Not abs().amax(): that writes and reads a copy of the activation.
+    return torch.maximum(rows.amax(1), -rows.amin(1))[:, None]
 
 
 def _left(kept: Path, key: str) -> tuple[Statistics | None, int]:

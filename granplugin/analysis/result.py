@@ -34,12 +34,15 @@ ALLOWED = ("native", "lowered")
 """Promises that a suggestion may rely on."""
 
 
-def analyze(session: Session, measure_costs: bool = True) -> model.Analysis:
+def analyze(
+    session: Session, measure_costs: bool = True, statistics: Path | None = None
+) -> model.Analysis:
     """The analysis of a session's recipe.
 
-    Without `measure_costs` no engine is built. Raises UserError for what the user must change.
+    Without `measure_costs` no engine is built; `statistics` is a file that an analysis of the same
+    model and data left. Raises UserError for what the user must change.
     """
-    found = _Found(Analyzer(session), measure_costs)
+    found = _Found(Analyzer(session, statistics), measure_costs)
     return found.analysis()
 
 
@@ -173,17 +176,19 @@ class _Found:
         needs = input_needs(each.tried.asked)
         if needs is None:
             return None
-        channels, _ = self.analyzer.statistics.of(needs[0])
+        channels, _ = self.analyzer.statistics.of(needs.channels)
+        largest, counts = self.analyzer.statistics.of(needs.peaks)
         shares = self._input_shares(each, START)
         clipped = shares[0] if shares and START in each.inputs else None
-        return why.InputFacts(channels.reshape(-1), clipped)
+        samples = why.sample_facts(counts.reshape(-1), float(largest.max()))
+        return why.InputFacts(channels.reshape(-1), clipped, *samples)
 
     def _input_shares(self, each: LayerLosses, index: int) -> tuple[float, float] | None:
         row, needs = each.tried.asked.inputs[index], input_needs(each.tried.asked)
         amax = self.analyzer.ranges.get(row)
         if row.dynamic or amax is None:
             return None
-        _, counts = self.analyzer.statistics.of(needs[1])
+        _, counts = self.analyzer.statistics.of(needs.values)
         return losses.input_shares(row, amax, counts.reshape(-1))
 
     def _why(self, each: LayerLosses) -> str:
@@ -248,6 +253,8 @@ class _Found:
                 widest_input=given.widest if given else None,
                 input_outliers=list(given.outliers) if given else [],
                 dead_inputs=given.dead if given else 0,
+                sample_spread=given.sample_spread if given else None,
+                outlier_samples=given.outlier_samples if given else 0,
             ),
             alone=_network(self._alone(each.name)) if measured else None,
             restored=_network(self._restored(each.name)) if measured else None,

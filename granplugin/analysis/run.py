@@ -6,17 +6,19 @@ the data) -> effects on the network's output, of the worst layers -> advice -> a
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import granplugin
-from granplugin.analysis.collect import collect
+from granplugin.analysis.collect import PEAK, collect
 from granplugin.analysis.effects import (
     Effect,
     Effects,
@@ -31,6 +33,7 @@ from granplugin.analysis.passes import Figures, Kept, accumulate
 from granplugin.analysis.settings import Asked, Skipped, ask, label
 from granplugin.calibrators import BINS
 from granplugin.data import Batch
+from granplugin.errors import DataError
 from granplugin.metrics import METRICS
 from granplugin.plan import Plan, Row, make_plan
 from granplugin.progress import track
@@ -47,6 +50,8 @@ from granplugin.statistics import (
 
 log = logging.getLogger(__name__)
 
+STATISTICS = "statistics.safetensors"
+"""What an analysis leaves in its run folder for others of the same model and data."""
 LOCAL_SHARE = 4
 """Local errors are measured on one sample in so many, drawn at random, unless all are asked for."""
 LEAST_SAMPLES = 32
@@ -58,8 +63,10 @@ _LABELS = ""
 class Analyzer:
     """The stages of one analysis, on one session; each is run once, when first needed."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, given: Path | None = None) -> None:
+        """`given` is a file of statistics that an analysis left. Raises UserError."""
         self.session = session
+        self.given = self._read(given) if given else None
         self.wanted = session.recipe.analyze
         self.seconds: dict[str, float] = {}
         self.plan: Plan = make_plan(session.loaded, session.layers)
@@ -87,10 +94,12 @@ class Analyzer:
         rows = [row for each in self.asked for row in each.inputs]
         needs = set(needs_of([*rows, *self.others]))
         for each in self.asked:
-            needs.update(input_needs(each) or ())
+            described = input_needs(each)
+            if described is not None:
+                needs |= {described.channels, described.values, described.peaks}
         key = content_key(session.key, session.calibration.key(), granplugin.__version__)
         path = run_folder.cache / f"statistics-{key}.safetensors"
-        found = Statistics.load(path, key) if path.exists() else None
+        found = Statistics.load(path, key) if path.exists() else self.given
         missing = {n for n in needs if found is None or not found.covers([n])}
         if missing:
             partial = path.with_suffix(".partial.safetensors")
@@ -102,7 +111,37 @@ class Analyzer:
             found = found.join(seen) if found else seen
             found.save(path, key)
             partial.unlink(missing_ok=True)
+        found.save(run_folder.path / STATISTICS, json.dumps(self._of))
         return found
+
+    @cached_property
+    def _of(self) -> dict[str, str]:
+        """What statistics are of."""
+        session = self.session
+        return {
+            "model": session.key,
+            "data": session.calibration.key(),
+            "version": granplugin.__version__,
+        }
+
+    def _read(self, path: Path) -> Statistics:
+        key = Statistics.key_of(path)
+        try:
+            told = dict(json.loads(key))
+        except (ValueError, TypeError):
+            told = {}
+        names = {
+            "model": "another model (its weights, code or arguments differ)",
+            "data": "other calibration data",
+            "version": f"another version of granplugin ({told.get('version', 'unknown')})",
+        }
+        differ = [names[part] for part, value in self._of.items() if told.get(part) != value]
+        if differ:
+            raise DataError(
+                f"{path}: these statistics are of {' and of '.join(differ)}; leave --statistics "
+                "out to collect them anew"
+            )
+        return Statistics.load(path, key)
 
     @cached_property
     def ranges(self) -> dict[Row, np.ndarray | None]:
@@ -320,15 +359,26 @@ def _within_budget(
     return tuple(kept), over
 
 
-def input_needs(asked: Asked) -> tuple[Need, Need] | None:
-    """What describes a layer's input: the range of each channel, and its histogram."""
+@dataclass(frozen=True, slots=True)
+class InputNeeds:
+    """What describes a layer's input: the range of each channel, the histogram of all values, and
+    that of the samples' peaks."""
+
+    channels: Need
+    values: Need
+    peaks: Need
+
+
+def input_needs(asked: Asked) -> InputNeeds | None:
+    """None for a layer of whose input nothing is asked."""
     if not asked.inputs:
         return None
     row, axis = asked.inputs[0], asked.layer.channel_axis("input")
     channels = tuple(1 if at == axis else n for at, n in enumerate(row.shape))
-    return (
+    return InputNeeds(
         Need(row.observed, channels, False, row.shape),
         Need(row.observed, row.shape, True, row.shape),
+        Need(f"{row.layer}.{PEAK}", (1, 1), True, (1, 1)),
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from granplugin.analysis.local import START
 from granplugin.analysis.losses import LayerLosses, Loss
 from granplugin.analysis.settings import label
+from granplugin.calibrators import EDGES
 from granplugin.folding import spread, typical
 from granplugin.weight_facts import OUTLIER, WeightFacts
 
@@ -24,11 +25,14 @@ GAIN_DB = 3.0
 
 @dataclass(frozen=True)
 class InputFacts:
-    """The largest |x| of each channel of a layer's input, float32; and percent of values beyond
-    the recipe's range, where that is known."""
+    """The largest |x| of each channel of a layer's input, float32; percent of values beyond the
+    recipe's range, where that is known; the largest over the median of the samples' peaks, and how
+    many samples are over OUTLIER times that median."""
 
     ranges: np.ndarray
     clipped: float | None
+    sample_spread: float | None
+    outlier_samples: int
 
     @property
     def spread(self) -> float | None:
@@ -108,6 +112,12 @@ def _of_input(losses: LayerLosses, facts: InputFacts | None) -> str:
     wide = facts.spread if facts else None
     if facts and facts.clipped is not None and facts.clipped > 0.1:
         said += f": {facts.clipped:.2g} % of its values are clipped"
+    elif facts and facts.outlier_samples and facts.sample_spread > (wide or 0):
+        several = "samples reach" if facts.outlier_samples > 1 else "sample reaches"
+        said += (
+            f": {facts.outlier_samples} {several} up to {_times(facts.sample_spread)} the median "
+            "sample's peak"
+        )
     elif wide is not None and wide >= 2:
         said += f": channel {facts.widest} reaches {_times(wide)} the median channel"
     else:
@@ -125,6 +135,17 @@ def _loses(start: Loss, losses: LayerLosses, among: Mapping[int, Loss], site: st
     if best - start.db >= GAIN_DB:
         return f"{name} loses {best - start.db:.0f} dB"
     return f"{name} leaves {start.db:.0f} dB, {100 * start.channels_lost:.2g} % of the channels"
+
+
+def sample_facts(counts: np.ndarray, largest: float) -> tuple[float | None, int]:
+    """Of the samples' peaks, from their histogram (BINS,): largest / median, and the number over
+    OUTLIER times the median, to the 0.4 % of a bin's width."""
+    middles = np.concatenate([[0.0], (EDGES[1:-1] + EDGES[2:]) / 2])
+    below = np.cumsum(counts)
+    median = float(middles[np.searchsorted(below, (below[-1] + 1) / 2)]) if below[-1] else 0.0
+    if median == 0:
+        return None, 0
+    return largest / median, int(counts[middles > OUTLIER * median].sum())
 
 
 def _steps(start: Loss) -> str:

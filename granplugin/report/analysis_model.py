@@ -92,6 +92,10 @@ class Facts(Part):
     widest_input: int | None
     input_outliers: list[int]
     dead_inputs: int
+    sample_spread: float | None = Field(
+        description="Largest / median of the samples' largest |input|."
+    )
+    outlier_samples: int = Field(description="Samples over 10 times that median.")
 
 
 class LayerAnalysis(Part):
