@@ -10,13 +10,17 @@ from pydantic import Field
 from granplugin.report.model import Machine, Number, Part
 
 VERSION = 1
+ALL = "all"
+"""The setting of a layer that is skipped whole."""
 
 
 class Sqnr(Part):
     """Signal to quantization noise, 10 log10(sum of squares / sum of squared changes)."""
 
     db: Number | None = Field(description="inf: nothing changed; null: there is no signal.")
-    low: Number | None = Field(description="95 % interval of the figure on all samples; null: exact.")
+    low: Number | None = Field(
+        description="95 % interval of the figure on all samples; null: exact."
+    )
     high: Number | None
     relative_error: float | None = Field(description="Of the root mean square; 10^(-dB / 20).")
     samples: int = Field(description="Samples it was measured on; 0: it is of a weight.")
@@ -25,10 +29,10 @@ class Sqnr(Part):
 class Share(Part):
     """A mean over samples, with its 95 % interval."""
 
-    value: float
-    low: float | None = None
-    high: float | None = None
-    unit: str
+    value: Number
+    low: Number | None = None
+    high: Number | None = None
+    unit: str = Field(description="`points` and `%` have two decimals in texts.")
 
 
 class NetworkEffect(Part):
@@ -119,8 +123,8 @@ class LayerAnalysis(Part):
 class SkippedSetting(Part):
     """A setting that was not tried on a site, and why."""
 
-    site: str
-    setting: str
+    site: str = Field(description="A layer where the setting is `all`.")
+    setting: str = Field(description="`all`: the layer is skipped whole.")
     reason: str
 
 
@@ -150,7 +154,9 @@ class Analysis(Part):
     granplugin: str
     recipe: str
     machine: Machine
-    data: str = Field(description="What it was measured on: analysis or calibration data.")
+    data: Literal["analysis", "calibration"] = Field(
+        description="Which of the recipe's data it was measured on."
+    )
     samples: int = Field(description="Of these data.")
     local_samples: int = Field(description="Drawn of them for local errors.")
     calibration_samples: int
