@@ -10,6 +10,8 @@ from pydantic import Field
 from granplugin.report.model import Machine, Number, Part
 
 VERSION = 1
+ALL = "all"
+"""The setting of a layer that is skipped whole."""
 
 
 class Sqnr(Part):
@@ -27,10 +29,10 @@ class Sqnr(Part):
 class Share(Part):
     """A mean over samples, with its 95 % interval."""
 
-    value: float
-    low: float | None = None
-    high: float | None = None
-    unit: str
+    value: Number
+    low: Number | None = None
+    high: Number | None = None
+    unit: str = Field(description="`points` and `%` have two decimals in texts.")
 
 
 class NetworkEffect(Part):
@@ -125,8 +127,8 @@ class LayerAnalysis(Part):
 class SkippedSetting(Part):
     """A setting that was not tried on a site, and why."""
 
-    site: str
-    setting: str
+    site: str = Field(description="A layer where the setting is `all`.")
+    setting: str = Field(description="`all`: the layer is skipped whole.")
     reason: str
 
 
@@ -156,7 +158,9 @@ class Analysis(Part):
     granplugin: str
     recipe: str
     machine: Machine
-    data: str = Field(description="What it was measured on: analysis or calibration data.")
+    data: Literal["analysis", "calibration"] = Field(
+        description="Which of the recipe's data it was measured on."
+    )
     samples: int = Field(description="Of these data.")
     local_samples: int = Field(description="Drawn of them for local errors.")
     calibration_samples: int

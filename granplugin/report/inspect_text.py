@@ -11,7 +11,8 @@ from granplugin.folding import typical
 from granplugin.layers import BATCH_NORMS, Layer
 from granplugin.plan import Row
 from granplugin.plan_file import row_json
-from granplugin.report.findings_text import WIDTH, names, wrapped
+from granplugin.report.columns import table
+from granplugin.report.findings_text import names, wrapped
 from granplugin.report.verbs import ChannelFacts, InspectedLayer, InspectOutput, SiteRow, Unsited
 
 _KINDS = ("depthwise", "grouped", "pointwise")
@@ -84,7 +85,7 @@ def _shapes(weighted: Sequence[Any]) -> Iterator[str]:
         )
         for each in weighted
     ]
-    yield from _table(heads, rows, "<><<<>>")
+    yield from table(heads, rows, "<><<<>>")
 
 
 def _calls(layer: Layer) -> int:
@@ -111,56 +112,7 @@ def _ranges(weighted: Sequence[Any]) -> Iterator[str]:
                 _gets(each),
             )
         )
-    yield from _table(heads, rows, "<<>>>>><")
-
-
-def _table(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], sides: Sequence[str]
-) -> Iterator[str]:
-    """Columns as wide as they must be; the first has what is left, and its names are cut to it:
-    first what many begin with, which is said once.
-
-    A column of which nothing is known is left out.
-    """
-    columns = zip(sides, heads, *rows, strict=True)
-    sides, heads, *rows = zip(*(c for c in columns if set(c[2:]) != {"-"}), strict=True)
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    widths[0] = room = min(widths[0], max(WIDTH - sum(widths[1:]) - len(widths) + 1, 12))
-    layers = [row[0] for row in rows]
-    prefix = _prefix(layers) if max(map(len, layers)) > room else None
-    if prefix:
-        yield f"~ is {prefix}"
-    for name, *cells in (heads, *rows):
-        name = f"~{name[len(prefix) :]}" if prefix and name.startswith(f"{prefix}.") else name
-        line = zip((_cut(name, room), *cells), sides, widths, strict=True)
-        yield " ".join(f"{cell:{side}{width}}" for cell, side, width in line).rstrip()
-
-
-def _prefix(layers: Sequence[str]) -> str | None:
-    """What several names begin with, so that without it they are shorter by most letters in all.
-
-    >>> _prefix(["net.stem.conv", "net.stages.0.conv", "net.stages.1.conv"])
-    'net.stages'
-    """
-    parts = [name.split(".") for name in layers]
-    counts = Counter(".".join(of[:end]) for of in parts for end in range(1, len(of)))
-    shared = [prefix for prefix, count in counts.items() if count > 1]
-    return max(shared, key=lambda prefix: counts[prefix] * (len(prefix) - 1), default=None)
-
-
-def _cut(name: str, room: int) -> str:
-    """A dotted name whose longest parts lose letters, so that its numbers still tell it.
-
-    >>> _cut("encoder.layer.11.attention.query", 24)
-    'enc~.lay~.11.atte~.query'
-    """
-    parts = name.split(".")
-    while len(".".join(parts)) > room:
-        longest = max(range(len(parts)), key=lambda i: len(parts[i]))
-        if len(parts[longest]) < 3:
-            return f"~{name[1 - room :]}"
-        parts[longest] = f"{parts[longest].removesuffix('~')[:-1]}~"
-    return ".".join(parts)
+    yield from table(heads, rows, "<<>>>>><")
 
 
 def _notable(weighted: Sequence[Any]) -> Iterator[str]:

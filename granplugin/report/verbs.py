@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from granplugin.report.analysis_model import Analysis
 from granplugin.report.model import LintFinding, Machine, Part
 
 
@@ -273,6 +274,7 @@ class InspectOutput(Part):
 
 OUTPUTS: dict[str, Any] = {
     "audit": AuditOutput,
+    "analysis": Analysis,
     "compare": CompareOutput,
     "capabilities": CapabilitiesOutput,
     "inspect": InspectOutput,

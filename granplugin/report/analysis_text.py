@@ -1,0 +1,394 @@
+"""An analysis as text of 80 columns: the network, the worst layers and why, what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import yaml
+
+from granplugin.report.analysis_model import (
+    ALL,
+    Advice,
+    Analysis,
+    EngineCost,
+    LayerAnalysis,
+    NetworkEffect,
+    Override,
+    SettingFigures,
+    Share,
+    SkippedSetting,
+    Sqnr,
+)
+from granplugin.report.columns import table
+from granplugin.report.findings_text import WIDTH, names, wrapped
+
+TOP = 15
+"""Layers that are shown where not all are asked for."""
+_REASONS = 5
+"""Reasons for skipping that are told."""
+
+
+def lines(analysis: Analysis, all_layers: bool = False) -> list[str]:
+    """What was measured, the network, the worst layers - or all - and why, and what to do."""
+    shown = analysis.layers if all_layers else analysis.layers[:TOP]
+    parts = (
+        _measured(analysis),
+        _network(analysis),
+        _ranked(analysis, shown),
+        _reasons(analysis, shown),
+        _aside(analysis),
+        _advised(analysis),
+    )
+    told = [["", *part] for each in parts if (part := list(each))]
+    return [line for part in told for line in part][1:]
+
+
+def _measured(analysis: Analysis) -> Iterator[str]:
+    yield from wrapped(f"{analysis.recipe}: {measured_on(analysis)}", "")
+    yield from wrapped(
+        f"loss: {loss_means(analysis)}; tolerated: {analysis.tolerance:g} more than with the "
+        "finest settings",
+        "",
+    )
+    yield from wrapped(
+        "±: to the farther end of the 95 % interval; without it a figure is exact for its samples",
+        "",
+    )
+
+
+def measured_on(analysis: Analysis) -> str:
+    """The samples behind the figures."""
+    drawn = f"{analysis.local_samples:,} of them, drawn at random"
+    if analysis.local_samples >= analysis.samples:
+        drawn = "all of them"
+    return (
+        f"{counted(analysis.layers, 'layer')} on {counted(analysis.samples, 'sample')} "
+        f"({analysis.data} data), the layers' own dB on {drawn}; calibrated on "
+        f"{analysis.calibration_samples:,}; {sum(analysis.seconds.values()):.0f} s"
+    )
+
+
+def loss_means(analysis: Analysis) -> str:
+    """What `loss` is, in words."""
+    return {
+        "metric": f"points of {analysis.metric} below fp32",
+        "decisions": "percent of decisions that are not fp32's",
+        "outputs": "the outputs' relative error in percent",
+    }[analysis.loss]
+
+
+def _network(analysis: Analysis) -> Iterator[str]:
+    finest = analysis.finest
+    heads = (
+        "network",
+        "loss",
+        _head(analysis.metric or "metric", finest.metric or analysis.fp32),
+        _head("agreement", finest.agreement),
+        "SQNR dB",
+        _head("KL", finest.kl),
+    )
+    rows = [(name, *_effect(effect)) for name, effect in effects(analysis)]
+    if analysis.fp32:
+        rows.insert(0, ("fp32", "-", _share(analysis.fp32), "-", "-", "-"))
+    yield from table(heads, rows, "<>>>>>")
+    if analysis.start is None:
+        yield "The recipe quantizes nothing."
+
+
+def _head(name: str, share: Share | None) -> str:
+    return f"{name} {share.unit}".rstrip() if share else name
+
+
+def effects(analysis: Analysis) -> list[tuple[str, NetworkEffect]]:
+    """The network as the recipe has it - where it quantizes -, and with the finest settings."""
+    named = [("the recipe", analysis.start), ("finest settings", analysis.finest)]
+    return [(name, effect) for name, effect in named if effect]
+
+
+def _effect(effect: NetworkEffect) -> Sequence[str]:
+    shares = [_share(x) for x in (effect.metric, effect.agreement)]
+    return _share(effect.loss), *shares, _db(effect.sqnr, True), _share(effect.kl)
+
+
+def _ranked(analysis: Analysis, shown: Sequence[LayerAnalysis]) -> Iterator[str]:
+    if not shown:
+        yield "No layer could be analysed."
+        return
+    told = "The layers, worst first. "
+    if any(layer.alone for layer in shown):
+        told += (
+            "alone: loss and dB of the network with only this layer quantized; restored: with all "
+            "that the recipe quantizes but this layer. "
+        )
+    told += (
+        "weight, input: dB of the layer's output with only that rounded, as the recipe has it; "
+        "best: with the best other setting (=: none is better)."
+    )
+    yield from wrapped(told, "")
+    heads = ("#", "layer", "alone", "dB", "restored", "dB", "weight", "best", "input", "best")
+    rows = [_row(layer) for layer in shown]
+    yield from table(heads, rows, "><>>>>>>>>", named=1)
+    if more := len(analysis.layers) - len(shown):
+        yield f"and {counted(more, 'more layer')}: --all shows them"
+    of_network = [e.sqnr for layer in shown for e in (layer.alone, layer.restored) if e]
+    of_layers = [s.alone for layer in shown for s in (*layer.weights, *layer.inputs) if s.alone]
+    widest = [(_widest(of_network), "the network's"), (_widest(of_layers), "a layer's")]
+    if told := [f"{half} for {whose}" for half, whose in widest if half]:
+        yield f"widest interval of the dB: {', '.join(told)}"
+
+
+def _row(layer: LayerAnalysis) -> Sequence[str]:
+    cells = [str(layer.rank), layer.layer]
+    for effect in (layer.alone, layer.restored):
+        cells += [_share(effect.loss, 1), _db(effect.sqnr)] if effect else ["-", "-"]
+    for settings in (layer.weights, layer.inputs):
+        own, best = own_and_best(settings)
+        cells += [_db(own.alone) if own else "float" if best else "-"]
+        cells += ["-" if best is None else _db(best.alone) if _better(best, own) else "="]
+    return cells
+
+
+def own_and_best(
+    settings: Iterable[SettingFigures],
+) -> tuple[SettingFigures | None, SettingFigures | None]:
+    """The recipe's own setting of a site, None where it is float, and the best of the others."""
+    own = next((s for s in settings if s.start), None)
+    others = [s for s in settings if not s.start and s.alone and s.alone.db is not None]
+    return own, max(others, key=lambda s: s.alone.db, default=None)
+
+
+def _better(best: SettingFigures, own: SettingFigures | None) -> bool:
+    """By what is shown: by a tenth of a dB."""
+    if own is None or own.alone is None or own.alone.db is None:
+        return True
+    return best.alone.db - own.alone.db >= 0.1
+
+
+def _reasons(analysis: Analysis, shown: Sequence[LayerAnalysis]) -> Iterator[str]:
+    """Why, of the layers whose loss matters, and what the best other setting gives and costs."""
+    mattering = [layer for layer in shown if _matters(analysis, layer)]
+    if not mattering and any(layer.alone for layer in shown):
+        limit = f"{analysis.tolerance:g}"
+        yield f"None of these layers alone has a loss over {limit}, or adds {limit} to the whole."
+    for layer in mattering:
+        yield from wrapped(f"{layer.rank} {layer.layer}: {layer.why}", "")
+        role = "input" if layer.loss_in == "input" else "weight"
+        own, best = own_and_best(layer.inputs if role == "input" else layer.weights)
+        if own and best and _better(best, own):
+            dbs = f"{_db(own.alone, True)} -> {_db(best.alone, True)} dB"
+            told = f"{role} {own.setting} -> {best.setting}: {dbs}"
+            if own.scales != best.scales:
+                told += f", {_scales(own)} -> {_scales(best)} scales"
+            yield from wrapped(told, "    ")
+            for engine in (e for e in own.costs if e in best.costs):
+                if change := _change(own.costs[engine], best.costs[engine]):
+                    yield from wrapped(f"{engine}: {change}", "    ")
+
+
+def _matters(analysis: Analysis, layer: LayerAnalysis) -> bool:
+    """A rule is about it, or alone, or in the whole, it costs more than the tolerance."""
+    costs = [layer.alone.loss.value] if layer.alone else []
+    if layer.restored and analysis.start:
+        costs.append(analysis.start.loss.value - layer.restored.loss.value)
+    advised = any(layer.layer in override.layers for override in analysis.advice.overrides)
+    return advised or any(cost > analysis.tolerance for cost in costs)
+
+
+def _scales(setting: SettingFigures) -> str:
+    return f"{setting.scales:,}" if setting.scales else "run-time"
+
+
+def _change(a: EngineCost, b: EngineCost) -> str:
+    """What an engine does otherwise; empty where it does the same, natively."""
+    told = []
+    if {a.promise, b.promise} != {"native"}:
+        told.append(
+            f"{a.promise} -> {b.promise}" if a.promise != b.promise else f"both {a.promise}"
+        )
+    if None not in (a.kernels, b.kernels) and a.kernels != b.kernels:
+        told.append(f"{a.kernels} -> {b.kernels} kernels")
+    if None not in (a.mb, b.mb) and f"{a.mb:.2f}" != f"{b.mb:.2f}":
+        told.append(f"{a.mb:.2f} -> {b.mb:.2f} MB moved")
+    return ", ".join(told)
+
+
+def _aside(analysis: Analysis) -> Iterator[str]:
+    """What engines promise the recipe, what was not measured or asked, and notes."""
+    for told in (promised(analysis), unmeasured(analysis), skipped(analysis.skipped, _REASONS)):
+        for line in told:
+            yield from wrapped(line, "")
+    for note in analysis.notes:
+        yield from wrapped(f"note: {note}", "")
+
+
+def promised(analysis: Analysis) -> Iterator[str]:
+    """What each engine makes of the recipe as it is; engines that have all of it in one line."""
+    sites: dict[str, dict[str, EngineCost]] = {}
+    for layer in analysis.layers:
+        for role, settings in (("weight", layer.weights), ("input", layer.inputs)):
+            for own in (s for s in settings if s.start):
+                for engine, cost in own.costs.items():
+                    sites.setdefault(engine, {})[f"{layer.layer}.{role}"] = cost
+    whole = [e for e, costs in sites.items() if all(c.promise == "native" for c in costs.values())]
+    if whole:
+        yield f"{', '.join(whole)}: all of the recipe is native"
+    for engine, costs in sites.items():
+        groups: dict[tuple[str, str], list[str]] = {}
+        for site, cost in costs.items():
+            if cost.promise != "native":
+                groups.setdefault((cost.promise, cost.reason), []).append(site)
+        for (promise, reason), of in groups.items():
+            share = f"{len(of)} of the recipe's {counted(len(costs), 'site')}"
+            yield f"{engine}: {promise} for {share} ({names(of)}): {reason}"
+
+
+def unmeasured(analysis: Analysis) -> Iterator[str]:
+    """Why kernels and MB are not known."""
+    counts: dict[tuple[str, str], int] = {}
+    for layer in analysis.layers:
+        for setting in (*layer.weights, *layer.inputs):
+            for engine, cost in setting.costs.items():
+                if cost.unmeasured:
+                    key = (engine, cost.unmeasured)
+                    counts[key] = counts.get(key, 0) + 1
+    for (engine, reason), count in counts.items():
+        yield f"{engine}: kernels and MB of {counted(count, 'setting')} not measured: {reason}"
+
+
+def skipped(
+    found: Sequence[SkippedSetting],
+    most: int | None = None,
+    listed: Callable[[Sequence[str]], str] = names,
+) -> Iterator[str]:
+    """What was not tried, by reason, those of the most settings first."""
+    groups: dict[str, list[SkippedSetting]] = {}
+    for each in found:
+        groups.setdefault(each.reason, []).append(each)
+    told = sorted(groups.items(), key=lambda group: -len(group[1]))
+    for reason, of in told[:most]:
+        sites = listed(list(dict.fromkeys(each.site for each in of)))
+        settings = list(dict.fromkeys(each.setting for each in of))
+        what = f"{counted(of, 'setting')} ({listed(settings)})"
+        yield f"skipped {'all settings' if settings == [ALL] else what} of {sites}: {reason}"
+    if most is not None and len(told) > most:
+        rest = sum(len(of) for _, of in told[most:])
+        reasons = counted(len(told) - most, "other reason")
+        yield f"skipped {counted(rest, 'more setting')}, for {reasons}"
+
+
+def _advised(analysis: Analysis) -> Iterator[str]:
+    advice = analysis.advice
+    if not advice.overrides:
+        head = "nothing to change" if advice.reached else "no rule helps"
+        yield from wrapped(f"{head}: {advice.said}", "")
+        return
+    yield from wrapped(f"what to do: {advice.said}", "")
+    yield ""
+    yield from rules_yaml(advice.overrides)
+    yield ""
+    yield from wrapped(reaches(analysis), "")
+
+
+def reaches(analysis: Analysis) -> str:
+    """What the suggested rules make of the network, beside what it was."""
+    advice = analysis.advice
+    told = ""
+    if effect := advice.suggested:
+        figures = [f"loss {_share(effect.loss)}"]
+        if effect.metric:
+            unit = effect.metric.unit
+            figures.append(f"{analysis.metric} {_share(effect.metric)} {unit}".rstrip())
+        if effect.agreement:
+            figures.append(f"agreement {_share(effect.agreement)} %")
+        figures.append(f"{_db(effect.sqnr, True)} dB")
+        beside = [f"{name}: {_share(e.loss)}" for name, e in effects(analysis)]
+        figures[0] += f" ({', '.join(beside)})"
+        told = f"with these rules: {', '.join(figures)}; "
+    return f"{told}{within_tolerance(analysis)}; {coarse(advice)}"
+
+
+def within_tolerance(analysis: Analysis) -> str:
+    within = "within" if analysis.advice.reached else "not within"
+    return f"{within} the tolerance of {analysis.tolerance:g}"
+
+
+def coarse(advice: Advice) -> str:
+    """How many weights keep one scale."""
+    return (
+        f"{advice.per_tensor} of {counted(advice.layers, 'quantized layer')} have one scale for "
+        "their whole weight"
+    )
+
+
+def rules_yaml(overrides: Sequence[Override]) -> Iterator[str]:
+    """The rules as a recipe has them, each behind its reason as a comment.
+
+    A rule takes one line where it fits. Only a name longer than a line makes a longer one.
+    """
+    yield "rules:"
+    for override in overrides:
+        yield from wrapped(override.reason, "  # ")
+        flow = _dump(override.rule, flow=True)
+        if len(flow) == 1 and len(flow[0]) <= WIDTH - 4:
+            yield f"  - {flow[0]}"
+        else:
+            first, *rest = _dump(override.rule, flow=False)
+            yield f"  - {first}"
+            yield from (f"    {line}" for line in rest)
+
+
+def _dump(rule: object, flow: bool) -> list[str]:
+    text = yaml.safe_dump(
+        rule, sort_keys=False, allow_unicode=True, width=WIDTH - 4, default_flow_style=flow
+    )
+    return text.splitlines()
+
+
+def counted(of: int | Sequence[object], noun: str) -> str:
+    """How many there are.
+
+    >>> counted(1, "layer"), counted(["a", "b"], "layer")
+    ('1 layer', '2 layers')
+    """
+    count = of if isinstance(of, int) else len(of)
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _db(sqnr: Sqnr | None, interval: bool = False) -> str:
+    """dB with one decimal; `exact` where nothing changed, `none` where there is no signal."""
+    if sqnr is None:
+        return "-"
+    if sqnr.db is None:
+        return "none"
+    if sqnr.db == math.inf:
+        return "exact"
+    return f"{sqnr.db:.1f}" + (_half(sqnr.db, sqnr.low, sqnr.high, 1) if interval else "")
+
+
+def _share(share: Share | None, decimals: int = 2) -> str:
+    """Percent and points with as many decimals, others with four digits, and the interval."""
+    if share is None:
+        return "-"
+    if share.unit in ("%", "points"):
+        return f"{share.value:.{decimals}f}{_half(share.value, share.low, share.high, decimals)}"
+    told = f"{share.value:.4g}"
+    if share.low is None or share.high is None or not math.isfinite(share.value):
+        return told
+    return f"{told}±{max(share.high - share.value, share.value - share.low):.2g}"
+
+
+def _half(value: float, low: float | None, high: float | None, decimals: int) -> str:
+    """± and the farther bound, rounded up so that it is never 0."""
+    if low is None or high is None or not math.isfinite(value):
+        return ""
+    half = max(high - value, value - low)
+    if not math.isfinite(half):
+        return "±inf"
+    return f"±{math.ceil(round(half * 10**decimals, 6)) / 10**decimals:.{decimals}f}"
+
+
+def _widest(figures: Iterable[Sqnr]) -> str:
+    """The widest interval; empty where there is none."""
+    halves = [_half(x.db, x.low, x.high, 1) for x in figures if x.db is not None]
+    return max(halves, key=lambda half: float(half[1:] or 0), default="")
