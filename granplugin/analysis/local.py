@@ -258,9 +258,7 @@ class _Layer:
         bn = self.tried.bn
         if bn is None:
             return output
-        return F.batch_norm(
-            output, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps
-        )
+        return F.batch_norm(output, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
 
     def flush(self) -> dict[str, np.ndarray]:
         """The figures of the batch, from what all calls of the layer added."""
@@ -273,9 +271,7 @@ class _Layer:
                 "layer before it"
             )
         found = {
-            name: np.concatenate(
-                [sums(signal.sum(1), error.sum(1)), signal.sum(0), error.sum(0)]
-            )
+            name: np.concatenate([sums(signal.sum(1), error.sum(1)), signal.sum(0), error.sum(0)])
             for name, error in self.squares.items()
         }
         self.squares = {}

@@ -65,7 +65,7 @@ def accumulate(
         if done:
             log.info("resuming behind %d batches", done)
         saved = time.monotonic()
-        within = _InMemory()
+        within = InMemory()
         at = done
         try:
             for at, batch in enumerate(batches):
@@ -89,7 +89,7 @@ def accumulate(
     return {name: kept.figures[name] for name in wanted}
 
 
-class _InMemory:
+class InMemory:
     """Runs batches whole, or in halves from the first one on for which there was no memory."""
 
     def __init__(self) -> None:

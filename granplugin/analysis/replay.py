@@ -93,9 +93,7 @@ class Script:
             if target in self.starts:
                 wanted.update(self._ended_before(self.starts[target]))
         self.mutated = frozenset(
-            at
-            for at in wanted
-            if _versions(self.events[at].result) != self.events[at].versions
+            at for at in wanted if _versions(self.events[at].result) != self.events[at].versions
         )
         self.wanted = frozenset(wanted)
         self.forget()

@@ -98,7 +98,10 @@ def _meaning(row: Row) -> tuple:
 
 
 def _distinct(rows: Sequence[Row]) -> tuple[Row, ...]:
-    return tuple({_meaning(row): row for row in reversed(rows)}.values())[::-1]
+    found: dict[tuple, Row] = {}
+    for row in rows:
+        found.setdefault(_meaning(row), row)
+    return tuple(found.values())
 
 
 def _crossed(entries: Sequence[Settings], calibrators: Sequence[Calibrator]) -> Iterator[Settings]:
@@ -111,9 +114,7 @@ def _crossed(entries: Sequence[Settings], calibrators: Sequence[Calibrator]) -> 
                 yield entry.model_copy(update={"calibrator": calibrator})
 
 
-def _row(
-    layer: Layer, own: Row, settings: Settings, bn: str | None, samples: int
-) -> Row | Skipped:
+def _row(layer: Layer, own: Row, settings: Settings, bn: str | None, samples: int) -> Row | Skipped:
     granularity = settings.granularity or PerTensor()
     form = settings.format or (own.format if own.quantized else next(iter(FORMATS)))
     calibrator = settings.calibrator or Calibrator()
