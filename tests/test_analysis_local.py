@@ -19,12 +19,12 @@ from granplugin.analysis.settings import ask
 from granplugin.calibrators import Calibrator
 from granplugin.errors import ModelError
 from granplugin.formats import FORMATS, fake_quantize, scale_of
-from granplugin.granularity import parse_granularity, reduce_blocks
+from granplugin.granularity import parse_granularity
 from granplugin.graph.verify_lowered import run_time_scales
 from granplugin.layers import WEIGHTED
 from granplugin.plan import Plan, Row
 from granplugin.recipe.schema import Analyze
-from granplugin.statistics import find_amax
+from granplugin.statistics import Statistics, find_amax, needs_of
 from granplugin.trace import folded, trace
 
 WEIGHTS = ["per_tensor", "per_channel", {"per_channel": {"axis": -1}}, "per_element"]
@@ -65,6 +65,15 @@ def _settled(bn):
             bn.weight.copy_(torch.logspace(-2, 1, len(bn.weight)) * torch.randn(len(bn.weight)))
             bn.bias.normal_()
     return bn
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Networks of this size are no faster with more, and far slower on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @st.composite
@@ -142,6 +151,10 @@ def inputs_of(model, x, name):
     return seen
 
 
+def _within(block, x):
+    return (0, *(axis for axis in range(1, x.ndim) if block[axis] > 1))
+
+
 def set_up(model, x, wanted=WANTED):
     """The layers with their settings tried on them, and the ranges of all rows."""
     traced = trace(model, x)
@@ -156,20 +169,13 @@ def set_up(model, x, wanted=WANTED):
                 weight = folded(module, model.get_submodule(each.layer.bn))[0]
             ranges[row] = find_amax(row, weight=weight)
         seen = inputs_of(model, x, each.layer.name)
-        for row in each.inputs:
-            if not row.dynamic:
-                block = row.block
-                amax = [
-                    reduce_blocks(
-                        np.abs(part),
-                        (
-                            len(part),
-                            *(n if b > 1 else 1 for b, n in zip(block[1:], part.shape[1:])),
-                        ),
-                    )
-                    for part in seen
-                ]
-                ranges[row] = np.max(amax, 0)
+        for need in needs_of(each.inputs):
+            amax = [np.abs(part).max(_within(need.block, part), keepdims=True) for part in seen]
+            ranges |= {
+                row: find_amax(row, Statistics({need: np.max(amax, 0)}, {}, len(x)))
+                for row in each.inputs
+                if needs_of([row]) == {need}
+            }
     return asked, ranges, try_settings(asked, model, ranges, torch.device("cpu"))
 
 
@@ -196,6 +202,8 @@ def rounded(row, amax, x):
 def outputs(model, x, layer, fold, weight=None, given=None, ranges=None):
     """The layer's outputs (behind its batch norm) in a copy of the network, in float64, where only
     its weight is rounded as the row `weight` says, only its input as `given` does, or both."""
+    # In float64, some of its values would fall on the other side of a rounding boundary.
+    seen = iter(inputs_of(model, x, layer.name))
     model = copy.deepcopy(model)
     module = model.get_submodule(layer.name)
     end = module
@@ -212,14 +220,15 @@ def outputs(model, x, layer, fold, weight=None, given=None, ranges=None):
         values = fake_quantize(values, scale_of(ranges[weight], fmt), weight.block, fmt)
         module.weight = nn.Parameter(torch.from_numpy(values))
     model = model.double()
-    if given is not None:
 
-        def round_input(m, args, kwargs):
-            (x,) = (*args, *kwargs.values())
-            values = rounded(given, ranges.get(given), x.numpy().astype(np.float32))
-            return (torch.from_numpy(values).double(),), {}
+    def round_input(m, args, kwargs):
+        values = next(seen)
+        if given is not None:
+            values = rounded(given, ranges.get(given), values)
+        others = {name: value for name, value in kwargs.items() if name != "input"}
+        return (torch.from_numpy(values).double(),), others
 
-        module.register_forward_pre_hook(round_input, with_kwargs=True)
+    module.register_forward_pre_hook(round_input, with_kwargs=True)
     found = []
     end.register_forward_hook(lambda m, args, y: found.append(y.clone()))
     with torch.no_grad():
@@ -263,7 +272,8 @@ def assert_close(found, signal, error, label):
 
     def close(got, want, noise):
         slack = 1e-3 * want + 2 * np.sqrt(want * noise) + noise
-        assert (np.abs(got - want) <= slack).all(), (label, got, want)
+        worst = np.unravel_index(np.argmax(np.abs(got - want) - slack), got.shape)
+        assert (np.abs(got - want) <= slack).all(), (label, got[worst], want[worst], worst)
 
     s, e = signal.sum(1), error.sum(1)
     noise = 1e-13 * s.sum()
@@ -274,7 +284,7 @@ def assert_close(found, signal, error, label):
     close(np.array(channels_of(found)), np.array([signal.sum(0), error.sum(0)]), noise)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(networks())
 def test_every_figure_equals_brute_force(network):
     model, x = network
@@ -323,10 +333,8 @@ def test_figures_depend_on_neither_batch_size_order_threads_nor_chunks(monkeypat
 
     same(measure(model, tried, IMAGES.split(5)))
     same(measure(model, tried, IMAGES.flip(0).split(16)))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(3 - threads if threads < 3 else 1)
+    torch.set_num_threads(2)
     same(measure(model, tried, [IMAGES]))
-    torch.set_num_threads(threads)
     monkeypatch.setattr(local, "_CHUNK_BYTES", 5000)
     same(measure(model, tried, [IMAGES]))
 
@@ -358,8 +366,11 @@ class Keeps(nn.Module):
     def __init__(self):
         super().__init__()
         self.layer, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
-        self.layer.register_forward_hook(lambda m, args, y: setattr(self, "kept", y))
+        self.layer.register_forward_hook(self.keep)
         self.eval()
+
+    def keep(self, module, args, output):
+        self.kept = output
 
     def forward(self, x):
         self.layer(x)
@@ -390,6 +401,7 @@ class Normed(nn.Module):
         return self.layer(x)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
 @pytest.mark.parametrize("network", [Keeps, Sized, Normed])
 def test_layers_with_hooks_and_arguments_of_their_own_are_measured_as_they_are(network):
     torch.manual_seed(0)
@@ -455,9 +467,11 @@ def test_modelopts_fake_quantization_of_the_folded_model_has_the_same_figure():
         bridge.load_amax(quantized, [replace(row, bn=None)], {row.site: ranges[row]})
         outs = []
         for network in (plain, quantized):
-            network.get_submodule(layer).register_forward_hook(lambda m, a, y: outs.append(y))
+            end = network.get_submodule(layer)
+            hook = end.register_forward_hook(lambda m, args, y: outs.append(y.clone()))
             with torch.no_grad():
                 network(IMAGES)
+            hook.remove()
         signal, error = (y.double().square().sum() for y in (outs[0], outs[1] - outs[0]))
         figure = sqnr(found[f"{layer}|weight|{key(row)}"], 48)
         assert figure.db == pytest.approx(float(10 * torch.log10(signal / error)), abs=0.01)
