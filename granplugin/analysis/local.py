@@ -10,6 +10,7 @@ norm's factor of c, and folded it is A(x, Q(W f) - W f).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from granplugin.analysis.figures import SUMS, sums
 from granplugin.analysis.rounding import Rounding, rounding
@@ -28,7 +28,6 @@ from granplugin.analysis.settings import Asked
 from granplugin.errors import ModelError
 from granplugin.formats import FORMATS, fake_quantize, scale_of
 from granplugin.plan import Row
-from granplugin.residuals import tensors_in
 from granplugin.trace import folded, weight_axis
 
 _CHUNK_BYTES = 8 << 20
@@ -163,6 +162,8 @@ class LocalErrors:
         A figure is SUMS sums, then the signal and the error of each output channel. Raises
         ModelError naming the first layer whose output is not finite.
         """
+        for layer in self.layers:
+            layer.squares = {}  # of a batch that was not finished
         with self._watched(samples):
             forward()
         found: dict[str, np.ndarray] = {}
@@ -189,14 +190,15 @@ class _Layer:
     figures: Mapping[str, tuple[str, int, int]]
     squares: dict[str, np.ndarray] = field(default_factory=dict)
     """Of the batch at hand: name -> (samples, channels), float64."""
-    busy: bool = False
 
     def __post_init__(self) -> None:
         tried = self.tried
         where = tried.module.weight.device
         weight = tried.folded[0]
         self.weight = torch.from_numpy(weight).to(where)
-        self.no_bias = None if tried.module.bias is None else torch.zeros_like(tried.module.bias)
+        # Called without the module's hooks: theirs may change, or keep, what they see.
+        self.linear = copy.copy(tried.module)
+        self.linear.__dict__.pop("weight", None)  # where a hook of weight_norm put it
         used = {i for kind, i, _ in self.figures.values() if kind != "input"}
         self.changes = {i: torch.from_numpy(tried.change(i)).to(where) for i in used}
         self.by_input: dict[int, list[str]] = {}
@@ -208,27 +210,29 @@ class _Layer:
     def see(
         self, samples: int, module: nn.Module, args: tuple, kwargs: dict, output: Tensor
     ) -> None:
-        if self.busy:
-            return
-        self.busy = True
-        x = next(tensors_in((args, kwargs)))
+        x, *args = args or [kwargs["input"]]
+        kwargs = {name: value for name, value in kwargs.items() if name != "input"}
+        apply = partial(self._apply, args, kwargs)
         rows = max(x.nbytes, output.nbytes) // max(len(x), 1)
         parts = max(_CHUNK_BYTES // max(rows, 1), 1)
         call: dict[str, list[Tensor]] = {}
-        try:
-            for part, out in zip(x.detach().split(parts), output.split(parts), strict=True):
-                part = part.float()
-                if part.ndim == 4:
-                    # A CPU's convolutions then need no copies in an order of their own.
-                    part = part.contiguous(memory_format=torch.channels_last)
-                self._see(part, out.float(), call)
-        finally:
-            self.busy = False
+        for part, out in zip(x.detach().split(parts), output.split(parts), strict=True):
+            part = part.float()
+            if part.ndim == self.weight.ndim == 4:
+                # A CPU's convolutions then need no copies in an order of their own.
+                part = part.contiguous(memory_format=torch.channels_last)
+            self._see(part, out.float(), apply, call)
         for name, squares in call.items():
             found = _per_sample(torch.cat(squares), samples)
             self.squares[name] = self.squares[name] + found if name in self.squares else found
 
-    def _see(self, x: Tensor, output: Tensor, call: dict[str, list[Tensor]]) -> None:
+    def _see(
+        self,
+        x: Tensor,
+        output: Tensor,
+        apply: Callable[[Tensor, Tensor], Tensor],
+        call: dict[str, list[Tensor]],
+    ) -> None:
         def add(name: str, y: Tensor) -> None:
             others = tuple(a for a in range(1, y.ndim) if a != self.axis % y.ndim)
             squares = torch.linalg.vector_norm(y, dim=others).square_() if others else y.square()
@@ -237,22 +241,21 @@ class _Layer:
         add(_SIGNAL, self._behind_bn(output))
         for name, (kind, i, _) in self.figures.items():
             if kind == "weight":
-                add(name, self._apply(x, self.changes[i]))
+                add(name, apply(x, self.changes[i]))
         for j, names in self.by_input.items():
             rounded = self.tried.inputs[j](x)
-            moved = self._apply(rounded - x, self.weight)
+            moved = apply(rounded - x, self.weight)
             for name in names:
                 kind, i, _ = self.figures[name]
                 if kind == "input":
                     add(name, moved)
                 else:
-                    add(name, self._apply(rounded, self.changes[i]).add_(moved))
+                    add(name, apply(rounded, self.changes[i]).add_(moved))
 
-    def _apply(self, x: Tensor, weight: Tensor) -> Tensor:
-        values = {"weight": weight}
-        if self.no_bias is not None:
-            values["bias"] = self.no_bias
-        return functional_call(self.tried.module, values, (x,))
+    def _apply(self, args: Sequence, kwargs: Mapping, x: Tensor, weight: Tensor) -> Tensor:
+        """What the layer makes of x with this weight and no bias."""
+        self.linear.__dict__["_parameters"] = {"weight": weight, "bias": None}
+        return type(self.linear).forward(self.linear, x, *args, **kwargs)
 
     def _behind_bn(self, output: Tensor) -> Tensor:
         bn = self.tried.bn

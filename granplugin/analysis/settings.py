@@ -98,7 +98,10 @@ def _meaning(row: Row) -> tuple:
 
 
 def _distinct(rows: Sequence[Row]) -> tuple[Row, ...]:
-    return tuple({_meaning(row): row for row in reversed(rows)}.values())[::-1]
+    found: dict[tuple, Row] = {}
+    for row in rows:
+        found.setdefault(_meaning(row), row)
+    return tuple(found.values())
 
 
 def _crossed(entries: Sequence[Settings], calibrators: Sequence[Calibrator]) -> Iterator[Settings]:
