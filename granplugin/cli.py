@@ -332,12 +332,14 @@ def analyze(
         from granplugin.report.analysis_markdown import to_markdown
         from granplugin.session import Session
 
+        if write_recipe:
+            result.check_target(write_recipe)
         session = Session(loaded, run)
         found = result.analyze(session, costs, statistics)
         run.publish("analysis.md", to_markdown(found))
         run.publish("analysis.json", found.model_dump_json(indent=1))
         if write_recipe:
-            result.write_recipe(found, session, write_recipe)
+            result.write_recipe(found, session, write_recipe, settings or ())
         where = run.path
     if json_:
         print(found.model_dump_json(indent=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,17 +17,17 @@ from granplugin.analysis.local import START, Tried
 from granplugin.analysis.losses import LayerLosses, layer_losses
 from granplugin.analysis.network import Choice, Pair
 from granplugin.analysis.run import Analyzer, input_needs
-from granplugin.analysis.settings import label
+from granplugin.analysis.settings import label, same
 from granplugin.audits.audit_file import NVIDIA
 from granplugin.capabilities import KINDS
 from granplugin.errors import UserError
-from granplugin.plan import Row
+from granplugin.plan import Row, make_plan
+from granplugin.recipe.load import load
 from granplugin.report import analysis_model as model
 from granplugin.report.build import machine
 from granplugin.session import Session
 from granplugin.variants import calibrate
 from granplugin.weight_facts import WeightFacts, weight_facts
-from granplugin.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -46,19 +47,42 @@ def analyze(
     return found.analysis()
 
 
-def write_recipe(analysis: model.Analysis, session: Session, target: Path) -> None:
-    """Write the suggested recipe, whole or not at all; it extends the analyzed one.
+def check_target(target: Path) -> None:
+    """UserError where no file can be written there, before the work that fills it."""
+    if target.is_dir():
+        raise UserError(f"{target}: is a folder; give the suggested recipe a file name")
+    if not target.parent.is_dir():
+        raise UserError(f"{target}: there is no folder {target.parent}")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise UserError(f"{target}: cannot be written: permission denied")
 
-    Raises UserError where the file cannot be written. What is written has been loaded and planned.
+
+def write_recipe(
+    found: model.Analysis, session: Session, target: Path, settings: Sequence[str] = ()
+) -> None:
+    """Write the suggested recipe, whole or not at all; it extends the analyzed one, which was
+    loaded with these `--set` settings.
+
+    Raises UserError where the file cannot be written, and where a suggested rule would change a
+    layer that it is not for.
     """
-    rules = [
-        suggestion.Suggested(tuple(o.layers), o.rule, o.reason) for o in analysis.advice.overrides
-    ]
-    text = suggestion.recipe_text(session.loaded.path, target, rules, analysis.advice.said)
+    advice = found.advice
+    rules = [suggestion.Suggested(tuple(o.layers), o.rule, o.reason) for o in advice.overrides]
+    text = suggestion.recipe_text(session.loaded.path, target, rules, advice.said, settings)
+    scratch = target.with_name(f".{target.name}.new")
     try:
-        write_whole(target, text.encode())
+        scratch.write_text(text, encoding="utf-8")
+        suggested = make_plan(load(scratch, settings), session.layers)
+        changed = {name for override in advice.overrides for name in override.layers}
+        before = make_plan(session.loaded, session.layers)
+        for old, new in zip(before.rows, suggested.rows, strict=True):
+            if old.layer not in changed and not same(old, new):
+                raise UserError(f"{target}: a suggested rule would change {old.site} too")
+        os.replace(scratch, target)
     except OSError as err:
         raise UserError(f"{target}: cannot be written: {err.strerror or err}") from err
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 class _Found:
@@ -314,9 +338,8 @@ class _Found:
                 reason=worst.reason,
                 kernels=cost.kernels if cost else None,
                 mb=cost.mb if cost else None,
-                unmeasured=cost.note if cost and cost.kernels is None else
-                (None if cost else "not measured: no engine was built"),
-            )  # fmt: skip
+                unmeasured=_unmeasured(cost),
+            )
         return found
 
     def _told(self) -> model.Advice:
@@ -379,6 +402,12 @@ class _Found:
             f"The recipe loses {lost}; with {many} changed it loses {now}{interval} on these "
             f"{samples} samples{reaches}. {per_tensor} of {count} weights are per_tensor then."
         )
+
+
+def _unmeasured(cost: Cost | None) -> str | None:
+    if cost is None or cost.kernels is not None or cost.note is None:
+        return None
+    return cost.note.removeprefix("not measured: ")
 
 
 def _share(mean: effects.Mean, unit: str) -> model.Share:

@@ -63,10 +63,16 @@ def suggest(
     )
 
 
-def recipe_text(recipe: Path, target: Path, rules: Sequence[Suggested], said: str) -> str:
-    """The suggested recipe's text, to be written to `target`; it extends `recipe`."""
+def recipe_text(
+    recipe: Path, target: Path, rules: Sequence[Suggested], said: str, settings: Sequence[str] = ()
+) -> str:
+    """The suggested recipe's text, to be written to `target`; it extends `recipe`, which was
+    analyzed with these `--set` settings."""
     relative = os.path.relpath(recipe.resolve(), target.resolve().parent)
-    lines = [*_comment(said, ""), "version: 1", f"extends: {_flow(relative)}"]
+    lines = _comment(f"Suggested by granplugin analyze {recipe.name}. {said}", "")
+    if settings:
+        lines += _comment(f"Apply it as it was analyzed: --set {' --set '.join(settings)}", "")
+    lines += ["version: 1", f"extends: {_flow(relative)}"]
     lines.append("rules:" if rules else "rules: []")
     for each in rules:
         lines += [*_comment(each.reason, "  "), f"  - {_flow(each.rule)}"]

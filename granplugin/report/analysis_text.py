@@ -246,14 +246,17 @@ def promised(analysis: Analysis) -> Iterator[str]:
 def unmeasured(analysis: Analysis) -> Iterator[str]:
     """Why kernels and MB are not known."""
     counts: dict[tuple[str, str], int] = {}
+    asked = 0
     for layer in analysis.layers:
         for setting in (*layer.weights, *layer.inputs):
+            asked += 1
             for engine, cost in setting.costs.items():
                 if cost.unmeasured:
                     key = (engine, cost.unmeasured)
                     counts[key] = counts.get(key, 0) + 1
     for (engine, reason), count in counts.items():
-        yield f"{engine}: kernels and MB of {counted(count, 'setting')} not measured: {reason}"
+        of = "all settings" if count == asked else counted(count, "setting")
+        yield f"{engine}: no kernels and MB of {of}: {reason}"
 
 
 def skipped(
