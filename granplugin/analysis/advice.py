@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from granplugin.analysis.effects import Effect
 from granplugin.analysis.losses import LayerLosses
-from granplugin.analysis.network import Choice, Pair
+from granplugin.analysis.network import FLOATING, Choice, Pair
 
 NEAR_DB = 1.0
 """Output SQNRs closer than this are as good as equal."""
@@ -25,8 +25,8 @@ Measure = Callable[[Sequence[Choice]], list[Effect]]
 
 @dataclass(frozen=True)
 class Advice:
-    """`overrides` are layer -> settings, in the order they were found; `final` is the network with
-    them, None where there are none. `goal` is the loss that is accepted, in points."""
+    """`overrides` are layer -> settings, or a site that is left float, in the order they were
+    found; `final` is the network with them, None where there are none. `goal` is the loss that is accepted, in points."""
 
     overrides: Mapping[str, Pair]
     final: Effect | None
@@ -60,8 +60,10 @@ def advise(
     tolerance: float,
     allowed: Mapping[str, Mapping[str, set[int]]],
     measure: Measure,
+    sites: Sequence[str] = (),
 ) -> Advice:
-    """`worst` are the layers to try, worst first; `measure` gives the effects of whole choices."""
+    """`worst` are the layers to try, worst first; `measure` gives the effects of whole choices.
+    `sites` are what else the recipe quantizes, worst first: they can be left float."""
     goal = at_finest.loss.value + tolerance
 
     def reached(found: Effect) -> bool:
@@ -84,6 +86,12 @@ def advise(
         overrides[each.name], now, best_db = chosen, found, found.sqnr.db
         if reached(found):
             break
+    for site in sites:
+        if reached(now):
+            break
+        (found,) = measure([{**start, **overrides, site: FLOATING}])
+        if reached(found) or found.sqnr.db >= best_db + NEAR_DB:
+            overrides[site], now, best_db = FLOATING, found, found.sqnr.db
     for name in list(overrides)[-2::-1] if reached(now) else ():
         fewer = {layer: pair for layer, pair in overrides.items() if layer != name}
         (found,) = measure([{**start, **fewer}])

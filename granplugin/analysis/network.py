@@ -16,13 +16,16 @@ from granplugin.analysis.replay import Change, Diverged
 from granplugin.analysis.rounding import Rounding, rounding
 from granplugin.errors import ModelError, UserError
 from granplugin.plan import Row
+from granplugin.recipe.schema import FLOAT
 from granplugin.residuals import SKIP_QUANTIZER, SkipInputs, tensors_in
 from granplugin.trace import evaluating
 
 Pair = tuple[int | None, int | None]
 """Which weight and which input setting of a layer; None: float."""
 Choice = Mapping[str, Pair]
-"""Layer -> its settings. Layers that are not named are float."""
+"""Layer -> its settings. Layers that are not named are float; `others` of the recipe are rounded
+but where their site is named, with FLOATING."""
+FLOATING: Pair = (None, None)
 
 
 def analysis_copy(model: nn.Module, skips: Iterable[str]) -> nn.Module:
@@ -85,7 +88,7 @@ class Network:
         found = {self.tried[layer].module}
         if self.tried[layer].bn is not None:
             found.add(self.tried[layer].bn)
-        found |= {self._module(o.row) for o in self.others if o.row.layer == layer}
+        found |= {self.module_of(o.row) for o in self.others if o.row.layer == layer}
         return found
 
     def changes(self, choice: Choice, others: bool = True) -> dict[nn.Module, Change]:
@@ -93,6 +96,8 @@ class Network:
         layers that are not analyzed too."""
         steps: dict[nn.Module, dict[str, Any]] = {}
         for layer, (weight, given) in choice.items():
+            if layer not in self.tried:
+                continue
             tried = self.tried[layer]
             of_layer = steps.setdefault(tried.module, {})
             if given is not None and tried.inputs[given] is not None:
@@ -109,15 +114,21 @@ class Network:
                     for name, array in values.items()
                 }
         for other in self.others:
-            if others if other.row.layer not in self.tried else other.row.layer in choice:
+            of_layer = other.row.layer in self.tried
+            if choice.get(other.row.site) != FLOATING and (
+                other.row.layer in choice if of_layer else others
+            ):
                 role = "output" if other.row.role == "output" else "input"
-                steps.setdefault(self._module(other.row), {})[role] = other.rounding
+                steps.setdefault(self.module_of(other.row), {})[role] = other.rounding
         return {module: _change(module, **said) for module, said in steps.items()}
 
     def names(self, choice: Choice) -> list[tuple[str, str, str]]:
         """A choice in JSON-able words that tell it from others."""
         found = []
         for layer, (weight, given) in sorted(choice.items()):
+            if layer not in self.tried:
+                found.append((layer, FLOAT, ""))
+                continue
             asked = self.tried[layer].asked
             found.append(
                 (
@@ -128,7 +139,8 @@ class Network:
             )
         return found
 
-    def _module(self, row: Row) -> nn.Module:
+    def module_of(self, row: Row) -> nn.Module:
+        """The module whose input, or for role output whose output, the row's tensor is."""
         if row.role == "skip":
             return self.model.get_submodule(row.layer).get_submodule(SKIP_QUANTIZER)
         return self.model.get_submodule(row.observed.rpartition(".")[0])

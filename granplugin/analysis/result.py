@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +13,13 @@ from granplugin import backends
 from granplugin.analysis import effects, losses, suggestion, why
 from granplugin.analysis.advice import Advice, advise, finest
 from granplugin.analysis.costs import Cost, named_engines, promises, setting_costs, whole_plans
-from granplugin.analysis.figures import Sqnr
+from granplugin.analysis.figures import Sqnr, sqnr
 from granplugin.analysis.local import START, Tried
 from granplugin.analysis.losses import LayerLosses, layer_losses
 from granplugin.analysis.network import Choice, Pair
 from granplugin.analysis.run import Analyzer, input_needs
 from granplugin.analysis.settings import label, same
+from granplugin.analysis.tensors import TriedSite
 from granplugin.audits.audit_file import NVIDIA
 from granplugin.capabilities import KINDS
 from granplugin.errors import UserError
@@ -107,6 +109,12 @@ class _Found:
             by_local, key=lambda each: (each.name not in noise, noise.get(each.name, 0.0))
         )
         self.why = {each.name: self._why(each) for each in every}
+        self.sites = sorted(
+            analyzer.tried_sites, key=lambda each: (self._site_db(each, 0), each.own.site)
+        )
+        for each in self.sites:
+            db = self._site_db(each, 0)
+            self.why[each.own.site] = f"{label(each.own)} leaves {db:.0f} dB of what is added here"
         self.advice = self._advice()
         self.costs = self._costs(measure_costs)
 
@@ -181,6 +189,7 @@ class _Found:
         return advise(
             worst, self.start, self._whole(self.start), self._whole(self.finest),
             self.analyzer.wanted.tolerance, self.allowed, measure,
+            [each.own.site for each in self.sites][: self.analyzer.wanted.top],
         )  # fmt: skip
 
     def _costs(self, measured: bool) -> Mapping[str, list[dict[str, Cost]]]:
@@ -243,6 +252,7 @@ class _Found:
             start=None if start is None else _network(start),
             finest=_network(best),
             layers=[self._layer(n, each) for n, each in enumerate(self.ranked, start=1)],
+            sites=[self._site(each) for each in self.sites],
             skipped=[
                 model.SkippedSetting(site=s.site, setting=s.setting, reason=s.reason)
                 for s in analyzer.skipped
@@ -285,6 +295,44 @@ class _Found:
             loss_in=why.loss_in(each),
             why=self.why[each.name],
         )
+
+    def _site_sqnr(self, each: TriedSite, index: int) -> Sqnr | None:
+        if each.roundings[index] is None:
+            return None
+        name = next(n for n, made in each.figures().items() if made is each.roundings[index])
+        return sqnr(self.analyzer.local[name], self.session.analysis.samples)
+
+    def _site_db(self, each: TriedSite, index: int) -> float:
+        found = self._site_sqnr(each, index)
+        return math.inf if found is None or found.db is None else found.db
+
+    def _site(self, each: TriedSite) -> model.SiteAnalysis:
+        settings = []
+        for index, row in enumerate(each.rows):
+            found = self._site_sqnr(each, index)
+            scales = 0 if row.dynamic else row.scales
+            settings.append(
+                model.SettingFigures(
+                    setting=label(row),
+                    format=row.format,
+                    granularity=row.granularity,
+                    calibrator=None if row.dynamic else str(row.calibrator),
+                    bn=None,
+                    start=index == 0,
+                    scales=scales,
+                    scale_bytes=4 * scales,
+                    weight=None,
+                    alone=None if found is None else _sqnr(found),
+                    both=None,
+                    channels_lost=None,
+                    clipped=None,
+                    zeroed=None,
+                    zero_range=each.roundings[index] is None,
+                    costs={},
+                )
+            )
+        own = each.own
+        return model.SiteAnalysis(site=own.site, layer=own.layer, role=own.role, settings=settings)
 
     def _restored(self, name: str) -> effects.Effect:
         return self.effects[effects.restored_name(self.network, name)]
@@ -358,7 +406,11 @@ class _Found:
         per_tensor = sum(row.scales == 1 for row in weights)
         rules = suggestion.suggest(
             advice.overrides, self.start, tried,
-            {name: self._lowered(name, pair) for name, pair in advice.overrides.items()},
+            {
+                name: self._lowered(name, pair)
+                for name, pair in advice.overrides.items()
+                if name in tried
+            },
             self.why, self.session.layers,
         )  # fmt: skip
         return model.Advice(

@@ -30,7 +30,9 @@ from granplugin.analysis.effects import (
 from granplugin.analysis.local import LocalErrors, Tried, try_settings
 from granplugin.analysis.network import Choice, Network, analysis_copy, other_rows, run
 from granplugin.analysis.passes import Figures, Kept, accumulate
-from granplugin.analysis.settings import Asked, Skipped, ask, label
+from granplugin.analysis.rounding import rounding
+from granplugin.analysis.settings import Asked, Skipped, ask, ask_of_site, label
+from granplugin.analysis.tensors import TensorErrors, TriedSite
 from granplugin.calibrators import BINS
 from granplugin.data import Batch
 from granplugin.errors import DataError
@@ -80,6 +82,13 @@ class Analyzer:
             for row in self.plan.quantized
             if row.role not in ("weight", "input") or row.layer not in analyzed
         ]
+        by_name = {layer.name: layer for layer in session.layers}
+        self.sites: dict[str, tuple[Row, ...]] = {}
+        """Site -> rows, of what is no factor of an analyzed layer's product."""
+        for row in self.others:
+            rows, over = ask_of_site(by_name[row.layer], row, self.wanted, calibration)
+            self.sites[row.site] = rows
+            self.skipped += over
         skips = [row.layer for row in self.others if row.role == "skip"]
         self.model = analysis_copy(session.model, skips)
 
@@ -92,7 +101,7 @@ class Analyzer:
         """Ranges and histograms of every input asked about, kept where `apply` keeps its own."""
         session, run_folder = self.session, self.session.run
         rows = [row for each in self.asked for row in each.inputs]
-        needs = set(needs_of([*rows, *self.others]))
+        needs = set(needs_of([*rows, *(row for rows in self.sites.values() for row in rows)]))
         for each in self.asked:
             described = input_needs(each)
             if described is not None:
@@ -160,7 +169,7 @@ class Analyzer:
                 for row in each.inputs:
                     if not row.dynamic:
                         found[row] = find_amax(row, self.statistics)
-            for row in self.others:
+            for row in (row for rows in self.sites.values() for row in rows):
                 if not row.dynamic:
                     found[row] = find_amax(row, self.statistics)
         start = [row for row in self.plan.quantized if row in found]
@@ -183,6 +192,19 @@ class Analyzer:
         return Network(self.model, self.tried, others)
 
     @cached_property
+    def tried_sites(self) -> tuple[TriedSite, ...]:
+        found = []
+        for rows in self.sites.values():
+            roundings = tuple(
+                rounding(row, self.ranges.get(row), self.device)
+                if row.dynamic or self.ranges[row] is not None
+                else None
+                for row in rows
+            )
+            found.append(TriedSite(rows, roundings, self.network.module_of(rows[0])))
+        return tuple(found)
+
+    @cached_property
     def drawn(self) -> np.ndarray:
         """The samples that local errors are measured on, by number, in order."""
         samples = self.session.analysis.samples
@@ -194,16 +216,20 @@ class Analyzer:
 
     @cached_property
     def local(self) -> Figures:
-        """The local errors of all settings, by Tried.figures' names."""
-        names = [name for each in self.tried for name in each.figures()]
+        """The local errors of all settings, by the names of Tried.figures and TriedSite.figures."""
+        names = [name for each in (*self.tried, *self.tried_sites) for name in each.figures()]
         key = content_key(self._key, self.drawn.tolist())
         kept = self._kept("local", key)
-        made: list[LocalErrors] = []
+        made: list[tuple[LocalErrors, TensorErrors]] = []
 
         def step(batch: Batch, wanted: frozenset[str]) -> Mapping[str, np.ndarray]:
             if not made:
-                made.append(LocalErrors(self.model, self.tried, wanted))
-            return made[0].run(lambda: self._forward(batch), _length(batch))
+                layers = LocalErrors(self.model, self.tried, wanted)
+                made.append((layers, TensorErrors(self.tried_sites, wanted)))
+            ((layers, tensors),) = made
+            with tensors.watched(_length(batch)):
+                found = layers.run(lambda: self._forward(batch), _length(batch))
+            return {**found, **tensors.flush()}
 
         count = -(-len(self.drawn) // self._batch)
         with self._located(), self.timed("local errors"):

@@ -73,6 +73,19 @@ def ask(
     return tuple(asked), tuple(dict.fromkeys(skipped))
 
 
+def ask_of_site(
+    layer: Layer, own: Row, wanted: Analyze, samples: int
+) -> tuple[tuple[Row, ...], tuple[Skipped, ...]]:
+    """What to try at a site that is no factor of a layer's product: the recipe's own row `own`,
+    then what is asked of inputs."""
+    found = [
+        _row(layer, own, settings, own.bn, samples)
+        for settings in _crossed(wanted.inputs, wanted.calibrators)
+    ]
+    rows = _distinct([own, *(row for row in found if isinstance(row, Row))])
+    return rows, tuple(skip for skip in found if isinstance(skip, Skipped))
+
+
 def label(row: Row) -> str:
     """A setting in a few words: `per_channel, bn keep`, `per_tensor, percentile 99.9`."""
     parts = [row.granularity or FLOAT]

@@ -13,12 +13,12 @@ from typing import Any
 import yaml
 
 from granplugin.analysis.local import Tried
-from granplugin.analysis.network import Pair
+from granplugin.analysis.network import FLOATING, Pair
 from granplugin.granularity import spelt
 from granplugin.layers import Layer
 from granplugin.plan import Row
 from granplugin.recipe.rules import select
-from granplugin.recipe.schema import Match
+from granplugin.recipe.schema import FLOAT, Match
 
 WIDTH = 96
 
@@ -47,7 +47,11 @@ def suggest(
     groups: dict[str, list[str]] = {}
     bodies: dict[str, dict[str, Any]] = {}
     for name, pair in overrides.items():
-        body = _body(tried[name], start[name], pair)
+        if pair == FLOATING:
+            name, _, role = name.rpartition(".")
+            body = {role: FLOAT}
+        else:
+            body = _body(tried[name], start[name], pair)
         if lowered.get(name):
             body["on_unsupported"] = "lower"
         text = _flow(body)
@@ -57,7 +61,7 @@ def suggest(
         Suggested(
             tuple(names),
             {"match": _match(names, layers), **bodies[text]},
-            _reason(names, reasons),
+            _reason(names, reasons, bodies[text]),
         )
         for text, names in groups.items()
     )
@@ -133,8 +137,12 @@ def _match(names: Sequence[str], layers: Sequence[Layer]) -> Any:
     return list(names)
 
 
-def _reason(names: Sequence[str], reasons: Mapping[str, str]) -> str:
+def _reason(names: Sequence[str], reasons: Mapping[str, str], body: Mapping[str, Any]) -> str:
+    role = next(iter(body))
+    site = f"{names[0]}.{role}"
     first = f"{names[0]}: {reasons[names[0]]}"
+    if body[role] == FLOAT and site in reasons:
+        first = f"{site}: {reasons[site]}"
     return first if len(names) == 1 else f"{first} (and {len(names) - 1} more like it)"
 
 

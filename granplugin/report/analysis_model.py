@@ -124,6 +124,16 @@ class LayerAnalysis(Part):
     why: str = Field(description="One sentence.")
 
 
+class SiteAnalysis(Part):
+    """What the recipe quantizes besides the factors of layers' products: a skip input, an output,
+    an input of a layer without weights. Its figures are of the tensor itself, in `alone`."""
+
+    site: str
+    layer: str
+    role: str
+    settings: list[SettingFigures]
+
+
 class SkippedSetting(Part):
     """A setting that was not tried on a site, and why."""
 
@@ -179,6 +189,7 @@ class Analysis(Part):
         description="With each layer's best setting: no choice among those asked can lose less."
     )
     layers: list[LayerAnalysis]
+    sites: list[SiteAnalysis] = Field(description="Worst first.")
     skipped: list[SkippedSetting]
     advice: Advice
     notes: list[str]
