@@ -26,7 +26,8 @@ Measure = Callable[[Sequence[Choice]], list[Effect]]
 @dataclass(frozen=True)
 class Advice:
     """`overrides` are layer -> settings, or a site that is left float, in the order they were
-    found; `final` is the network with them, None where there are none. `goal` is the loss that is accepted, in points."""
+    found; `final` is the network with them, None where there are none. `goal` is the loss that is
+    accepted, in points."""
 
     overrides: Mapping[str, Pair]
     final: Effect | None
