@@ -139,7 +139,13 @@ def write(project, callable_: str, args: dict[str, Any] | None = None, **changes
     return project.recipe(
         **{
             "model": model,
-            "data": {**data, "analysis": {**source, "labels": "labels"}},
+            "data": {
+                **data,
+                "analysis": {
+                    **source,
+                    **({"labels": "labels"} if "labels" in project.arrays else {}),
+                },
+            },
             "baselines": [],
             **changes,
         }
