@@ -32,6 +32,11 @@ class Loss:
     def db(self) -> float:
         return math.inf if self.alone.db is None else self.alone.db
 
+    @property
+    def channels_db(self) -> float:
+        """`channels_lost` in dB: it tells settings apart where one loud channel hides the rest."""
+        return -10 * math.log10(self.channels_lost) if self.channels_lost else math.inf
+
 
 @dataclass(frozen=True)
 class LayerLosses:
@@ -54,8 +59,13 @@ class LayerLosses:
         found = [i for i in losses if among is None or i in among]
         if not found:
             return None
+
         # Differences below a tenth of a decibel are no reason to store more.
-        return min(found, key=lambda i: (-round(losses[i].db, 1), losses[i].row.scales, i))
+        def worse(i: int) -> tuple:
+            loss = losses[i]
+            return -round(loss.channels_db, 1), -round(loss.db, 1), loss.row.scales, i
+
+        return min(found, key=worse)
 
 
 def layer_losses(tried: Tried, figures: Mapping[str, np.ndarray], population: int) -> LayerLosses:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -81,7 +82,7 @@ def _of_weight(losses: LayerLosses, facts: WeightFacts) -> str:
     folded = start.row.bn == "fold"
     wide = facts.spread_after if folded else facts.spread_before
     widest = facts.widest_after if folded else facts.widest_before
-    said = _loses(start, losses, losses.weights, "weight")
+    said = _loses(start, losses.weights)
     behind = " after BN folding" if folded and start.row.bn else ""
     several = start.row.scales < facts.ranges_after.size
     if wide is not None and wide >= 2 and several:
@@ -94,12 +95,13 @@ def _of_weight(losses: LayerLosses, facts: WeightFacts) -> str:
 
 
 def _remedy(start: Loss, among: Mapping[int, Loss], facts: WeightFacts) -> str:
-    better = {i: loss for i, loss in among.items() if loss.db >= start.db + GAIN_DB}
+    better = _better(start, among)
     if not better:
         return "; no setting that was tried does better"
-    most = max(loss.db for loss in better.values())
-    near = [loss for loss in better.values() if loss.db >= min(most - 10, start.db + 20)]
-    best = min(near, key=lambda loss: (loss.row.scales, -loss.db))
+    most = max(loss.channels_db for loss in better)
+    enough = min(most - 10, start.channels_db + 20)
+    near = [loss for loss in better if loss.channels_db >= enough]
+    best = min(near, key=lambda loss: (loss.row.scales, -loss.channels_db))
     if best.row.block == start.row.block and best.row.bn != start.row.bn:
         return f"; bn: {best.row.bn} would not"
     return f"; {label(best.row)} would not"
@@ -108,7 +110,7 @@ def _remedy(start: Loss, among: Mapping[int, Loss], facts: WeightFacts) -> str:
 def _of_input(losses: LayerLosses, facts: InputFacts | None) -> str:
     start = losses.inputs[START]
     said = "the loss is in the input, where the weight's granularity cannot help: "
-    said += _loses(start, losses, losses.inputs, "input")
+    said += _loses(start, losses.inputs)
     wide = facts.spread if facts else None
     if facts and facts.clipped is not None and facts.clipped > 0.1:
         said += f": {facts.clipped:.2g} % of its values are clipped"
@@ -122,19 +124,36 @@ def _of_input(losses: LayerLosses, facts: InputFacts | None) -> str:
         said += f": channel {facts.widest} reaches {_times(wide)} the median channel"
     else:
         said += f": {_steps(start)}"
-    better = [loss for loss in losses.inputs.values() if loss.db >= start.db + GAIN_DB]
+    better = _better(start, losses.inputs)
     if not better:
         return said + "; no setting that was tried does better"
-    best = max(better, key=lambda loss: loss.db)
+    best = max(better, key=lambda loss: loss.channels_db)
+    if _hidden(start, best):
+        return said + f"; {label(best.row)} takes {_share(best)}"
     return said + f"; {label(best.row)} wins back {best.db - start.db:.0f} dB"
 
 
-def _loses(start: Loss, losses: LayerLosses, among: Mapping[int, Loss], site: str) -> str:
-    best = max(loss.db for loss in among.values())
-    name = label(start.row)
-    if best - start.db >= GAIN_DB:
-        return f"{name} loses {best - start.db:.0f} dB"
-    return f"{name} leaves {start.db:.0f} dB, {100 * start.channels_lost:.2g} % of the channels"
+def _better(start: Loss, among: Mapping[int, Loss]) -> list[Loss]:
+    return [loss for loss in among.values() if loss.channels_db >= start.channels_db + GAIN_DB]
+
+
+def _loses(start: Loss, among: Mapping[int, Loss]) -> str:
+    better = _better(start, among)
+    best = max(better, key=lambda loss: loss.channels_db, default=start)
+    if not better or _hidden(start, best):
+        return f"{label(start.row)} takes {_share(start)} of its channels' signal"
+    return f"{label(start.row)} loses {best.db - start.db:.0f} dB"
+
+
+def _hidden(start: Loss, best: Loss) -> bool:
+    """Whether the loudest channels, which decide an SQNR, keep it from telling the difference."""
+    return (
+        math.isinf(best.db) or best.db - start.db < best.channels_db - start.channels_db - GAIN_DB
+    )
+
+
+def _share(loss: Loss) -> str:
+    return f"{100 * loss.channels_lost:.2g} %"
 
 
 def sample_facts(counts: np.ndarray, largest: float) -> tuple[float | None, int]:
