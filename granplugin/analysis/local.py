@@ -163,7 +163,7 @@ class LocalErrors:
         ModelError naming the first layer whose output is not finite.
         """
         for layer in self.layers:
-            layer.squares = {}  # of a batch that was not finished
+            layer.begin(samples)
         with self._watched(samples):
             forward()
         found: dict[str, np.ndarray] = {}
@@ -207,6 +207,13 @@ class _Layer:
                 self.by_input.setdefault(j, []).append(name)
         self.axis = 1 if weight.ndim > 2 else -1
 
+    def begin(self, samples: int) -> None:
+        """Forget the batch before, which may not have been finished."""
+        module = self.tried.module
+        channels = getattr(module, "out_features", None) or module.out_channels
+        names = (_SIGNAL, *self.figures)
+        self.squares = {name: np.zeros((samples, channels)) for name in names}
+
     def see(
         self, samples: int, module: nn.Module, args: tuple, kwargs: dict, output: Tensor
     ) -> None:
@@ -224,7 +231,7 @@ class _Layer:
             self._see(part, out.float(), apply, call)
         for name, squares in call.items():
             found = _per_sample(torch.cat(squares), samples)
-            self.squares[name] = self.squares[name] + found if name in self.squares else found
+            self.squares[name] += found
 
     def _see(
         self,
@@ -265,9 +272,7 @@ class _Layer:
 
     def flush(self) -> dict[str, np.ndarray]:
         """The figures of the batch, from what all calls of the layer added."""
-        signal = self.squares.pop(_SIGNAL, None)
-        if signal is None:
-            return {}
+        signal = self.squares.pop(_SIGNAL)
         if not np.isfinite(signal).all():
             raise ModelError(
                 f"{self.tried.name}: its output holds NaN or Inf in the analysis data, and in no "
@@ -277,7 +282,6 @@ class _Layer:
             name: np.concatenate([sums(signal.sum(1), error.sum(1)), signal.sum(0), error.sum(0)])
             for name, error in self.squares.items()
         }
-        self.squares = {}
         return found
 
 

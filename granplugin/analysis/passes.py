@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from granplugin.data import Batch
-from granplugin.errors import DataError
+from granplugin.errors import DataError, RunError
 from granplugin.whole_file import write_whole
 
 log = logging.getLogger(__name__)
@@ -35,19 +35,21 @@ class Kept:
         self.figures, _ = _read(path)
 
     def add(self, figures: Mapping[str, np.ndarray]) -> None:
-        self.figures |= figures
-        write_whole(self.path, save(self.figures))
+        """Keep these too. Raises RunError where they cannot be written; what was there stays."""
+        together = self.figures | figures
+        _write(self.path, save(together))
+        self.figures = together
         self.partial_path.unlink(missing_ok=True)
 
     def partial(self, wanted: Collection[str]) -> tuple[Figures, int]:
-        """The sums of a pass for these very figures that was interrupted, and its batches done."""
+        """The sums of a pass for these very figures that was interrupted, and its samples done."""
         figures, metadata = _read(self.partial_path)
         same = metadata.get("wanted") == json.dumps(sorted(wanted))
-        return (figures, int(metadata["done"])) if same else ({}, 0)
+        return (figures, int(metadata["samples"])) if same else ({}, 0)
 
-    def keep_partial(self, wanted: Collection[str], figures: Figures, done: int) -> None:
-        metadata = {"wanted": json.dumps(sorted(wanted)), "done": str(done)}
-        write_whole(self.partial_path, save(figures, metadata))
+    def keep_partial(self, wanted: Collection[str], figures: Figures, samples: int) -> None:
+        metadata = {"wanted": json.dumps(sorted(wanted)), "samples": str(samples)}
+        _write(self.partial_path, save(figures, metadata))
 
 
 def accumulate(
@@ -57,35 +59,46 @@ def accumulate(
     step: Callable[[Batch, frozenset[str]], Mapping[str, np.ndarray]],
 ) -> Figures:
     """The named figures over all batches: those that are kept, and the rest by one pass of
-    `step(batch, names)`, whose figures add up."""
+    `step(batch, names)`, whose figures add up.
+
+    A pass that was interrupted goes on behind its last whole batch, also where batches have
+    another size now. Raises DataError where there are no samples, or no memory for half a batch.
+    """
     wanted = list(dict.fromkeys(wanted))
     missing = frozenset(name for name in wanted if name not in kept.figures)
     if missing:
-        totals, done = kept.partial(missing)
-        if done:
-            log.info("resuming behind %d batches", done)
+        # One value, so that an interruption never finds the sums of other samples than it says.
+        reached = kept.partial(missing)
+        if reached[1]:
+            log.info("resuming behind %d samples", reached[1])
         saved = time.monotonic()
-        within = InMemory()
-        at = done
+        memory = InMemory()
+        end = 0
         try:
-            for at, batch in enumerate(batches):
-                if at < done:
+            for batch in batches:
+                begin, end = end, end + _length(batch)
+                totals, done = reached
+                if end <= done:
                     continue
-                for part in within.run(lambda part: step(part, missing), batch):
-                    for name, figure in part.items():
-                        totals[name] = totals[name] + figure if name in totals else figure
-                done = at + 1
+                batch = {name: array[max(done - begin, 0) :] for name, array in batch.items()}
+                for part in memory.run(lambda part: step(part, missing), batch):
+                    totals = totals | {
+                        n: totals[n] + f if n in totals else f for n, f in part.items()
+                    }
+                reached = totals, end
                 if time.monotonic() - saved > _SAVED_EVERY:
-                    kept.keep_partial(missing, totals, done)
+                    kept.keep_partial(missing, *reached)
                     saved = time.monotonic()
         except BaseException:
-            # A batch whose parts were added in part cannot be resumed behind.
-            if totals and within.whole:
-                kept.keep_partial(missing, totals, done)
+            try:
+                if reached[1]:
+                    kept.keep_partial(missing, *reached)
+            except RunError as err:
+                log.warning("%s", err)
             raise
-        if not totals:
+        if not reached[1]:
             raise DataError("there are no samples to analyze")
-        kept.add(totals)
+        kept.add(reached[0])
     return {name: kept.figures[name] for name in wanted}
 
 
@@ -95,6 +108,7 @@ class InMemory:
     def __init__(self) -> None:
         self.halved = False
         self.whole = True
+        """Whether no batch is half done."""
 
     def run(self, step: Callable[[Batch], Mapping], batch: Batch) -> Iterator[Mapping]:
         if not self.halved:
@@ -108,21 +122,22 @@ class InMemory:
             else:
                 yield found
                 return
-        half = max(_length(batch) // 2, 1)
+        half = -(-_length(batch) // 2)
         self.whole = False
         for part in (slice(None, half), slice(half, None)):
             samples = {name: array[part] for name, array in batch.items()}
             if not _length(samples):
                 continue
             try:
-                yield step(samples)
+                found = step(samples)
             except (MemoryError, RuntimeError) as err:
                 if not _out_of_memory(err):
                     raise
                 raise DataError(
-                    f"out of memory with {_length(batch)} samples in a batch, and with half of "
-                    "them; set data.batch_size lower"
+                    f"out of memory with {_length(samples)} samples in a batch, which is half of "
+                    "what was asked for; set data.batch_size lower, or use a machine with more"
                 ) from err
+            yield found
         self.whole = True
 
 
@@ -135,6 +150,13 @@ def _out_of_memory(err: BaseException) -> bool:
 
 def _length(batch: Batch) -> int:
     return len(next(iter(batch.values())))
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        write_whole(path, content)
+    except OSError as err:
+        raise RunError(f"{path}: cannot be written: {err.strerror or err}; give --out") from err
 
 
 def _read(path: Path) -> tuple[Figures, dict[str, str]]:

@@ -10,9 +10,10 @@ layer, and a layer that fails is run from the start.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -62,6 +63,8 @@ class Script:
         self.changes: Mapping[nn.Module, Change] = {}
         self._mode: Callable | None = None
         self._at = self._target = 0
+        self._learnt: list[tuple[nn.Module, int]] = []
+        self._output: Any = None
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -85,6 +88,7 @@ class Script:
         """Find out, on a small batch, what replays from each of these modules will need."""
         self.wanted = self.mutated = frozenset()
         self._record(forward, keep_all=True)
+        self._learnt = self._calls()
         self.starts = {}
         for at, event in enumerate(self.events):
             self.starts.setdefault(event.module, at)
@@ -101,31 +105,39 @@ class Script:
     def replayable(self, forward: Forward, target: nn.Module) -> bool:
         """Whether a replay from `target`, with nothing changed, gives the recording's very bits.
 
-        To be called behind a `record` of the same batch.
+        To be called behind a `record` of the same batch. Runs the model on something else first:
+        a module that is not called again must not have left behind what others read.
         """
-        if target not in self.starts:
-            return False
-        expected = [tensor.clone() for tensor in tensors_in(self._run(forward, self._live))]
+        changes = self.changes
+        self.changes = {**changes, self._first_leaf(): _other}
+        # Nothing is asked of this run but that it leaves something else behind.
+        with suppress(Exception):
+            self._run(forward, self._live)
+        self.changes = changes
         try:
             found = list(tensors_in(self.replay(forward, target)))
         except Diverged:
             return False
-        same = len(expected) == len(found) and all(
-            torch.equal(a, b) for a, b in zip(expected, found, strict=True)
-        )
-        return same
+        expected = list(tensors_in(self._output))
+        return len(expected) == len(found) and all(map(torch.equal, expected, found))
 
     def record(self, forward: Forward) -> Any:
         """Run the model whole, keeping what replays need; its output."""
-        return self._record(forward, keep_all=False)
+        self._output = self._record(forward, keep_all=False)
+        return self._output
 
     def replay(self, forward: Forward, target: nn.Module) -> Any:
         """Run the model from the first call of `target` on, on what the last recording kept.
 
-        Raises Diverged where it called other modules on the way.
+        Raises Diverged where the recording or the replay called other modules than `learn` saw.
         """
+        if target not in self.starts or self._calls() != self._learnt:
+            raise Diverged
         self._at, self._target = 0, self.starts[target]
-        return self._run(forward, self._replayed)
+        result = self._run(forward, self._replayed)
+        if self._at <= self._target:
+            raise Diverged
+        return result
 
     def run(self, forward: Forward) -> Any:
         """Run the model whole."""
@@ -133,8 +145,15 @@ class Script:
 
     def forget(self) -> None:
         """Free what the last recording kept."""
+        self._output = None
         for event in self.events:
             event.result, event.versions = None, ()
+
+    def _calls(self) -> list[tuple[nn.Module, int]]:
+        return [(event.module, event.end) for event in self.events]
+
+    def _first_leaf(self) -> nn.Module:
+        return next(event.module for at, event in enumerate(self.events) if event.end == at + 1)
 
     def _record(self, forward: Forward, keep_all: bool) -> Any:
         self.events = []
@@ -197,14 +216,30 @@ class Script:
 
 
 def _versions(result: Any) -> tuple[int, ...]:
-    return tuple(tensor._version for tensor in tensors_in(result))
+    # Tensors made in inference mode have no version: changes in place go unseen there, until
+    # `replayable` finds other bits.
+    return tuple(0 if x.is_inference() else x._version for x in tensors_in(result))
+
+
+def _other(forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+    return _mapped(lambda x: -x if x.is_floating_point() else x, forward(*args, **kwargs))
 
 
 def _copied(result: Any) -> Any:
+    return _mapped(Tensor.clone, result)
+
+
+def _mapped(function: Callable[[Tensor], Tensor], result: Any) -> Any:
+    """The same nest of tuples, lists and dicts, with other tensors."""
     if isinstance(result, Tensor):
-        return result.clone()
+        return function(result)
     if isinstance(result, (tuple, list)):
-        return type(result)(_copied(part) for part in result)
+        parts = [_mapped(function, part) for part in result]
+        return result._make(parts) if hasattr(result, "_make") else type(result)(parts)
     if isinstance(result, dict):
-        return {key: _copied(part) for key, part in result.items()}
+        # A copy, for those dicts whose keys are attributes too.
+        mapped = copy.copy(result)
+        for key, part in result.items():
+            mapped[key] = _mapped(function, part)
+        return mapped
     return result
