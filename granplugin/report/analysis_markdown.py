@@ -39,6 +39,8 @@ _MEANINGS = {
     "SQNR dB": "signal to quantization noise: 10 log10 of the sum of squares over the sum of "
     "squared changes. 20 dB is a relative error of 10 %, 40 dB of 1 %; exact: nothing changed; "
     "none: there is no signal.",
+    "the finest": "the network with each layer's best of all settings asked: no choice among them "
+    "can lose less.",
     "alone": "the network with only this layer quantized, as the recipe has it.",
     "restored": "the network with all that the recipe quantizes, but not this layer.",
     "agreement": "samples on which the network decides as fp32 does.",
@@ -109,6 +111,9 @@ def _advised(analysis: Analysis) -> Iterator[str]:
 
 def _ranked(analysis: Analysis) -> Iterator[str]:
     yield from ("", "## The layers, worst first", "")
+    if not analysis.layers:
+        yield "No layer could be analysed."
+        return
     heads = (
         "#", "layer", "kind", "loss alone", "dB alone", "loss restored", "dB restored",
         "weight dB", "best other", "input dB", "best other",

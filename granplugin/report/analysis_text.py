@@ -20,7 +20,7 @@ from granplugin.report.analysis_model import (
     SkippedSetting,
     Sqnr,
 )
-from granplugin.report.columns import table
+from granplugin.report.columns import cut, table
 from granplugin.report.findings_text import WIDTH, names, wrapped
 
 TOP = 15
@@ -48,7 +48,7 @@ def _measured(analysis: Analysis) -> Iterator[str]:
     yield from wrapped(f"{analysis.recipe}: {measured_on(analysis)}", "")
     yield from wrapped(
         f"loss: {loss_means(analysis)}; tolerated: {analysis.tolerance:g} more than with the "
-        "finest settings",
+        "finest settings, each layer's best",
         "",
     )
     yield from wrapped(
@@ -83,7 +83,7 @@ def _network(analysis: Analysis) -> Iterator[str]:
     heads = (
         "network",
         "loss",
-        _head(analysis.metric or "metric", finest.metric or analysis.fp32),
+        _head(cut(analysis.metric or "metric", 10), finest.metric or analysis.fp32),
         _head("agreement", finest.agreement),
         "SQNR dB",
         _head("KL", finest.kl),
@@ -102,13 +102,13 @@ def _head(name: str, share: Share | None) -> str:
 
 def effects(analysis: Analysis) -> list[tuple[str, NetworkEffect]]:
     """The network as the recipe has it - where it quantizes -, and with the finest settings."""
-    named = [("the recipe", analysis.start), ("finest settings", analysis.finest)]
+    named = [("the recipe", analysis.start), ("the finest", analysis.finest)]
     return [(name, effect) for name, effect in named if effect]
 
 
 def _effect(effect: NetworkEffect) -> Sequence[str]:
     shares = [_share(x) for x in (effect.metric, effect.agreement)]
-    return _share(effect.loss), *shares, _db(effect.sqnr, True), _share(effect.kl)
+    return _share(effect.loss), *shares, _db(effect.sqnr, True), _share(effect.kl, 1)
 
 
 def _ranked(analysis: Analysis, shown: Sequence[LayerAnalysis]) -> Iterator[str]:
@@ -370,12 +370,12 @@ def _db(sqnr: Sqnr | None, interval: bool = False) -> str:
 
 
 def _share(share: Share | None, decimals: int = 2) -> str:
-    """Percent and points with as many decimals, others with four digits, and the interval."""
+    """Percent and points with so many decimals, others with two more digits; the interval."""
     if share is None:
         return "-"
     if share.unit in ("%", "points"):
         return f"{share.value:.{decimals}f}{_half(share.value, share.low, share.high, decimals)}"
-    told = f"{share.value:.4g}"
+    told = f"{share.value:.{decimals + 2}g}"
     if share.low is None or share.high is None or not math.isfinite(share.value):
         return told
     return f"{told}±{max(share.high - share.value, share.value - share.low):.2g}"
