@@ -248,7 +248,7 @@ def _effect(effect: NetworkEffect) -> Sequence[str]:
 def _share(share: Share | None) -> str:
     if share is None:
         return ""
-    form = ".2f" if share.unit in ("%", "points") else ".4g"
+    form = "z.2f" if share.unit in ("%", "points") else ".4g"
     told = f"{share.value:{form}}"
     if share.low is not None and share.high is not None:
         told += f" [{share.low:{form}}, {share.high:{form}}]"
@@ -263,8 +263,8 @@ def _db(sqnr: Sqnr | None) -> str:
     if sqnr.db == math.inf:
         return "exact"
     if sqnr.low is None or sqnr.high is None:
-        return f"{sqnr.db:.1f}"
-    return f"{sqnr.db:.1f} [{sqnr.low:.1f}, {sqnr.high:.1f}]"
+        return f"{sqnr.db:z.1f}"
+    return f"{sqnr.db:z.1f} [{sqnr.low:.1f}, {sqnr.high:.1f}]"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -51,10 +51,7 @@ def _measured(analysis: Analysis) -> Iterator[str]:
         "finest settings, each layer's best",
         "",
     )
-    yield from wrapped(
-        "±: to the farther end of the 95 % interval; without it a figure is exact for its samples",
-        "",
-    )
+    yield "±: to the farther end of the 95 % interval over samples"
 
 
 def measured_on(analysis: Analysis) -> str:
@@ -170,7 +167,8 @@ def _reasons(analysis: Analysis, shown: Sequence[LayerAnalysis]) -> Iterator[str
     mattering = [layer for layer in shown if _matters(analysis, layer)]
     if not mattering and any(layer.alone for layer in shown):
         limit = f"{analysis.tolerance:g}"
-        yield f"None of these layers alone has a loss over {limit}, or adds {limit} to the whole."
+        told = f"None of these layers alone has a loss over {limit}, or adds {limit} to the whole."
+        yield from wrapped(told, "")
     for layer in mattering:
         yield from wrapped(f"{layer.rank} {layer.layer}: {layer.why}", "")
         role = "input" if layer.loss_in == "input" else "weight"
@@ -366,7 +364,7 @@ def _db(sqnr: Sqnr | None, interval: bool = False) -> str:
         return "none"
     if sqnr.db == math.inf:
         return "exact"
-    return f"{sqnr.db:.1f}" + (_half(sqnr.db, sqnr.low, sqnr.high, 1) if interval else "")
+    return f"{sqnr.db:z.1f}" + (_half(sqnr.db, sqnr.low, sqnr.high, 1) if interval else "")
 
 
 def _share(share: Share | None, decimals: int = 2) -> str:
@@ -374,7 +372,7 @@ def _share(share: Share | None, decimals: int = 2) -> str:
     if share is None:
         return "-"
     if share.unit in ("%", "points"):
-        return f"{share.value:.{decimals}f}{_half(share.value, share.low, share.high, decimals)}"
+        return f"{share.value:z.{decimals}f}{_half(share.value, share.low, share.high, decimals)}"
     told = f"{share.value:.{decimals + 2}g}"
     if share.low is None or share.high is None or not math.isfinite(share.value):
         return told
