@@ -279,7 +279,7 @@ def test_a_rule_about_the_calibrator_or_the_batch_norm_alone_is_a_change_too(pro
 @given(st.lists(st.from_regex(r"[a-z_]{1,14}|\d{1,3}", fullmatch=True), min_size=1, max_size=8))
 def test_a_name_that_is_cut_fits_and_keeps_its_numbers_where_parts_can_be_shortened(parts):
     name = ".".join(parts)
-    cut = cut(name, 24)
-    assert len(cut) == min(len(name), 24)
+    short = cut(name, 24)
+    assert len(short) == min(len(name), 24)
     if sum(min(len(part), 3) + 1 for part in parts) <= 24:
-        assert [p for p in cut.split(".") if p.isdigit()] == [p for p in parts if p.isdigit()]
+        assert [p for p in short.split(".") if p.isdigit()] == [p for p in parts if p.isdigit()]

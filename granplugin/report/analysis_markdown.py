@@ -39,6 +39,8 @@ _MEANINGS = {
     "SQNR dB": "signal to quantization noise: 10 log10 of the sum of squares over the sum of "
     "squared changes. 20 dB is a relative error of 10 %, 40 dB of 1 %; exact: nothing changed; "
     "none: there is no signal.",
+    "the finest": "the network with each layer's best of all settings asked: no choice among them "
+    "can lose less.",
     "alone": "the network with only this layer quantized, as the recipe has it.",
     "restored": "the network with all that the recipe quantizes, but not this layer.",
     "agreement": "samples on which the network decides as fp32 does.",
@@ -109,6 +111,9 @@ def _advised(analysis: Analysis) -> Iterator[str]:
 
 def _ranked(analysis: Analysis) -> Iterator[str]:
     yield from ("", "## The layers, worst first", "")
+    if not analysis.layers:
+        yield "No layer could be analysed."
+        return
     heads = (
         "#", "layer", "kind", "loss alone", "dB alone", "loss restored", "dB restored",
         "weight dB", "best other", "input dB", "best other",
@@ -243,7 +248,7 @@ def _effect(effect: NetworkEffect) -> Sequence[str]:
 def _share(share: Share | None) -> str:
     if share is None:
         return ""
-    form = ".2f" if share.unit in ("%", "points") else ".4g"
+    form = "z.2f" if share.unit in ("%", "points") else ".4g"
     told = f"{share.value:{form}}"
     if share.low is not None and share.high is not None:
         told += f" [{share.low:{form}}, {share.high:{form}}]"
@@ -258,8 +263,8 @@ def _db(sqnr: Sqnr | None) -> str:
     if sqnr.db == math.inf:
         return "exact"
     if sqnr.low is None or sqnr.high is None:
-        return f"{sqnr.db:.1f}"
-    return f"{sqnr.db:.1f} [{sqnr.low:.1f}, {sqnr.high:.1f}]"
+        return f"{sqnr.db:z.1f}"
+    return f"{sqnr.db:z.1f} [{sqnr.low:.1f}, {sqnr.high:.1f}]"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

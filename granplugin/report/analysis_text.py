@@ -20,7 +20,7 @@ from granplugin.report.analysis_model import (
     SkippedSetting,
     Sqnr,
 )
-from granplugin.report.columns import table
+from granplugin.report.columns import cut, table
 from granplugin.report.findings_text import WIDTH, names, wrapped
 
 TOP = 15
@@ -48,13 +48,10 @@ def _measured(analysis: Analysis) -> Iterator[str]:
     yield from wrapped(f"{analysis.recipe}: {measured_on(analysis)}", "")
     yield from wrapped(
         f"loss: {loss_means(analysis)}; tolerated: {analysis.tolerance:g} more than with the "
-        "finest settings",
+        "finest settings, each layer's best",
         "",
     )
-    yield from wrapped(
-        "±: to the farther end of the 95 % interval; without it a figure is exact for its samples",
-        "",
-    )
+    yield "±: to the farther end of the 95 % interval over samples"
 
 
 def measured_on(analysis: Analysis) -> str:
@@ -83,7 +80,7 @@ def _network(analysis: Analysis) -> Iterator[str]:
     heads = (
         "network",
         "loss",
-        _head(analysis.metric or "metric", finest.metric or analysis.fp32),
+        _head(cut(analysis.metric or "metric", 10), finest.metric or analysis.fp32),
         _head("agreement", finest.agreement),
         "SQNR dB",
         _head("KL", finest.kl),
@@ -102,13 +99,13 @@ def _head(name: str, share: Share | None) -> str:
 
 def effects(analysis: Analysis) -> list[tuple[str, NetworkEffect]]:
     """The network as the recipe has it - where it quantizes -, and with the finest settings."""
-    named = [("the recipe", analysis.start), ("finest settings", analysis.finest)]
+    named = [("the recipe", analysis.start), ("the finest", analysis.finest)]
     return [(name, effect) for name, effect in named if effect]
 
 
 def _effect(effect: NetworkEffect) -> Sequence[str]:
     shares = [_share(x) for x in (effect.metric, effect.agreement)]
-    return _share(effect.loss), *shares, _db(effect.sqnr, True), _share(effect.kl)
+    return _share(effect.loss), *shares, _db(effect.sqnr, True), _share(effect.kl, 1)
 
 
 def _ranked(analysis: Analysis, shown: Sequence[LayerAnalysis]) -> Iterator[str]:
@@ -170,7 +167,8 @@ def _reasons(analysis: Analysis, shown: Sequence[LayerAnalysis]) -> Iterator[str
     mattering = [layer for layer in shown if _matters(analysis, layer)]
     if not mattering and any(layer.alone for layer in shown):
         limit = f"{analysis.tolerance:g}"
-        yield f"None of these layers alone has a loss over {limit}, or adds {limit} to the whole."
+        told = f"None of these layers alone has a loss over {limit}, or adds {limit} to the whole."
+        yield from wrapped(told, "")
     for layer in mattering:
         yield from wrapped(f"{layer.rank} {layer.layer}: {layer.why}", "")
         role = "input" if layer.loss_in == "input" else "weight"
@@ -366,16 +364,16 @@ def _db(sqnr: Sqnr | None, interval: bool = False) -> str:
         return "none"
     if sqnr.db == math.inf:
         return "exact"
-    return f"{sqnr.db:.1f}" + (_half(sqnr.db, sqnr.low, sqnr.high, 1) if interval else "")
+    return f"{sqnr.db:z.1f}" + (_half(sqnr.db, sqnr.low, sqnr.high, 1) if interval else "")
 
 
 def _share(share: Share | None, decimals: int = 2) -> str:
-    """Percent and points with as many decimals, others with four digits, and the interval."""
+    """Percent and points with so many decimals, others with two more digits; the interval."""
     if share is None:
         return "-"
     if share.unit in ("%", "points"):
-        return f"{share.value:.{decimals}f}{_half(share.value, share.low, share.high, decimals)}"
-    told = f"{share.value:.4g}"
+        return f"{share.value:z.{decimals}f}{_half(share.value, share.low, share.high, decimals)}"
+    told = f"{share.value:.{decimals + 2}g}"
     if share.low is None or share.high is None or not math.isfinite(share.value):
         return told
     return f"{told}±{max(share.high - share.value, share.value - share.low):.2g}"
