@@ -125,6 +125,8 @@ facts = st.builds(
     widest_input=st.none() | st.integers(0, 9),
     input_outliers=channels,
     dead_inputs=st.integers(0, 9),
+    sample_spread=spreads,
+    outlier_samples=st.integers(0, 9),
 )
 
 
@@ -198,7 +200,7 @@ def analyses(draw):
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(analyses(), st.booleans())
 def test_any_analysis_fits_80_columns_and_shows_15_layers_or_all(analysis, all_layers):
     told = lines(analysis, all_layers)
@@ -213,7 +215,7 @@ def test_any_analysis_fits_80_columns_and_shows_15_layers_or_all(analysis, all_l
     assert any("--all" in line for line in told) == (count < len(analysis.layers))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(analyses())
 def test_markdown_names_each_layer_in_full_and_has_each_setting_in_tables_that_are_whole(analysis):
     told = to_markdown(analysis)
@@ -233,7 +235,7 @@ def test_markdown_names_each_layer_in_full_and_has_each_setting_in_tables_that_a
     assert told.count("<details>") == told.count("</details>")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(analyses())
 def test_the_rules_to_copy_are_yaml_that_says_the_same(analysis):
     advice = analysis.advice
@@ -249,7 +251,7 @@ def test_the_rules_to_copy_are_yaml_that_says_the_same(analysis):
 def test_json_is_what_the_schema_says_and_reads_back_equal():
     check = jsonschema.Draft202012Validator(json.loads(run_main("schema", "analysis").stdout))
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=15, deadline=None)
     @given(analyses())
     def both(analysis):
         text = analysis.model_dump_json()
@@ -298,16 +300,19 @@ def setting(said, db, start=False, kernels=1, promise="native"):
     )
 
 
+COUNTED = dict.fromkeys(("dead_channels", "dead_inputs", "outlier_samples"), 0)
+BARE = Facts(
+    **dict.fromkeys(Facts.model_fields) | COUNTED | {"outlier_channels": [], "input_outliers": []}
+)
+
+
 def layer(rank, name, loss, own, best, **more):
-    none = dict.fromkeys(Facts.model_fields)
     known = {
         "traits": [],
         "calls": 1,
         "weights": [setting("per_tensor", own, start=True), setting("per_channel", best, False, 2)],
         "inputs": [setting("per_tensor", 40.0, start=True), setting("per_token", 39.0, False)],
-        "facts": Facts(
-            **none | dict(dead_channels=0, dead_inputs=0, outlier_channels=[], input_outliers=[])
-        ),
+        "facts": BARE,
         "alone": effect(loss),
         "restored": effect(5.0 - loss),
         "loss_in": "weight",

@@ -209,6 +209,13 @@ def _facts(facts: Facts) -> str:
     for what, count in (("weight", facts.dead_channels), ("input", facts.dead_inputs)):
         if count:
             said.append(f"dead channels of the {what}: {count}")
+    if facts.outlier_samples:
+        times = (
+            f" (the largest {facts.sample_spread:,.4g} times the median)"
+            if facts.sample_spread
+            else ""
+        )
+        said.append(f"samples whose input sticks out: {facts.outlier_samples}{times}")
     return "; ".join(said) + "." if said else "Nothing is known of its channels."
 
 
