@@ -374,7 +374,7 @@ def test_a_layer_that_matters_is_told_with_why_the_way_out_and_what_that_costs()
 
 def test_a_network_that_needs_nothing_is_told_so():
     told = lines(network([layer(1, "a", 0.1, 30.0, 41.0)], start=0.2))
-    assert told[-1] == "nothing to change: As it is."
+    assert told[-1] == "what to do: As it is."
     assert "rules:" not in told
     assert "the reason of a" not in " ".join(told)
 

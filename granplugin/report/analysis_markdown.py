@@ -100,11 +100,9 @@ def _network(analysis: Analysis) -> Iterator[str]:
 def _advised(analysis: Analysis) -> Iterator[str]:
     advice = analysis.advice
     yield from ("", "## What to do", "")
-    if not advice.overrides:
-        head = "Nothing to change" if advice.reached else "No rule helps"
-        yield f"{head}: {_text(advice.said)}"
-        return
     yield _text(advice.said)
+    if not advice.overrides:
+        return
     yield from ("", "```yaml", *rules_yaml(advice.overrides), "```", "")
     yield f"With these rules the loss is {within_tolerance(analysis)}; {coarse(advice)}."
 

@@ -116,8 +116,10 @@ def _ranked(analysis: Analysis, shown: Sequence[LayerAnalysis]) -> Iterator[str]
     if any(layer.alone for layer in shown):
         told += (
             "alone: loss and dB of the network with only this layer quantized; restored: with all "
-            "that the recipe quantizes but this layer. "
+            "that the recipe quantizes but this layer"
         )
+        unmeasured = not all(layer.alone for layer in shown)
+        told += " (-: analyze.top says how many are measured so). " if unmeasured else ". "
     told += (
         "weight, input: dB of the layer's output with only that rounded, as the recipe has it; "
         "best: with the best other setting (=: none is better)."
@@ -165,10 +167,13 @@ def _better(best: SettingFigures, own: SettingFigures | None) -> bool:
 def _reasons(analysis: Analysis, shown: Sequence[LayerAnalysis]) -> Iterator[str]:
     """Why, of the layers whose loss matters, and what the best other setting gives and costs."""
     mattering = [layer for layer in shown if _matters(analysis, layer)]
-    if not mattering and any(layer.alone for layer in shown):
-        limit = f"{analysis.tolerance:g}"
-        told = f"None of these layers alone has a loss over {limit}, or adds {limit} to the whole."
-        yield from wrapped(told, "")
+    measured = [layer for layer in shown if layer.alone]
+    if measured and not mattering:
+        yield from wrapped(
+            f"None of the {counted(measured, 'layer')} that were measured in the network loses "
+            f"more than {analysis.tolerance:g} alone, or adds more to the whole.",
+            "",
+        )
     for layer in mattering:
         yield from wrapped(f"{layer.rank} {layer.layer}: {layer.why}", "")
         role = "input" if layer.loss_in == "input" else "weight"
@@ -280,11 +285,9 @@ def skipped(
 
 def _advised(analysis: Analysis) -> Iterator[str]:
     advice = analysis.advice
-    if not advice.overrides:
-        head = "nothing to change" if advice.reached else "no rule helps"
-        yield from wrapped(f"{head}: {advice.said}", "")
-        return
     yield from wrapped(f"what to do: {advice.said}", "")
+    if not advice.overrides:
+        return
     yield ""
     yield from rules_yaml(advice.overrides)
     yield ""
