@@ -17,7 +17,6 @@ from granplugin.report.analysis_model import (
     Sqnr,
 )
 from granplugin.report.analysis_text import (
-    coarse,
     counted,
     effects,
     loss_means,
@@ -104,7 +103,7 @@ def _advised(analysis: Analysis) -> Iterator[str]:
     if not advice.overrides:
         return
     yield from ("", "```yaml", *rules_yaml(advice.overrides), "```", "")
-    yield f"With these rules the loss is {within_tolerance(analysis)}; {coarse(advice)}."
+    yield f"With these rules the loss is {within_tolerance(analysis)}."
 
 
 def _ranked(analysis: Analysis) -> Iterator[str]:

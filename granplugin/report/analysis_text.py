@@ -9,7 +9,6 @@ import yaml
 
 from granplugin.report.analysis_model import (
     ALL,
-    Advice,
     Analysis,
     EngineCost,
     LayerAnalysis,
@@ -131,7 +130,8 @@ def _ranked(analysis: Analysis, shown: Sequence[LayerAnalysis]) -> Iterator[str]
     if more := len(analysis.layers) - len(shown):
         yield f"and {counted(more, 'more layer')}: --all shows them"
     of_network = [e.sqnr for layer in shown for e in (layer.alone, layer.restored) if e]
-    of_layers = [s.alone for layer in shown for s in (*layer.weights, *layer.inputs) if s.alone]
+    pairs = [own_and_best(found) for layer in shown for found in (layer.weights, layer.inputs)]
+    of_layers = [s.alone for pair in pairs for s in pair if s and s.alone]
     widest = [(_widest(of_network), "the network's"), (_widest(of_layers), "a layer's")]
     if told := [f"{half} for {whose}" for half, whose in widest if half]:
         yield f"widest interval of the dB: {', '.join(told)}"
@@ -309,20 +309,12 @@ def reaches(analysis: Analysis) -> str:
         beside = [f"{name}: {_share(e.loss)}" for name, e in effects(analysis)]
         figures[0] += f" ({', '.join(beside)})"
         told = f"with these rules: {', '.join(figures)}; "
-    return f"{told}{within_tolerance(analysis)}; {coarse(advice)}"
+    return f"{told}{within_tolerance(analysis)}"
 
 
 def within_tolerance(analysis: Analysis) -> str:
     within = "within" if analysis.advice.reached else "not within"
     return f"{within} the tolerance of {analysis.tolerance:g}"
-
-
-def coarse(advice: Advice) -> str:
-    """How many weights keep one scale."""
-    return (
-        f"{advice.per_tensor} of {counted(advice.layers, 'quantized layer')} have one scale for "
-        "their whole weight"
-    )
 
 
 def rules_yaml(overrides: Sequence[Override]) -> Iterator[str]:
