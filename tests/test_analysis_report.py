@@ -26,6 +26,7 @@ from granplugin.report.analysis_model import (
     Override,
     SettingFigures,
     Share,
+    SiteAnalysis,
     SkippedSetting,
     Sqnr,
 )
@@ -111,6 +112,15 @@ def sites(start):
 asked = st.tuples(
     st.lists(sites(True), max_size=1), st.lists(sites(False), max_size=2)
 ).map(lambda pair: [*pair[0], *pair[1]])  # fmt: skip
+other_sites = st.builds(
+    SiteAnalysis,
+    site=layer_names.map("{}.skip".format),
+    layer=layer_names,
+    role=st.just("skip"),
+    settings=st.tuples(sites(True), st.lists(sites(False), max_size=2)).map(
+        lambda pair: [pair[0], *pair[1]]
+    ),
+)
 spreads = st.none() | between(1, 1e5)
 channels = st.lists(st.integers(0, 4095), max_size=12)
 facts = st.builds(
@@ -171,7 +181,7 @@ def analyses(draw):
         recipe="recipes/net.yaml",
         machine=Machine(system="x", processor="y", cores=2, python="3", packages={"torch": "2"}),
         data=draw(st.sampled_from(["analysis", "calibration"])),
-        sites=[],
+        sites=draw(st.lists(other_sites, max_size=5)),
         samples=samples,
         local_samples=draw(st.integers(1, samples)),
         calibration_samples=draw(st.integers(1, 50_000)),

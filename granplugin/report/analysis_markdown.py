@@ -66,6 +66,7 @@ def to_markdown(analysis: Analysis) -> str:
         _advised(analysis),
         _ranked(analysis),
         _settings(analysis),
+        _sites(analysis),
         _aside(analysis),
         _meanings(analysis),
     )
@@ -152,6 +153,20 @@ def _settings(analysis: Analysis) -> Iterator[str]:
         rows += [_setting("input", each, engines) for each in layer.inputs]
         yield from _table(("site", *_SETTING, *map(_text, engines)), rows)
         yield from ("", "</details>")
+
+
+def _sites(analysis: Analysis) -> Iterator[str]:
+    if not analysis.sites:
+        return
+    yield from ("", "## What else the recipe quantizes, worst first", "")
+    yield "Figures are of the tensor itself."
+    yield ""
+    rows = [
+        (_code(each.site), _text(setting.setting), _db(setting.alone), f"{setting.scales:,}")
+        for each in analysis.sites
+        for setting in each.settings
+    ]
+    yield from _table(("site", "setting", "dB", "scales"), rows)
 
 
 def _setting(role: str, each: SettingFigures, engines: Sequence[str]) -> Sequence[str]:

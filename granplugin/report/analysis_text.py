@@ -24,6 +24,10 @@ from granplugin.report.findings_text import WIDTH, names, wrapped
 
 TOP = 15
 """Layers that are shown where not all are asked for."""
+_LOUD_DB = 20.0
+"""A layer that leaves less of the network's output is worth a sentence."""
+_SITES = 3
+"""Other sites that are told."""
 _REASONS = 5
 """Reasons for skipping that are told."""
 
@@ -190,12 +194,15 @@ def _reasons(analysis: Analysis, shown: Sequence[LayerAnalysis]) -> Iterator[str
 
 
 def _matters(analysis: Analysis, layer: LayerAnalysis) -> bool:
-    """A rule is about it, or alone, or in the whole, it costs more than the tolerance."""
+    """A rule is about it, it costs more than the tolerance, alone or in the whole, or it alone
+    changes the outputs by more than a tenth."""
     costs = [layer.alone.loss.value] if layer.alone else []
     if layer.restored and analysis.start:
         costs.append(analysis.start.loss.value - layer.restored.loss.value)
     advised = any(layer.layer in override.layers for override in analysis.advice.overrides)
-    return advised or any(cost > analysis.tolerance for cost in costs)
+    loud = layer.alone is not None and layer.alone.sqnr.db is not None
+    loud = loud and layer.alone.sqnr.db < _LOUD_DB
+    return advised or loud or any(cost > analysis.tolerance for cost in costs)
 
 
 def _scales(setting: SettingFigures) -> str:
@@ -218,11 +225,24 @@ def _change(a: EngineCost, b: EngineCost) -> str:
 
 def _aside(analysis: Analysis) -> Iterator[str]:
     """What engines promise the recipe, what was not measured or asked, and notes."""
-    for told in (promised(analysis), unmeasured(analysis), skipped(analysis.skipped, _REASONS)):
+    others = other_sites(analysis)
+    engines = (*promised(analysis), *unmeasured(analysis))
+    for told in (others, engines, skipped(analysis.skipped, _REASONS)):
         for line in told:
             yield from wrapped(line, "")
     for note in analysis.notes:
         yield from wrapped(f"note: {note}", "")
+
+
+def other_sites(analysis: Analysis) -> Iterator[str]:
+    """What else the recipe quantizes, and the worst of it."""
+    if not analysis.sites:
+        return
+    own = [(each.site, next(s for s in each.settings if s.start)) for each in analysis.sites]
+    worst = ", ".join(f"{site} {_db(s.alone)} dB" for site, s in own[:_SITES])
+    yield f"besides, the recipe quantizes {counted(own, 'site')}, worst first: {worst}" + (
+        f" and {len(own) - _SITES} more" if len(own) > _SITES else ""
+    )
 
 
 def promised(analysis: Analysis) -> Iterator[str]:
