@@ -100,7 +100,7 @@ class _Found:
         self.promises = self._promises()
         self.allowed = {each.name: self._allowed(each) for each in every}
         self.finest = finest(every, self.start, self.allowed)
-        alone = [(name, self.start[name]) for name in self.top]
+        alone = [(name, pair) for name in self.top for pair in self._measured(name)]
         whole: list[Choice] = [self.start, self.finest]
         self.effects = analyzer.effects(whole, alone, self.top)
         noise = {name: self._alone(name).sqnr.db for name in self.top}
@@ -117,6 +117,23 @@ class _Found:
             self.why[each.own.site] = f"{label(each.own)} leaves {db:.0f} dB of what is added here"
         self.advice = self._advice()
         self.costs = self._costs(measure_costs)
+
+    def _measured(self, name: str) -> list[Pair]:
+        """The settings of a layer whose effect on the network is measured: the first is its own."""
+        own, tried = self.start[name], self.network.tried[name]
+        found = [own]
+        if self.analyzer.wanted.effects == "all":
+            found += [(i, own[1]) for i, weight in enumerate(tried.weights) if weight is not None]
+            found += [(own[0], j) for j, given in enumerate(tried.inputs) if given is not None]
+        return list(dict.fromkeys(found))
+
+    def _effect(self, name: str, role: str, index: int) -> model.NetworkEffect | None:
+        if name not in self.start:
+            return None
+        own = self.start[name]
+        pair = (index, own[1]) if role == "weight" else (own[0], index)
+        found = self.effects.get(effects.alone_name(self.network, name, pair))
+        return None if found is None else _network(found)
 
     def _alone(self, name: str) -> effects.Effect:
         return self.effects[effects.alone_name(self.network, name, self.start[name])]
@@ -324,6 +341,7 @@ class _Found:
                     weight=None,
                     alone=None if found is None else _sqnr(found),
                     both=None,
+                    network=None,
                     channels_lost=None,
                     clipped=None,
                     zeroed=None,
@@ -365,6 +383,7 @@ class _Found:
             weight=None if own is None else _sqnr(own),
             alone=None if loss is None else _sqnr(loss.alone),
             both=None if loss is None or loss.both is None else _sqnr(loss.both),
+            network=self._effect(each.name, role, index),
             channels_lost=None if loss is None else loss.channels_lost,
             clipped=None if shares is None else shares[0],
             zeroed=None if shares is None else shares[1],

@@ -519,6 +519,10 @@ class Analyze(Strict):
         ge=0,
         description="How many of the worst layers to measure at the network's output.",
     )
+    effects: one_of("choice", ("own", "all")) = Field(
+        default="own",
+        description="What is measured there: the recipe's own setting of each of them, or all.",
+    )
     tolerance: float = Field(
         default=1.0,
         ge=0,

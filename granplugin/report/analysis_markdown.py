@@ -32,7 +32,7 @@ from granplugin.report.analysis_text import (
 _EFFECT = ("loss", "metric", "agreement", "KL", "SQNR dB")
 _SETTING = (
     "setting", "scales", "bytes", "weight dB", "output dB", "both sites dB",
-    "channels lost %", "clipped %", "zeroed %",
+    "network dB", "channels lost %", "clipped %", "zeroed %",
 )  # fmt: skip
 _MEANINGS = {
     "SQNR dB": "signal to quantization noise: 10 log10 of the sum of squares over the sum of "
@@ -47,6 +47,7 @@ _MEANINGS = {
     "weight dB": "of the weight itself.",
     "output dB": "of the layer's output, with this site alone rounded.",
     "both sites dB": "the same, with the layer's other site as the recipe has it.",
+    "network dB": "of the network's outputs, with this layer alone quantized so.",
     "channels lost": "the share of the output channels' signal that rounding this site alone "
     "takes: the mean over channels of min(1, noise / signal).",
     "clipped": "values beyond the range.",
@@ -179,6 +180,7 @@ def _setting(role: str, each: SettingFigures, engines: Sequence[str]) -> Sequenc
         f"{each.scales:,}",
         f"{each.scale_bytes:,}",
         *(_db(figure) for figure in (each.weight, each.alone, each.both)),
+        _db(each.network.sqnr) if each.network else "",
         *("" if x is None else f"{x:.3g}" for x in (lost, each.clipped, each.zeroed)),
         *(_text(_cost(each.costs[e])) if e in each.costs else "" for e in engines),
     )

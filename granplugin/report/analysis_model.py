@@ -71,6 +71,10 @@ class SettingFigures(Part):
     both: Sqnr | None = Field(
         description="Of the layer's output, with the layer's other site as the recipe has it."
     )
+    network: NetworkEffect | None = Field(
+        description="The network with this layer alone quantized, its other site as the recipe has "
+        "it; null: not measured, which analyze.effects decides."
+    )
     channels_lost: float | None = Field(
         description="Share of the output channels' signal that rounding this site alone takes: "
         "the mean over channels of min(1, noise / signal)."
