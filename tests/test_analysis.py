@@ -9,14 +9,17 @@ import shutil
 import signal
 import subprocess
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import yaml
 from analysis_nets import analyzed, images, layer_of, session_of, write
-from conftest import Done, run_main
+from conftest import RECIPES, ROOT, Done, run_main
 
 from granplugin.report.analysis_model import Analysis
+from granplugin.report.model import Report
 
 # -- effects on the network's output, against running the quantized network -----------------------
 
@@ -196,6 +199,26 @@ def test_a_norms_gain_is_an_outlier_of_the_input(project, layer, rules):
     assert re.search(r"; per_channel (wins back \d\d dB|takes [\d.]+ %)$", first.why)
     # It cannot: no granularity of the weight makes up for what the input lost.
     assert all(figures.both.db < first.inputs[1].alone.db - 10 for figures in first.weights)
+
+
+@pytest.mark.parametrize("layers", [(1, 5, 3, 0, 6), (4, 2, 6, 1, 5), (0, 1, 2, 3, 4)])
+def test_two_halves_of_the_data_give_the_same_top_5_of_layers_that_lose_something(project, layers):
+    graded = [
+        ["filter", layer, (3 * layer) % 8, factor]
+        for layer, factor in zip(layers, (100.0, 30.0, 12.0, 6.0, 3.0), strict=True)
+    ]
+    found = []
+    for half in (0, 1):
+        project.arrays = {"images": images(256)[half::2]}
+        rules = [COARSE, {"match": "convs.*", "bn": "keep"}]
+        args = {"norms": True, "graded": graded}
+        recipe = write(project, "Chain", args, rules=rules, analyze={"top": 6})
+        analysis = analyzed(recipe, project.out)
+        found.append([layer.layer for layer in analysis.layers[:5]])
+        for layer in analysis.layers[:3]:
+            assert named(FILTER, layer)[0] == 3 * int(layer.layer[-1]) % 8
+    assert found[0] == found[1]
+    assert set(found[0]) == {f"convs.{layer}" for layer in layers}
 
 
 def test_a_network_without_a_fault_has_none(project):
@@ -449,3 +472,128 @@ def test_a_killed_analysis_goes_on_behind_the_stages_that_were_done(small, comma
     done = analyze(small)
     assert done.code == 0, done.stderr
     assert {p: p.stat().st_mtime_ns for p in small.out.glob("cache/statistics-*")} == kept
+
+
+# -- the shipped MobileNet, all per_tensor and folded ----------------------------------------------
+
+SHIPPED = RECIPES / "digits_mobilenet_per_tensor.yaml"
+CULPRIT = "features.1.depthwise.conv"
+
+
+class Half(NamedTuple):
+    """An analysis of the shipped network on half of the training digits."""
+
+    folder: Path
+    analysis: Analysis
+    suggested: Path
+
+    def analyze(self, *argv: object) -> Done:
+        return run_main("analyze", *argv, "--no-costs", "--out", self.folder / "run")
+
+
+@pytest.fixture(scope="session")
+def halves(tmp_path_factory) -> list[Half]:
+    found = []
+    with np.load(RECIPES / "data/digits.npz") as digits:
+        arrays = {name: digits[f"train_{name}"] for name in ("images", "labels")}
+    for start in (0, 1):
+        folder = tmp_path_factory.mktemp(f"half_{start}")
+        np.savez(folder / "half.npz", **{name: array[start::2] for name, array in arrays.items()})
+        source = {"npz": "half.npz", "inputs": {"image": "images"}}
+        recipe = {
+            "version": 1,
+            "extends": str(SHIPPED),
+            "data": {
+                "calibration": {**source, "samples": 96},
+                "analysis": {**source, "labels": "labels", "samples": 160},
+            },
+            "precision": "fp32",
+            "optional_engines": [],
+            "baselines": ["fp32"],
+            "analyze": {"calibrators": ["max"], "inputs": ["per_tensor"], "top": 5},
+        }
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        half = Half(folder, None, folder / "suggested.yaml")
+        done = half.analyze(folder / "recipe.yaml", "--write-recipe", half.suggested)
+        assert done.code == 0, done.stderr
+        text = (folder / "run/analysis.json").read_text()
+        found.append(half._replace(analysis=Analysis.model_validate_json(text)))
+    return found
+
+
+def test_two_halves_of_the_data_find_the_same_and_suggest_the_same(halves):
+    a, b = (half.analysis for half in halves)
+    assert [override.rule for override in a.advice.overrides] == [
+        override.rule for override in b.advice.overrides
+    ]
+    rules = [yaml.safe_load(half.suggested.read_text())["rules"] for half in halves]
+    assert rules[0] == rules[1] == [{"match": CULPRIT, "bn": "keep"}]
+    for found in (a, b):
+        first, *others = found.layers
+        assert first.layer == CULPRIT and first.alone.loss.low > 50
+        said, factor = named(FILTER, first)
+        assert (said, round(factor, -1)) == (12, 430)
+        assert "a depthwise filter is all its channel has; bn: keep would not" in first.why
+        # No other layer does anything that these samples could tell from nothing.
+        assert {layer.loss_in for layer in others} == {"neither"}
+        assert all(layer.alone.loss.low <= 0 for layer in others if layer.alone)
+
+
+def test_the_suggested_recipe_is_applied_as_it_is_and_keeps_its_promise(halves):
+    """On the test split, of which the analysis knew nothing."""
+    half = halves[0]
+    promised = half.analysis.advice
+    assert promised.reached and (promised.per_tensor, promised.layers) == (53, 53)
+    assert "53 of 53 weights are per_tensor" in promised.said
+    done = run_main("apply", half.suggested, "--out", half.folder / "run")
+    assert done.code == 0, done.stderr
+    report = Report.model_validate_json((half.folder / "run/report.json").read_text())
+    (variant,) = [variant for variant in report.variants if variant.kind != "baseline"]
+    against = variant.engines[0].metrics["top1"].vs["fp32"]
+    assert against.verdict == "no measurable difference"
+    loss = promised.suggested.loss
+    assert loss.low <= -against.value <= loss.high
+    weights = {o.layer: o.now for o in report.overrides if o.role == "weight"}
+    assert len(weights) == promised.per_tensor
+    assert all(now.startswith("per_tensor") for now in weights.values())
+
+
+def test_with_batch_norms_kept_nothing_is_suggested(halves):
+    half = halves[1]
+    kept = half.folder / "kept.yaml"
+    rule = {"match": {"type": "Conv2d"}, "bn": "keep"}
+    kept.write_text(
+        yaml.safe_dump({"version": 1, "extends": "recipe.yaml", "rules": [rule]}, sort_keys=False)
+    )
+    target = half.folder / "nothing.yaml"
+    done = half.analyze(kept, "--write-recipe", target, "--set", "analyze.top=2")
+    assert done.code == 0, done.stderr
+    assert "Nothing needs to change" in " ".join(done.stdout.split())
+    assert yaml.safe_load(target.read_text())["rules"] == []
+
+
+# -- what is predicted of whole recipes ------------------------------------------------------------
+
+
+def test_the_predicted_output_sqnr_ranks_random_recipes_as_apply_measures_them(
+    project, monkeypatch
+):
+    """The noise powers of layers alone add up; bench/predict.py has the shipped network."""
+    from granplugin.run_folder import open_run
+
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import predict
+
+    project.arrays = {"images": images(96)}
+    graded = [["filter", 1, 2, 10.0], ["filter", 3, 5, 30.0], ["gamma", 5, 1, 3.0]]
+    recipe = yaml.safe_load(
+        write(project, "Chain", {"norms": True, "graded": graded}, data=None).read_text()
+    )
+    recipe["data"] = {"calibration": SOURCE}
+    with open_run(project.out) as run:
+        said, measured = predict.random_recipes(project.folder, run, recipe, 12)
+    correlation = np.corrcoef(said.argsort().argsort(), measured.argsort().argsort())[0, 1]
+    worst = np.abs(said - measured).max()
+    print(f"rank correlation {correlation:.3f}, worst miss {worst:.1f} dB")
+    assert np.ptp(measured) > 10
+    assert correlation > 0.7 and worst < 3
