@@ -333,7 +333,7 @@ def analyze(
         from granplugin.session import Session
 
         if write_recipe:
-            result.check_target(write_recipe)
+            result.check_target(write_recipe, loaded)
         session = Session(loaded, run)
         found = result.analyze(session, costs, statistics)
         run.publish("analysis.md", to_markdown(found))

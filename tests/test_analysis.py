@@ -3,12 +3,23 @@ of the data, the suggested recipe as `apply` takes it, and what a user can get w
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import signal
+import subprocess
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+import yaml
 from analysis_nets import analyzed, images, layer_of, session_of, write
+from conftest import RECIPES, ROOT, Done, run_main
+
+from granplugin.report.analysis_model import Analysis
+from granplugin.report.model import Report
 
 # -- effects on the network's output, against running the quantized network -----------------------
 
@@ -190,9 +201,399 @@ def test_a_norms_gain_is_an_outlier_of_the_input(project, layer, rules):
     assert all(figures.both.db < first.inputs[1].alone.db - 10 for figures in first.weights)
 
 
+@pytest.mark.parametrize("layers", [(1, 5, 3, 0, 6), (4, 2, 6, 1, 5), (0, 1, 2, 3, 4)])
+def test_two_halves_of_the_data_give_the_same_top_5_of_layers_that_lose_something(project, layers):
+    graded = [
+        ["filter", layer, (3 * layer) % 8, factor]
+        for layer, factor in zip(layers, (100.0, 30.0, 12.0, 6.0, 3.0), strict=True)
+    ]
+    found = []
+    for half in (0, 1):
+        project.arrays = {"images": images(256)[half::2]}
+        rules = [COARSE, {"match": "convs.*", "bn": "keep"}]
+        args = {"norms": True, "graded": graded}
+        recipe = write(project, "Chain", args, rules=rules, analyze={"top": 6})
+        analysis = analyzed(recipe, project.out)
+        found.append([layer.layer for layer in analysis.layers[:5]])
+        for layer in analysis.layers[:3]:
+            assert named(FILTER, layer)[0] == 3 * int(layer.layer[-1]) % 8
+    assert found[0] == found[1]
+    assert set(found[0]) == {f"convs.{layer}" for layer in layers}
+
+
 def test_a_network_without_a_fault_has_none(project):
     for norms, rules in ((True, [COARSE]), (False, [COARSE]), (True, [])):
         found, _ = planted(project, 0, rules, norms=norms)
         assert {layer.loss_in for layer in found.layers} == {"neither"}
         assert (found.advice.overrides, found.advice.reached) == ([], True)
         assert found.advice.said.startswith("Nothing needs to change")
+
+
+# -- what a user can get wrong, and what can go wrong ----------------------------------------------
+
+SOURCE = {"npz": "data.npz", "inputs": {"image": "images"}}
+ODD = """
+import torch
+from torch import nn
+
+
+class Odd(nn.Module):
+    \"\"\"`loud` overflows on images that are brighter than 10; `never` does not run.\"\"\"
+
+    def __init__(self, most=10**9):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.loud, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.never = nn.Linear(8, 8)
+        self.most = most
+        with torch.no_grad():
+            self.loud.weight.abs_().add_(0.2)
+
+    def forward(self, image):
+        if len(image) > self.most:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory")
+        x = self.first(image[:, 0]).relu()
+        bright = image.amax((1, 2, 3))[:, None, None] > 10
+        x = self.loud(torch.where(bright, torch.full_like(x, 3e38), x))
+        return self.head(x).mean(1)
+"""
+
+
+def analyze(project, *argv) -> Done:
+    recipe = project.folder / "recipe.yaml"
+    return run_main("analyze", recipe, "--no-costs", "--out", project.out, *argv)
+
+
+def refused(project, *words: str, argv=()) -> None:
+    """analyze refuses in one sentence with these words, and leaves nothing."""
+    before = {path: path.stat().st_mtime_ns for path in project.folder.iterdir() if path.is_file()}
+    done = analyze(project, *argv)
+    assert (done.code, done.stdout) == (2, ""), done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+    after = {path: path.stat().st_mtime_ns for path in project.folder.iterdir() if path.is_file()}
+    assert after == before and not (project.out / "analysis.json").exists()
+
+
+@pytest.fixture
+def small(project):
+    """A project whose recipe analyze takes."""
+    project.arrays = {"images": images(64)}
+    write(project, "Residual")
+    return project
+
+
+def test_no_samples_and_fewer_than_asked_are_errors_at_the_datas_line(small):
+    small.arrays["none"] = images(0)
+    none = {**SOURCE, "inputs": {"image": "none"}}
+    write(small, "Residual", data={"calibration": none})
+    refused(small, "recipe.yaml:6:", "calibration data", "there are no samples")
+    write(small, "Residual", data={"calibration": SOURCE, "analysis": none})
+    refused(small, "recipe.yaml:10:", "analysis data", "there are no samples")
+    write(small, "Residual", data={"calibration": SOURCE, "analysis": {**SOURCE, "samples": 65}})
+    refused(small, "recipe.yaml:10:", "it has 64 samples, and samples: 65 are asked for")
+    write(small, "Residual", data={})
+    refused(small, "recipe.yaml:5:", "'calibration' is missing")
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"tops": 3}, ["recipe.yaml:28:3", "'tops'", "did you mean 'top'?"]),
+        ({"top": -1}, ["recipe.yaml:28:3", "-1"]),
+        ({"calibrators": ["maxx"]}, ["recipe.yaml:24:5", "did you mean 'max'?"]),
+        ({"bn": ["folded"]}, ["recipe.yaml:29:5", "did you mean 'fold'?"]),
+        ({"weights": []}, ["recipe.yaml:28:3", "one at least"]),
+        ({"inputs": ["per_chanel"]}, ["recipe.yaml:26:5", "did you mean 'per_channel'?"]),
+        ({"tolerance": "little"}, ["recipe.yaml:28:3", "a number is expected"]),
+    ],
+    ids=lambda said: next(iter(said)) if isinstance(said, dict) else "",
+)
+def test_a_wrong_key_or_value_is_an_error_at_its_line(small, said, words):
+    write(small, "Residual", analyze=said)
+    refused(small, *words)
+
+
+def test_a_recipe_that_cannot_be_written_is_refused_before_the_work(small, monkeypatch):
+    from granplugin.analysis import result
+
+    monkeypatch.delattr(result, "analyze")
+    recipe, base = small.folder / "recipe.yaml", small.folder / "base.yaml"
+    recipe.rename(base)
+    recipe.write_text("version: 1\nextends: base.yaml\n")
+    for target, word in (
+        (small.folder / "none" / "s.yaml", "there is no folder"),
+        (small.folder, "is a folder"),
+        (recipe, "extends it"),
+        (small.folder / "." / "base.yaml", "extends it"),
+    ):
+        refused(small, str(target), word, argv=["--write-recipe", target])
+
+
+@pytest.mark.parametrize("which", ["calibration", "analysis"])
+@pytest.mark.parametrize("sample", [3, 40])
+def test_nan_from_one_layer_for_one_sample_names_the_layer(project, which, sample):
+    project.write("odd.py", ODD)
+    project.arrays = {"images": images(64), "clean": images(64, 1)}
+    project.arrays["images"][sample, 0, 0, 0] = 20
+    clean = {**SOURCE, "inputs": {"image": "clean"}}
+    data = {"calibration": clean, "analysis": clean, which: SOURCE}
+    write(project, "-", model={"callable": "odd.py:Odd"}, data=data)
+    line = {"calibration": 5, "analysis": 9}[which]
+    layer = {"calibration": "head.input", "analysis": "loud"}[which]
+    refused(project, f"recipe.yaml:{line}:3: {layer}: ", "NaN or Inf", f"{which} data")
+
+
+def test_a_layer_that_never_runs_and_settings_that_do_not_apply_are_listed(project):
+    project.write("odd.py", ODD)
+    project.arrays = {"images": images(64)}
+    asked = {"weights": ["per_channel", {"per_block": {"size": 3, "axis": 1}}]}
+    write(project, "-", model={"callable": "odd.py:Odd"}, analyze=asked)
+    done = analyze(project)
+    assert done.code == 0, done.stderr
+    found = Analysis.model_validate_json((project.out / "analysis.json").read_text())
+    assert {layer.layer for layer in found.layers} == {"first", "loud", "head"}
+    reasons = {skipped.site: skipped.reason for skipped in found.skipped}
+    assert reasons.pop("never") == "never runs in the forward pass"
+    assert reasons.keys() == {"first.weight", "loud.weight", "head.weight"}
+    assert all("3 does not divide axis 1" in reason for reason in reasons.values())
+    assert f"{len(found.skipped)} " in done.stdout and "skipped" in done.stdout
+
+
+def test_out_of_memory_halves_the_batch_once_and_says_so(project):
+    project.write("odd.py", ODD)
+    project.arrays = {"images": images(64)}
+    found = []
+    for most in (32, 20):
+        model = {"callable": "odd.py:Odd", "args": {"most": most}}
+        write(project, "-", model=model)
+        assert analyze(project).code == 0
+        found.append(Analysis.model_validate_json((project.out / "analysis.json").read_text()))
+    log = (project.out / "analyze_log.txt").read_text()
+    assert log.count("out of memory with 32 samples in a batch; halving it") == 2  # local, effects
+    whole, halved = found
+    assert [layer.layer for layer in whole.layers] == [layer.layer for layer in halved.layers]
+    for a, b in zip(whole.layers, halved.layers, strict=True):
+        assert a.alone.sqnr.db == pytest.approx(b.alone.sqnr.db, abs=0.2)
+        assert a.weights[0].alone.db == pytest.approx(b.weights[0].alone.db, abs=0.2)
+    (project.out / "analysis.json").unlink()
+    write(project, "-", model={"callable": "odd.py:Odd", "args": {"most": 7}})
+    done = analyze(project)
+    assert done.code == 2
+    warned, said = done.stderr.splitlines()
+    assert "16 samples in a batch; halving it" in warned
+    assert "out of memory with 8 samples in a batch, which is half of what was asked" in said
+
+
+def test_a_recipe_that_quantizes_nothing_is_told_so_and_gets_no_overrides(small):
+    write(small, "Residual", rules=[{"match": "**", "weight": "float", "input": "float"}])
+    target = small.folder / "suggested.yaml"
+    done = analyze(small, "--write-recipe", target)
+    assert done.code == 0, done.stderr
+    assert "quantizes no layer" in done.stdout
+    assert yaml.safe_load(target.read_text())["rules"] == []
+    found = Analysis.model_validate_json((small.out / "analysis.json").read_text())
+    assert found.start is None and len(found.layers) == 5
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """The number of forward passes since, and at which of them to press ^C."""
+    from granplugin.analysis import effects, run
+
+    told = {"count": 0, "stop": 0}
+
+    def counted(model, tensors):
+        told["count"] += 1
+        if told["count"] == told["stop"]:
+            raise KeyboardInterrupt
+        return network.run(model, tensors)
+
+    from granplugin.analysis import network
+
+    for module in (run, effects):
+        monkeypatch.setattr(module, "run", counted)
+    return told
+
+
+def test_an_interrupted_analysis_goes_on_where_it_was(small, forwards):
+    small.arrays = {"images": images(160)}
+    write(small, "Residual", rules=[COARSE], analyze={"top": 2, "exact": True})
+
+    def go(stop: int = 0) -> tuple[Done, int]:
+        forwards.update(count=0, stop=stop)
+        return analyze(small), forwards["count"]
+
+    done, whole = go()
+    expected = (small.out / "analysis.json").read_text()
+    assert done.code == 0 and whole > 30
+    again, repeated = go()
+    assert (again.code, repeated) == (0, 0)
+    for stop in range(2, whole, 7):
+        shutil.rmtree(small.out)
+        stopped, first = go(stop)
+        assert (stopped.code, first) == (130, stop), stopped.stderr
+        assert not (small.out / "analysis.json").exists()
+        done, rest = go()
+        assert done.code == 0, done.stderr
+        # The batch that was stopped is run again, and what each pass learns of the model.
+        assert stop + rest <= whole + 20
+        text = (small.out / "analysis.json").read_text()
+        assert without_times(text) == without_times(expected)
+
+
+def without_times(text: str) -> dict:
+    found = json.loads(text)
+    return {key: value for key, value in found.items() if key not in ("seconds", "machine")}
+
+
+def test_a_killed_analysis_goes_on_behind_the_stages_that_were_done(small, command):
+    """SIGTERM, as a scheduler sends it, in the middle of the local errors."""
+    nets = (small.folder / "nets.py").read_text()
+    small.write(
+        "nets.py",
+        nets + "\nimport os, signal\n\n\nclass Killed(Residual):\n"
+        "    def forward(self, image):\n"
+        "        if os.path.exists('kill') and len(image) == 32:\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        return super().forward(image)\n",
+    )
+    small.recipe(**{**yaml.safe_load((small.folder / "recipe.yaml").read_text())})
+    text = (small.folder / "recipe.yaml").read_text().replace("nets.py:Residual", "nets.py:Killed")
+    (small.folder / "recipe.yaml").write_text(text)
+    (small.folder / "kill").touch()
+    argv = [command, "analyze", "recipe.yaml", "--no-costs", "--out", small.out]
+    done = subprocess.run(argv, cwd=small.folder, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    kept = {path: path.stat().st_mtime_ns for path in small.out.glob("cache/statistics-*")}
+    assert kept and not (small.out / "analysis.json").exists()
+    (small.folder / "kill").unlink()
+    done = analyze(small)
+    assert done.code == 0, done.stderr
+    assert {p: p.stat().st_mtime_ns for p in small.out.glob("cache/statistics-*")} == kept
+
+
+# -- the shipped MobileNet, all per_tensor and folded ----------------------------------------------
+
+SHIPPED = RECIPES / "digits_mobilenet_per_tensor.yaml"
+CULPRIT = "features.1.depthwise.conv"
+
+
+class Half(NamedTuple):
+    """An analysis of the shipped network on half of the training digits."""
+
+    folder: Path
+    analysis: Analysis
+    suggested: Path
+
+    def analyze(self, *argv: object) -> Done:
+        return run_main("analyze", *argv, "--no-costs", "--out", self.folder / "run")
+
+
+@pytest.fixture(scope="session")
+def halves(tmp_path_factory) -> list[Half]:
+    found = []
+    with np.load(RECIPES / "data/digits.npz") as digits:
+        arrays = {name: digits[f"train_{name}"] for name in ("images", "labels")}
+    for start in (0, 1):
+        folder = tmp_path_factory.mktemp(f"half_{start}")
+        np.savez(folder / "half.npz", **{name: array[start::2] for name, array in arrays.items()})
+        source = {"npz": "half.npz", "inputs": {"image": "images"}}
+        recipe = {
+            "version": 1,
+            "extends": str(SHIPPED),
+            "data": {
+                "calibration": {**source, "samples": 96},
+                "analysis": {**source, "labels": "labels", "samples": 160},
+            },
+            "precision": "fp32",
+            "optional_engines": [],
+            "baselines": ["fp32"],
+            "analyze": {"calibrators": ["max"], "inputs": ["per_tensor"], "top": 5},
+        }
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        half = Half(folder, None, folder / "suggested.yaml")
+        done = half.analyze(folder / "recipe.yaml", "--write-recipe", half.suggested)
+        assert done.code == 0, done.stderr
+        text = (folder / "run/analysis.json").read_text()
+        found.append(half._replace(analysis=Analysis.model_validate_json(text)))
+    return found
+
+
+def test_two_halves_of_the_data_find_the_same_and_suggest_the_same(halves):
+    a, b = (half.analysis for half in halves)
+    assert [override.rule for override in a.advice.overrides] == [
+        override.rule for override in b.advice.overrides
+    ]
+    rules = [yaml.safe_load(half.suggested.read_text())["rules"] for half in halves]
+    assert rules[0] == rules[1] == [{"match": CULPRIT, "bn": "keep"}]
+    for found in (a, b):
+        first, *others = found.layers
+        assert first.layer == CULPRIT and first.alone.loss.low > 50
+        said, factor = named(FILTER, first)
+        assert (said, round(factor, -1)) == (12, 430)
+        assert "a depthwise filter is all its channel has; bn: keep would not" in first.why
+        # No other layer does anything that these samples could tell from nothing.
+        assert {layer.loss_in for layer in others} == {"neither"}
+        assert all(layer.alone.loss.low <= 0 for layer in others if layer.alone)
+
+
+def test_the_suggested_recipe_is_applied_as_it_is_and_keeps_its_promise(halves):
+    """On the test split, of which the analysis knew nothing."""
+    half = halves[0]
+    promised = half.analysis.advice
+    assert promised.reached and (promised.per_tensor, promised.layers) == (53, 53)
+    assert "53 of 53 weights are per_tensor" in promised.said
+    done = run_main("apply", half.suggested, "--out", half.folder / "run")
+    assert done.code == 0, done.stderr
+    report = Report.model_validate_json((half.folder / "run/report.json").read_text())
+    (variant,) = [variant for variant in report.variants if variant.kind != "baseline"]
+    against = variant.engines[0].metrics["top1"].vs["fp32"]
+    assert against.verdict == "no measurable difference"
+    loss = promised.suggested.loss
+    assert loss.low <= -against.value <= loss.high
+    weights = {o.layer: o.now for o in report.overrides if o.role == "weight"}
+    assert len(weights) == promised.per_tensor
+    assert all(now.startswith("per_tensor") for now in weights.values())
+
+
+def test_with_batch_norms_kept_nothing_is_suggested(halves):
+    half = halves[1]
+    kept = half.folder / "kept.yaml"
+    rule = {"match": {"type": "Conv2d"}, "bn": "keep"}
+    kept.write_text(
+        yaml.safe_dump({"version": 1, "extends": "recipe.yaml", "rules": [rule]}, sort_keys=False)
+    )
+    target = half.folder / "nothing.yaml"
+    done = half.analyze(kept, "--write-recipe", target, "--set", "analyze.top=2")
+    assert done.code == 0, done.stderr
+    assert "Nothing needs to change" in " ".join(done.stdout.split())
+    assert yaml.safe_load(target.read_text())["rules"] == []
+
+
+# -- what is predicted of whole recipes ------------------------------------------------------------
+
+
+def test_the_predicted_output_sqnr_ranks_random_recipes_as_apply_measures_them(
+    project, monkeypatch
+):
+    """The noise powers of layers alone add up; bench/predict.py has the shipped network."""
+    from granplugin.run_folder import open_run
+
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import predict
+
+    project.arrays = {"images": images(96)}
+    graded = [["filter", 1, 2, 10.0], ["filter", 3, 5, 30.0], ["gamma", 5, 1, 3.0]]
+    recipe = yaml.safe_load(
+        write(project, "Chain", {"norms": True, "graded": graded}, data=None).read_text()
+    )
+    recipe["data"] = {"calibration": SOURCE}
+    with open_run(project.out) as run:
+        said, measured = predict.random_recipes(project.folder, run, recipe, 12)
+    correlation = np.corrcoef(said.argsort().argsort(), measured.argsort().argsort())[0, 1]
+    worst = np.abs(said - measured).max()
+    print(f"rank correlation {correlation:.3f}, worst miss {worst:.1f} dB")
+    assert np.ptp(measured) > 10
+    assert correlation > 0.7 and worst < 3

@@ -10,10 +10,11 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.special import log_softmax, stdtrit
-from torch import Tensor
+from torch import Tensor, nn
 
 from granplugin.analysis.figures import SUMS, Sqnr, sqnr, sums
 from granplugin.analysis.network import Choice, Network, Pair, run
@@ -131,16 +132,24 @@ class Effects:
         def forward() -> object:
             return run(network.model, tensors)
 
-        def add(name: str, outputs: object) -> None:
-            found[name] = compare(reference, _arrays(outputs), labels, self.metric)
+        def add(name: str, outputs: object, what: str) -> None:
+            whole = _arrays(outputs)
+            if not all(np.isfinite(output).all() for output in whole.values()):
+                raise ModelError(
+                    f"with {what} the network's output holds NaN or Inf, and fp32's does not; "
+                    "leave float what it divides by"
+                )
+            found[name] = compare(reference, whole, labels, self.metric)
 
         with script.installed():
             alone = {n: self.alone[n] for n in wanted if n in self.alone}
             script.changes = {}
             reference = _arrays(script.record(forward) if alone else script.run(forward))
+            if not all(np.isfinite(output).all() for output in reference.values()):
+                raise ModelError(self._not_finite(forward))
             for name, (layer, pair) in alone.items():
                 script.changes = network.changes({layer: pair}, others=False)
-                add(name, self._from(layer, forward))
+                add(name, self._from(layer, forward), f"only {layer} quantized")
             restored = {n: self.restored[n] for n in wanted if n in self.restored}
             if restored:
                 whole = network.changes(self.start)
@@ -149,14 +158,38 @@ class Effects:
                 for name, layer in restored.items():
                     own = network.modules_of(layer)
                     script.changes = {m: change for m, change in whole.items() if m not in own}
-                    add(name, self._from(layer, forward))
+                    add(name, self._from(layer, forward), f"all but {layer} quantized")
             script.forget()
             for name, choice in self.choices.items():
                 if name in wanted:
                     script.changes = network.changes(choice)
-                    add(name, script.run(forward))
+                    add(name, script.run(forward), f"{len(choice)} layers quantized")
             script.changes = {}
         return found
+
+    def _not_finite(self, forward: Callable[[], object]) -> str:
+        """Where NaN or Inf first comes up."""
+        found: list[str] = []
+
+        def see(name: str, module: nn.Module, args: tuple, output: Tensor) -> None:
+            if not output.isfinite().all():
+                found.append(name)
+
+        hooks = [
+            tried.module.register_forward_hook(partial(see, name))
+            for name, tried in self.network.tried.items()
+        ]
+        try:
+            self.script.run(forward)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not found:
+            return "the model's output holds NaN or Inf in the analysis data, and no layer's does"
+        return (
+            f"{found[0]}: its output holds NaN or Inf in the analysis data, and in no layer "
+            "before it"
+        )
 
     def _from(self, layer: str, forward: Callable[[], object]) -> object:
         """The output with the script's changes, which begin at this layer."""
@@ -185,8 +218,6 @@ def compare(
         raise ModelError("the model has no floating output to compare with FP32's")
     signal = sum(_energy(reference[name]) for name in floats)
     error = sum(_energy(np.subtract(reference[n], outputs[n], dtype=np.float64)) for n in floats)
-    if not np.isfinite(error).all():
-        raise ModelError("the quantized network's output holds NaN or Inf")
     part = dict.fromkeys(_PARTS, 0.0)
     name = scores_of(reference) or scores_of(reference, positions=True)
     if name is not None:

@@ -24,7 +24,7 @@ from granplugin.audits.audit_file import NVIDIA
 from granplugin.capabilities import KINDS
 from granplugin.errors import UserError
 from granplugin.plan import Row, make_plan
-from granplugin.recipe.load import load
+from granplugin.recipe.load import Loaded, load
 from granplugin.report import analysis_model as model
 from granplugin.report.build import machine
 from granplugin.session import Session
@@ -49,12 +49,16 @@ def analyze(
     return found.analysis()
 
 
-def check_target(target: Path) -> None:
-    """UserError where no file can be written there, before the work that fills it."""
+def check_target(target: Path, loaded: Loaded) -> None:
+    """UserError where no file can be written there, or the recipe stands there that it would
+    extend, before the work that fills it."""
     if target.is_dir():
         raise UserError(f"{target}: is a folder; give the suggested recipe a file name")
     if not target.parent.is_dir():
         raise UserError(f"{target}: there is no folder {target.parent}")
+    read = {loaded.path, *(Path(mark.file) for mark in loaded.document.marks.values())}
+    if target.resolve() in {path.resolve() for path in read}:
+        raise UserError(f"{target}: the suggested recipe extends it; give it another file name")
     if not os.access(target if target.exists() else target.parent, os.W_OK):
         raise UserError(f"{target}: cannot be written: permission denied")
 
