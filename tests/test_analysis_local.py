@@ -30,6 +30,8 @@ from granplugin.recipe.schema import Analyze
 from granplugin.statistics import Statistics, find_amax, needs_of
 from granplugin.trace import folded, trace
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 WEIGHTS = ["per_tensor", "per_channel", {"per_channel": {"axis": -1}}, "per_element"]
 INPUTS = [
@@ -69,15 +71,6 @@ def _settled(bn):
             bn.weight.copy_(torch.logspace(-2, 1, len(bn.weight)) * torch.randn(len(bn.weight)))
             bn.bias.normal_()
     return bn
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks of this size are no faster with more, and far slower on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @st.composite
@@ -340,6 +333,7 @@ def test_figures_depend_on_neither_batch_size_order_threads_nor_chunks(monkeypat
     same(measure(model, tried, IMAGES.flip(0).split(16)))
     torch.set_num_threads(2)
     same(measure(model, tried, [IMAGES]))
+    torch.set_num_threads(1)
     monkeypatch.setattr(local, "_CHUNK_BYTES", 5000)
     same(measure(model, tried, [IMAGES]))
 

@@ -11,6 +11,8 @@ from torch import nn
 from granplugin.analysis.replay import Diverged, Script
 from granplugin.layers import WEIGHTED
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Pair = namedtuple("Pair", "left right")
 
 
