@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from granplugin.residuals import tensors_in
-from granplugin.trace import evaluating
+from granplugin.trace import evaluating, flatten_outputs
 
 log = logging.getLogger(__name__)
 
@@ -117,11 +117,13 @@ class Script:
             self._run(forward, self._live)
         self.changes = changes
         try:
-            found = list(tensors_in(self.replay(forward, target)))
+            found = flatten_outputs(self.replay(forward, target))
         except Diverged:
             return False
-        expected = list(tensors_in(self._output))
-        return len(expected) == len(found) and all(map(torch.equal, expected, found))
+        expected = flatten_outputs(self._output)
+        return expected.keys() == found.keys() and all(
+            torch.equal(tensor, found[name]) for name, tensor in expected.items()
+        )
 
     def record(self, forward: Forward) -> Any:
         """Run the model whole, keeping what replays need; its output."""
