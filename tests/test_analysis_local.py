@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import nn
 
 from granplugin.analysis import local
-from granplugin.analysis.figures import SUMS, sqnr
+from granplugin.analysis.figures import SUMS, sqnr, sums
 from granplugin.analysis.local import LocalErrors, channels_of, key, try_settings
 from granplugin.analysis.settings import ask
 from granplugin.calibrators import Calibrator
@@ -27,6 +30,9 @@ from granplugin.recipe.schema import Analyze
 from granplugin.statistics import Statistics, find_amax, needs_of
 from granplugin.trace import folded, trace
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 WEIGHTS = ["per_tensor", "per_channel", {"per_channel": {"axis": -1}}, "per_element"]
 INPUTS = [
     "per_tensor",
@@ -65,15 +71,6 @@ def _settled(bn):
             bn.weight.copy_(torch.logspace(-2, 1, len(bn.weight)) * torch.randn(len(bn.weight)))
             bn.bias.normal_()
     return bn
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks of this size are no faster with more, and far slower on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @st.composite
@@ -155,11 +152,11 @@ def _within(block, x):
     return (0, *(axis for axis in range(1, x.ndim) if block[axis] > 1))
 
 
-def set_up(model, x, wanted=WANTED):
+def set_up(model, x, wanted=WANTED, names=None):
     """The layers with their settings tried on them, and the ranges of all rows."""
-    traced = trace(model, x)
-    rows = [row for layer in traced.layers if layer.type in WEIGHTED for row in own_rows(layer)]
-    asked, _ = ask(traced.layers, Plan(tuple(rows)), wanted, 64)
+    layers = [each for each in trace(model, x).layers if names is None or each.name in names]
+    rows = [row for layer in layers if layer.type in WEIGHTED for row in own_rows(layer)]
+    asked, _ = ask(layers, Plan(tuple(rows)), wanted, 64)
     ranges = {}
     for each in asked:
         module = model.get_submodule(each.layer.name)
@@ -169,6 +166,7 @@ def set_up(model, x, wanted=WANTED):
                 weight = folded(module, model.get_submodule(each.layer.bn))[0]
             ranges[row] = find_amax(row, weight=weight)
         seen = inputs_of(model, x, each.layer.name)
+        ranges |= {row: find_amax(row) for row in each.inputs if row.amax is not None}
         for need in needs_of(each.inputs):
             amax = [np.abs(part).max(_within(need.block, part), keepdims=True) for part in seen]
             ranges |= {
@@ -335,6 +333,7 @@ def test_figures_depend_on_neither_batch_size_order_threads_nor_chunks(monkeypat
     same(measure(model, tried, IMAGES.flip(0).split(16)))
     torch.set_num_threads(2)
     same(measure(model, tried, [IMAGES]))
+    torch.set_num_threads(1)
     monkeypatch.setattr(local, "_CHUNK_BYTES", 5000)
     same(measure(model, tried, [IMAGES]))
 
@@ -475,3 +474,49 @@ def test_modelopts_fake_quantization_of_the_folded_model_has_the_same_figure():
         signal, error = (y.double().square().sum() for y in (outs[0], outs[1] - outs[0]))
         figure = sqnr(found[f"{layer}|weight|{key(row)}"], 48)
         assert figure.db == pytest.approx(float(10 * torch.log10(signal / error)), abs=0.01)
+
+
+def _draws(rng, population, most, times):
+    """Simple random samples without replacement of a figure's samples: their sums."""
+    for _ in range(times):
+        yield sums(*population[:, rng.permutation(population.shape[1])[:most]])
+
+
+@pytest.fixture(scope="module")
+def populations():
+    """(signal, error) of each of 256 digits, by figure: layers of the shipped MobileNet with all
+    settings of a plan that clips and one that does not."""
+    spec = importlib.util.spec_from_file_location("networks", RECIPES / "networks.py")
+    networks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(networks)
+    model = networks.mobilenet_v2().eval()
+    model.load_state_dict(load_file(RECIPES / "weights/mobilenet_digits.safetensors"))
+    x = torch.from_numpy(np.load(RECIPES / "data/digits.npz")["train_images"][:256]).float()
+    wanted = Analyze.model_validate(
+        {"weights": ["per_tensor"], "calibrators": ["max"], "inputs": [
+            "per_tensor", {"per_tensor": {"dynamic": True}}, {"format": "int8", "amax": 2}]}
+    )  # fmt: skip
+    names = ["features.0.conv", "features.3.depthwise.conv", "features.17.expand.conv"]
+    _, _, tried = set_up(model, x, wanted, names)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "sums", lambda signal, error: np.concatenate([signal, error]))
+        found = measure(model, tried, [x])
+    return {name: figure[: 2 * len(x)].reshape(2, -1) for name, figure in found.items()}
+
+
+@pytest.mark.parametrize(("samples", "most"), [(256, 64), (64, 16)])
+def test_the_interval_of_a_random_quarter_covers_the_figure_of_all_95_times_in_100(
+    populations, samples, most
+):
+    rng, times, covered = np.random.default_rng(0), 600, {}
+    for name, population in populations.items():
+        population = population[:, :samples]
+        exact = sqnr(sums(*population), samples)
+        assert exact.low is exact.high is None
+        found = [sqnr(figure, samples) for figure in _draws(rng, population, most, times)]
+        covered[name] = np.mean([each.low <= exact.db <= each.high for each in found])
+    assert len(covered) > 20
+    # Less where a few samples have most of the error.
+    assert min(covered.values()) > 0.8
+    error = (0.95 * 0.05 / times / len(covered)) ** 0.5
+    assert np.mean(list(covered.values())) > 0.95 - 3 * error

@@ -8,11 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from granplugin.analysis import collect as collecting
+from granplugin.analysis.collect import collect
 from granplugin.analysis.passes import Kept, accumulate
 from granplugin.errors import DataError, RunError
+from granplugin.statistics import Need
 
 X = np.random.default_rng(0).standard_normal((40, 3))
 NO_MEMORY = [
@@ -152,3 +157,38 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path, monkeypatch, caplog):
     monkeypatch.undo()
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+NEEDS = [Need(f"{layer}.input", (1, 3), True, (1, 3)) for layer in ("0", "2")]
+
+
+def ranges(path, model, size, forward=None):
+    run = forward or (lambda batch: model(torch.from_numpy(batch["x"]).float()))
+    with torch.no_grad():
+        return collect(model, NEEDS, batches(size), run, path, "key")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), KeyboardInterrupt()], ids=repr)
+def test_ranges_see_nothing_twice_in_a_batch_that_failed_half_way(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(collecting, "_SAVED_EVERY", 0)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.Tanh())
+    expected = ranges(tmp_path / "a", model, 16)
+
+    def fails(batch):
+        x = torch.from_numpy(batch["x"]).float()
+        half = model[2](model[1](model[0](x)))
+        if len(x) > 8 and x[0, 0] != np.float32(X[0, 0]):
+            raise error
+        return model[3](half)
+
+    if isinstance(error, KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):
+            ranges(tmp_path / "b", model, 16, fails)
+        found = ranges(tmp_path / "b", model, 16)
+    else:
+        found = ranges(tmp_path / "b", model, 16, fails)
+    for need in NEEDS:
+        np.testing.assert_allclose(found.amax[need], expected.amax[need], rtol=1e-6)
+        assert found.counts[need].sum() == X.size
+    assert found.samples == expected.samples == len(X)

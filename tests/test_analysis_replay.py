@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 
 from granplugin.analysis.replay import Diverged, Script
 from granplugin.layers import WEIGHTED
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Pair = namedtuple("Pair", "left right")
 
@@ -249,7 +252,19 @@ class Noisy(Counts):
         return self.c(self.b(self.a(x)) + torch.rand_like(x))
 
 
-@pytest.mark.parametrize("network", [Stows, InPlace, Noisy])
+@dataclass
+class Output:
+    logits: torch.Tensor
+
+
+class Wrapped(Noisy):
+    """Puts out a dataclass."""
+
+    def forward(self, x):
+        return Output(super().forward(x))
+
+
+@pytest.mark.parametrize("network", [Stows, InPlace, Noisy, Wrapped])
 def test_what_a_replay_would_get_wrong_is_not_replayable(network):
     model = made(network)
     script = Script(model)

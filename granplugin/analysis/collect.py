@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ def collect(
     key: str,
 ) -> Statistics:
     """What is needed at each site, over all batches; `kept` is where an interrupted pass for the
-    same `key` left off. Raises ModelError naming the first layer that saw NaN or Inf."""
+    same `key` was last saved. Raises ModelError naming the first layer that saw NaN or Inf."""
     needs = sorted(needs, key=lambda need: (need.site, need.block))
     past, done = _left(kept, key)
     seen: dict[str, list[Seen]] = {}
@@ -43,11 +44,25 @@ def collect(
         seen.setdefault(need.site, []).append(Seen(need))
     order: dict[str, None] = {}
     samples = 0
+    # What was seen of a batch before memory ran out is not to be seen again in its halves.
+    calls: Counter[Seen] = Counter()
+    before: Counter[Seen] = Counter()
 
     def add(site: str, tensor: Tensor) -> None:
         order[site] = None
         for each in seen[site]:
-            each.add(tensor.detach().float())
+            if calls[each] >= before[each]:
+                each.add(tensor.detach().float())
+            calls[each] += 1
+
+    def see(part: Batch) -> Batch:
+        calls.clear()
+        try:
+            forward(part)
+        except Exception:
+            before.update(calls)
+            raise
+        return part
 
     def snapshot() -> Statistics | None:
         if not samples:
@@ -62,13 +77,14 @@ def collect(
 
     hooks = [_hook(model, site, partial(add, site)) for site in seen]
     memory = InMemory()
-    saved, at = time.monotonic(), done
+    saved = time.monotonic()
     try:
         for at, batch in enumerate(batches):
             if at < done:
                 continue
-            for part in memory.run(lambda part: (forward(part), part)[1], batch):
+            for part in memory.run(see, batch):
                 samples += len(next(iter(part.values())))
+            before.clear()
             for site in order:
                 if not all(bool(each.amax.isfinite().all()) for each in seen[site]):
                     raise ModelError(
@@ -79,10 +95,6 @@ def collect(
             if time.monotonic() - saved > _SAVED_EVERY:
                 snapshot().save(kept, f"{key}+{done}")
                 saved = time.monotonic()
-    except KeyboardInterrupt:
-        if samples and memory.whole and done == at:
-            snapshot().save(kept, f"{key}+{done}")
-        raise
     finally:
         for hook in hooks:
             hook.remove()

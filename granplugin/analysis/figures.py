@@ -26,7 +26,7 @@ def sums(signal: np.ndarray, error: np.ndarray) -> np.ndarray:
 class Sqnr:
     """10 log10(sum s / sum e) over `samples`, in dB; inf where nothing changed, None where there
     is no signal. `low` and `high` bound its value over all `population` samples with 95 %
-    confidence; both None where all of them were measured, or fewer than two."""
+    confidence; both None where all of them were measured, or fewer than three."""
 
     db: float | None
     low: float | None
@@ -44,7 +44,10 @@ def sqnr(figure: np.ndarray, population: int) -> Sqnr:
     """The ratio of two means with the interval of its logarithm.
 
     Linearization of the ratio estimator with the correction for a finite population (Cochran,
-    Sampling Techniques, 3rd ed. 1977, sections 2.9 and 6.3), and Student's t.
+    Sampling Techniques, 3rd ed. 1977, sections 2.9 and 6.3), and Student's t. Two means are
+    estimated, so of n samples n - 2 count, in the variance too: over 97 figures of a MobileNetV2
+    and 16 to 64 of 64 to 1,000 samples it covers 95.3 % on average (one less, with n - 1: 94.5 %).
+    Where a few samples have most of the error, samples without them cannot tell.
     """
     n, s, e, ss, ee, se = (float(x) for x in figure[:SUMS])
     samples = round(n)
@@ -53,10 +56,10 @@ def sqnr(figure: np.ndarray, population: int) -> Sqnr:
     if e <= 0:
         return Sqnr(math.inf, None, None, samples, population)
     db = _DB * math.log(s / e)
-    if samples < 2 or samples >= population:
+    if samples < 3 or samples >= population:
         return Sqnr(db, None, None, samples, population)
     s, e = s / n, e / n
     spread = max(ee / (e * e) - 2 * se / (s * e) + ss / (s * s), 0.0)
-    variance = spread / (n - 1) / n * (1 - n / population)
-    half = float(stdtrit(n - 1, 0.975)) * math.sqrt(variance) * _DB
+    variance = spread / (n - 1) / (n - 2) * (1 - n / population)
+    half = float(stdtrit(n - 2, 0.975)) * math.sqrt(variance) * _DB
     return Sqnr(db, db - half, db + half, samples, population)

@@ -107,8 +107,6 @@ class InMemory:
 
     def __init__(self) -> None:
         self.halved = False
-        self.whole = True
-        """Whether no batch is half done."""
 
     def run(self, step: Callable[[Batch], Mapping], batch: Batch) -> Iterator[Mapping]:
         if not self.halved:
@@ -123,7 +121,6 @@ class InMemory:
                 yield found
                 return
         half = -(-_length(batch) // 2)
-        self.whole = False
         for part in (slice(None, half), slice(half, None)):
             samples = {name: array[part] for name, array in batch.items()}
             if not _length(samples):
@@ -138,7 +135,6 @@ class InMemory:
                     "what was asked for; set data.batch_size lower, or use a machine with more"
                 ) from err
             yield found
-        self.whole = True
 
 
 def _out_of_memory(err: BaseException) -> bool:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from granplugin.residuals import tensors_in
-from granplugin.trace import evaluating
+from granplugin.trace import evaluating, flatten_outputs
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +108,8 @@ class Script:
         To be called behind a `record` of the same batch. Runs the model on something else first:
         a module that is not called again must not have left behind what others read.
         """
+        if target not in self.starts:
+            return False
         changes = self.changes
         self.changes = {**changes, self._first_leaf(): _other}
         # Nothing is asked of this run but that it leaves something else behind.
@@ -115,11 +117,13 @@ class Script:
             self._run(forward, self._live)
         self.changes = changes
         try:
-            found = list(tensors_in(self.replay(forward, target)))
+            found = flatten_outputs(self.replay(forward, target))
         except Diverged:
             return False
-        expected = list(tensors_in(self._output))
-        return len(expected) == len(found) and all(map(torch.equal, expected, found))
+        expected = flatten_outputs(self._output)
+        return expected.keys() == found.keys() and all(
+            torch.equal(tensor, found[name]) for name, tensor in expected.items()
+        )
 
     def record(self, forward: Forward) -> Any:
         """Run the model whole, keeping what replays need; its output."""
@@ -131,7 +135,7 @@ class Script:
 
         Raises Diverged where the recording or the replay called other modules than `learn` saw.
         """
-        if target not in self.starts or self._calls() != self._learnt:
+        if self._calls() != self._learnt:
             raise Diverged
         self._at, self._target = 0, self.starts[target]
         result = self._run(forward, self._replayed)
