@@ -27,7 +27,7 @@ from granplugin.analysis.effects import (
     effect,
     restored_name,
 )
-from granplugin.analysis.local import LocalErrors, Tried, try_settings
+from granplugin.analysis.local import LocalErrors, Tried, key, try_settings
 from granplugin.analysis.network import Choice, Network, analysis_copy, other_rows, run
 from granplugin.analysis.passes import Figures, Kept, accumulate
 from granplugin.analysis.rounding import rounding
@@ -35,11 +35,11 @@ from granplugin.analysis.settings import Asked, Skipped, ask, ask_of_site, label
 from granplugin.analysis.tensors import TensorErrors, TriedSite
 from granplugin.calibrators import BINS
 from granplugin.data import Batch
-from granplugin.errors import DataError
+from granplugin.errors import DataError, RunError
 from granplugin.metrics import METRICS
 from granplugin.plan import Plan, Row, make_plan
 from granplugin.progress import track
-from granplugin.run_folder import content_key
+from granplugin.run_folder import content_key, file_key
 from granplugin.session import CALIBRATION_BATCH, Session, located, whole
 from granplugin.statistics import (
     Need,
@@ -218,8 +218,7 @@ class Analyzer:
     def local(self) -> Figures:
         """The local errors of all settings, by the names of Tried.figures and TriedSite.figures."""
         names = [name for each in (*self.tried, *self.tried_sites) for name in each.figures()]
-        key = content_key(self._key, self.drawn.tolist())
-        kept = self._kept("local", key)
+        kept = self._kept("local", content_key(self.drawn.tolist()))
         made: list[tuple[LocalErrors, TensorErrors]] = []
 
         def step(batch: Batch, wanted: frozenset[str]) -> Mapping[str, np.ndarray]:
@@ -248,7 +247,7 @@ class Analyzer:
         by_choice = {choice_name(network, choice): choice for choice in choices}
         by_alone = {alone_name(network, *each): each for each in alone}
         by_restored = {restored_name(network, layer): layer for layer in restored}
-        kept = self._kept("effects", content_key(self._key, self.metric))
+        kept = self._kept("effects", str(self.metric))
         made: list[Effects] = []
         example = self.session.example
 
@@ -279,14 +278,14 @@ class Analyzer:
     @cached_property
     def _key(self) -> str:
         session = self.session
-        shared = [list(map(str, row.block or ())) for row in self.plan.quantized if row.share]
+        imported = session.recipe.statistics.import_
         return content_key(
             session.key,
             session.calibration.key(),
             session.analysis.key(),
-            [(row.site, row.format, row.granularity) for row in self.others],
-            shared,
-            str(session.recipe.statistics.import_),
+            [(row.site, key(row)) for row in self.others],
+            [(row.site, row.share) for row in self.plan.quantized if row.share],
+            file_key(imported) if imported else None,
             granplugin.__version__,
         )
 
@@ -294,12 +293,17 @@ class Analyzer:
     def _batch(self) -> int:
         return max(self.session.recipe.data.batch_size, CALIBRATION_BATCH)
 
-    def _kept(self, what: str, key: str) -> Kept:
+    def _kept(self, what: str, of: str) -> Kept:
         """Figures of this model and these data; those of others that are in the way go."""
         folder = self.session.run.path / "analysis"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{what}-{key}.safetensors"
-        return Kept(path)
+        try:
+            folder.mkdir(exist_ok=True)
+            for old in folder.glob(f"{what}-*"):
+                if not old.name.startswith(f"{what}-{self._key}-"):
+                    old.unlink()
+        except OSError as err:
+            raise RunError(f"{folder}: cannot be written: {err.strerror}; give --out") from err
+        return Kept(folder / f"{what}-{self._key}-{of}.safetensors")
 
     def _batches(self, numbers: np.ndarray) -> Iterator[Batch]:
         """These samples of the analysis data, with their labels, in full batches."""
