@@ -109,8 +109,8 @@ def test_effects_equal_running_the_network_as_modelopt_quantizes_it(project, rul
 # -- faults that are planted, the function unchanged ----------------------------------------------
 
 COARSE = {"match": "**", "weight": "per_tensor"}
-FILTER = re.compile(r"channel (\d+)'s filter is ([\d,]+) times the median")
-INPUT = re.compile(r"channel (\d+) reaches ([\d,]+) times the median channel")
+FILTER = re.compile(r"channel (\d+)'s filter is ([\d,.]+) times the median")
+INPUT = re.compile(r"channel (\d+) reaches ([\d,.]+) times the median channel")
 LAYERS = [*(f"convs.{n}" for n in range(7)), "head"]
 
 
