@@ -19,7 +19,7 @@ from torch import nn
 class Chain(nn.Module):
     """Seven convolutions, the fourth depthwise, with or without batch norms, and a classifier."""
 
-    def __init__(self, norms, kind="none", layer=0, channel=0, factor=1.0, graded=()):
+    def __init__(self, norms, kind="none", layer=0, channel=0, factor=1.0, graded=(), outputs=10):
         super().__init__()
         torch.manual_seed(0)
         ends = [1, 8, 8, 8, 8, 8, 8, 8]
@@ -31,7 +31,7 @@ class Chain(nn.Module):
         self.norms = nn.ModuleList(
             nn.BatchNorm2d(8) if norms else nn.Identity() for _ in self.convs
         )
-        self.head = nn.Linear(8, 10)
+        self.head = nn.Linear(8, outputs)
         for conv in self.convs:
             nn.init.kaiming_normal_(conv.weight)
         if norms:

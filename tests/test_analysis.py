@@ -183,6 +183,24 @@ def test_a_scaled_channel_is_a_fault_of_the_next_input_where_weights_are_per_cha
     assert re.search(r"; per_channel wins back \d\d dB$", first.why)
 
 
+@pytest.mark.parametrize("layer", range(7))
+def test_faults_that_only_together_are_mended_are_advised_together(project, layer):
+    """Mending the filter alone wins nothing while the input behind it loses the same channels."""
+    project.arrays = {"images": images(96)}
+    args = {"norms": False, "kind": "conv", "layer": layer, "channel": 3, "factor": 300.0}
+    recipe = write(
+        project, "Chain", {**args, "outputs": 1}, metrics=["sqnr_db"], rules=[COARSE],
+        analyze={"top": 4},
+    )  # fmt: skip
+    found = analyzed(recipe, project.out)
+    changed = {name: o.rule for o in found.advice.overrides for name in o.layers}
+    assert changed[LAYERS[layer]]["weight"] == "per_channel"
+    assert changed[LAYERS[layer + 1]]["input"] == "per_channel"
+    assert len(changed) <= 3 and found.advice.reached
+    assert found.advice.suggested.loss.value <= found.finest.loss.value + 1
+    assert found.advice.suggested.loss.value < found.start.loss.value / 1.5
+
+
 @pytest.mark.parametrize("layer", range(4))
 @pytest.mark.parametrize("rules", [[], [COARSE]], ids=["per_channel", "per_tensor"])
 def test_a_norms_gain_is_an_outlier_of_the_input(project, layer, rules):

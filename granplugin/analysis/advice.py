@@ -3,9 +3,12 @@ tolerance above what its finest settings lose - measured, not predicted.
 
 The worst layers are taken in order. For each, every setting that the engines can have is measured
 at the network's output, on top of the overrides so far; the coarsest within a decibel of the best
-is taken, or the coarsest with which the goal is reached. Then each override is left out again, the
-last first, where the goal holds without it. Nothing is suggested where the recipe reaches the goal:
-a loss that the samples cannot tell from the finest settings' loss is none.
+is taken, or the coarsest with which the goal is reached. Layers that spoil the same signal, such as
+a filter and the input behind it, win nothing one by one: where the goal is not reached so, all get
+their finest settings, and each, the least harmful first, the coarsest with which that holds. Then
+each override is left out again, the last first, where the goal holds without it. Nothing is
+suggested where the recipe reaches the goal: a loss that the samples cannot tell from the finest
+settings' loss is none.
 """
 
 from __future__ import annotations
@@ -80,13 +83,21 @@ def advise(
         if not options:
             continue
         effects = measure([{**start, **overrides, each.name: pair} for pair in options])
-        chosen = _coarsest(each, options, effects, reached)
+        good = [n for n, found in enumerate(effects) if reached(found)]
+        if not good:
+            top = max(found.sqnr.db for found in effects)
+            good = [n for n, found in enumerate(effects) if found.sqnr.db >= top - NEAR_DB]
+        chosen = _coarsest(each, start[each.name], options, effects, good)
         found = effects[options.index(chosen)]
-        if not reached(found) and found.sqnr.db < best_db + 0.1 * NEAR_DB:
+        if not reached(found) and found.sqnr.db < best_db + NEAR_DB:
             continue
         overrides[each.name], now, best_db = chosen, found, found.sqnr.db
         if reached(found):
             break
+    if not reached(now):
+        together, found = _together(worst, start, allowed, measure, reached)
+        if reached(found) or found.sqnr.db >= best_db + NEAR_DB:
+            overrides, now, best_db = together, found, found.sqnr.db
     for site in sites:
         if reached(now):
             break
@@ -123,17 +134,49 @@ def _options(each: LayerLosses, start: Pair, allowed: Mapping[str, set[int]]) ->
     return [pair for pair in dict.fromkeys(found) if pair != start]
 
 
+def _together(
+    worst: Sequence[LayerLosses],
+    start: Choice,
+    allowed: Mapping[str, Mapping[str, set[int]]],
+    measure: Measure,
+    reached: Callable[[Effect], bool],
+) -> tuple[dict[str, Pair], Effect]:
+    """All layers at their finest, then each as coarse as it can be, and what is left of that."""
+    best = finest(worst, start, allowed)
+    (now,) = measure([{**start, **best}])
+    enough_db = now.sqnr.db - NEAR_DB
+    wins = reached(now)
+    for each in reversed(worst):
+        own = start[each.name]
+        for options in ([own], _options(each, own, allowed[each.name])):
+            effects = measure([{**start, **best, each.name: pair} for pair in options])
+            good = [
+                n
+                for n, found in enumerate(effects)
+                if (reached(found) if wins else found.sqnr.db >= enough_db)
+            ]
+            if good:
+                best[each.name] = _coarsest(each, own, options, effects, good)
+                now = effects[options.index(best[each.name])]
+                break
+    return {
+        each.name: best[each.name] for each in worst if best[each.name] != start[each.name]
+    }, now
+
+
 def _coarsest(
     each: LayerLosses,
+    start: Pair,
     options: Sequence[Pair],
     effects: Sequence[Effect],
-    reached: Callable[[Effect], bool],
+    good: Sequence[int],
 ) -> Pair:
-    good = [n for n, found in enumerate(effects) if reached(found)]
-    if not good:
-        top = max(found.sqnr.db for found in effects)
-        good = [n for n, found in enumerate(effects) if found.sqnr.db >= top - NEAR_DB]
-    dynamic = [pair[1] is not None and each.tried.asked.inputs[pair[1]].dynamic for pair in options]
-    return options[
-        min(good, key=lambda n: (dynamic[n], scales(each, options[n]), -effects[n].sqnr.db, n))
-    ]
+    """Of the good options, one that changes as few sites as any, and stores the fewest scales."""
+
+    def cost(n: int) -> tuple:
+        pair = options[n]
+        dynamic = pair[1] is not None and each.tried.asked.inputs[pair[1]].dynamic
+        changed = sum(a != b for a, b in zip(pair, start, strict=True))
+        return dynamic, changed, scales(each, pair), -effects[n].sqnr.db, n
+
+    return options[min(good, key=cost)]

@@ -190,7 +190,7 @@ class Analysis(Part):
         description="With all that the recipe quantizes; null: it quantizes nothing."
     )
     finest: NetworkEffect = Field(
-        description="With each layer's best setting: no choice among those asked can lose less."
+        description="With the setting of each layer that, of those asked, loses least there."
     )
     layers: list[LayerAnalysis]
     sites: list[SiteAnalysis] = Field(description="Worst first.")
