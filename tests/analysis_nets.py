@@ -74,11 +74,13 @@ def plant(net, kind, layer, channel, factor):
 
 
 class Normed(nn.Module):
-    """Linear layers behind layer norms; one norm's gain may be scaled in one channel."""
+    """Linear layers behind layer norms; one norm's gain may be scaled in one channel. Each token
+    is classified, or all of them together."""
 
-    def __init__(self, layer=0, channel=0, factor=1.0):
+    def __init__(self, layer=0, channel=0, factor=1.0, tokens=False):
         super().__init__()
         torch.manual_seed(1)
+        self.tokens = tokens
         self.embed = nn.Linear(8, 16)
         self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(4))
         self.mixes = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
@@ -92,7 +94,7 @@ class Normed(nn.Module):
         x = self.embed(image[:, 0])
         for norm, mix in zip(self.norms, self.mixes):
             x = x + mix(norm(x)).relu()
-        return self.head(x.mean(1))
+        return self.head(x if self.tokens else x.mean(1))
 
 
 class Residual(nn.Module):

@@ -21,6 +21,8 @@ from conftest import RECIPES, ROOT, Done, run_main
 from granplugin.report.analysis_model import Analysis
 from granplugin.report.model import Report
 
+SOURCE = {"npz": "data.npz", "inputs": {"image": "images"}}
+
 # -- effects on the network's output, against running the quantized network -----------------------
 
 
@@ -104,6 +106,50 @@ def test_effects_equal_running_the_network_as_modelopt_quantizes_it(project, rul
         assert effect.loss.value == pytest.approx(
             effect.fp32_metric.value - effect.metric.value, abs=1e-9
         )
+
+
+def test_effects_on_tokens_are_means_over_all_positions(project):
+    from granplugin.analysis.effects import alone_name
+    from granplugin.analysis.run import Analyzer
+
+    project.arrays = {"images": images(64)}
+    rules = [{"match": "mixes.*", "input": {"per_token": {"dynamic": True}}}]
+    recipe = write(project, "Normed", {"tokens": True}, rules=rules)
+    with session_of(recipe, project.out) as session:
+        analyzer = Analyzer(session)
+        start = analyzer.network.start()
+        alone = [("embed", start["embed"]), ("mixes.1", start["mixes.1"])]
+        found = analyzer.effects(alone=alone)
+        for name, pair in alone:
+            rows = tuple(row for row in analyzer.plan.rows if row.layer == name)
+            part = replace(analyzer.plan, rows=rows)
+            fp32, quantized = (out.reshape(-1, 10) for out in naive(session, part, analyzer.ranges))
+            said = figures(fp32, quantized, np.zeros(len(fp32)))
+            effect = found[alone_name(analyzer.network, name, pair)]
+            assert effect.sqnr.db == pytest.approx(said["db"], abs=0.2)
+            assert effect.kl.value == pytest.approx(said["kl"], rel=0.05)
+            assert effect.agreement.value == pytest.approx(said["agreement"], abs=0.5)
+            assert effect.measured_by == "decisions"
+
+
+def test_an_analysis_does_not_depend_on_batch_size_or_order(project):
+    found = []
+    shuffled = np.random.default_rng(3).permutation(90)
+    for order, size in ((np.arange(90), 64), (shuffled, 17), (shuffled[::-1], 90)):
+        project.arrays = {"images": images(90)[order]}
+        data = {"calibration": SOURCE, "batch_size": size}
+        recipe = write(project, "Residual", data=data, rules=[COARSE], analyze={"exact": True})
+        found.append(analyzed(recipe, project.out))
+    first, *others = found
+    for other in others:
+        assert {x.layer: x.why for x in first.layers} == {x.layer: x.why for x in other.layers}
+        for a in first.layers:
+            b = layer_of(other, a.layer)
+            for x, y in zip([*a.weights, *a.inputs], [*b.weights, *b.inputs], strict=True):
+                assert x.both.db == pytest.approx(y.both.db, abs=0.05)
+                assert (x.clipped, x.zeroed) == (y.clipped, y.zeroed)
+            assert a.alone.sqnr.db == pytest.approx(b.alone.sqnr.db, abs=0.2)
+            assert a.restored.sqnr.db == pytest.approx(b.restored.sqnr.db, abs=0.5)
 
 
 # -- faults that are planted, the function unchanged ----------------------------------------------
@@ -249,7 +295,6 @@ def test_a_network_without_a_fault_has_none(project):
 
 # -- what a user can get wrong, and what can go wrong ----------------------------------------------
 
-SOURCE = {"npz": "data.npz", "inputs": {"image": "images"}}
 ODD = """
 import torch
 from torch import nn

@@ -38,8 +38,8 @@ _MEANINGS = {
     "SQNR dB": "signal to quantization noise: 10 log10 of the sum of squares over the sum of "
     "squared changes. 20 dB is a relative error of 10 %, 40 dB of 1 %; exact: nothing changed; "
     "none: there is no signal.",
-    "the finest": "the network with each layer's best of all settings asked: no choice among them "
-    "can lose less.",
+    "the finest": "the network with the setting of each layer that, of those asked, loses least "
+    "there.",
     "alone": "the network with only this layer quantized, as the recipe has it.",
     "restored": "the network with all that the recipe quantizes, but not this layer.",
     "agreement": "samples on which the network decides as fp32 does.",
