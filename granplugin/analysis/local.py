@@ -241,9 +241,7 @@ class _Layer:
         call: dict[str, list[Tensor]],
     ) -> None:
         def add(name: str, y: Tensor) -> None:
-            others = tuple(a for a in range(1, y.ndim) if a != self.axis % y.ndim)
-            squares = torch.linalg.vector_norm(y, dim=others).square_() if others else y.square()
-            call.setdefault(name, []).append(squares)
+            call.setdefault(name, []).append(_squares(y, self.axis))
 
         add(_SIGNAL, self._behind_bn(output))
         for name, (kind, i, _) in self.figures.items():
@@ -289,6 +287,15 @@ def channels_of(figure: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The signal and the error of each output channel."""
     signal, error = np.split(figure[SUMS:], 2)
     return signal, error
+
+
+def _squares(y: Tensor, axis: int) -> Tensor:
+    """(rows, channels): the sum of squares over all other axes."""
+    if y.ndim == 4 and axis == 1 and y.is_contiguous(memory_format=torch.channels_last):
+        # A CPU's vector_norm takes ten times as long where channels are the innermost axis.
+        return y.permute(0, 2, 3, 1).flatten(1, 2).square().sum(1)
+    others = tuple(a for a in range(1, y.ndim) if a != axis % y.ndim)
+    return torch.linalg.vector_norm(y, dim=others).square_() if others else y.square()
 
 
 def _per_sample(squares: Tensor, samples: int) -> np.ndarray:
