@@ -39,12 +39,10 @@ from granplugin.recipe.load import load
 from granplugin.run_folder import RunFolder, open_run
 from granplugin.session import Session
 
-SAMPLES = {"mobilenet_v2": 64, "resnet_50": 32}
+SAMPLES = {"mobilenet_v2": 32, "resnet_50": 16}
 MEMORY_SAMPLES = (64, 1024)
 MEMORY_SIZE = 96
-RESUME_SAMPLES = 96
-NAIVE_SETTINGS = (None, 0)
-"""modelopt's axis: per_tensor, per_channel."""
+RESUME_SAMPLES = 48
 TOP = 15
 
 FOUR = [
@@ -161,7 +159,7 @@ def local_errors(network: str, samples: int, rounds: int) -> list[Figure]:
             goal=2 + 0.6 * c,
         ),
         naive.times_f(
-            f"{network}: naive loop, C = {c}", "naive", per=len(NAIVE_SETTINGS) * 3 / layers / c
+            f"{network}: naive loop, C = {c}", "naive", per=3 / layers / c
         ),
         grid.times_f(
             f"{network}: default settings, C = {many}", "statistics", "ranges", "tried", "local",
@@ -197,14 +195,9 @@ def naive_loop(session: Session) -> Callable[[Clock], None]:
     names = [each.layer.name for each in analyzer.asked]
     names = [names[0], names[len(names) // 2], names[-1]]
 
-    def one(name: str, axis: int | None) -> None:
-        config = [
-            {
-                "quantizer_name": f"{name}.weight_quantizer",
-                "cfg": {"num_bits": 8, "axis": axis},
-                "enable": True,
-            }
-        ]
+    def one(name: str) -> None:
+        per_channel = {"num_bits": 8, "axis": 0}
+        config = [{"quantizer_name": f"{name}.weight_quantizer", "cfg": per_channel}]
         seen: list[torch.Tensor] = []
         hook = model.get_submodule(name).register_forward_hook(
             lambda m, args, out: seen.append(out)
@@ -218,43 +211,39 @@ def naive_loop(session: Session) -> Callable[[Clock], None]:
     def loop(clock: Clock) -> None:
         with clock.lap("naive"):
             for name in names:
-                for axis in NAIVE_SETTINGS:
-                    one(name, axis)
+                one(name)
 
     return loop
 
 
 def network_effects(network: str, rounds: int) -> list[Figure]:
-    """Alone and all but one, of the top layers in each round, and of all of them in one."""
+    """Alone and all but one, of the top layers in each round; alone, of all of them in one."""
     clock, whole = Clock(), Clock()
-    with session_of(network, 16, FOUR) as session:
+    with session_of(network, SAMPLES[network], FOUR) as session:
         analyzer = fresh(session)
-        analyzer.local
         start = list(analyzer.network.start().items())
-        top = start[:: max(len(start) // TOP, 1)][:TOP]
+        top = [start[at] for at in np.linspace(0, len(start) - 1, TOP).round().astype(int)]
         bare(analyzer)
 
-        def timed(clock: Clock, pairs: Sequence) -> None:
-            shutil.rmtree(session.run.path / "analysis")
+        def timed(clock: Clock, **wanted: Sequence) -> None:
+            shutil.rmtree(session.run.path / "analysis", ignore_errors=True)
             with clock.lap("F"):
                 bare(analyzer)
-            with clock.lap("alone"):
-                analyzer.effects(alone=pairs)
-            with clock.lap("restored"):
-                analyzer.effects(restored=[name for name, _ in pairs])
+            for what, each in wanted.items():
+                with clock.lap(what):
+                    analyzer.effects(**{what: each})
             with clock.lap("F"):
                 bare(analyzer)
 
         for _ in range(rounds):
-            timed(clock, top)
-        timed(whole, start)
+            timed(clock, alone=top, restored=[name for name, _ in top])
+        timed(whole, alone=start)
     k, every = len(top), len(start)
     return [
-        clock.times_f(f"{network}: effect alone, {k} layers, per layer", "alone", per=k, goal=0.8),
+        clock.times_f(f"{network}: effect alone, per layer of {k}", "alone", per=k, goal=0.8),
         clock.times_f("  all but one", "restored", per=k, goal=0.8),
-        whole.times_f(f"{network}: effect alone, {every} layers, per layer", "alone", per=every, goal=0.8),
-        whole.times_f("  all but one", "restored", per=every, goal=0.8),
-    ]  # fmt: skip
+        whole.times_f(f"  alone, per layer of all {every}", "alone", per=every, goal=0.8),
+    ]
 
 
 def on_device(network: str, samples: int, rounds: int, device: str) -> list[Figure]:
