@@ -1,9 +1,9 @@
 #!/bin/sh
-# Every benchmark, one after the other, saved in bench/results/; about 19 minutes on 2 quiet cores.
+# Every benchmark, one after the other, saved in bench/results/; about 25 minutes on 2 quiet cores.
 #   PYTHON=.venv/bin/python bench/run_all.sh
 set -e
 cd "$(dirname "$0")/.."
-for name in startup quickstart calibration plan engine_plans latency rtx predict; do
+for name in startup quickstart calibration plan engine_plans latency rtx analyze predict; do
     "${PYTHON:-python}" "bench/$name.py" --save
     echo
 done

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from granplugin.analysis import collect as collecting
+from granplugin.analysis import passes
 from granplugin.analysis.collect import collect
 from granplugin.analysis.passes import Kept, accumulate
 from granplugin.errors import DataError, RunError
@@ -170,7 +170,7 @@ def ranges(path, model, size, forward=None):
 
 @pytest.mark.parametrize("error", [MemoryError(), KeyboardInterrupt()], ids=repr)
 def test_ranges_see_nothing_twice_in_a_batch_that_failed_half_way(tmp_path, monkeypatch, error):
-    monkeypatch.setattr(collecting, "_SAVED_EVERY", 0)
+    monkeypatch.setattr(passes, "_APART", 0)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.Tanh())
     expected = ranges(tmp_path / "a", model, 16)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from granplugin.analysis.passes import InMemory
+from granplugin.analysis.passes import InMemory, Pace
 from granplugin.data import Batch
 from granplugin.errors import DataError, ModelError, UserError
 from granplugin.residuals import SKIP_QUANTIZER, tensors_in
@@ -24,7 +23,6 @@ log = logging.getLogger(__name__)
 
 PEAK = "peak"
 """`<layer>.peak` is the largest |x| of each sample of the layer's input, as a tensor (n, 1)."""
-_SAVED_EVERY = 10.0
 
 
 def collect(
@@ -77,7 +75,7 @@ def collect(
 
     hooks = [_hook(model, site, partial(add, site)) for site in seen]
     memory = InMemory()
-    saved = time.monotonic()
+    pace = Pace()
     try:
         for at, batch in enumerate(batches):
             if at < done:
@@ -92,9 +90,7 @@ def collect(
                         "before it; look at this layer's weights and at the data"
                     )
             done = at + 1
-            if time.monotonic() - saved > _SAVED_EVERY:
-                snapshot().save(kept, f"{key}+{done}")
-                saved = time.monotonic()
+            pace.save(lambda: snapshot().save(kept, f"{key}+{done}"))
     finally:
         for hook in hooks:
             hook.remove()

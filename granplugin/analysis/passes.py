@@ -24,7 +24,10 @@ from granplugin.whole_file import write_whole
 log = logging.getLogger(__name__)
 
 Figures = dict[str, np.ndarray]
-_SAVED_EVERY = 10.0
+_APART = 2.0
+"""Seconds between two times that a pass saves what it has: what a kill may cost."""
+_SHARE = 0.05
+"""The most of a pass's time that may go into saving, which of many wide layers takes long."""
 
 
 class Kept:
@@ -71,7 +74,7 @@ def accumulate(
         reached = kept.partial(missing)
         if reached[1]:
             log.info("resuming behind %d samples", reached[1])
-        saved = time.monotonic()
+        pace = Pace()
         memory = InMemory()
         end = 0
         try:
@@ -86,9 +89,7 @@ def accumulate(
                         n: totals[n] + f if n in totals else f for n, f in part.items()
                     }
                 reached = totals, end
-                if time.monotonic() - saved > _SAVED_EVERY:
-                    kept.keep_partial(missing, *reached)
-                    saved = time.monotonic()
+                pace.save(lambda: kept.keep_partial(missing, *reached))
         except BaseException:
             try:
                 if reached[1]:
@@ -100,6 +101,21 @@ def accumulate(
             raise DataError("there are no samples to analyze")
         kept.add(reached[0])
     return {name: kept.figures[name] for name in wanted}
+
+
+class Pace:
+    """When a pass saves what it has."""
+
+    def __init__(self) -> None:
+        self.due = time.monotonic() + _APART
+
+    def save(self, write: Callable[[], object]) -> None:
+        """Call `write`, if it is time."""
+        begun = time.monotonic()
+        if begun >= self.due:
+            write()
+            ended = time.monotonic()
+            self.due = ended + max(_APART, (ended - begun) / _SHARE)
 
 
 class InMemory:
