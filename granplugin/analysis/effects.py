@@ -57,13 +57,15 @@ class Effect:
 
 
 def effect(figure: np.ndarray) -> Effect:
-    """The effect that these sums are of."""
+    """The effect that these sums are of. Raises ModelError where FP32's outputs are all 0."""
     said = dict(zip(_PARTS, figure[SUMS:].tolist(), strict=True))
     n = round(float(figure[0]))
     found = sqnr(figure, n)
+    if found.db is None:
+        raise ModelError("FP32's outputs are all 0 on the analysis data: nothing can be compared")
     if said["decided"] == 0:
-        error = 0.0 if found.relative_error is None else 100 * found.relative_error
-        return Effect(found, None, None, None, None, Mean(error, None, None), "outputs")
+        error = Mean(100 * found.relative_error, None, None)
+        return Effect(found, None, None, None, None, error, "outputs")
     kl = _mean(said["kl"], said["kl2"], n)
     agreement = _mean(said["agree"], said["agree2"], n)
     if said["whole"]:
