@@ -338,18 +338,18 @@ def analyze(
         found = result.analyze(session, costs, statistics)
         run.publish("analysis.md", to_markdown(found))
         run.publish("analysis.json", found.model_dump_json(indent=1))
-        if write_recipe:
-            result.write_recipe(found, session, write_recipe, settings or ())
         where = run.path
     if json_:
         print(found.model_dump_json(indent=1))
-        return 0
-    from granplugin.report.analysis_text import lines
+    else:
+        from granplugin.report.analysis_text import lines
 
-    print("\n".join(lines(found, all_)))
-    print(f"analysis: {where / 'analysis.md'}")
+        print("\n".join(lines(found, all_)))
+        print(f"analysis: {where / 'analysis.md'}")
     if write_recipe:
-        print(f"recipe: {write_recipe}")
+        result.write_recipe(found, session, write_recipe, settings or ())
+        if not json_:
+            print(f"recipe: {write_recipe}")
     return 0
 
 

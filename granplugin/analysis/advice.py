@@ -18,19 +18,22 @@ from dataclasses import dataclass
 
 from granplugin.analysis.effects import Effect
 from granplugin.analysis.losses import LayerLosses
-from granplugin.analysis.network import FLOATING, Choice, Pair
+from granplugin.analysis.network import Choice, Pair
 
 NEAR_DB = 1.0
 """Output SQNRs closer than this are as good as equal."""
+
+OWN: Pair = (None, 0)
+"""What a site has by the recipe."""
 
 Measure = Callable[[Sequence[Choice]], list[Effect]]
 
 
 @dataclass(frozen=True)
 class Advice:
-    """`overrides` are layer -> settings, or a site that is left float, in the order they were
-    found; `final` is the network with them, None where there are none. `goal` is the loss that is
-    accepted, in points."""
+    """`overrides` are layer -> settings, or site -> its own, in the order they were found; `final`
+    is the network with them, None where there are none; `goal` the loss that is accepted, in
+    points."""
 
     overrides: Mapping[str, Pair]
     final: Effect | None
@@ -64,10 +67,11 @@ def advise(
     tolerance: float,
     allowed: Mapping[str, Mapping[str, set[int]]],
     measure: Measure,
-    sites: Sequence[str] = (),
+    sites: Mapping[str, Sequence[Pair]],
 ) -> Advice:
     """`worst` are the layers to try, worst first; `measure` gives the effects of whole choices.
-    `sites` are what else the recipe quantizes, worst first: they can be left float."""
+    `sites` are what else the recipe quantizes, worst first, each with what it can have instead,
+    coarsest first. An override must win a decibel: a loss alone may get smaller by chance."""
     goal = at_finest.loss.value + tolerance
 
     def reached(found: Effect) -> bool:
@@ -89,21 +93,23 @@ def advise(
             good = [n for n, found in enumerate(effects) if found.sqnr.db >= top - NEAR_DB]
         chosen = _coarsest(each, start[each.name], options, effects, good)
         found = effects[options.index(chosen)]
-        if not reached(found) and found.sqnr.db < best_db + NEAR_DB:
+        if found.sqnr.db < best_db + NEAR_DB:
             continue
         overrides[each.name], now, best_db = chosen, found, found.sqnr.db
         if reached(found):
             break
     if not reached(now):
-        together, found = _together(worst, start, allowed, measure, reached)
-        if reached(found) or found.sqnr.db >= best_db + NEAR_DB:
+        together, found = _together(worst, start, allowed, sites, measure, reached)
+        if found.sqnr.db >= best_db + (0 if reached(found) else NEAR_DB):
             overrides, now, best_db = together, found, found.sqnr.db
-    for site in sites:
+    for site, options in sites.items():
         if reached(now):
             break
-        (found,) = measure([{**start, **overrides, site: FLOATING}])
-        if reached(found) or found.sqnr.db >= best_db + NEAR_DB:
-            overrides[site], now, best_db = FLOATING, found, found.sqnr.db
+        effects = measure([{**start, **overrides, site: pair} for pair in options])
+        top = max(found.sqnr.db for found in effects)
+        if top >= best_db + NEAR_DB:
+            at = next(n for n, f in enumerate(effects) if reached(f) or f.sqnr.db >= top - NEAR_DB)
+            overrides[site], now, best_db = options[at], effects[at], effects[at].sqnr.db
     for name in list(overrides)[-2::-1] if reached(now) else ():
         fewer = {layer: pair for layer, pair in overrides.items() if layer != name}
         (found,) = measure([{**start, **fewer}])
@@ -138,30 +144,41 @@ def _together(
     worst: Sequence[LayerLosses],
     start: Choice,
     allowed: Mapping[str, Mapping[str, set[int]]],
+    sites: Mapping[str, Sequence[Pair]],
     measure: Measure,
     reached: Callable[[Effect], bool],
 ) -> tuple[dict[str, Pair], Effect]:
-    """All layers at their finest, then each as coarse as it can be, and what is left of that."""
-    best = finest(worst, start, allowed)
+    """All layers and sites at their finest, then each as coarse as it can be, and what is left of
+    that."""
+    best = {**finest(worst, start, allowed), **{site: each[-1] for site, each in sites.items()}}
     (now,) = measure([{**start, **best}])
     enough_db = now.sqnr.db - NEAR_DB
     wins = reached(now)
+
+    def fitting(name: str, options: Sequence[Pair]) -> tuple[list[Effect], list[int]]:
+        effects = measure([{**start, **best, name: pair} for pair in options])
+        good = [
+            n
+            for n, found in enumerate(effects)
+            if (reached(found) if wins else found.sqnr.db >= enough_db)
+        ]
+        return effects, good
+
+    for site in reversed(sites):
+        options = [OWN, *sites[site]]
+        effects, good = fitting(site, options)
+        if good:
+            best[site], now = options[good[0]], effects[good[0]]
     for each in reversed(worst):
         own = start[each.name]
         for options in ([own], _options(each, own, allowed[each.name])):
-            effects = measure([{**start, **best, each.name: pair} for pair in options])
-            good = [
-                n
-                for n, found in enumerate(effects)
-                if (reached(found) if wins else found.sqnr.db >= enough_db)
-            ]
+            effects, good = fitting(each.name, options)
             if good:
                 best[each.name] = _coarsest(each, own, options, effects, good)
                 now = effects[options.index(best[each.name])]
                 break
-    return {
-        each.name: best[each.name] for each in worst if best[each.name] != start[each.name]
-    }, now
+    unchanged = {**start, **dict.fromkeys(sites, OWN)}
+    return {name: pair for name, pair in best.items() if pair != unchanged[name]}, now
 
 
 def _coarsest(

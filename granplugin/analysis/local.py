@@ -232,7 +232,7 @@ class _Layer:
         # A GPU is waited for once per call of a layer.
         together = torch.stack([torch.cat(squares) for squares in call.values()]).cpu().double()
         for name, squares in zip(call, together.numpy(), strict=True):
-            found = _per_sample(squares, samples)
+            found = per_sample(squares, samples)
             self.squares[name] += found
 
     def _see(
@@ -278,11 +278,13 @@ class _Layer:
                 f"{self.tried.name}: its output holds NaN or Inf in the analysis data, and in no "
                 "layer before it"
             )
-        found = {
-            name: np.concatenate([sums(signal.sum(1), error.sum(1)), signal.sum(0), error.sum(0)])
-            for name, error in self.squares.items()
-        }
+        found = {name: figure(signal, error) for name, error in self.squares.items()}
         return found
+
+
+def figure(signal: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """SUMS sums, then the signal and the error of each channel, of (samples, channels) each."""
+    return np.concatenate([sums(signal.sum(1), error.sum(1)), signal.sum(0), error.sum(0)])
 
 
 def channels_of(figure: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -300,7 +302,7 @@ def _squares(y: Tensor, axis: int) -> Tensor:
     return torch.linalg.vector_norm(y, dim=others).square_() if others else y.square()
 
 
-def _per_sample(rows: np.ndarray, samples: int) -> np.ndarray:
+def per_sample(rows: np.ndarray, samples: int) -> np.ndarray:
     """(rows, channels) -> (samples, channels). Axis 0 may hold several rows of each
     sample, such as windows; where it cannot be told whose they are, samples share them evenly."""
     if len(rows) % samples:

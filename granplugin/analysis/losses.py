@@ -68,14 +68,19 @@ class LayerLosses:
         return min(found, key=worse)
 
 
+def channels_lost(figure: np.ndarray) -> float:
+    """The mean over channels of min(1, noise / signal); channels without a signal are left out."""
+    signal, error = channels_of(figure)
+    alive = signal > 0
+    share = np.minimum(1.0, error[alive] / signal[alive])
+    return float(share.mean()) if alive.any() else 0.0
+
+
 def layer_losses(tried: Tried, figures: Mapping[str, np.ndarray], population: int) -> LayerLosses:
     """What a layer's figures say of its settings."""
 
     def lost(name: str) -> float:
-        signal, error = channels_of(figures[name])
-        alive = signal > 0
-        share = np.minimum(1.0, error[alive] / signal[alive])
-        return float(share.mean()) if alive.any() else 0.0
+        return channels_lost(figures[name])
 
     def of(role: str, rows: tuple[Row, ...], ranges: tuple) -> dict[int, Loss]:
         found = {}

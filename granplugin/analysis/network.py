@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from granplugin.analysis.local import Tried, key
 from granplugin.analysis.replay import Change, Diverged
-from granplugin.analysis.rounding import Rounding, rounding
+from granplugin.analysis.rounding import Rounding
+from granplugin.analysis.tensors import TriedSite
 from granplugin.errors import ModelError, UserError
-from granplugin.plan import Row
 from granplugin.recipe.schema import FLOAT
 from granplugin.residuals import SKIP_QUANTIZER, SkipInputs, tensors_in
 from granplugin.trace import evaluating
@@ -23,8 +21,8 @@ from granplugin.trace import evaluating
 Pair = tuple[int | None, int | None]
 """Which weight and which input setting of a layer; None: float."""
 Choice = Mapping[str, Pair]
-"""Layer -> its settings. Layers that are not named are float; `others` of the recipe are rounded
-but where their site is named, with FLOATING."""
+"""Layer -> its settings; layers that are not named are float. Site of something else that the
+recipe quantizes -> (None, which of its settings); those not named have the recipe's own."""
 FLOATING: Pair = (None, None)
 
 
@@ -56,22 +54,16 @@ def run(model: nn.Module, tensors: Mapping[str, Tensor]) -> Any:
         raise ModelError(f"the model's forward raised {type(err).__name__}: {err}") from err
 
 
-@dataclass(frozen=True, eq=False)
-class Other:
-    """A row of the recipe that is no weight and no input of an analyzed layer."""
-
-    row: Row
-    rounding: Rounding
-
-
 class Network:
-    """Changes of modules, by settings. `others` belong to the recipe as a whole: each goes with the
-    layer it is of."""
+    """Changes of modules, by settings. `sites` are what else the recipe quantizes: each goes with
+    the layer it is of."""
 
-    def __init__(self, model: nn.Module, tried: Sequence[Tried], others: Sequence[Other]) -> None:
+    def __init__(
+        self, model: nn.Module, tried: Sequence[Tried], sites: Sequence[TriedSite]
+    ) -> None:
         self.model = model
         self.tried = {each.name: each for each in tried}
-        self.others = others
+        self.sites = {each.own.site: each for each in sites}
 
     def start(self) -> dict[str, Pair]:
         """What the recipe quantizes."""
@@ -88,12 +80,12 @@ class Network:
         found = {self.tried[layer].module}
         if self.tried[layer].bn is not None:
             found.add(self.tried[layer].bn)
-        found |= {self.module_of(o.row) for o in self.others if o.row.layer == layer}
+        found |= {each.module for each in self.sites.values() if each.own.layer == layer}
         return found
 
     def changes(self, choice: Choice, others: bool = True) -> dict[nn.Module, Change]:
-        """What is called in place of modules; `others`: with the recipe's other rows, those of
-        layers that are not analyzed too."""
+        """What is called in place of modules; `others`: with those sites too whose layers are not
+        analyzed."""
         steps: dict[nn.Module, dict[str, Any]] = {}
         for layer, (weight, given) in choice.items():
             if layer not in self.tried:
@@ -113,13 +105,12 @@ class Network:
                     name: nn.Parameter(torch.from_numpy(array).to(where), requires_grad=False)
                     for name, array in values.items()
                 }
-        for other in self.others:
-            of_layer = other.row.layer in self.tried
-            if choice.get(other.row.site) != FLOATING and (
-                other.row.layer in choice if of_layer else others
-            ):
-                role = "output" if other.row.role == "output" else "input"
-                steps.setdefault(self.module_of(other.row), {})[role] = other.rounding
+        for name, site in self.sites.items():
+            chosen = choice.get(name, (None, 0))[1]
+            goes = site.own.layer in choice if site.own.layer in self.tried else others
+            if goes and chosen is not None and site.roundings[chosen] is not None:
+                role = "output" if site.own.role == "output" else "input"
+                steps.setdefault(site.module, {})[role] = site.roundings[chosen]
         return {module: _change(module, **said) for module, said in steps.items()}
 
     def names(self, choice: Choice) -> list[tuple[str, str, str]]:
@@ -127,7 +118,8 @@ class Network:
         found = []
         for layer, (weight, given) in sorted(choice.items()):
             if layer not in self.tried:
-                found.append((layer, FLOAT, ""))
+                rows = self.sites[layer].rows
+                found.append((layer, "", FLOAT if given is None else key(rows[given])))
                 continue
             asked = self.tried[layer].asked
             found.append(
@@ -138,28 +130,6 @@ class Network:
                 )
             )
         return found
-
-    def module_of(self, row: Row) -> nn.Module:
-        """The module whose input, or for role output whose output, the row's tensor is."""
-        if row.role == "skip":
-            return self.model.get_submodule(row.layer).get_submodule(SKIP_QUANTIZER)
-        return self.model.get_submodule(row.observed.rpartition(".")[0])
-
-
-def other_rows(
-    rows: Iterable[Row],
-    analyzed: set[str],
-    ranges: Mapping[str, np.ndarray | None],
-    device: torch.device,
-) -> tuple[Other, ...]:
-    """The quantized rows that are not a weight or an input of an analyzed layer, with the ranges
-    (site -> amax) that have one."""
-    found = []
-    for row in rows:
-        own = row.layer in analyzed and row.role in ("weight", "input")
-        if not own and row.role != "weight" and (row.dynamic or ranges.get(row.site) is not None):
-            found.append(Other(row, rounding(row, ranges.get(row.site), device)))
-    return tuple(found)
 
 
 def _change(

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import granplugin
 from granplugin import backends
@@ -16,7 +17,7 @@ from granplugin.analysis.costs import Cost, named_engines, promises, setting_cos
 from granplugin.analysis.figures import Sqnr, sqnr
 from granplugin.analysis.local import START, Tried
 from granplugin.analysis.losses import LayerLosses, layer_losses
-from granplugin.analysis.network import Choice, Pair
+from granplugin.analysis.network import FLOATING, Choice, Pair
 from granplugin.analysis.run import Analyzer, input_needs
 from granplugin.analysis.settings import label, same
 from granplugin.analysis.tensors import TriedSite
@@ -28,6 +29,7 @@ from granplugin.recipe.load import Loaded, load
 from granplugin.report import analysis_model as model
 from granplugin.report.build import machine
 from granplugin.session import Session
+from granplugin.statistics import import_amax
 from granplugin.variants import calibrate
 from granplugin.weight_facts import WeightFacts, weight_facts
 
@@ -98,29 +100,37 @@ class _Found:
         population = self.session.analysis.samples
         local = analyzer.local
         every = [layer_losses(each, local, population) for each in analyzer.tried]
-        by_local = sorted(every, key=lambda each: -each.both)
+        self.sites = sorted(
+            analyzer.tried_sites, key=lambda each: (self._site_db(each, 0), each.own.site)
+        )
+        harm = {each.name: each.both for each in every}
+        for each in self.sites:
+            if each.own.layer in harm:
+                harm[each.own.layer] = max(harm[each.own.layer], self._site_lost(each, 0) or 0.0)
+        by_local = sorted(every, key=lambda each: -harm[each.name])
         quantized = [each for each in by_local if each.name in self.start]
         self.top = [each.name for each in quantized[: analyzer.wanted.top]]
-        self.promises = self._promises()
+        self.promises, self.site_promises = self._promises()
         self.allowed = {each.name: self._allowed(each) for each in every}
-        self.finest = finest(every, self.start, self.allowed)
+        best = finest(every, self.start, {each.name: self._had(each) for each in every})
+        floating = {each.own.site: FLOATING for each in self.sites}
         alone = [(name, pair) for name in self.top for pair in self._measured(name)]
-        whole: list[Choice] = [self.start, self.finest]
-        self.effects = analyzer.effects(whole, alone, self.top)
+        candidates: list[Choice] = [best, {**best, **floating}, self.start]
+        self.effects = analyzer.effects(candidates, alone, self.top)
+        # Of what is locally best the whole is not always better than what the recipe has.
+        self.finest = min(candidates, key=self._harm)
         noise = {name: self._alone(name).sqnr.db for name in self.top}
         # Measured ones by what they do to the network, the others behind them by the layer's loss.
         self.ranked = sorted(
             by_local, key=lambda each: (each.name not in noise, noise.get(each.name, 0.0))
         )
         self.why = {each.name: self._why(each) for each in every}
-        self.sites = sorted(
-            analyzer.tried_sites, key=lambda each: (self._site_db(each, 0), each.own.site)
-        )
-        for each in self.sites:
-            db = self._site_db(each, 0)
-            self.why[each.own.site] = f"{label(each.own)} leaves {db:.0f} dB of what is added here"
         self.advice = self._advice()
         self.costs = self._costs(measure_costs)
+
+    def _harm(self, choice: Choice) -> tuple[float, float]:
+        found = self._whole(choice)
+        return found.loss.value, -found.sqnr.db
 
     def _measured(self, name: str) -> list[Pair]:
         """The settings of a layer whose effect on the network is measured: the first is its own."""
@@ -162,20 +172,31 @@ class _Found:
             if each.asked.weights and each.asked.inputs
         }
 
-    def _promises(self) -> dict[str, list[dict[str, list]]]:
-        """Layer -> for each of its settings, engine -> promises of its weight and its input."""
+    def _promises(self) -> tuple[dict[str, list[dict[str, list]]], dict[str, dict[str, Any]]]:
+        """Layer -> for each of its settings, engine -> promises of its weight and its input; and
+        engine -> site -> promise of the recipe as it is."""
         session, settings = self.session, self._settings()
         plans = whole_plans(self.analyzer.plan, session.layers, settings)
-        told = promises(session, {str(j): plan for j, plan in enumerate(plans)})
+        named = {str(j): plan for j, plan in enumerate(plans)} | {"own": self.analyzer.plan}
+        told = promises(session, named)
         return {
             name: [
                 {engine: [of.get(row.site) for row in pair] for engine, of in told[str(j)].items()}
                 for j, pair in enumerate(each)
             ]
             for name, each in settings.items()
-        }
+        }, told["own"]
 
-    def _allowed(self, each: LayerLosses) -> dict[str, set[int]]:
+    def _fixed(self, row: Row) -> bool:
+        """Whether the recipe says the row's range: a rule on top of it could not change that."""
+        imported = self.session.recipe.statistics.import_
+        return (
+            row.amax is not None
+            or row.share is not None
+            or (imported is not None and bool(import_amax(imported, [row])))
+        )
+
+    def _had(self, each: LayerLosses) -> dict[str, set[int]]:
         """Which settings every engine has, natively or rewritten; and the recipe's own."""
         weights, inputs = {START}, {START}
         told = self.promises.get(each.name, [])
@@ -186,6 +207,13 @@ class _Found:
                 if i == START:
                     inputs.add(j)
         return {"weight": weights & each.weights.keys(), "input": inputs & each.inputs.keys()}
+
+    def _allowed(self, each: LayerLosses) -> dict[str, set[int]]:
+        """The same; of a site whose range the recipe says, its own alone."""
+        fixed = {row.role for row in each.tried.asked.start if self._fixed(row)}
+        return {
+            role: had & {START} if role in fixed else had for role, had in self._had(each).items()
+        }
 
     def _lowered(self, name: str, pair: Pair) -> bool:
         pairs = self._pairs(self.network.tried[name])
@@ -210,8 +238,19 @@ class _Found:
         return advise(
             worst, self.start, self._whole(self.start), self._whole(self.finest),
             self.analyzer.wanted.tolerance, self.allowed, measure,
-            [each.own.site for each in self.sites][: self.analyzer.wanted.top],
+            {each.own.site: self._site_options(each) for each in self.sites},
         )  # fmt: skip
+
+    def _site_options(self, each: TriedSite) -> list[Pair]:
+        """Other calibrators with the same blocks, the best first; then float."""
+        dbs = {
+            index: self._site_db(each, index)
+            for index, row in enumerate(each.rows)
+            if index and row.block == each.own.block and each.roundings[index] is not None
+        }
+        better = [index for index, db in dbs.items() if db > self._site_db(each, 0)]
+        better = [] if self._fixed(each.own) else better
+        return [*((None, n) for n in sorted(better, key=lambda n: -dbs[n])[:2]), FLOATING]
 
     def _costs(self, measured: bool) -> Mapping[str, list[dict[str, Cost]]]:
         engines = named_engines(self.session.recipe)
@@ -246,7 +285,44 @@ class _Found:
         return losses.input_shares(row, amax, counts.reshape(-1))
 
     def _why(self, each: LayerLosses) -> str:
-        return why.why(each, self._weight_facts(each), self._input_facts(each))
+        told = why.why(each, self._weight_facts(each), self._input_facts(each))
+        sites = [site for site in self.sites if site.own.layer == each.name]
+        lost = {site.own.role: self._site_lost(site, 0) or 0.0 for site in sites}
+        role = max(lost, key=lost.get, default=None)
+        if role is not None and lost[role] >= why.MATTERS and why.loss_in(each) == "neither":
+            return (
+                f"its {role} loses, not its weight or input: rounding takes "
+                f"{100 * lost[role]:.2g} % of that tensor's channels' signal"
+            )
+        own = {row.role: row for row in each.tried.asked.start}
+        where = why.loss_in(each)
+        if where in own and self._fixed(own[where]):
+            told += f"; the recipe itself says that {where}'s range, so nothing else is suggested"
+        return told
+
+    def _reasons(self, overrides: Mapping[str, Pair]) -> dict[str, str]:
+        """Why each override is made."""
+        losses_of = {each.name: each for each in self.ranked}
+        sites = {each.own.site: each for each in self.sites}
+        found = {}
+        for name, pair in overrides.items():
+            if name in sites:
+                site = sites[name]
+                index = pair[1]
+                then = "float" if index is None else label(site.rows[index])
+                db = "" if index is None else f" leaves {self._site_db(site, index):.0f} dB"
+                found[name] = (
+                    f"{label(site.own)} leaves {self._site_db(site, 0):.0f} dB of this tensor and "
+                    f"{100 * (1 - (self._site_lost(site, 0) or 0.0)):.2g} % of its channels' "
+                    f"signal; {then}{db or ' keeps it'}"
+                )
+            else:
+                each = losses_of[name]
+                facts = self._weight_facts(each), self._input_facts(each)
+                own = self.start[name]
+                changed = tuple(n if n != o else None for n, o in zip(pair, own, strict=True))
+                found[name] = why.reason(each, *facts, changed)
+        return found
 
     def _weight_facts(self, each: LayerLosses) -> WeightFacts:
         tried = each.tried
@@ -327,6 +403,12 @@ class _Found:
         found = self._site_sqnr(each, index)
         return math.inf if found is None or found.db is None else found.db
 
+    def _site_lost(self, each: TriedSite, index: int) -> float | None:
+        if each.roundings[index] is None:
+            return None
+        name = next(n for n, made in each.figures().items() if made is each.roundings[index])
+        return losses.channels_lost(self.analyzer.local[name])
+
     def _site(self, each: TriedSite) -> model.SiteAnalysis:
         settings = []
         for index, row in enumerate(each.rows):
@@ -346,15 +428,29 @@ class _Found:
                     alone=None if found is None else _sqnr(found),
                     both=None,
                     network=None,
-                    channels_lost=None,
+                    channels_lost=self._site_lost(each, index),
                     clipped=None,
                     zeroed=None,
                     zero_range=each.roundings[index] is None,
-                    costs={},
+                    costs=self._site_costs(each) if row.block == each.own.block else {},
                 )
             )
         own = each.own
         return model.SiteAnalysis(site=own.site, layer=own.layer, role=own.role, settings=settings)
+
+    def _site_costs(self, each: TriedSite) -> dict[str, model.EngineCost]:
+        told = {engine: of.get(each.own.site) for engine, of in self.site_promises.items()}
+        return {
+            engine: model.EngineCost(
+                promise=promise.kind,
+                reason=promise.reason,
+                kernels=None,
+                mb=None,
+                unmeasured="it is part of its layer's kernels",
+            )
+            for engine, promise in told.items()
+            if promise is not None
+        }
 
     def _restored(self, name: str) -> effects.Effect:
         return self.effects[effects.restored_name(self.network, name)]
@@ -420,7 +516,7 @@ class _Found:
             return model.Advice(
                 said=said, overrides=[], suggested=None, reached=True, per_tensor=0, layers=0
             )
-        final = {**self.start, **advice.overrides}
+        final = {**self.start, **{n: p for n, p in advice.overrides.items() if n in tried}}
         weights = [
             tried[name].asked.weights[weight]
             for name, (weight, _) in final.items()
@@ -428,13 +524,13 @@ class _Found:
         ]
         per_tensor = sum(row.scales == 1 for row in weights)
         rules = suggestion.suggest(
-            advice.overrides, self.start, tried,
+            advice.overrides, self.start, self.network,
             {
                 name: self._lowered(name, pair)
                 for name, pair in advice.overrides.items()
                 if name in tried
             },
-            self.why, self.session.layers,
+            self._reasons(advice.overrides), self.session.layers,
         )  # fmt: skip
         return model.Advice(
             said=self._said(advice, per_tensor, len(weights)),
@@ -454,18 +550,35 @@ class _Found:
             "decisions": "% of its decisions",
             "outputs": "% of its outputs (relative error)",
         }[best.measured_by]
-        samples = self.session.analysis.samples
+        count_of = self.session.analysis.samples
+        samples = "1 sample" if count_of == 1 else f"{count_of:,} samples"
         lost = f"{at_start.loss.value:.2f} {of}"
         if not advice.overrides and advice.reached:
             return (
-                f"Nothing needs to change: on {samples} samples the recipe loses {lost}, which is "
+                f"Nothing needs to change: on {samples} the recipe loses {lost}, which is "
                 f"within {self.analyzer.wanted.tolerance:g} of the finest settings' "
                 f"{best.loss.value:.2f} or cannot be told from it."
             )
+        fixed = [
+            f"{each.name}.{where}"
+            for each in self.ranked
+            if (where := why.loss_in(each)) != "neither"
+            for row in each.tried.asked.start
+            if row.role == where and self._fixed(row)
+        ]
+        first = ""
+        if fixed and not advice.reached:
+            first = (
+                f" The recipe itself says the range of {', '.join(fixed[:3])}"
+                f"{' and others' if len(fixed) > 3 else ''} (amax, share or an imported file): "
+                "mend that first."
+            )
+        if not advice.overrides and not self.top:
+            return f"The recipe loses {lost}; with analyze.top at 0 nothing else was measured."
         if not advice.overrides:
             return (
                 f"The recipe loses {lost}, and no setting that was tried on its "
-                f"{len(self.top)} worst layers wins any of it back."
+                f"{len(self.top)} worst layers wins any of it back.{first}"
             )
         many = f"{len(advice.overrides)} layer{'s' if len(advice.overrides) > 1 else ''}"
         now = f"{advice.final.loss.value:.2f}"
@@ -474,8 +587,9 @@ class _Found:
             interval = f" ({advice.final.loss.low:.2f} to {advice.final.loss.high:.2f})"
         reaches = "" if advice.reached else ", still more than is accepted"
         return (
-            f"The recipe loses {lost}; with {many} changed it loses {now}{interval} on these "
-            f"{samples} samples{reaches}. {per_tensor} of {count} weights are per_tensor then."
+            f"The recipe loses {lost}; with {many} changed it loses {now}{interval} on "
+            f"{samples}{reaches}. {per_tensor} of {count} weights are per_tensor then."
+            f"{first}"
         )
 
 

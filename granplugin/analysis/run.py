@@ -28,11 +28,11 @@ from granplugin.analysis.effects import (
     restored_name,
 )
 from granplugin.analysis.local import LocalErrors, Tried, key, try_settings
-from granplugin.analysis.network import Choice, Network, analysis_copy, other_rows, run
+from granplugin.analysis.network import Choice, Network, analysis_copy, run
 from granplugin.analysis.passes import Figures, Kept, accumulate
 from granplugin.analysis.rounding import rounding
 from granplugin.analysis.settings import Asked, Skipped, ask, ask_of_site, label
-from granplugin.analysis.tensors import TensorErrors, TriedSite
+from granplugin.analysis.tensors import TensorErrors, TriedSite, module_of
 from granplugin.calibrators import BINS
 from granplugin.data import Batch
 from granplugin.errors import DataError, RunError
@@ -82,11 +82,11 @@ class Analyzer:
             for row in self.plan.quantized
             if row.role not in ("weight", "input") or row.layer not in analyzed
         ]
-        by_name = {layer.name: layer for layer in session.layers}
+        self.by_name = {layer.name: layer for layer in session.layers}
         self.sites: dict[str, tuple[Row, ...]] = {}
         """Site -> rows, of what is no factor of an analyzed layer's product."""
         for row in self.others:
-            rows, over = ask_of_site(by_name[row.layer], row, self.wanted, calibration)
+            rows, over = ask_of_site(self.by_name[row.layer], row, self.wanted, calibration)
             self.sites[row.site] = rows
             self.skipped += over
         skips = [row.layer for row in self.others if row.role == "skip"]
@@ -186,10 +186,7 @@ class Analyzer:
 
     @cached_property
     def network(self) -> Network:
-        by_site = {row.site: amax for row, amax in self.ranges.items() if row in set(self.others)}
-        analyzed = {each.layer.name for each in self.asked}
-        others = other_rows(self.others, analyzed, by_site, self.device)
-        return Network(self.model, self.tried, others)
+        return Network(self.model, self.tried, self.tried_sites)
 
     @cached_property
     def tried_sites(self) -> tuple[TriedSite, ...]:
@@ -201,7 +198,9 @@ class Analyzer:
                 else None
                 for row in rows
             )
-            found.append(TriedSite(rows, roundings, self.network.module_of(rows[0])))
+            axis = self.by_name[rows[0].layer].channel_axis(rows[0].role)
+            axis = len(rows[0].shape) - 1 if axis is None else axis
+            found.append(TriedSite(rows, roundings, module_of(self.model, rows[0]), axis))
         return tuple(found)
 
     @cached_property

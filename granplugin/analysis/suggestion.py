@@ -6,14 +6,13 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from granplugin.analysis.local import Tried
-from granplugin.analysis.network import FLOATING, Pair
+from granplugin.analysis.network import FLOATING, Network, Pair
 from granplugin.granularity import spelt
 from granplugin.layers import Layer
 from granplugin.plan import Row
@@ -35,36 +34,39 @@ class Suggested:
 def suggest(
     overrides: Mapping[str, Pair],
     start: Mapping[str, Pair],
-    tried: Mapping[str, Tried],
+    network: Network,
     lowered: Mapping[str, bool],
     reasons: Mapping[str, str],
     layers: Sequence[Layer],
 ) -> tuple[Suggested, ...]:
     """One rule for all layers that are changed alike, in the order of the first of each.
 
-    `lowered` says of a layer whether an engine has its setting only rewritten.
+    `reasons` are of the overrides; `lowered` says of a layer whether an engine has its setting only
+    rewritten.
     """
     groups: dict[str, list[str]] = {}
     bodies: dict[str, dict[str, Any]] = {}
     for name, pair in overrides.items():
-        if pair == FLOATING:
-            name, _, role = name.rpartition(".")
-            body = {role: FLOAT}
+        if name in network.sites:
+            rows = network.sites[name].rows
+            settings = FLOAT if pair == FLOATING else _settings(rows[0], rows[pair[1]])
+            body = {rows[0].role: settings}
         else:
-            body = _body(tried[name], start[name], pair)
+            body = _body(network.tried[name], start[name], pair)
         if lowered.get(name):
             body["on_unsupported"] = "lower"
         text = _flow(body)
         groups.setdefault(text, []).append(name)
         bodies[text] = body
-    return tuple(
-        Suggested(
-            tuple(names),
-            {"match": _match(names, layers), **bodies[text]},
-            _reason(names, reasons, bodies[text]),
-        )
-        for text, names in groups.items()
-    )
+    found = []
+    for text, names in groups.items():
+        sites = [network.sites[name].own.layer if name in network.sites else name for name in names]
+        reason = f"{names[0]}: {reasons[names[0]]}"
+        if len(names) > 1:
+            reason += f" (and {len(names) - 1} more like it)"
+        rule = {"match": _match(sites, layers), **bodies[text]}
+        found.append(Suggested(tuple(sites), rule, reason))
+    return tuple(found)
 
 
 def recipe_text(
@@ -121,29 +123,30 @@ def _settings(then: Row, now: Row) -> Any:
 
 
 def _match(names: Sequence[str], layers: Sequence[Layer]) -> Any:
-    """The shortest match of exactly these layers: a glob, or their names."""
+    """The shortest match of exactly these layers: a glob, a trait, a type, or their names."""
     if len(names) == 1:
         return names[0]
-    wanted = {n for n, layer in enumerate(layers) if layer.name in set(names)}
+    wanted = [n for n, layer in enumerate(layers) if layer.name in set(names)]
     parts = [name.split(".") for name in names]
+    globs = []
     if len({len(each) for each in parts}) == 1:
-        choices = []
-        for column in zip(*parts, strict=True):
-            same = len(set(column)) == 1
-            choices.append([column[0]] if same else ["*"])
-        for glob in map(".".join, product(*choices)):
-            if set(select(Match(name=[glob]), layers)) == wanted:
-                return glob
+        columns = zip(*parts, strict=True)
+        globs.append(".".join(each[0] if len(set(each)) == 1 else "*" for each in columns))
+    if len({each[-1] for each in parts}) == 1:
+        globs.append(f"**.{parts[0][-1]}")
+    # A glob of stars alone looks like all layers, even where it is not.
+    for glob in (glob for glob in globs if set(glob) - set("*.")):
+        if list(select(Match(name=[glob]), layers)) == wanted:
+            return glob
+    of = [layer for layer in layers if layer.name in set(names)]
+    for key, values in (
+        ("trait", set.intersection(*(set(layer.traits) for layer in of))),
+        ("type", {layer.type for layer in of}),
+    ):
+        for value in sorted(values):
+            if list(select(Match(**{key: [value]}), layers)) == wanted:
+                return {key: value}
     return list(names)
-
-
-def _reason(names: Sequence[str], reasons: Mapping[str, str], body: Mapping[str, Any]) -> str:
-    role = next(iter(body))
-    site = f"{names[0]}.{role}"
-    first = f"{names[0]}: {reasons[names[0]]}"
-    if body[role] == FLOAT and site in reasons:
-        first = f"{site}: {reasons[site]}"
-    return first if len(names) == 1 else f"{first} (and {len(names) - 1} more like it)"
 
 
 def _comment(text: str, indent: str) -> list[str]:

@@ -12,22 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from granplugin.analysis.figures import sums
-from granplugin.analysis.local import key
+from granplugin.analysis.local import figure, key, per_sample
 from granplugin.analysis.rounding import Rounding
 from granplugin.errors import ModelError
 from granplugin.plan import Row
-from granplugin.residuals import tensors_in
+from granplugin.residuals import SKIP_QUANTIZER, tensors_in
 
 
 @dataclass(frozen=True, eq=False)
 class TriedSite:
     """One site with its settings, the recipe's own first; None for one without a range. `module`
-    is the one whose output the tensor is (role output), or whose input."""
+    is the one whose output the tensor is (role output), or whose input; `axis` has the channels."""
 
     rows: tuple[Row, ...]
     roundings: tuple[Rounding | None, ...]
     module: nn.Module
+    axis: int
 
     @property
     def own(self) -> Row:
@@ -40,6 +40,13 @@ class TriedSite:
             for row, rounding in zip(self.rows, self.roundings, strict=True)
             if rounding is not None
         }
+
+
+def module_of(model: nn.Module, row: Row) -> nn.Module:
+    """The module whose input, or for role output whose output, the row's tensor is."""
+    if row.role == "skip":
+        return model.get_submodule(row.layer).get_submodule(SKIP_QUANTIZER)
+    return model.get_submodule(row.observed.rpartition(".")[0])
 
 
 class TensorErrors:
@@ -65,13 +72,13 @@ class TensorErrors:
                 hook.remove()
 
     def flush(self) -> dict[str, np.ndarray]:
-        """The figures of the batch that was watched."""
+        """The figures of the batch that was watched, in the form of local errors' figures."""
         found: dict[str, np.ndarray] = {}
         for each in self.sites:
             for name, (signal, error) in each.sums.items():
                 if not np.isfinite(signal).all():
                     raise ModelError(f"{each.tried.own.site}: NaN or Inf in the analysis data")
-                found[name] = sums(signal, error)
+                found[name] = figure(signal, error)
         return found
 
 
@@ -83,9 +90,9 @@ class _Site:
 
     def see(self, samples: int, x: Tensor) -> None:
         x = x.detach().float()
-        signal = _squares(x, samples)
+        signal = _squares(x, self.tried.axis, samples)
         for name, rounding in self.figures.items():
-            found = signal, _squares(rounding(x).sub_(x), samples)
+            found = signal, _squares(rounding(x).sub_(x), self.tried.axis, samples)
             held = self.sums.get(name)
             self.sums[name] = found if held is None else (held[0] + found[0], held[1] + found[1])
 
@@ -98,10 +105,9 @@ def _hook(tried: TriedSite, see: Callable[[Tensor], None]) -> torch.utils.hooks.
     )
 
 
-def _squares(x: Tensor, samples: int) -> np.ndarray:
-    """Of each sample; where rows cannot be told apart, samples share them evenly."""
-    rows = torch.linalg.vector_norm(x.flatten(1) if x.ndim > 1 else x[:, None], dim=1)
-    rows = rows.to(torch.float64).square_().cpu().numpy()
-    if len(rows) % samples:
-        return np.full(samples, rows.sum() / samples)
-    return rows.reshape(samples, -1).sum(1)
+def _squares(x: Tensor, axis: int, samples: int) -> np.ndarray:
+    """(samples, channels), float64."""
+    others = tuple(a for a in range(1, x.ndim) if a != axis)
+    squares = x.square()
+    squares = (squares.sum(others) if others else squares).reshape(len(x), -1)
+    return per_sample(squares.to(torch.float64).cpu().numpy(), samples)

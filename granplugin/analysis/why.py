@@ -66,15 +66,40 @@ def why(losses: LayerLosses, weight: WeightFacts, given: InputFacts | None) -> s
     """One sentence; `given` describes the input."""
     where = loss_in(losses)
     if where == "weight":
-        return _of_weight(losses, weight)
+        return _of_weight(losses, weight) + _remedy(losses.weights)
     if where == "input":
-        return _of_input(losses, given)
+        said = "the loss is in the input, where the weight's granularity cannot help: "
+        return said + _of_input(losses, given) + _input_remedy(losses.inputs)
     found = [loss for loss in (losses.weights.get(START), losses.inputs.get(START)) if loss]
     if not found:
         return "nothing is rounded: its tensors hold only zeros"
     return (
         f"nothing to gain: rounding takes {100 * losses.both:.2g} % of its channels' signal at most"
     )
+
+
+def reason(
+    losses: LayerLosses,
+    weight: WeightFacts,
+    given: InputFacts | None,
+    changed: tuple[int | None, int | None],
+) -> str:
+    """Why an override gives the layer these settings: what its own lose, and what they leave."""
+    said = []
+    for found, index, own in (
+        (losses.weights, changed[0], lambda: _of_weight(losses, weight)),
+        (losses.inputs, changed[1], lambda: "in its input, " + _of_input(losses, given)),
+    ):
+        if index in (None, START):
+            continue
+        start, chosen = found[START], found[index]
+        only_bn = chosen.row.block == start.row.block and chosen.row.bn != start.row.bn
+        name = f"bn: {chosen.row.bn}" if only_bn else label(chosen.row)
+        if _hidden(start, chosen):
+            said.append(f"{own()}; {name} takes {_share(chosen)}")
+        else:
+            said.append(f"{own()}; {name} leaves {chosen.db:.0f} dB instead of {start.db:.0f}")
+    return "; ".join(said)
 
 
 def _of_weight(losses: LayerLosses, facts: WeightFacts) -> str:
@@ -91,10 +116,11 @@ def _of_weight(losses: LayerLosses, facts: WeightFacts) -> str:
             said += ", and a depthwise filter is all its channel has"
     else:
         said += f": {_steps(start)}"
-    return said + _remedy(start, losses.weights, facts)
+    return said
 
 
-def _remedy(start: Loss, among: Mapping[int, Loss], facts: WeightFacts) -> str:
+def _remedy(among: Mapping[int, Loss]) -> str:
+    start = among[START]
     better = _better(start, among)
     if not better:
         return "; no setting that was tried does better"
@@ -109,8 +135,7 @@ def _remedy(start: Loss, among: Mapping[int, Loss], facts: WeightFacts) -> str:
 
 def _of_input(losses: LayerLosses, facts: InputFacts | None) -> str:
     start = losses.inputs[START]
-    said = "the loss is in the input, where the weight's granularity cannot help: "
-    said += _loses(start, losses.inputs)
+    said = _loses(start, losses.inputs)
     wide = facts.spread if facts else None
     if facts and facts.clipped is not None and facts.clipped > 0.1:
         said += f": {facts.clipped:.2g} % of its values are clipped"
@@ -124,13 +149,21 @@ def _of_input(losses: LayerLosses, facts: InputFacts | None) -> str:
         said += f": channel {facts.widest} reaches {_times(wide)} the median channel"
     else:
         said += f": {_steps(start)}"
-    better = _better(start, losses.inputs)
+    return said
+
+
+def _input_remedy(among: Mapping[int, Loss]) -> str:
+    start = among[START]
+    better = _better(start, among)
     if not better:
-        return said + "; no setting that was tried does better"
+        tried = {loss.row.granularity for loss in among.values()}
+        others = [kind for kind in ("per_channel", "per_token(dynamic)") if kind not in tried]
+        rest = f"; {' and '.join(others)} were not tried" if others else ""
+        return f"; no setting that was tried does better{rest}"
     best = max(better, key=lambda loss: loss.channels_db)
     if _hidden(start, best):
-        return said + f"; {label(best.row)} takes {_share(best)}"
-    return said + f"; {label(best.row)} wins back {best.db - start.db:.0f} dB"
+        return f"; {label(best.row)} takes {_share(best)}"
+    return f"; {label(best.row)} wins back {best.db - start.db:.0f} dB"
 
 
 def _better(start: Loss, among: Mapping[int, Loss]) -> list[Loss]:
@@ -168,7 +201,8 @@ def sample_facts(counts: np.ndarray, largest: float) -> tuple[float | None, int]
 
 
 def _steps(start: Loss) -> str:
-    return f"its values are small beside its range, {start.row.scales} scales serve it"
+    scales = "one scale serves" if start.row.scales == 1 else f"{start.row.scales} scales serve"
+    return f"its values are small beside its range, and {scales} it"
 
 
 def _times(factor: float) -> str:
