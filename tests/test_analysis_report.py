@@ -8,11 +8,13 @@ import math
 import re
 
 import jsonschema
+import pytest
 import yaml
 from conftest import run_main
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from granplugin.granularity import DoesNotApply, PerToken
 from granplugin.recipe.schema import Rule
 from granplugin.report.analysis_markdown import to_markdown
 from granplugin.report.analysis_model import (
@@ -344,7 +346,7 @@ def network(layers, overrides=(), skipped=(), start=5.0, **more):
         "samples": 512,
         "local_samples": 128,
         "calibration_samples": 256,
-        "seconds": {"local": 2.0},
+        "seconds": {"local errors": 2.0},
         "loss": "metric",
         "metric": "top1",
         "tolerance": 1.0,
@@ -411,6 +413,84 @@ def test_what_an_engine_lacks_is_told_with_its_sites_and_the_reason():
     )
 
 
+def skip(promise):
+    own = setting("per_tensor", 30.0, start=True, promise=promise or "native")
+    own = own.model_copy(update={} if promise else {"costs": {}})
+    return SiteAnalysis(site="a.skip", layer="a", role="skip", settings=[own])
+
+
+def test_all_of_the_recipe_is_native_only_where_its_other_sites_are_too():
+    told = {
+        promise: text_of(network([layer(1, "a", 0.1, 30.0, 41.0)], sites=[skip(promise)]))
+        for promise in ("native", "simulated", None)
+    }
+    assert "tensorrt_rtx: all of the recipe is native" in told["native"]
+    assert "all of the recipe" not in told["simulated"] + told[None]
+    assert (
+        "tensorrt_rtx: simulated for 1 of the recipe's 3 sites (a.skip): no kernel"
+        in told["simulated"]
+    )
+    assert "tensorrt_rtx: not known for 1 of the recipe's 3 sites (a.skip)" in told[None]
+
+
+@pytest.mark.parametrize(
+    "rule, shown",
+    [
+        ({"weight": "per_channel", "bn": "keep"}, "weight own -> channel, keep: 3.0 -> 40.0 dB"),
+        ({"bn": "keep"}, "weight own -> keep: 3.0 -> 20.0 dB"),
+        ({"weight": {"calibrator": {"percentile": 99.9}}}, "weight own -> p: 3.0 -> 10.0 dB"),
+        ({"weight": {"per_block": {"size": 16}}}, "weight own -> block: 3.0 -> 50.0 dB"),
+        ({"input": {"per_token": {"dynamic": True}}}, "input own -> token: 9.0 -> 30.0 dB"),
+        ({"weight": {"calibrator": "mse"}}, "weight own -> block: 3.0 -> 50.0 dB"),
+    ],
+)
+def test_a_layer_that_a_rule_changes_is_shown_with_what_the_rule_leads_to(rule, shown):
+    def tried(said, db, granularity="per_tensor", calibrator="max", bn="fold"):
+        more = {"granularity": granularity, "calibrator": calibrator, "bn": bn}
+        return setting(said, db, start=said == "own").model_copy(update=more)
+
+    weights = [
+        tried("own", 3.0),
+        tried("p", 10.0, calibrator="percentile 99.9"),
+        tried("keep", 20.0, bn="keep"),
+        tried("channel, fold", 41.0, "per_channel"),
+        tried("channel, keep", 40.0, "per_channel", bn="keep"),
+        tried("block", 50.0, "per_block(size 16)"),
+    ]
+    inputs = [tried("own", 9.0, bn=None), tried("token", 30.0, "per_token(dynamic)", None, None)]
+    override = Override(layers=["a"], rule={"match": "a", **rule}, reason="wide")
+    told = text_of(network([layer(1, "a", 4, 3, 41, weights=weights, inputs=inputs)], [override]))
+    assert f"the reason of a {shown}" in told
+
+
+def test_a_convolution_without_tokens_takes_one_short_line():
+    with pytest.raises(DoesNotApply) as refused:
+        PerToken(dynamic=True).block((None, 3, 8, 8), "input", 1)
+    found = [
+        SkippedSetting(site=f"{n}.input", setting="per_token(dynamic)", reason=str(refused.value))
+        for n in range(52)
+    ]
+    told = lines(network([], skipped=found))
+    assert "not tried: per_token(dynamic) on 52 sites (no tokens there)" in told
+
+
+def test_an_analysis_that_was_kept_says_so_and_not_that_it_took_no_time():
+    kept = {"calibrators": 0.1, "local errors": 0.0, "effects": 0.0}
+    assert "calibrated on 256; kept from an earlier run" in text_of(network([], seconds=kept))
+    some = kept | {"suggestions": 7.0}
+    assert "256; 7 s, the rest kept from an earlier run" in text_of(network([], seconds=some))
+    assert "256; under 1 s" in text_of(network([], seconds={"local errors": 0.1}))
+
+
+def test_a_layer_without_a_batch_norm_is_not_said_to_have_one_folded():
+    def told(after):
+        found = BARE.model_copy(update={"spread_before": 1.45, "spread_after": after})
+        return to_markdown(network([layer(1, "a", 0.1, 30.0, 41.0, facts=found)]))
+
+    assert "batch norm folded in 2.5" in told(2.5)
+    assert "batch norm" not in told(1.45)
+
+
 def test_what_was_skipped_is_counted_by_reason_and_not_a_flood():
     of_inputs = [
         SkippedSetting(site=f"layers.{n}.input", setting=said, reason="there are no tokens")
@@ -421,10 +501,9 @@ def test_what_was_skipped_is_counted_by_reason_and_not_a_flood():
     others = [SkippedSetting(site=f"{n}.x", setting="a", reason=f"reason {n}") for n in range(9)]
     analysis = network([], skipped=[*whole, *others, *of_inputs])
     told = text_of(analysis)
-    assert "skipped 100 settings (per_token, per_token, dynamic) of layers.0.input," in told
-    assert "layers.2.input and 47 more: there are no tokens" in told
+    assert "not tried: per_token; per_token, dynamic on 50 sites (there are no tokens)" in told
     assert "skipped all settings of never: never runs" in told
-    assert "skipped 6 more settings, for 6 other reasons" in told
+    assert "not tried: 6 more settings, for 6 other reasons; analysis.md lists all" in told
     markdown = to_markdown(analysis)
     assert all(f"layers.{n}.input" in markdown for n in range(50))
     assert all(f"reason {n}" in markdown for n in range(9))

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from granplugin.report.analysis_model import (
+    ALL,
     Analysis,
     EngineCost,
     Facts,
@@ -17,6 +18,7 @@ from granplugin.report.analysis_model import (
     Sqnr,
 )
 from granplugin.report.analysis_text import (
+    by_reason,
     counted,
     effects,
     loss_means,
@@ -24,7 +26,6 @@ from granplugin.report.analysis_text import (
     own_and_best,
     promised,
     rules_yaml,
-    skipped,
     unmeasured,
     within_tolerance,
 )
@@ -39,7 +40,7 @@ _MEANINGS = {
     "squared changes. 20 dB is a relative error of 10 %, 40 dB of 1 %; exact: nothing changed; "
     "none: there is no signal.",
     "the finest": "the network with the setting of each layer that, of those asked, loses least "
-    "there.",
+    "there, of those that every engine of the recipe has, natively or rewritten.",
     "alone": "the network with only this layer quantized, as the recipe has it.",
     "restored": "the network with all that the recipe quantizes, but not this layer.",
     "agreement": "samples on which the network decides as fp32 does.",
@@ -49,7 +50,8 @@ _MEANINGS = {
     "both sites dB": "the same, with the layer's other site as the recipe has it.",
     "network dB": "of the network's outputs, with this layer alone quantized so.",
     "channels lost": "the share of the output channels' signal that rounding this site alone "
-    "takes: the mean over channels of min(1, noise / signal).",
+    "takes: the mean over channels of min(1, noise / signal). Every channel counts alike there, "
+    "while the loudest ones decide a dB.",
     "clipped": "values beyond the range.",
     "zeroed": "values that are not 0 but are rounded to it.",
     "scales": "scales stored; 0 where they are found at run time.",
@@ -206,9 +208,11 @@ def _kind(layer: LayerAnalysis) -> str:
 def _facts(facts: Facts) -> str:
     """Largest over median channel range, and the channels that stick out."""
     told = []
+    folded = (facts.spread_after, facts.widest_after)
+    changed = folded != (facts.spread_before, facts.widest_before)
     for what, spread, widest in (
         ("of the weight", facts.spread_before, facts.widest_before),
-        ("with its batch norm folded in", facts.spread_after, facts.widest_after),
+        ("with its batch norm folded in", *(folded if changed else (None, None))),
         ("of the input", facts.input_spread, facts.widest_input),
     ):
         if spread is not None:
@@ -236,11 +240,21 @@ def _facts(facts: Facts) -> str:
 def _aside(analysis: Analysis) -> Iterator[str]:
     for head, told in (
         ("Engines", [*promised(analysis), *unmeasured(analysis)]),
-        ("Skipped", list(skipped(analysis.skipped, listed=", ".join))),
+        ("Skipped", _skipped(analysis)),
         ("Notes", analysis.notes),
     ):
         if told:
             yield from ("", f"## {head}", "", *(f"- {_text(each)}" for each in told))
+
+
+def _skipped(analysis: Analysis) -> list[str]:
+    told = []
+    for reason, of in by_reason(analysis.skipped):
+        sites = ", ".join(dict.fromkeys(each.site for each in of))
+        settings = list(dict.fromkeys(each.setting for each in of))
+        what = f"{counted(of, 'setting')} ({', '.join(settings)})"
+        told.append(f"{'all settings' if settings == [ALL] else what} of {sites}: {reason}")
+    return told
 
 
 def _meanings(analysis: Analysis) -> Iterator[str]:

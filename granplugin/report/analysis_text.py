@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import yaml
 
+from granplugin.granularity import spelt
+from granplugin.recipe.schema import Settings
 from granplugin.report.analysis_model import (
     ALL,
     Analysis,
@@ -30,6 +35,13 @@ _SITES = 3
 """Other sites that are told."""
 _REASONS = 5
 """Reasons for skipping that are told."""
+_SHORT = {
+    "only inputs whose last axis is the features have tokens": "no tokens there",
+    "only an input has scales computed at run time": "only inputs have run-time scales",
+}
+"""Reasons that many sites have, by how they begin, in fewer words."""
+_SHARE = "of its channels' signal"
+_SHARES = "channels' signal: every channel counts alike; a dB goes by the loudest ones"
 
 
 def lines(analysis: Analysis, all_layers: bool = False) -> list[str]:
@@ -51,7 +63,7 @@ def _measured(analysis: Analysis) -> Iterator[str]:
     yield from wrapped(f"{analysis.recipe}: {measured_on(analysis)}", "")
     yield from wrapped(
         f"loss: {loss_means(analysis)}; tolerated: {analysis.tolerance:g} more than with the "
-        "finest settings, each layer's best",
+        "finest: the best setting of each layer that every engine of the recipe has",
         "",
     )
     yield "±: to the farther end of the 95 % interval over samples"
@@ -65,8 +77,17 @@ def measured_on(analysis: Analysis) -> str:
     return (
         f"{counted(analysis.layers, 'layer')} on {counted(analysis.samples, 'sample')} "
         f"({analysis.data} data), the layers' own dB on {drawn}; calibrated on "
-        f"{analysis.calibration_samples:,}; {sum(analysis.seconds.values()):.0f} s"
+        f"{analysis.calibration_samples:,}; {_took(analysis.seconds)}"
     )
+
+
+def _took(seconds: Mapping[str, float]) -> str:
+    """The time it took; local errors are measured in every analysis that was not kept."""
+    total = sum(seconds.values())
+    took = f"{total:.0f} s" if total >= 0.5 else ""
+    if seconds.get("local errors"):
+        return took or "under 1 s"
+    return f"{took}, the rest kept from an earlier run" if took else "kept from an earlier run"
 
 
 def loss_means(analysis: Analysis) -> str:
@@ -180,17 +201,70 @@ def _reasons(analysis: Analysis, shown: Sequence[LayerAnalysis]) -> Iterator[str
         )
     for layer in mattering:
         yield from wrapped(f"{layer.rank} {layer.layer}: {layer.why}", "")
+        for role, own, other in _ways_out(analysis, layer):
+            dbs = f"{_db(own.alone, True)} -> {_db(other.alone, True)} dB"
+            told = f"{role} {own.setting} -> {other.setting}: {dbs}"
+            if own.scales != other.scales:
+                noun = "scale" if other.scales == 1 else "scales"
+                told += f", {_scales(own)} -> {_scales(other)} {noun}"
+            yield from wrapped(told, "    ")
+            for engine in (e for e in own.costs if e in other.costs):
+                if change := _change(own.costs[engine], other.costs[engine]):
+                    yield from wrapped(f"{engine}: {change}", "    ")
+    if any(_SHARE in layer.why for layer in mattering):
+        yield _SHARES
+
+
+def _ways_out(
+    analysis: Analysis, layer: LayerAnalysis
+) -> Iterator[tuple[str, SettingFigures, SettingFigures]]:
+    """Sites with the recipe's own setting and another: the suggested ones, or else the best one of
+    the site that loses more."""
+    found = False
+    for role, settings in (("weight", layer.weights), ("input", layer.inputs)):
+        own, _ = own_and_best(settings)
+        if own and (other := _suggested(analysis, layer.layer, role, own, settings)):
+            found = True
+            yield role, own, other
+    if not found:
         role = "input" if layer.loss_in == "input" else "weight"
         own, best = own_and_best(layer.inputs if role == "input" else layer.weights)
         if own and best and _better(best, own):
-            dbs = f"{_db(own.alone, True)} -> {_db(best.alone, True)} dB"
-            told = f"{role} {own.setting} -> {best.setting}: {dbs}"
-            if own.scales != best.scales:
-                told += f", {_scales(own)} -> {_scales(best)} scales"
-            yield from wrapped(told, "    ")
-            for engine in (e for e in own.costs if e in best.costs):
-                if change := _change(own.costs[engine], best.costs[engine]):
-                    yield from wrapped(f"{engine}: {change}", "    ")
+            yield role, own, best
+
+
+def _suggested(
+    analysis: Analysis,
+    layer: str,
+    role: str,
+    own: SettingFigures,
+    settings: Iterable[SettingFigures],
+) -> SettingFigures | None:
+    """The setting that the suggested rules turn a site's own into; None where they do not change
+    it, or where it cannot be told."""
+    rule: dict[str, Any] = {}
+    for override in analysis.advice.overrides:
+        if layer in override.layers:
+            rule |= override.rule
+    bn = rule.get("bn", own.bn) if role == "weight" else own.bn
+    if role not in rule and bn == own.bn:
+        return None
+    given = rule.get(role, {})
+    if not isinstance(given, dict) or not given.keys() <= Settings.model_fields.keys():
+        given = {"granularity": given}
+    granularity = given.get("granularity", spelt(own.granularity))
+    kind = given.get("calibrator", own.calibrator or "max")
+    if isinstance(kind, dict):
+        kind = " ".join(f"{name} {value:g}" for name, value in kind.items())
+    wanted = given.get("format", own.format), granularity, bn
+    found = [
+        each
+        for each in settings
+        if not each.start
+        and (each.format, spelt(each.granularity), each.bn) == wanted
+        and each.calibrator in (None, kind)
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def _matters(analysis: Analysis, layer: LayerAnalysis) -> bool:
@@ -226,10 +300,9 @@ def _change(a: EngineCost, b: EngineCost) -> str:
 def _aside(analysis: Analysis) -> Iterator[str]:
     """What engines promise the recipe, what was not measured or asked, and notes."""
     others = other_sites(analysis)
-    engines = (*promised(analysis), *unmeasured(analysis))
-    for told in (others, engines, skipped(analysis.skipped, _REASONS)):
-        for line in told:
-            yield from wrapped(line, "")
+    for line in (*others, *promised(analysis), *unmeasured(analysis)):
+        yield from wrapped(line, "")
+    yield from _skipped(analysis.skipped)
     for note in analysis.notes:
         yield from wrapped(f"note: {note}", "")
 
@@ -247,23 +320,33 @@ def other_sites(analysis: Analysis) -> Iterator[str]:
 
 def promised(analysis: Analysis) -> Iterator[str]:
     """What each engine makes of the recipe as it is; engines that have all of it in one line."""
-    sites: dict[str, dict[str, EngineCost]] = {}
-    for layer in analysis.layers:
-        for role, settings in (("weight", layer.weights), ("input", layer.inputs)):
-            for own in (s for s in settings if s.start):
-                for engine, cost in own.costs.items():
-                    sites.setdefault(engine, {})[f"{layer.layer}.{role}"] = cost
-    whole = [e for e, costs in sites.items() if all(c.promise == "native" for c in costs.values())]
-    if whole:
+    of_layers = [
+        (f"{layer.layer}.{role}", setting)
+        for layer in analysis.layers
+        for role, settings in (("weight", layer.weights), ("input", layer.inputs))
+        for setting in settings
+    ]
+    others = [(each.site, setting) for each in analysis.sites for setting in each.settings]
+    own = [(site, setting.costs) for site, setting in (*of_layers, *others) if setting.start]
+    groups: dict[str, dict[tuple[str, str], list[str]]] = {}
+    for engine in dict.fromkeys(engine for _, costs in own for engine in costs):
+        of_engine = groups.setdefault(engine, {})
+        for site, costs in own:
+            if engine not in costs:
+                said = ("not known", "")
+            elif costs[engine].promise != "native":
+                said = (costs[engine].promise, costs[engine].reason)
+            else:
+                continue
+            of_engine.setdefault(said, []).append(site)
+    if whole := [engine for engine, found in groups.items() if not found]:
         yield f"{', '.join(whole)}: all of the recipe is native"
-    for engine, costs in sites.items():
-        groups: dict[tuple[str, str], list[str]] = {}
-        for site, cost in costs.items():
-            if cost.promise != "native":
-                groups.setdefault((cost.promise, cost.reason), []).append(site)
-        for (promise, reason), of in groups.items():
-            share = f"{len(of)} of the recipe's {counted(len(costs), 'site')}"
-            yield f"{engine}: {promise} for {share} ({names(of)}): {reason}"
+    for engine, found in groups.items():
+        for (promise, reason), of in found.items():
+            share = f"{len(of)} of the recipe's {counted(own, 'site')}"
+            yield f"{engine}: {promise} for {share} ({names(of)})" + (
+                f": {reason}" if reason else ""
+            )
 
 
 def unmeasured(analysis: Analysis) -> Iterator[str]:
@@ -282,25 +365,37 @@ def unmeasured(analysis: Analysis) -> Iterator[str]:
         yield f"{engine}: no kernels and MB of {of}: {reason}"
 
 
-def skipped(
-    found: Sequence[SkippedSetting],
-    most: int | None = None,
-    listed: Callable[[Sequence[str]], str] = names,
-) -> Iterator[str]:
+def by_reason(found: Iterable[SkippedSetting]) -> list[tuple[str, list[SkippedSetting]]]:
     """What was not tried, by reason, those of the most settings first."""
     groups: dict[str, list[SkippedSetting]] = {}
     for each in found:
         groups.setdefault(each.reason, []).append(each)
-    told = sorted(groups.items(), key=lambda group: -len(group[1]))
-    for reason, of in told[:most]:
-        sites = listed(list(dict.fromkeys(each.site for each in of)))
+    return sorted(groups.items(), key=lambda group: -len(group[1]))
+
+
+def _skipped(found: Sequence[SkippedSetting]) -> Iterator[str]:
+    """A line for each of the most frequent reasons; a layer that is skipped whole has all of it."""
+    groups = by_reason(found)
+    told = 0
+    for reason, of in groups[:_REASONS]:
+        told += len(of)
+        sites = list(dict.fromkeys(each.site for each in of))
         settings = list(dict.fromkeys(each.setting for each in of))
-        what = f"{counted(of, 'setting')} ({listed(settings)})"
-        yield f"skipped {'all settings' if settings == [ALL] else what} of {sites}: {reason}"
-    if most is not None and len(told) > most:
-        rest = sum(len(of) for _, of in told[most:])
-        reasons = counted(len(told) - most, "other reason")
-        yield f"skipped {counted(rest, 'more setting')}, for {reasons}"
+        if settings == [ALL]:
+            yield from wrapped(f"skipped all settings of {names(sites)}: {reason}", "")
+            continue
+        where = sites[0] if len(sites) == 1 else counted(sites, "site")
+        line = f"not tried: {'; '.join(settings)} on {where} ({_brief(reason)})"
+        yield textwrap.shorten(line, WIDTH, placeholder=" ...")
+    if more := len(found) - told:
+        reasons = counted(len(groups) - _REASONS, "other reason")
+        yield f"not tried: {counted(more, 'more setting')}, for {reasons}; analysis.md lists all"
+
+
+def _brief(reason: str) -> str:
+    """Without the granularity, which is told before it, and without the way out."""
+    said = re.sub(r"^\w+: ", "", reason).partition(";")[0]
+    return next((short for start, short in _SHORT.items() if said.startswith(start)), said)
 
 
 def _advised(analysis: Analysis) -> Iterator[str]:
