@@ -100,7 +100,7 @@ def advise(
             break
     if not reached(now):
         together, found = _together(worst, start, allowed, sites, measure, reached)
-        if found.sqnr.db >= best_db + (0 if reached(found) else NEAR_DB):
+        if found.sqnr.db >= (at_start.sqnr.db if reached(found) else best_db) + NEAR_DB:
             overrides, now, best_db = together, found, found.sqnr.db
     for site, options in sites.items():
         if reached(now):
