@@ -339,6 +339,35 @@ def refused(project, *words: str, argv=()) -> None:
     assert after == before and not (project.out / "analysis.json").exists()
 
 
+def test_a_harmful_skip_is_named_and_left_float(project):
+    project.arrays = {"images": images(128)}
+    found = analyzed(write(project, "LoudSkip"), project.folder / "run")
+    assert found.start.loss.value > 10 > found.tolerance > found.finest.loss.value
+    (override,) = found.advice.overrides
+    assert override.rule == {"match": "branch", "skip": "float"} and found.advice.reached
+    assert layer_of(found, "branch").why.startswith("its skip loses, not its weight or input")
+    (site,) = found.sites
+    own = site.settings[0]
+    assert site.site == "branch.skip" and own.channels_lost > 0.5 and own.costs["onnxruntime"]
+
+
+@pytest.mark.parametrize("how", ["amax", "share"])
+def test_a_range_that_the_recipe_itself_says_is_told_and_not_advised_upon(project, how):
+    project.arrays = {"images": images(96)}
+    if how == "amax":
+        rules = [{"match": "branch", "skip": "float"}, {"match": "head", "input": {"amax": 0.002}}]
+        recipe = write(project, "LoudSkip", rules=rules)
+    else:
+        share = [{"match": ["stem", "head"], "role": "input"}]
+        recipe = write(project, "Residual", share=share, analyze={"tolerance": 0.0})
+    found = analyzed(recipe, project.folder / "run")
+    rules = [o.rule for o in found.advice.overrides if "head" in o.layers]
+    assert all("input" not in rule for rule in rules)
+    if how == "amax":
+        assert not found.advice.reached
+        assert "The recipe itself says the range of head.input" in found.advice.said
+
+
 @pytest.fixture
 def small(project):
     """A project whose recipe analyze takes."""
