@@ -35,6 +35,8 @@ from granplugin.weight_facts import WeightFacts, weight_facts
 
 log = logging.getLogger(__name__)
 
+LOUD_DB = 20.0
+"""A layer that alone leaves less of the network's output is not called harmless."""
 ALLOWED = ("native", "lowered")
 """Promises that a suggestion may rely on."""
 
@@ -296,6 +298,13 @@ class _Found:
             )
         own = {row.role: row for row in each.tried.asked.start}
         where = why.loss_in(each)
+        if where == "neither" and each.name in self.top:
+            db = self._alone(each.name).sqnr.db
+            if db < LOUD_DB:
+                return (
+                    f"rounding takes only {100 * each.both:.2g} % of its channels' signal, but the "
+                    f"layers behind make much of it: {db:.0f} dB are left at the network's output"
+                )
         if where in own and self._fixed(own[where]):
             told += f"; the recipe itself says that {where}'s range, so nothing else is suggested"
         return told
