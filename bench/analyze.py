@@ -35,8 +35,8 @@ from granplugin.analysis.local import LocalErrors
 from granplugin.analysis.network import run as forward
 from granplugin.analysis.run import Analyzer
 from granplugin.recipe.load import load
-from granplugin.run_folder import RunFolder, open_run
-from granplugin.session import Session
+from granplugin.runs.session import Session
+from granplugin.store.run_folder import RunFolder, open_run
 
 SAMPLES = {"mobilenet_v2": 32, "resnet_50": 16}
 MEMORY_SAMPLES = (64, 1024)

@@ -20,14 +20,14 @@ import numpy as np
 from measure import HERE, Figure, main, of_latency, of_ratio, of_values, run
 
 from granplugin import modelopt_bridge
-from granplugin.calibrators import Calibrator
+from granplugin.calibration.statistics import find_amax, needs_of
+from granplugin.measures.timing import measure_interleaved, ratio
 from granplugin.modelopt_bridge.observe import observe
-from granplugin.plan import Row, preset_plan
+from granplugin.planning.plan import Row, preset_plan
+from granplugin.quant.calibrators import Calibrator
 from granplugin.recipe.load import load
-from granplugin.run_folder import open_run
-from granplugin.session import Session
-from granplugin.statistics import find_amax, needs_of
-from granplugin.timing import measure_interleaved, ratio
+from granplugin.runs.session import Session
+from granplugin.store.run_folder import open_run
 
 SAMPLES = {"mobilenet_v2": 64, "resnet_50": 16}
 MEMORY_SAMPLES = (64, 1024)

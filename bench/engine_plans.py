@@ -17,7 +17,7 @@ from granplugin.audits.audit_file import audit_file
 from granplugin.backends.engine_plan import read_plan
 from granplugin.capabilities import Cell
 from granplugin.capabilities.networks import network
-from granplugin.timing import measure_interleaved
+from granplugin.measures.timing import measure_interleaved
 
 LAYERS = 1_000
 RECORDED = HERE.parent / "tests" / "data" / "engine_plans" / "rtx_conv_per_channel.txt"

@@ -23,12 +23,12 @@ import torch
 from measure import HERE, Figure, main, of_latency, of_ratio
 
 from granplugin.backends import openvino
+from granplugin.measures.timing import measure_interleaved, ratio
 from granplugin.modelopt_bridge import quiet
 from granplugin.recipe.load import load
-from granplugin.run_folder import RunFolder, open_run
-from granplugin.session import Session
-from granplugin.timing import measure_interleaved, ratio
-from granplugin.variants import FP32, build_variant, calibrate, plan_jobs
+from granplugin.runs.session import Session
+from granplugin.runs.variants import FP32, build_variant, calibrate, plan_jobs
+from granplugin.store.run_folder import RunFolder, open_run
 
 GOALS = {"mobilenet_v2": 0.65, "resnet_50": 0.40}
 OURS, OWN = "modelopt@0.47", "modelopt's own export"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from granplugin.timing import Latency, Ratio
+from granplugin.measures.timing import Latency, Ratio
 
 HERE = Path(__file__).parent
 _PACKAGES = ("granplugin", "torch", "nvidia-modelopt", "onnxruntime", "openvino", "transformers")

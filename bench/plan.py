@@ -11,16 +11,16 @@ from pathlib import Path
 
 from measure import HERE, Figure, main, of_latency
 
+from granplugin.capabilities.legality import decide
+from granplugin.graph.edit.qdq import insert
 from granplugin.graph.files import load_float, save
-from granplugin.graph.qdq import insert
-from granplugin.layers import Layer
-from granplugin.legality import decide
-from granplugin.plan import make_plan
+from granplugin.measures.timing import measure_interleaved
+from granplugin.planning.plan import make_plan
+from granplugin.quant.layers import Layer
 from granplugin.recipe.load import load
-from granplugin.run_folder import RunFolder, open_run
-from granplugin.session import Session
-from granplugin.timing import measure_interleaved
-from granplugin.variants import FP32, build_variant, calibrate, plan_jobs
+from granplugin.runs.session import Session
+from granplugin.runs.variants import FP32, build_variant, calibrate, plan_jobs
+from granplugin.store.run_folder import RunFolder, open_run
 
 LAYERS = 10_000
 PARTS = ("attention.q", "attention.k", "attention.v", "attention.out", "mlp.down")

@@ -20,16 +20,16 @@ import yaml
 from measure import HERE, Figure, main, of_values
 from scipy.stats import spearmanr
 
-from granplugin import pipeline
 from granplugin.analysis.effects import alone_name, predicted
 from granplugin.analysis.network import Choice, Network
 from granplugin.analysis.run import Analyzer
 from granplugin.analysis.settings import same
-from granplugin.layers import WEIGHTED, Layer
-from granplugin.plan import Plan, make_plan
+from granplugin.pipelines import apply as pipeline
+from granplugin.planning.plan import Plan, make_plan
+from granplugin.quant.layers import WEIGHTED, Layer
 from granplugin.recipe.load import load, load_variants
-from granplugin.run_folder import RunFolder, open_run
-from granplugin.session import Session
+from granplugin.runs.session import Session
+from granplugin.store.run_folder import RunFolder, open_run
 
 RECIPE = HERE.parent / "recipes" / "digits_mobilenet_per_tensor.yaml"
 RECIPES, SAMPLES = 20, 128

@@ -23,9 +23,9 @@ from granplugin.backends import tensorrt_rtx
 from granplugin.backends.base import Options
 from granplugin.backends.engine_plan import read_layers_text
 from granplugin.recipe.load import load
-from granplugin.run_folder import RunFolder, open_run
-from granplugin.session import Session
-from granplugin.variants import Built, build_variant, calibrate, plan_jobs
+from granplugin.runs.session import Session
+from granplugin.runs.variants import Built, build_variant, calibrate, plan_jobs
+from granplugin.store.run_folder import RunFolder, open_run
 
 GOALS = {"resnet_50": 4.0, "mobilenet_v2": 2.0, "vit_b_16": 8.0}
 """Seconds for building and auditing the defaults."""

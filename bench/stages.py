@@ -21,19 +21,19 @@ from time import perf_counter
 from typing import Any
 
 STAGES = {
-    "granplugin.models:build_model": "build the model",
-    "granplugin.trace:trace": "trace",
-    "granplugin.variants:plan_jobs": "plan",
+    "granplugin.network.models:build_model": "build the model",
+    "granplugin.network.trace:trace": "trace",
+    "granplugin.runs.variants:plan_jobs": "plan",
     "granplugin.modelopt_bridge:collect": "convert and calibrate",
     "granplugin.graph.export:export_float": "export",
-    "granplugin.variants:build_variant": "write Q/DQ and read it back",
-    "granplugin.variants:_agreement": "agreement",
-    "granplugin.measure:build_engine": "build engines",
-    "granplugin.measure:_outputs": "accuracy: outputs",
-    "granplugin.measure:measure": "accuracy: metrics, layers read back",
-    "granplugin.latency:measure_latency": "latency",
+    "granplugin.runs.variants:build_variant": "write Q/DQ and read it back",
+    "granplugin.runs.variants:_agreement": "agreement",
+    "granplugin.runs.measure:build_engine": "build engines",
+    "granplugin.runs.measure:_outputs": "accuracy: outputs",
+    "granplugin.runs.measure:measure": "accuracy: metrics, layers read back",
+    "granplugin.runs.latency:measure_latency": "latency",
     "granplugin.report.build:make_report": "report",
-    "granplugin.pipeline:publish": "publish",
+    "granplugin.pipelines.apply:publish": "publish",
 }
 PACKAGES = ("torch", "modelopt", "onnx", "onnx_ir", "onnxruntime", "openvino", "scipy", "pydantic")
 

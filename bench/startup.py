@@ -12,7 +12,7 @@ from pathlib import Path
 
 from measure import HERE, Figure, main, of_latency, run
 
-from granplugin.timing import measure_interleaved
+from granplugin.measures.timing import measure_interleaved
 
 COMMAND = Path(sys.executable).with_name("granplugin")
 RECIPE = HERE.parent / "recipes" / "digits_mobilenet.yaml"

@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import nn
 
-from granplugin.batch_norms import fold_batch_norms
 from granplugin.errors import ModelError
-from granplugin.layers import Layer
-from granplugin.plan import make_plan
+from granplugin.network.batch_norms import fold_batch_norms
+from granplugin.network.trace import Example, trace
+from granplugin.planning.plan import make_plan
+from granplugin.quant.layers import Layer
 from granplugin.recipe.load import Loaded, load
-from granplugin.trace import Example, trace
 
 _MARK = "_granplugin_prepared"
 
@@ -83,11 +83,11 @@ def export_onnx(model: nn.Module, example: Example, path: str | Path) -> Path:
     for a model that granplugin did not quantize, Unhonoured where the file is not the plan's.
     """
     from granplugin import modelopt_bridge
+    from granplugin.graph.edit.fold import weights_of
+    from granplugin.graph.edit.qdq import insert
     from granplugin.graph.export import export_float
     from granplugin.graph.files import load_float, save
-    from granplugin.graph.fold import weights_of
-    from granplugin.graph.qdq import insert
-    from granplugin.graph.verify import read_back
+    from granplugin.graph.read.verify import read_back
 
     path = Path(path)
     sites = modelopt_bridge.sites_of(model)

@@ -97,10 +97,10 @@ def apply(recipes: Recipes, settings: Settings = None, out: Out = None, json_: J
     from granplugin.recipe.load import load
 
     loaded = [load(path, settings or ()) for path in recipes]
-    from granplugin.run_folder import open_run
+    from granplugin.store.run_folder import open_run
 
     with open_run(out or Path("runs") / loaded[0].recipe.name) as run:
-        from granplugin import pipeline
+        from granplugin.pipelines import apply as pipeline
 
         report = pipeline.apply(loaded, run)
         where = run.path
@@ -158,7 +158,7 @@ def export(
     if engine not in PROGRAMS:
         hint = did_you_mean(engine, PROGRAMS)
         raise UserError(f"{engine!r} cannot be exported for{hint}")
-    from granplugin.run_folder import open_run
+    from granplugin.store.run_folder import open_run
 
     with open_run(run_folder or Path("runs") / loaded.recipe.name, "export_log.txt") as run:
         from granplugin.deploy.export import export
@@ -186,7 +186,7 @@ def import_(
 ) -> int:
     """Audit what came back from an exported folder, and enter it into the run's report."""
     from granplugin.errors import RunError
-    from granplugin.run_folder import open_run
+    from granplugin.store.run_folder import open_run
 
     if not run_folder.is_dir():
         raise RunError(f"{run_folder}: there is no such run folder")
@@ -206,12 +206,12 @@ def inspect(
     from granplugin.errors import RecipeError
     from granplugin.recipe.load import load
     from granplugin.report import inspect_text as text
-    from granplugin.run_folder import open_run
+    from granplugin.store.run_folder import open_run
 
     loaded = load(recipe, settings or (), data=False)
     with open_run(out or Path("runs") / loaded.recipe.name, "inspect_log.txt") as run:
-        from granplugin.inspection import inspect as look
-        from granplugin.session import Session
+        from granplugin.pipelines.inspection import inspect as look
+        from granplugin.runs.session import Session
 
         found = look(Session(loaded, run))
         print(text.to_json(found) if json_ else "\n".join(text.lines(found)))
@@ -240,14 +240,14 @@ def plan(
     name = variant or RECIPE
     if name not in variants:
         raise UserError(f"{recipe}: no variant is called {name!r}{did_you_mean(name, variants)}")
-    from granplugin.run_folder import open_run
+    from granplugin.store.run_folder import open_run
 
     # log.txt is the last apply's.
     with open_run(out or Path("runs") / loaded.recipe.name, "plan_log.txt") as run:
-        from granplugin.plan import why as story
-        from granplugin.plan_file import plan_file
-        from granplugin.session import Session
-        from granplugin.variants import plan_jobs
+        from granplugin.planning.plan import why as story
+        from granplugin.planning.plan_file import plan_file
+        from granplugin.runs.session import Session
+        from granplugin.runs.variants import plan_jobs
 
         session = Session(loaded, run)
         jobs = plan_jobs([loaded], session.layers)
@@ -256,11 +256,11 @@ def plan(
         layers = session.layers
     plans = [job.plan for job in jobs if job.kind != "baseline"]
     found = dict(zip(variants, plans, strict=True))[name]
-    from granplugin.plan_file import row_json
+    from granplugin.planning.plan_file import row_json
     from granplugin.report.verbs import PlanOutput, WhyOutput
 
     if modelopt:
-        from granplugin.quantize_config import config
+        from granplugin.planning.quantize_config import config
 
         print(json.dumps(config(found.quantized), indent=1))
         return 0
@@ -324,13 +324,13 @@ def analyze(
     from granplugin.recipe.load import load
 
     loaded = load(recipe, settings or ())
-    from granplugin.run_folder import open_run
+    from granplugin.store.run_folder import open_run
 
     # log.txt is the last apply's.
     with open_run(out or Path("runs") / loaded.recipe.name, "analyze_log.txt") as run:
         from granplugin.analysis import result
         from granplugin.report.analysis_markdown import to_markdown
-        from granplugin.session import Session
+        from granplugin.runs.session import Session
 
         if write_recipe:
             result.check_target(write_recipe, loaded)
@@ -356,7 +356,7 @@ def analyze(
 @app.command(epilog="Example: granplugin check recipes/*.yaml")
 def check(recipes: Recipes, settings: Settings = None, out: Out = None, json_: Json = False) -> int:
     """Validate recipes without running anything; rules too, where the last plan still holds."""
-    from granplugin.check import check_recipe
+    from granplugin.pipelines.check import check_recipe
     from granplugin.report.verbs import CheckOutput
 
     found = [check_recipe(path, settings or (), out) for path in recipes]
@@ -469,7 +469,7 @@ def compare(
 @app.command()
 def doctor(json_: Json = False) -> int:
     """What is installed, which engines work, and why the others do not."""
-    from granplugin import doctor as examination
+    from granplugin.pipelines import doctor as examination
 
     found = examination.examine()
     print(found.model_dump_json(indent=1) if json_ else "\n".join(examination.lines(found)))

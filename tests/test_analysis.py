@@ -671,7 +671,7 @@ def test_the_predicted_output_sqnr_ranks_random_recipes_as_apply_measures_them(
     project, monkeypatch
 ):
     """The noise powers of layers alone add up; bench/predict.py has the shipped network."""
-    from granplugin.run_folder import open_run
+    from granplugin.store.run_folder import open_run
 
     monkeypatch.syspath_prepend(ROOT / "bench")
     import predict

@@ -21,13 +21,13 @@ from granplugin.analysis.costs import (
     whole_plans,
 )
 from granplugin.backends.engine_plan import EngineLayer, EnginePlan, EngineTensor
-from granplugin.calibrators import Calibrator
-from granplugin.layers import MULTIPLIED, WEIGHTED, Layer
-from granplugin.plan import Plan, Row, make_plan
+from granplugin.planning.plan import Plan, Row, make_plan
+from granplugin.quant.calibrators import Calibrator
+from granplugin.quant.layers import MULTIPLIED, WEIGHTED, Layer
 from granplugin.recipe.load import load
-from granplugin.run_folder import open_run
-from granplugin.session import Session
-from granplugin.variants import calibrate, plan_jobs
+from granplugin.runs.session import Session
+from granplugin.runs.variants import calibrate, plan_jobs
+from granplugin.store.run_folder import open_run
 
 RECIPE = RECIPES / "digits_mobilenet.yaml"
 RTX = backends.load("tensorrt_rtx")

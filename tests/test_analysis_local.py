@@ -19,16 +19,16 @@ from granplugin.analysis import local
 from granplugin.analysis.figures import SUMS, sqnr, sums
 from granplugin.analysis.local import LocalErrors, channels_of, key, try_settings
 from granplugin.analysis.settings import ask
-from granplugin.calibrators import Calibrator
+from granplugin.calibration.statistics import Statistics, find_amax, needs_of
 from granplugin.errors import ModelError
-from granplugin.formats import FORMATS, fake_quantize, scale_of
-from granplugin.granularity import parse_granularity
-from granplugin.graph.verify_lowered import run_time_scales
-from granplugin.layers import WEIGHTED
-from granplugin.plan import Plan, Row
+from granplugin.graph.read.verify_lowered import run_time_scales
+from granplugin.network.trace import folded, trace
+from granplugin.planning.plan import Plan, Row
+from granplugin.quant.calibrators import Calibrator
+from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
+from granplugin.quant.granularity import parse_granularity
+from granplugin.quant.layers import WEIGHTED
 from granplugin.recipe.schema import Analyze
-from granplugin.statistics import Statistics, find_amax, needs_of
-from granplugin.trace import folded, trace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -452,7 +452,7 @@ def test_the_recipes_own_setting_stays_the_first_where_it_is_asked_for_again():
 
 def test_modelopts_fake_quantization_of_the_folded_model_has_the_same_figure():
     from granplugin import modelopt_bridge as bridge
-    from granplugin.batch_norms import fold_batch_norms
+    from granplugin.network.batch_norms import fold_batch_norms
 
     model = Net()
     asked, ranges, tried = set_up(model, IMAGES)

@@ -16,8 +16,8 @@ from torch import nn
 from granplugin.analysis import passes
 from granplugin.analysis.collect import collect
 from granplugin.analysis.passes import Kept, accumulate
+from granplugin.calibration.statistics import Need
 from granplugin.errors import DataError, RunError
-from granplugin.statistics import Need
 
 X = np.random.default_rng(0).standard_normal((40, 3))
 NO_MEMORY = [

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from granplugin.analysis.replay import Diverged, Script
-from granplugin.layers import WEIGHTED
+from granplugin.quant.layers import WEIGHTED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,7 +14,7 @@ from conftest import run_main
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from granplugin.granularity import DoesNotApply, PerToken
+from granplugin.quant.granularity import DoesNotApply, PerToken
 from granplugin.recipe.schema import Rule
 from granplugin.report.analysis_markdown import to_markdown
 from granplugin.report.analysis_model import (

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from granplugin.analysis.rounding import rounding
-from granplugin.calibrators import Calibrator
-from granplugin.formats import FORMATS, fake_quantize, scale_of
-from granplugin.granularity import DoesNotApply, parse_granularity
-from granplugin.graph.verify_lowered import run_time_scales
-from granplugin.plan import Row
+from granplugin.graph.read.verify_lowered import run_time_scales
+from granplugin.planning.plan import Row
+from granplugin.quant.calibrators import Calibrator
+from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
+from granplugin.quant.granularity import DoesNotApply, parse_granularity
 
 CPU = torch.device("cpu")
 GRANULARITIES = [

@@ -44,7 +44,7 @@ def network(name: str = "mobilenet_v2", weights: str = "mobilenet_digits") -> to
 @pytest.fixture(scope="module")
 def train(digits):
     """The samples that the recipe calibrates on."""
-    from granplugin.data import open_data
+    from granplugin.data.batches import open_data
     from granplugin.recipe.load import load
 
     data = load(RECIPE).recipe.data
@@ -143,7 +143,8 @@ def test_a_saved_model_restores_bit_for_bit_in_a_fresh_process(script, train, tm
 
 @pytest.mark.parametrize("name", ["prepare", "modelopt_config", "export_onnx"])
 def test_the_names_of_the_api_stay_functions_whatever_was_imported(name):
-    from granplugin import api, session
+    from granplugin import api
+    from granplugin.runs import session
 
     assert session
     assert getattr(granplugin, name) is getattr(granplugin, name) is getattr(api, name)

@@ -245,8 +245,8 @@ def test_a_folder_of_images_is_a_data_source(applied):
     ],
 )
 def test_limits_decide_the_exit_code(applied, monkeypatch, limits, code, verdict):
-    from granplugin import latency
-    from granplugin.timing import Latency
+    from granplugin.measures.timing import Latency
+    from granplugin.runs import latency
 
     def measured(runners, **_):
         uncertain = tuple([0.9] * 10 + [1.1] * 10)
@@ -263,7 +263,7 @@ def test_limits_decide_the_exit_code(applied, monkeypatch, limits, code, verdict
 
 
 def test_a_file_that_is_not_what_the_plan_says_exits_3(applied, monkeypatch):
-    from granplugin import variants
+    from granplugin.runs import variants
 
     insert = variants.insert
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from granplugin import backends
 from granplugin.audits.audit import audit
 from granplugin.backends.base import LayerPrecision
-from granplugin.calibrators import Calibrator
 from granplugin.capabilities import Promise
-from granplugin.plan import Row
+from granplugin.planning.plan import Row
+from granplugin.quant.calibrators import Calibrator
 
 needs_rtx = pytest.mark.skipif(
     backends.load("tensorrt_rtx").unavailable() is not None,

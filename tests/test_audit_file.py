@@ -19,11 +19,11 @@ from test_qdq import edit, marker, model_of, node_named, row_of
 
 from granplugin.audits.audit_file import audit_file
 from granplugin.errors import EngineError, Unhonoured
-from granplugin.granularity import grid, parse_granularity
+from granplugin.graph.edit.qdq import insert
 from granplugin.graph.files import save
-from granplugin.graph.found import find, load
-from granplugin.graph.qdq import insert
-from granplugin.graph.verify import read_back
+from granplugin.graph.read.found import find, load
+from granplugin.graph.read.verify import read_back
+from granplugin.quant.granularity import grid, parse_granularity
 
 PLANS = Path(__file__).parent / "data" / "engine_plans"
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from granplugin import run_folder
+from granplugin.store import run_folder
 
 
 def refused(project, *words: str, argv=()) -> str:
@@ -221,7 +221,7 @@ def test_files_cut_short_by_the_system_leave_the_earlier_results(applied, comman
 
 
 def test_an_interrupt_in_a_stage_exits_130_and_the_next_run_resumes(project, monkeypatch):
-    from granplugin import pipeline
+    from granplugin.pipelines import apply as pipeline
 
     def stopped(*_):
         raise KeyboardInterrupt
@@ -239,7 +239,7 @@ def test_an_interrupt_in_a_stage_exits_130_and_the_next_run_resumes(project, mon
 
 
 def test_our_own_failure_exits_70_with_versions_in_a_log(applied, monkeypatch):
-    from granplugin import pipeline
+    from granplugin.pipelines import apply as pipeline
 
     def broken(*_):
         raise ZeroDivisionError("by our own fault")
@@ -257,6 +257,6 @@ def test_our_own_failure_exits_70_with_versions_in_a_log(applied, monkeypatch):
 
 
 def test_a_rule_that_matches_nothing_is_refused_before_calibration(project, monkeypatch):
-    monkeypatch.delattr("granplugin.pipeline.calibrate")
+    monkeypatch.delattr("granplugin.pipelines.apply.calibrate")
     project.recipe(rules=[{"match": "hed", "weight": "per_tensor"}])
     refused(project, "recipe.yaml:", "'hed'", "head")

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from granplugin.batch_norms import TOLERANCE, fold_batch_norms
 from granplugin.errors import ModelError
-from granplugin.folding import fold
-from granplugin.trace import Traced, call, trace
+from granplugin.network.batch_norms import TOLERANCE, fold_batch_norms
+from granplugin.network.trace import Traced, call, trace
+from granplugin.quant.folding import fold
 
 
 def with_statistics(model: nn.Module, seed: int = 0) -> nn.Module:

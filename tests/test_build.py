@@ -13,11 +13,12 @@ import pytest
 from conftest import run_main
 from onnx import TensorProto, helper, numpy_helper
 
-from granplugin import backends, gpu, latency, legality
+from granplugin import backends
+from granplugin.backends import gpu
 from granplugin.backends.base import BuildFailed, Options
-from granplugin.builds import failed as failed_build
-from granplugin.builds import options as build_options
-from granplugin.gpu import Clocks, Gpu
+from granplugin.backends.gpu import Clocks, Gpu
+from granplugin.capabilities import legality
+from granplugin.runs import build_options, failed_build, latency
 
 pytestmark = pytest.mark.skipif(
     backends.load("tensorrt_rtx").unavailable() is not None,
@@ -108,7 +109,7 @@ def test_a_wrong_option_is_an_error_at_its_line_before_calibration(
     project, key, value, word, said, monkeypatch
 ):
     project.recipe(engines=["tensorrt_rtx"], build={key: value})
-    monkeypatch.setattr("granplugin.pipeline.calibrate", None)
+    monkeypatch.setattr("granplugin.pipelines.apply.calibrate", None)
     done = project.apply()
     assert done.code == 2
     assert said in done.stderr

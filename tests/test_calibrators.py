@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from granplugin.calibrators import (
+from granplugin.quant.calibrators import (
     BINS,
     EDGES,
     Calibrator,
@@ -18,7 +18,7 @@ from granplugin.calibrators import (
     percentile,
     refusal,
 )
-from granplugin.formats import FORMATS, fake_quantize, scale_of
+from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
 
 values = arrays(
     np.float32,

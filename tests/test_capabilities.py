@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from granplugin.backends import load as load_backend
-from granplugin.calibrators import Calibrator
 from granplugin.capabilities import (
     KINDS,
     Cell,
@@ -34,10 +33,11 @@ from granplugin.capabilities.probe import _Builder, probe
 from granplugin.capabilities.promise import scales_of
 from granplugin.capabilities.table import OPS, parse
 from granplugin.errors import EngineError
-from granplugin.granularity import DoesNotApply, parse_granularity
-from granplugin.graph.qdq import _layout
-from granplugin.layers import Layer
-from granplugin.plan import Row
+from granplugin.graph.edit.qdq import _layout
+from granplugin.planning.plan import Row
+from granplugin.quant.calibrators import Calibrator
+from granplugin.quant.granularity import DoesNotApply, parse_granularity
+from granplugin.quant.layers import Layer
 
 RTX = load("tensorrt_rtx", "1.7.1.116")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from granplugin.check import check_recipe
-from granplugin.layers import Layer, layer_to_json
+from granplugin.pipelines.check import check_recipe
+from granplugin.planning.plan_file import text_key
+from granplugin.quant.layers import Layer, layer_to_json
 from granplugin.recipe.load import load
-from granplugin.run_folder import text_key
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 HEAVY = {"torch", "modelopt", "onnx", "onnx_ir", "onnxruntime", "openvino", "tensorrt",

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import binomtest, ttest_rel
 
-from granplugin.compare import (
+from granplugin.errors import UserError
+from granplugin.measures.intervals import (
     difference,
     paired_difference,
     paired_mean_difference,
@@ -17,7 +18,6 @@ from granplugin.compare import (
     smallest_provable_drop,
     tango_interval,
 )
-from granplugin.errors import UserError
 
 NOTHING = "no measurable difference"
 

@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from granplugin.builds.culprit import Culprit, culprit
+from granplugin.runs.culprit import Culprit, culprit
 
 
 @st.composite

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from granplugin.data import open_data
+from granplugin.data.batches import open_data
 from granplugin.errors import DataError
 from granplugin.recipe.schema import CallableSource, FolderSource, NpzSource, Target
 

@@ -13,11 +13,11 @@ from test_qdq import run
 
 import granplugin
 from granplugin.backends import openvino
-from granplugin.formats import FORMATS
-from granplugin.formats import fake_quantize as oracle
-from granplugin.graph.verify import agreement
-from granplugin.graph.verify_lowered import run_time_scales
+from granplugin.graph.read.verify import agreement
+from granplugin.graph.read.verify_lowered import run_time_scales
 from granplugin.modelopt_bridge import fake_quantize, sites_of
+from granplugin.quant.formats import FORMATS
+from granplugin.quant.formats import fake_quantize as oracle
 
 
 def granularities(kind):

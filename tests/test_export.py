@@ -14,17 +14,17 @@ import pytest
 import torch
 from torch import nn
 
-from granplugin.calibrators import Calibrator
 from granplugin.errors import ModelError
-from granplugin.folding import fold
-from granplugin.granularity import parse_granularity, reduce_blocks
-from granplugin.graph.edit import markers, site_of
+from granplugin.graph.edit.fold import weights_of
+from granplugin.graph.edit.nodes import markers, site_of
+from granplugin.graph.edit.qdq import insert
 from granplugin.graph.export import export_float
 from granplugin.graph.files import load_float, save
-from granplugin.graph.fold import weights_of
-from granplugin.graph.qdq import insert
-from granplugin.graph.verify import agreement, read_back
-from granplugin.plan import Row
+from granplugin.graph.read.verify import agreement, read_back
+from granplugin.planning.plan import Row
+from granplugin.quant.calibrators import Calibrator
+from granplugin.quant.folding import fold
+from granplugin.quant.granularity import parse_granularity, reduce_blocks
 
 
 def row_of(site, shape, granularity="per_tensor", fmt="int8", bn=None, bn_name=None):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from granplugin.formats import FORMATS, dequantize, fake_quantize, quantize, scale_of
+from granplugin.quant.formats import FORMATS, dequantize, fake_quantize, quantize, scale_of
 
 values = st.floats(-(2.0**30), 2.0**30, width=32)
 amaxes = st.floats(2.0**-24, 2.0**30, width=32)

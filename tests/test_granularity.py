@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from granplugin.formats import FORMATS, fake_quantize, quantize, scale_of
-from granplugin.granularity import (
+from granplugin.quant.formats import FORMATS, fake_quantize, quantize, scale_of
+from granplugin.quant.granularity import (
     GRANULARITIES,
     ROLES,
     DoesNotApply,

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from granplugin.folding import channel_ranges
-from granplugin.inspection import macs
+from granplugin.network.trace import folded, trace, weight_axis
+from granplugin.network.weight_facts import weight_facts
+from granplugin.pipelines.inspection import macs
+from granplugin.quant.folding import channel_ranges
 from granplugin.report.columns import cut
-from granplugin.trace import folded, trace, weight_axis
-from granplugin.weight_facts import weight_facts
 
 CHANNELS = 8
 

@@ -18,10 +18,10 @@ from test_capabilities import CONV, DEPTHWISE, GEMM, LINEAR, rows
 
 from granplugin import backends
 from granplugin.capabilities import load, promises
+from granplugin.capabilities.legality import decide
 from granplugin.errors import RecipeError
-from granplugin.granularity import DoesNotApply
-from granplugin.legality import decide
-from granplugin.plan import Plan
+from granplugin.planning.plan import Plan
+from granplugin.quant.granularity import DoesNotApply
 
 ENGINES = ("tensorrt", "tensorrt_rtx")
 

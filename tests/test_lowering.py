@@ -17,15 +17,15 @@ from onnx import helper, numpy_helper
 from test_qdq import marker, model_of, ops, row_of, run
 
 from granplugin import capabilities
+from granplugin.calibration.statistics import find_amax
 from granplugin.errors import ModelError, Unhonoured
-from granplugin.formats import FORMATS, fake_quantize, quantize, scale_of
-from granplugin.granularity import parse_granularity, reduce_blocks
+from granplugin.graph.edit.fold import weights_of
+from granplugin.graph.edit.lowering.methods import FLOOR, Method, methods
+from granplugin.graph.edit.qdq import insert
 from granplugin.graph.files import save
-from granplugin.graph.fold import weights_of
-from granplugin.graph.lowering.methods import FLOOR, Method, methods
-from granplugin.graph.qdq import insert
-from granplugin.graph.verify import agreement, read_back
-from granplugin.statistics import find_amax
+from granplugin.graph.read.verify import agreement, read_back
+from granplugin.quant.formats import FORMATS, fake_quantize, quantize, scale_of
+from granplugin.quant.granularity import parse_granularity, reduce_blocks
 
 RNG = np.random.default_rng
 

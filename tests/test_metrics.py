@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from granplugin.errors import DataError, ModelError, UserError
-from granplugin.metrics import METRICS, agreement, check_labels, sqnr_db, top1, top5
+from granplugin.measures.metrics import METRICS, agreement, check_labels, sqnr_db, top1, top5
 
 
 @st.composite

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from granplugin import modelopt_bridge as bridge
-from granplugin.calibrators import Calibrator, histogram
+from granplugin.calibration.statistics import Need, Statistics, find_amax
 from granplugin.errors import DataError, ModelError
-from granplugin.formats import FORMATS, fake_quantize, scale_of
-from granplugin.granularity import DoesNotApply, parse_granularity, reduce_blocks
 from granplugin.modelopt_bridge.library import TensorQuantizer, mto, mtq
 from granplugin.modelopt_bridge.observe import observe
-from granplugin.plan import Row
-from granplugin.statistics import Need, Statistics, find_amax
+from granplugin.planning.plan import Row
+from granplugin.quant.calibrators import Calibrator, histogram
+from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
+from granplugin.quant.granularity import DoesNotApply, parse_granularity, reduce_blocks
 
 GRANULARITIES = [
     "per_tensor",
@@ -384,7 +384,7 @@ def test_quantizers_that_others_switched_on_are_not_overlooked(quantized):
 
 
 def test_a_large_plan_gives_the_same_model_without_an_entry_per_row(quantized, monkeypatch):
-    monkeypatch.setattr("granplugin.quantize_config._MOST_ENTRIES", 2)
+    monkeypatch.setattr("granplugin.planning.quantize_config._MOST_ENTRIES", 2)
     config = bridge.config(ROWS)
     assert len(config["quant_cfg"]) == 1
     assert torch.equal(predict(mtq.quantize(Net(), config, forward_loop)), predict(quantized))

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from granplugin.errors import DataError, ModelError
-from granplugin.models import build_model, device, input_names, model_key, resolve
+from granplugin.network.models import build_model, device, input_names, model_key, resolve
 from granplugin.recipe.schema import ModelSpec, Target
 
 CPU = torch.device("cpu")
@@ -348,7 +348,7 @@ def key(spec: ModelSpec) -> str:
 def test_the_key_is_the_same_in_another_process(net):
     spec = net()
     code = (
-        "import torch, sys; from granplugin.models import build_model, model_key;"
+        "import torch, sys; from granplugin.network.models import build_model, model_key;"
         "from granplugin.recipe.schema import ModelSpec;"
         "spec = ModelSpec.model_validate_json(sys.argv[1], strict=False);"
         "print(model_key(spec, build_model(spec, torch.device('cpu'))))"

@@ -29,7 +29,7 @@ from granplugin.backends.engine_plan import (
 )
 from granplugin.backends.nvidia_build import run_build
 from granplugin.errors import EngineError
-from granplugin.timing import Timed, measure_interleaved
+from granplugin.measures.timing import Timed, measure_interleaved
 
 PLANS = Path(__file__).parent / "data" / "engine_plans"
 NETS = ["conv_per_tensor", "conv_per_channel", "depthwise", "gemm"]

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from granplugin.errors import RecipeError, UserError
-from granplugin.formats import FORMATS
-from granplugin.granularity import parse_granularity
-from granplugin.layers import Layer, layer_from_json, layer_to_json
-from granplugin.plan import make_plan, preset_plan, why
+from granplugin.planning.plan import make_plan, preset_plan, why
+from granplugin.quant.formats import FORMATS
+from granplugin.quant.granularity import parse_granularity
+from granplugin.quant.layers import Layer, layer_from_json, layer_to_json
 from granplugin.recipe.load import load, load_variants
 
 BASE = {

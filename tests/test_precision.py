@@ -14,10 +14,10 @@ from test_qdq import model_of, run
 from granplugin.backends import tensorrt_rtx
 from granplugin.backends.base import Options
 from granplugin.errors import Unhonoured
+from granplugin.graph.edit.precision import LARGEST, convert, too_large
+from granplugin.graph.edit.qdq import insert
 from granplugin.graph.files import save
-from granplugin.graph.precision import LARGEST, convert, too_large
-from granplugin.graph.qdq import insert
-from granplugin.graph.verify import agreement, read_back
+from granplugin.graph.read.verify import agreement, read_back
 
 
 def lower(path, rows, how, precision, x):

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from granplugin.plan import make_plan
-from granplugin.presets import _MODELOPT_EXCLUDED
+from granplugin.network.trace import trace
+from granplugin.planning.plan import make_plan
+from granplugin.planning.presets import _MODELOPT_EXCLUDED
 from granplugin.recipe.load import load
-from granplugin.trace import trace
 
 
 class Net(nn.Module):

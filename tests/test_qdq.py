@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from granplugin.calibrators import Calibrator
 from granplugin.errors import ModelError, Unhonoured
-from granplugin.formats import FORMATS, fake_quantize, scale_of
-from granplugin.granularity import DoesNotApply, grid, parse_granularity, reduce_blocks
+from granplugin.graph.edit.qdq import insert
 from granplugin.graph.files import load_float, save
-from granplugin.graph.qdq import insert
-from granplugin.graph.verify import agreement, read_back
-from granplugin.plan import Row
+from granplugin.graph.read.verify import agreement, read_back
+from granplugin.planning.plan import Row
+from granplugin.quant.calibrators import Calibrator
+from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
+from granplugin.quant.granularity import DoesNotApply, grid, parse_granularity, reduce_blocks
 
 
 def marker(value, site):

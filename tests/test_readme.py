@@ -83,7 +83,7 @@ def test_the_recipes_in_the_readme_are_good(clone):
 
 
 def test_every_key_of_a_rule_is_in_the_readme():
-    from granplugin.granularity import GRANULARITIES
+    from granplugin.quant.granularity import GRANULARITIES
     from granplugin.recipe.schema import Match, Recipe, Rule
 
     for name in [*Rule.model_fields, *Match.model_fields, *GRANULARITIES, *Recipe.model_fields]:

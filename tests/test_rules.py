@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from granplugin.layers import Layer
+from granplugin.quant.layers import Layer
 from granplugin.recipe.rules import nearest, pattern, select
 from granplugin.recipe.schema import Match, within
 

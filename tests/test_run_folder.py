@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from granplugin.errors import RunError, UserError
-from granplugin.run_folder import content_key, open_run
+from granplugin.store.keys import content_key
+from granplugin.store.run_folder import open_run
 
 log = logging.getLogger(__name__)
 JSON = st.recursive(

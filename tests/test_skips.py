@@ -22,17 +22,17 @@ import granplugin
 import granplugin.modelopt_bridge as bridge
 from granplugin.backends import load as load_backend
 from granplugin.backends.engine_plan import read_layers_text
+from granplugin.calibration.statistics import find_amax, needs_of, share_amax
 from granplugin.errors import ModelError, RecipeError, Unhonoured
+from granplugin.graph.edit.fold import weights_of
+from granplugin.graph.edit.qdq import insert
 from granplugin.graph.export import export_float
 from granplugin.graph.files import load_float, save
-from granplugin.graph.fold import weights_of
-from granplugin.graph.qdq import insert
-from granplugin.graph.verify import read_back
-from granplugin.layers import Layer, layer_from_json, layer_to_json
-from granplugin.plan import Plan, Row, make_plan, preset_plan
+from granplugin.graph.read.verify import read_back
+from granplugin.network.trace import trace
+from granplugin.planning.plan import Plan, Row, make_plan, preset_plan
+from granplugin.quant.layers import Layer, layer_from_json, layer_to_json
 from granplugin.recipe.load import load
-from granplugin.statistics import find_amax, needs_of, share_amax
-from granplugin.trace import trace
 
 NETS = '''
 import operator

@@ -9,12 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from granplugin.calibrators import Calibrator, histogram, percentile
-from granplugin.errors import DataError, ModelError, UserError
-from granplugin.formats import FORMATS, scale_of
-from granplugin.granularity import parse_granularity, reduce_blocks
-from granplugin.plan import Row
-from granplugin.statistics import (
+from granplugin.calibration.statistics import (
     Need,
     Statistics,
     export_amax,
@@ -22,6 +17,11 @@ from granplugin.statistics import (
     import_amax,
     needs_of,
 )
+from granplugin.errors import DataError, ModelError, UserError
+from granplugin.planning.plan import Row
+from granplugin.quant.calibrators import Calibrator, histogram, percentile
+from granplugin.quant.formats import FORMATS, scale_of
+from granplugin.quant.granularity import parse_granularity, reduce_blocks
 
 
 def row(role="weight", shape=(8, 4), block=None, **changed):
@@ -54,7 +54,7 @@ def seen(*needs, fill=3.0, samples=10):
 
 
 def test_importing_statistics_does_not_import_torch():
-    check = "import sys, granplugin.statistics; sys.exit('torch' in sys.modules)"
+    check = "import sys, granplugin.calibration.statistics; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
 
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from granplugin import timing
-from granplugin.timing import MIN_ROUNDS, Latency, measure_interleaved, ratio
+from granplugin.measures import timing
+from granplugin.measures.timing import MIN_ROUNDS, Latency, measure_interleaved, ratio
 
 
 class Clock:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from granplugin.analysis.passes import InMemory, Pace
-from granplugin.data import Batch
+from granplugin.calibration.seen import Seen
+from granplugin.calibration.statistics import Need, Statistics
+from granplugin.data.batches import Batch
 from granplugin.errors import DataError, ModelError, UserError
-from granplugin.residuals import SKIP_QUANTIZER, tensors_in
-from granplugin.seen import Seen
-from granplugin.statistics import Need, Statistics
+from granplugin.network.residuals import SKIP_QUANTIZER, tensors_in
 
 log = logging.getLogger(__name__)
 

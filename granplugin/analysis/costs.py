@@ -18,25 +18,25 @@ import granplugin
 from granplugin import backends
 from granplugin.audits.audit_file import NVIDIA
 from granplugin.backends.engine_plan import EnginePlan
+from granplugin.backends.gpu import gpu
 from granplugin.backends.kernels import Kernels
-from granplugin.builds.options import options_of
-from granplugin.calibrators import Calibrator
+from granplugin.calibration.statistics import Statistics
 from granplugin.capabilities import KINDS, Promise
+from granplugin.capabilities.legality import decide, targets_of
 from granplugin.errors import EngineError, ModelError
-from granplugin.gpu import gpu
-from granplugin.granularity import ROLES
-from granplugin.graph.found import load
-from granplugin.graph.wiring import PRODUCTS
-from granplugin.layers import MULTIPLIED, WEIGHTED, Layer
-from granplugin.legality import decide, targets_of
-from granplugin.plan import Plan, Row
+from granplugin.graph.read.found import load
+from granplugin.graph.read.wiring import PRODUCTS
+from granplugin.planning.plan import Plan, Row
 from granplugin.progress import track
+from granplugin.quant.calibrators import Calibrator
+from granplugin.quant.granularity import ROLES
+from granplugin.quant.layers import MULTIPLIED, WEIGHTED, Layer
 from granplugin.recipe.load import Loaded
 from granplugin.recipe.schema import Recipe, StatisticsSpec
-from granplugin.run_folder import content_key, file_key
-from granplugin.session import Session
-from granplugin.statistics import Statistics
-from granplugin.variants import Job, build_variant
+from granplugin.runs.build_options import options_of
+from granplugin.runs.session import Session
+from granplugin.runs.variants import Job, build_variant
+from granplugin.store.keys import content_key, file_key
 
 log = logging.getLogger(__name__)
 

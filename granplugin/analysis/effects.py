@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from granplugin.analysis.figures import SUMS, Sqnr, sqnr, sums
 from granplugin.analysis.network import Choice, Network, Pair, run
 from granplugin.analysis.replay import Diverged, Script
-from granplugin.compare import proportion_interval, tango_interval
 from granplugin.errors import ModelError
-from granplugin.metrics import METRICS, scores_of
-from granplugin.run_folder import content_key
-from granplugin.trace import flatten_outputs
+from granplugin.measures.intervals import proportion_interval, tango_interval
+from granplugin.measures.metrics import METRICS, scores_of
+from granplugin.network.trace import flatten_outputs
+from granplugin.store.keys import content_key
 
 log = logging.getLogger(__name__)
 

@@ -26,9 +26,9 @@ from granplugin.analysis.figures import SUMS, sums
 from granplugin.analysis.rounding import Rounding, rounding
 from granplugin.analysis.settings import Asked
 from granplugin.errors import ModelError
-from granplugin.formats import FORMATS, fake_quantize, scale_of
-from granplugin.plan import Row
-from granplugin.trace import folded, weight_axis
+from granplugin.network.trace import folded, weight_axis
+from granplugin.planning.plan import Row
+from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
 
 _CHUNK_BYTES = 8 << 20
 """On a CPU, activations are worked on in runs of samples of this size: they stay in the cache, and

@@ -10,8 +10,8 @@ import numpy as np
 
 from granplugin.analysis.figures import Sqnr, sqnr
 from granplugin.analysis.local import START, Tried, channels_of, key
-from granplugin.formats import FORMATS
-from granplugin.plan import Row
+from granplugin.planning.plan import Row
+from granplugin.quant.formats import FORMATS
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ def weight_sqnr(tried: Tried, index: int) -> Sqnr | None:
 
 def weight_shares(tried: Tried, index: int, amax: np.ndarray) -> tuple[float, float]:
     """Percent of the weight's values beyond the range, and of its nonzero ones rounded to 0."""
-    from granplugin.granularity import expand
+    from granplugin.quant.granularity import expand
 
     row = tried.asked.weights[index]
     whole = np.abs(_whole(tried, row))
@@ -133,7 +133,7 @@ def weight_shares(tried: Tried, index: int, amax: np.ndarray) -> tuple[float, fl
 def input_shares(row: Row, amax: np.ndarray, counts: np.ndarray) -> tuple[float, float] | None:
     """The same of an input with one scale, from its histogram; a bin's width is 0.4 % of its
     value. None for other granularities."""
-    from granplugin.calibrators import EDGES
+    from granplugin.quant.calibrators import EDGES
 
     if amax.size != 1:
         return None

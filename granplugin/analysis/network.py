@@ -14,9 +14,9 @@ from granplugin.analysis.replay import Change, Diverged
 from granplugin.analysis.rounding import Rounding
 from granplugin.analysis.tensors import TriedSite
 from granplugin.errors import ModelError, UserError
+from granplugin.network.residuals import SKIP_QUANTIZER, SkipInputs, tensors_in
+from granplugin.network.trace import evaluating
 from granplugin.recipe.schema import FLOAT
-from granplugin.residuals import SKIP_QUANTIZER, SkipInputs, tensors_in
-from granplugin.trace import evaluating
 
 Pair = tuple[int | None, int | None]
 """Which weight and which input setting of a layer; None: float."""

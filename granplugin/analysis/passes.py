@@ -17,9 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from granplugin.data import Batch
+from granplugin.data.batches import Batch
 from granplugin.errors import DataError, RunError
-from granplugin.whole_file import write_whole
+from granplugin.store.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 

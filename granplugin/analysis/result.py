@@ -22,16 +22,16 @@ from granplugin.analysis.run import Analyzer, input_needs
 from granplugin.analysis.settings import label, same
 from granplugin.analysis.tensors import TriedSite
 from granplugin.audits.audit_file import NVIDIA
+from granplugin.calibration.statistics import import_amax
 from granplugin.capabilities import KINDS
 from granplugin.errors import UserError
-from granplugin.plan import Row, make_plan
+from granplugin.network.weight_facts import WeightFacts, weight_facts
+from granplugin.planning.plan import Row, make_plan
 from granplugin.recipe.load import Loaded, load
 from granplugin.report import analysis_model as model
 from granplugin.report.build import machine
-from granplugin.session import Session
-from granplugin.statistics import import_amax
-from granplugin.variants import calibrate
-from granplugin.weight_facts import WeightFacts, weight_facts
+from granplugin.runs.session import Session
+from granplugin.runs.variants import calibrate
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Q/DQ of activations as torch computes it: the oracle of granplugin.formats, on any device."""
+"""Q/DQ of activations as torch computes it: the oracle of quant.formats, on any device."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from granplugin.formats import FORMATS, Format, scale_of
-from granplugin.granularity import expand
-from granplugin.plan import Row
+from granplugin.planning.plan import Row
+from granplugin.quant.formats import FORMATS, Format, scale_of
+from granplugin.quant.granularity import expand
 
 _FP8 = torch.float8_e4m3fn
 _SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)

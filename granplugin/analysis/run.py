@@ -33,15 +33,7 @@ from granplugin.analysis.passes import Figures, Kept, accumulate
 from granplugin.analysis.rounding import rounding
 from granplugin.analysis.settings import Asked, Skipped, ask, ask_of_site, label
 from granplugin.analysis.tensors import TensorErrors, TriedSite, module_of
-from granplugin.calibrators import BINS
-from granplugin.data import Batch
-from granplugin.errors import DataError, RunError
-from granplugin.metrics import METRICS
-from granplugin.plan import Plan, Row, make_plan
-from granplugin.progress import track
-from granplugin.run_folder import content_key, file_key
-from granplugin.session import CALIBRATION_BATCH, Session, located, whole
-from granplugin.statistics import (
+from granplugin.calibration.statistics import (
     Need,
     Statistics,
     find_amax,
@@ -49,6 +41,14 @@ from granplugin.statistics import (
     needs_of,
     share_amax,
 )
+from granplugin.data.batches import Batch
+from granplugin.errors import DataError, RunError
+from granplugin.measures.metrics import METRICS
+from granplugin.planning.plan import Plan, Row, make_plan
+from granplugin.progress import track
+from granplugin.quant.calibrators import BINS
+from granplugin.runs.session import CALIBRATION_BATCH, Session, located, whole
+from granplugin.store.keys import content_key, file_key
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class Analyzer:
     @cached_property
     def ranges(self) -> dict[Row, np.ndarray | None]:
         """The amax of every row that is tried; None where it saw only zeros."""
-        from granplugin.trace import folded
+        from granplugin.network.trace import folded
 
         found: dict[Row, np.ndarray | None] = {}
         with self.timed("calibrators"):

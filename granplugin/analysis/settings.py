@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from granplugin.calibrators import Calibrator, refusal
-from granplugin.formats import FORMATS
-from granplugin.granularity import DoesNotApply, PerTensor, Role
-from granplugin.layers import WEIGHTED, Layer
-from granplugin.plan import Plan, Row, check_varying
+from granplugin.planning.plan import Plan, Row, check_varying
+from granplugin.quant.calibrators import Calibrator, refusal
+from granplugin.quant.formats import FORMATS
+from granplugin.quant.granularity import DoesNotApply, PerTensor, Role
+from granplugin.quant.layers import WEIGHTED, Layer
 from granplugin.recipe.schema import FLOAT, Analyze, Settings
 
 

@@ -13,9 +13,9 @@ import yaml
 
 from granplugin.analysis.local import Tried
 from granplugin.analysis.network import FLOATING, Network, Pair
-from granplugin.granularity import spelt
-from granplugin.layers import Layer
-from granplugin.plan import Row
+from granplugin.planning.plan import Row
+from granplugin.quant.granularity import spelt
+from granplugin.quant.layers import Layer
 from granplugin.recipe.rules import select
 from granplugin.recipe.schema import FLOAT, Match
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from granplugin.analysis.local import figure, key, per_sample
 from granplugin.analysis.rounding import Rounding
 from granplugin.errors import ModelError
-from granplugin.plan import Row
-from granplugin.residuals import SKIP_QUANTIZER, tensors_in
+from granplugin.network.residuals import SKIP_QUANTIZER, tensors_in
+from granplugin.planning.plan import Row
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,9 +12,9 @@ import numpy as np
 from granplugin.analysis.local import START
 from granplugin.analysis.losses import LayerLosses, Loss
 from granplugin.analysis.settings import label
-from granplugin.calibrators import EDGES
-from granplugin.folding import spread, typical
-from granplugin.weight_facts import OUTLIER, WeightFacts
+from granplugin.network.weight_facts import OUTLIER, WeightFacts
+from granplugin.quant.calibrators import EDGES
+from granplugin.quant.folding import spread, typical
 
 Where = Literal["weight", "input", "neither"]
 

@@ -14,9 +14,9 @@ from typing import Literal
 
 from granplugin.backends.base import LayerPrecision
 from granplugin.capabilities import Promise
-from granplugin.layers import WEIGHTED
-from granplugin.legality import LEFT_FLOAT
-from granplugin.plan import Row
+from granplugin.capabilities.legality import LEFT_FLOAT
+from granplugin.planning.plan import Row
+from granplugin.quant.layers import WEIGHTED
 
 Kind = Literal["honoured", "degraded", "wrong", "unknown"]
 

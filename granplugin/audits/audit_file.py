@@ -22,8 +22,8 @@ from granplugin.backends.engine_plan import EnginePlan, read_plan, read_profile_
 from granplugin.backends.kernels import Kernels
 from granplugin.capabilities import Promise
 from granplugin.errors import EngineError, ModelError, UserError
-from granplugin.graph.found import Found, Operand, find, load
-from granplugin.plan import Row
+from granplugin.graph.read.found import Found, Operand, find, load
+from granplugin.planning.plan import Row
 from granplugin.recipe.schema import FLOAT
 
 NVIDIA = ("tensorrt_rtx", "tensorrt")

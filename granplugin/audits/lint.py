@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from granplugin.backends.engine_plan import EngineLayer, EngineTensor
 from granplugin.backends.kernels import LOW, Kernels, multiplies
-from granplugin.graph.found import Found, Operand
+from granplugin.graph.read.found import Found, Operand
 
 _WIDE = ("float", "half", "bf16")
 

@@ -29,7 +29,7 @@ from granplugin.backends.engine_plan import EnginePlan, read_inspector_json, rea
 from granplugin.backends.kernels import layer_precisions
 from granplugin.backends.nvidia_run import Runner, open_runner
 from granplugin.errors import EngineError
-from granplugin.graph.wiring import PRODUCTS
+from granplugin.graph.read.wiring import PRODUCTS
 
 _NOT_IN_ENGINE = ("seconds", "memory_mb", "plan")
 

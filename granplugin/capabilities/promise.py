@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from granplugin.capabilities.table import LOWERINGS, Cell, Rule, Table
-from granplugin.granularity import Role
-from granplugin.layers import MULTIPLIED, WEIGHTED, Layer
-from granplugin.plan import Row
+from granplugin.planning.plan import Row
+from granplugin.quant.granularity import Role
+from granplugin.quant.layers import MULTIPLIED, WEIGHTED, Layer
 
 Kind = Literal["native", "lowered", "simulated", "refused"]
 KINDS: tuple[Kind, ...] = ("native", "lowered", "simulated", "refused")

@@ -22,17 +22,18 @@ import onnx
 import granplugin
 from granplugin.backends import trtexec
 from granplugin.backends.nvidia_build import profile_shapes
-from granplugin.builds.options import check_build, options_of
-from granplugin.data import Batch, Batches
+from granplugin.capabilities.legality import Written
+from granplugin.data.batches import Batch, Batches
 from granplugin.deploy.imported import FORMAT, Exported, ExportedVariant, Manifest, ManifestVariant
 from granplugin.errors import RunError
-from granplugin.legality import Written
-from granplugin.plan_file import plan_file, row_json
+from granplugin.planning.plan_file import plan_file, row_json
 from granplugin.progress import track
 from granplugin.recipe.load import Loaded
-from granplugin.run_folder import RunFolder, content_key
-from granplugin.session import Session
-from granplugin.variants import Built, build_variant, calibrate, plan_jobs
+from granplugin.runs.build_options import check_build, options_of
+from granplugin.runs.session import Session
+from granplugin.runs.variants import Built, build_variant, calibrate, plan_jobs
+from granplugin.store.keys import content_key
+from granplugin.store.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

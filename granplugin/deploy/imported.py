@@ -18,7 +18,6 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import granplugin
-from granplugin import metrics, timing
 from granplugin.audits.audit import Verdict, audit
 from granplugin.audits.audit_file import examine
 from granplugin.audits.lint import Finding
@@ -28,12 +27,13 @@ from granplugin.backends.engine_plan import EnginePlan, read_inspector_json, rea
 from granplugin.backends.nvidia import layer_precisions, weighted_nodes
 from granplugin.capabilities import Promise
 from granplugin.errors import EngineError, RunError, UserError
-from granplugin.latency import Timing
-from granplugin.plan import Row
+from granplugin.measures import metrics, timing
+from granplugin.planning.plan import Row
 from granplugin.report.build import engine_result
 from granplugin.report.markdown import to_markdown
 from granplugin.report.model import Report
-from granplugin.run_folder import RunFolder
+from granplugin.runs.latency import Timing
+from granplugin.store.run_folder import RunFolder
 from granplugin.suggest import did_you_mean
 
 log = logging.getLogger(__name__)

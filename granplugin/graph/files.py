@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from granplugin.errors import ModelError
-from granplugin.whole_file import write_whole
+from granplugin.store.whole_file import write_whole
 
 _LIMIT = 2**31 - 1
 

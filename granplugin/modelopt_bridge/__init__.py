@@ -10,7 +10,7 @@ from granplugin.modelopt_bridge.mode import collect
 from granplugin.modelopt_bridge.observe import batches
 from granplugin.modelopt_bridge.quantizers import fake_quantize, load_amax, sites_of
 from granplugin.modelopt_bridge.skips import want_skip_quantizers
-from granplugin.quantize_config import config, row_of, site_of
+from granplugin.planning.quantize_config import config, row_of, site_of
 
 __all__ = [
     "batches",

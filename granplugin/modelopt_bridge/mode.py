@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from granplugin.calibration.statistics import Need, Statistics, find_amax, needs_of, share_amax
 from granplugin.errors import DataError
 from granplugin.modelopt_bridge.chatter import quiet
 from granplugin.modelopt_bridge.library import (
@@ -25,9 +26,8 @@ from granplugin.modelopt_bridge.library import (
 from granplugin.modelopt_bridge.observe import ForwardLoop, observe
 from granplugin.modelopt_bridge.quantizers import refuse_unfolded, set_quantizers
 from granplugin.modelopt_bridge.skips import want_skip_quantizers
-from granplugin.plan import Row
-from granplugin.quantize_config import METHOD, config, row_of
-from granplugin.statistics import Need, Statistics, find_amax, needs_of, share_amax
+from granplugin.planning.plan import Row
+from granplugin.planning.quantize_config import METHOD, config, row_of
 
 
 class CalibrationConfig(QuantizeAlgorithmConfig):

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from granplugin.calibration.seen import Seen
+from granplugin.calibration.statistics import Need, Statistics
 from granplugin.errors import ModelError
 from granplugin.modelopt_bridge.library import TensorQuantizer
-from granplugin.seen import Seen
-from granplugin.statistics import Need, Statistics
-from granplugin.trace import evaluating
+from granplugin.network.trace import evaluating
 
 log = logging.getLogger(__name__)
 

@@ -11,21 +11,21 @@ import torch
 from torch import nn
 
 from granplugin.errors import ModelError
-from granplugin.granularity import Shape, expand
-from granplugin.layers import BATCH_NORMS
 from granplugin.modelopt_bridge.library import (
     ModeloptStateManager,
     QuantizerAttributeConfig,
     TensorQuantizer,
 )
-from granplugin.plan import Row
-from granplugin.quantize_config import (
+from granplugin.planning.plan import Row
+from granplugin.planning.quantize_config import (
     METHOD,
     attributes,
     quantizer_name,
     row_of,
     site_of,
 )
+from granplugin.quant.granularity import Shape, expand
+from granplugin.quant.layers import BATCH_NORMS
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from granplugin.errors import RecipeError
-from granplugin.granularity import ROLES
+from granplugin.quant.granularity import ROLES
 from granplugin.recipe.schema import (
     BUILDERS,
     BUILDS_WITH,

@@ -7,7 +7,7 @@ import functools
 import re
 from collections.abc import Iterable, Sequence
 
-from granplugin.layers import Layer
+from granplugin.quant.layers import Layer
 from granplugin.recipe.schema import Match, within
 
 

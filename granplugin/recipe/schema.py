@@ -20,9 +20,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from granplugin.calibrators import Calibrator
-from granplugin.formats import FORMATS
-from granplugin.granularity import (
+from granplugin.quant.calibrators import Calibrator
+from granplugin.quant.formats import FORMATS
+from granplugin.quant.granularity import (
     GRANULARITIES,
     PARAMETERS,
     ROLES,
@@ -30,7 +30,7 @@ from granplugin.granularity import (
     PerTensor,
     PerToken,
 )
-from granplugin.layers import PASSIVE, TRAITS, WEIGHTED
+from granplugin.quant.layers import PASSIVE, TRAITS, WEIGHTED
 from granplugin.suggest import did_you_mean
 
 VERSION = 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from granplugin.granularity import spelt
+from granplugin.quant.granularity import spelt
 from granplugin.recipe.schema import Settings
 from granplugin.report.analysis_model import (
     ALL,

@@ -11,9 +11,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import granplugin
-from granplugin import backends, compare, metrics, timing
+from granplugin import backends
 from granplugin.backends import TARGETED
-from granplugin.plan import Plan, Row, preset_plan
+from granplugin.measures import intervals as compare
+from granplugin.measures import metrics, timing
+from granplugin.planning.plan import Plan, Row, preset_plan
 from granplugin.recipe.load import Loaded
 from granplugin.recipe.schema import BUILDERS, BUILDS_WITH, PRESETS, Recipe
 from granplugin.report.model import (

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from granplugin.folding import typical
-from granplugin.layers import BATCH_NORMS, Layer
-from granplugin.plan import Row
-from granplugin.plan_file import row_json
+from granplugin.planning.plan import Row
+from granplugin.planning.plan_file import row_json
+from granplugin.quant.folding import typical
+from granplugin.quant.layers import BATCH_NORMS, Layer
 from granplugin.report.columns import table
 from granplugin.report.findings_text import names, wrapped
 from granplugin.report.verbs import ChannelFacts, InspectedLayer, InspectOutput, SiteRow, Unsited

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from granplugin.capabilities import KINDS, Promise
-from granplugin.plan import Plan, Row
+from granplugin.planning.plan import Plan, Row
 
 _LISTED = 5
 """Sites of an engine that are told one by one."""

@@ -1,1 +1,0 @@
-"""How an engine is built as the recipe says, and which layer a build failed at."""

@@ -1,0 +1,83 @@
+"""What one site's tensors hold, collected batch by batch: the largest |x| of each block, and
+histograms. Every reduction is exact and independent of the order."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from granplugin.calibration.statistics import Need
+from granplugin.errors import DataError
+from granplugin.quant.calibrators import BINS, FIRST, SHIFT
+
+_CHUNK = 1 << 20
+
+
+class Seen:
+    """The running amax and counts of one need, on the device of the data."""
+
+    def __init__(self, need: Need) -> None:
+        self.need = need
+        self.cells = int(np.prod(need.grid))
+        self.amax: torch.Tensor | None = None
+        self.counts: torch.Tensor | None = None
+
+    def add(self, x: torch.Tensor) -> None:
+        amax = self._amax(x)
+        self.amax = amax if self.amax is None else torch.maximum(self.amax, amax)
+        if self.need.histogram:
+            counts = self._counts(x)
+            self.counts = counts if self.counts is None else self.counts.add_(counts)
+
+    def _amax(self, x: torch.Tensor) -> torch.Tensor:
+        if self.cells == 1:
+            low, high = torch.aminmax(x)
+            return torch.maximum(high, -low).reshape(self.need.grid)
+        split = x.reshape(self._split(x))
+        within = (0, *range(2, split.ndim, 2))
+        # Not abs().amax(): that writes and reads a copy of the activation.
+        return torch.maximum(split.amax(within), -split.amin(within)).reshape(self.need.grid)
+
+    def _counts(self, x: torch.Tensor) -> torch.Tensor:
+        if self.cells == 1:
+            # All 16 bits are counted and cut to BINS at the end, which is cheaper than clamping.
+            bits = x.contiguous().view(torch.int32).reshape(-1)
+            return sum(
+                torch.bincount((part >> SHIFT).bitwise_and_(0xFFFF), minlength=1 << 16)
+                for part in bits.split(_CHUNK)
+            )
+        split = x.reshape(self._split(x))
+        bins = (split.view(torch.int32) >> SHIFT).bitwise_and_(0xFFFF)
+        bins.sub_(FIRST).clamp_(0, BINS - 1)
+        cells = torch.arange(self.cells, dtype=torch.int32, device=x.device)
+        shape = [n for length in self.need.grid[1:] for n in (length, 1)]
+        bins += cells.reshape(1, *shape) * BINS
+        return torch.bincount(bins.reshape(-1), minlength=self.cells * BINS)
+
+    def counts_grid(self) -> np.ndarray:
+        counts = self.counts.cpu().numpy()
+        if self.cells == 1:
+            kept = counts[FIRST : FIRST + BINS].copy()
+            kept[0] += counts[:FIRST].sum()
+            kept[-1] += counts[FIRST + BINS :].sum()
+            counts = kept
+        return counts.reshape(*self.need.grid, BINS)
+
+    def _split(self, x: torch.Tensor) -> list[int]:
+        """The batch, then cells and values within a cell for each axis.
+
+        An axis with one cell may have any length: a layer may see images of several sizes.
+        """
+        sizes = zip(x.shape[1:], self.need.shape[1:], self.need.grid[1:], strict=False)
+        if x.ndim != len(self.need.shape) or any(
+            cells > 1 and length != planned for length, planned, cells in sizes
+        ):
+            raise DataError(
+                f"{self.need.site}: saw a tensor of shape {list(x.shape)} during calibration, the "
+                f"plan was made for {['batch', *self.need.shape[1:]]}; use per_tensor here"
+            )
+        grid = self.need.grid[1:]
+        return [
+            len(x),
+            *(n for k, m in zip(x.shape[1:], grid, strict=True) for n in (m, k // m)),
+        ]

@@ -1,0 +1,276 @@
+"""What one pass over the data collects, and the amax of any row from it.
+
+Statistics hold no values, only the largest |x| per block and, for rows that ask, histograms: their
+size does not depend on the number of samples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from granplugin.errors import DataError, ModelError, UserError
+from granplugin.planning.plan import Row
+from granplugin.quant.calibrators import LEAST_VALUES, amax_of, histogram
+from granplugin.quant.formats import FORMATS, Format
+from granplugin.quant.granularity import Shape, grid
+from granplugin.store.whole_file import write_whole
+
+_SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What has to be seen at one site (an input or output, axis 0 of `shape` standing for any
+    batch): the largest |x| of each block, and its histogram where asked."""
+
+    site: str
+    block: Shape
+    histogram: bool
+    shape: Shape
+
+    @property
+    def grid(self) -> Shape:
+        return grid(self.shape, self.block)
+
+
+def needs_of(rows: Iterable[Row]) -> frozenset[Need]:
+    """What must be seen to calibrate these rows; weights, pinned ranges and ranges found at run
+    time need no data."""
+    needs = {
+        _need(row)
+        for row in rows
+        if row.quantized and row.role != "weight" and row.amax is None and not row.dynamic
+    }
+    return frozenset(n for n in needs if n.histogram or replace(n, histogram=True) not in needs)
+
+
+def _need(row: Row) -> Need:
+    return Need(row.observed, row.block, row.calibrator.kind != "max", row.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """`amax`: need -> grid, float32; `counts`: need -> grid + (BINS,), int64, for needs with a
+    histogram; over `samples` samples."""
+
+    amax: Mapping[Need, np.ndarray]
+    counts: Mapping[Need, np.ndarray]
+    samples: int
+
+    def covers(self, needs: Iterable[Need]) -> bool:
+        return all(self._key(need) is not None for need in needs)
+
+    def of(self, need: Need) -> tuple[np.ndarray, np.ndarray | None]:
+        """amax and counts; DataError where the site was not observed."""
+        key = self._key(need)
+        if key is None:
+            raise DataError(
+                f"{need.site}: not among the calibration statistics; calibrate again, or pin its "
+                "range with amax"
+            )
+        return self.amax[key], self.counts.get(key)
+
+    def merge(self, other: Statistics) -> Statistics:
+        """The statistics of both data together; the same needs in both."""
+        if self.amax.keys() != other.amax.keys():
+            raise ValueError("merge takes the same needs, seen on different data")
+        return Statistics(
+            {need: np.maximum(amax, other.amax[need]) for need, amax in self.amax.items()},
+            {need: counts + other.counts[need] for need, counts in self.counts.items()},
+            self.samples + other.samples,
+        )
+
+    def join(self, other: Statistics) -> Statistics:
+        """The statistics of both sets of needs; the same data in both."""
+        if self.samples != other.samples:
+            raise ValueError("join takes other needs, seen on the same data")
+        return Statistics(
+            {**self.amax, **other.amax}, {**self.counts, **other.counts}, self.samples
+        )
+
+    def save(self, path: Path, key: str) -> None:
+        """Write a safetensors file, whole or not at all; `key` says what was calibrated on what."""
+        needs = list(self.amax)
+        tensors = {f"{i}.amax": self.amax[need] for i, need in enumerate(needs)}
+        tensors |= {
+            f"{i}.counts": self.counts[need] for i, need in enumerate(needs) if need.histogram
+        }
+        metadata = {
+            "key": key,
+            "samples": str(self.samples),
+            "needs": json.dumps([asdict(need) for need in needs]),
+        }
+        write_whole(path, save(tensors, metadata))
+
+    @classmethod
+    def load(cls, path: Path, key: str) -> Statistics:
+        """Read a file written by `save`; UserError if it is none, or was made for another key."""
+        try:
+            with safe_open(path, "numpy") as file:
+                metadata = file.metadata() or {}
+                if "needs" not in metadata:
+                    raise UserError(f"{path}: not a file of calibration statistics")
+                if metadata["key"] != key:
+                    raise UserError(
+                        f"{path}: these statistics are of {metadata['key']}, not of {key}; "
+                        "delete the file to calibrate again"
+                    )
+                needs = [
+                    Need(n["site"], tuple(n["block"]), n["histogram"], tuple(n["shape"]))
+                    for n in json.loads(metadata["needs"])
+                ]
+                return cls(
+                    {need: file.get_tensor(f"{i}.amax") for i, need in enumerate(needs)},
+                    {
+                        need: file.get_tensor(f"{i}.counts")
+                        for i, need in enumerate(needs)
+                        if need.histogram
+                    },
+                    int(metadata["samples"]),
+                )
+        except (OSError, SafetensorError) as err:
+            raise UserError(f"{path}: cannot read calibration statistics: {err}") from err
+
+    @staticmethod
+    def key_of(path: Path) -> str:
+        """What a file written by `save` is of; UserError if it is none."""
+        try:
+            with safe_open(path, "numpy") as file:
+                metadata = file.metadata() or {}
+        except (OSError, SafetensorError) as err:
+            raise UserError(f"{path}: cannot read calibration statistics: {err}") from err
+        if "needs" not in metadata:
+            raise UserError(f"{path}: not a file of calibration statistics")
+        return metadata["key"]
+
+    def _key(self, need: Need) -> Need | None:
+        wider = replace(need, histogram=True)
+        return next((key for key in (need, wider) if key in self.amax), None)
+
+
+def find_amax(
+    row: Row, statistics: Statistics | None = None, weight: np.ndarray | None = None
+) -> np.ndarray | None:
+    """The amax grid of a quantized row, float32, every scale a positive normal number.
+
+    A weight's comes from `weight` (its batch norm already folded where the row says so), another
+    one's from `statistics`, a pinned range from the row. A block too small to have a scale, such
+    as a channel of zeros, takes the largest amax: its zeros stay exact. None where all blocks are
+    so: the site stays float. Raises ModelError for a weight that is not finite, DataError
+    for statistics that do not serve the row.
+    """
+    fmt = FORMATS[row.format]
+    if row.amax is not None:
+        amax = np.full(row.grid, row.amax, np.float32)
+    elif row.role == "weight":
+        cells = _cells(row, np.asarray(weight, np.float32))
+        amax = _calibrate(row, fmt, cells.max(-1), lambda cell: histogram(cells[cell]))
+    else:
+        largest, counts = statistics.of(_need(row))
+        amax = _calibrate(row, fmt, largest, lambda cell: counts[cell])
+    usable = amax >= fmt.largest * _SMALLEST_NORMAL
+    return np.where(usable, amax, amax.max()) if usable.any() else None
+
+
+def share_amax(
+    rows: Iterable[Row], amax: Mapping[str, np.ndarray | None]
+) -> dict[str, np.ndarray | None]:
+    """Site -> amax, where rows with the same `share` have the largest of theirs, cell by cell.
+
+    Rows that were coarsened for an engine share with those that have as many scales; a row
+    without an amax has none.
+    """
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        if row.share is not None and amax.get(row.site) is not None:
+            groups.setdefault((row.share, row.scales), []).append(row)
+    shared = dict(amax)
+    for group in groups.values():
+        largest = np.max([amax[row.site].reshape(-1) for row in group], axis=0)
+        shared |= {row.site: largest.reshape(row.grid) for row in group}
+    return shared
+
+
+def _calibrate(
+    row: Row, fmt: Format, largest: np.ndarray, counts_of: Callable[[Shape], np.ndarray]
+) -> np.ndarray:
+    if row.calibrator.kind == "max":
+        return largest
+    amax = np.zeros_like(largest)
+    for cell in zip(*np.nonzero(largest), strict=True):
+        counts = counts_of(cell)
+        if (seen := counts.sum()) < LEAST_VALUES:
+            raise DataError(
+                f"{row.site}: {row.calibrator} needs at least {LEAST_VALUES} values per scale and "
+                f"has {seen}; use more samples, max, or a coarser granularity"
+            )
+        amax[cell] = amax_of(row.calibrator, counts, float(largest[cell]), fmt)
+    return amax
+
+
+def _cells(row: Row, weight: np.ndarray) -> np.ndarray:
+    """|weight| as grid + (values of the block,)."""
+    if weight.shape != row.shape:
+        raise ModelError(
+            f"{row.site}: its shape is {list(weight.shape)}, the plan says {list(row.shape)}"
+        )
+    if not np.isfinite(weight).all():
+        raise ModelError(f"{row.site}: NaN or Inf among the weights")
+    split = [part for pair in zip(row.grid, row.block, strict=True) for part in pair]
+    axes = range(len(split))
+    return np.abs(weight).reshape(split).transpose(*axes[::2], *axes[1::2]).reshape(*row.grid, -1)
+
+
+def export_amax(path: Path, rows: Iterable[Row], amax: Mapping[str, np.ndarray]) -> None:
+    """Write the amax grids of these rows, site -> grid, as JSON that people can read and keep."""
+    sites = {
+        row.site: {
+            "format": row.format,
+            "shape": list(row.shape),
+            "block": list(row.block),
+            "amax": amax[row.site].tolist(),
+        }
+        for row in rows
+        if row.site in amax
+    }
+    write_whole(path, json.dumps({"granplugin_amax": 1, "sites": sites}, indent=1).encode())
+
+
+def import_amax(path: Path, rows: Iterable[Row]) -> dict[str, np.ndarray]:
+    """The amax grids of those rows that a file of `export_amax` has, site -> grid, float32.
+
+    DataError if it is no such file, holds something that is no amax, or has other blocks than a
+    row. A file may hold more sites than there are rows, and fewer.
+    """
+    try:
+        sites = json.loads(path.read_bytes())["sites"]
+        found = {site: np.array(entry["amax"], np.float32) for site, entry in sites.items()}
+        blocks = {site: (tuple(e["shape"]), tuple(e["block"])) for site, e in sites.items()}
+    except OSError as err:
+        raise DataError(f"{path}: cannot read amax values: {err.strerror}") from err
+    except (ValueError, KeyError, TypeError, AttributeError) as err:
+        raise DataError(f"{path}: not a file of amax values as granplugin writes it") from err
+    imported = {}
+    for row in rows:
+        if not row.quantized or row.dynamic or row.site not in found:
+            continue
+        shape, block = blocks[row.site]
+        if (shape, block) != (row.shape, row.block):
+            raise DataError(
+                f"{path}: {row.site} has blocks {list(block)} of {list(shape)}, the plan says "
+                f"{list(row.block)} of {list(row.shape)}; leave the site out of the file"
+            )
+        amax = found[row.site]
+        if amax.shape != row.grid or not (np.isfinite(amax) & (amax > 0)).all():
+            raise DataError(
+                f"{path}: {row.site} needs {list(row.grid)} positive numbers, one per scale"
+            )
+        imported[row.site] = amax
+    return imported

@@ -1,0 +1,1 @@
+"""Batches: from arrays, a callable, a folder of images."""

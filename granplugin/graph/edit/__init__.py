@@ -1,0 +1,1 @@
+"""Passes that write a graph: fold, pads, lower, Q/DQ, precision."""

@@ -1,0 +1,69 @@
+"""Granularities an engine does not have, made from those it has: passes on the marked graph.
+
+Each pass stands in a module of its own with its proof, and leaves markers, rows and amax from which
+Q/DQ is written as for any other row. The proofs speak of real numbers: what is rounded to a format
+is rounded from the same float32 quotient x / s as in the oracle, so the stored numbers are the
+same bit for bit; the float arithmetic behind them differs by its own rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from granplugin.graph.edit.additions import Additions
+from granplugin.graph.edit.lowering.division import Divisions, undivided
+from granplugin.graph.edit.lowering.methods import How, methods
+from granplugin.graph.edit.lowering.row_scale import scale_rows
+from granplugin.graph.edit.lowering.simulated import multiply_back, simulate
+from granplugin.graph.edit.lowering.weights import WEIGHT_PASSES, change_weight
+from granplugin.graph.edit.nodes import markers, site_of
+from granplugin.planning.plan import Row
+from granplugin.quant.formats import FORMATS, scale_of
+
+
+def lower(
+    additions: Additions,
+    rows: Sequence[Row],
+    amax: Mapping[str, np.ndarray],
+    how: Mapping[str, How],
+) -> tuple[Sequence[Row], Mapping[str, np.ndarray]]:
+    """Edit the marked graph, in place, where `how` (by row.site) or a dynamic row asks for it.
+
+    `rows` are all that are quantized, batch norms folded. Returned are the rows and amax that are
+    left to write as Q/DQ. Raises ModelError for what cannot be made as asked.
+    """
+    chosen = methods(rows, how)
+    if not chosen:
+        return rows, amax
+    found: dict[str, list[ir.Node]] = {}
+    for marker in markers(additions.graph):
+        found.setdefault(site_of(marker), []).append(marker)
+    left, amax = {row.observed: row for row in rows}, dict(amax)
+    divisions = Divisions(additions)
+    for observed, of_site in found.items():
+        row = left.get(observed)
+        method = None if row is None else chosen.get(row.site)
+        if method is None:
+            continue
+        fmt = FORMATS[row.format]
+        if method == "simulated" and (row.role == "weight" or (fmt.integer and not row.dynamic)):
+            simulate(additions, of_site, row, amax[row.site])
+            del left[observed]
+            continue
+        cells = None if row.dynamic else scale_of(amax[row.site], fmt)
+        if method in WEIGHT_PASSES:
+            weight = left[f"{row.layer}.weight"]
+            left[weight.site], amax[weight.site] = change_weight(
+                additions, method, row, cells, of_site, weight, found.get(weight.site, []), amax
+            )
+        for marker in of_site:
+            scale = divisions.divide(marker, row, cells)
+            if method == "row_scale":
+                scale_rows(additions, marker, row, scale)
+            elif method == "simulated":
+                multiply_back(additions, marker, row, scale)
+        left[observed], amax[row.site] = undivided(row, cells)
+    return tuple(left.values()), amax

@@ -1,0 +1,71 @@
+"""Dividing a tensor by its scales but for a power of two, so that its Q/DQ has one scale.
+
+With s = d u and u a power of two, Q with the scale u stores round(x / d / u), which is what Q with
+the scales s stores, since a division by u changes no digit; DQ with the scale u gives the stored
+number times u, which is DQ's q * s without its factor d.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+
+from granplugin.errors import ModelError
+from granplugin.graph.edit.additions import Additions
+from granplugin.graph.edit.lowering.methods import FLOOR, reduced_axes, spread, unit_of
+from granplugin.planning.plan import Row
+from granplugin.quant.formats import FORMATS
+
+
+def undivided(row: Row, cells: np.ndarray | None) -> tuple[Row, np.ndarray]:
+    """The per_tensor row that is written behind the division, and its amax."""
+    fmt = FORMATS[row.format]
+    amax = np.full((1,) * len(row.shape), fmt.largest * unit_of(cells, fmt), np.float32)
+    return dataclasses.replace(row, block=row.shape, dynamic=False), amax
+
+
+class Divisions:
+    """Divides in front of markers, a tensor by the same scales once: layers that read one tensor
+    alike (q, k, v) then share its Q/DQ."""
+
+    def __init__(self, additions: Additions) -> None:
+        self.additions = additions
+        self.done: dict[tuple, tuple[ir.Value, ir.Value]] = {}
+
+    def divide(self, marker: ir.Node, row: Row, cells: np.ndarray | None) -> ir.Value:
+        """Let the marker read x / d; returns d, which broadcasts against x.
+
+        `cells` are the row's scales; None where they are computed at run time, as the oracle does:
+        max(|x|) / largest, at least FLOOR.
+        """
+        x, unit = marker.inputs[0], unit_of(cells, FORMATS[row.format])
+        given = None if cells is None else spread(cells, row) / np.float32(unit)
+        exact = (row.format, reduced_axes(row)) if given is None else (given.shape, given.tobytes())
+        key = (x, *exact)
+        if key not in self.done:
+            if given is None:
+                scale = self._at_run_time(marker, row, unit)
+            elif (given > 0).all():
+                scale = self.additions.number(f"{row.site}/divisor", given, x)
+            else:
+                raise ModelError(f"{row.site}: a scale is too small for float32; raise its amax")
+            divided = self.additions.node(row.site, "Div", [x, scale], before=marker)
+            divided.type, divided.shape = x.type, x.shape
+            self.done[key] = (divided, scale)
+        divided, scale = self.done[key]
+        marker.replace_input_with(0, divided)
+        return scale
+
+    def _at_run_time(self, marker: ir.Node, row: Row, unit: float) -> ir.Value:
+        x = marker.inputs[0]
+
+        def node(op_type: str, *inputs: ir.Value) -> ir.Value:
+            return self.additions.node(row.site, op_type, inputs, before=marker)
+
+        axes = self.additions.constant(f"{row.site}/axes", np.array(reduced_axes(row), np.int64))
+        largest = FORMATS[row.format].largest * unit
+        largest = self.additions.number(f"{row.site}/largest", largest, x)
+        floor = self.additions.number(f"{row.site}/floor", FLOOR / unit, x)
+        return node("Max", node("Div", node("ReduceMax", node("Abs", x), axes), largest), floor)

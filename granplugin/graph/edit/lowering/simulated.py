@@ -1,0 +1,60 @@
+"""Any granularity in float arithmetic: for accuracy alone, an engine computes it in float.
+
+A weight becomes the oracle's dequantized floats. An input or output goes through Div - Round - Clip
+- Mul with the scales spread over the tensor, which is the definition of Q/DQ: ONNX's Round is
+half-to-even (zero keeps its sign, that is all). ONNX has no such arithmetic for FP8: there, and
+where scales are computed at run time, it is Div - Q/DQ with one scale, a power of two - Mul, and
+the Mul keeps an engine from fusing the Q/DQ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from granplugin.graph.edit.additions import Additions
+from granplugin.graph.edit.fold import weight_at
+from granplugin.graph.edit.lowering.methods import spread
+from granplugin.graph.edit.nodes import replace
+from granplugin.planning.plan import Row
+from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
+
+
+def simulate(additions: Additions, of_site: Sequence[ir.Node], row: Row, amax: np.ndarray) -> None:
+    """Put a weight's fake-quantized floats, or an integer format's arithmetic, in the place of the
+    site's markers."""
+    fmt = FORMATS[row.format]
+    cells = scale_of(amax, fmt)
+    for marker in of_site:
+        if row.role == "weight":
+            baked = fake_quantize(weight_at(marker), cells, row.block, fmt)
+            y = additions.constant(f"{row.site}/baked", baked)
+        else:
+            x = y = marker.inputs[0]
+            scale = additions.number(f"{row.site}/scale", spread(cells, row), x)
+            bounds = [
+                additions.number(f"{row.site}/smallest", fmt.smallest, x),
+                additions.number(f"{row.site}/largest", fmt.largest, x),
+            ]
+            for op_type, more in (
+                ("Div", [scale]),
+                ("Round", []),
+                ("Clip", bounds),
+                ("Mul", [scale]),
+            ):
+                y = additions.node(row.site, op_type, [y, *more], before=marker)
+                y.type, y.shape = x.type, x.shape
+        replace(marker.outputs[0], y)
+        marker.graph.remove(marker, safe=True)
+
+
+def multiply_back(additions: Additions, marker: ir.Node, row: Row, scale: ir.Value) -> None:
+    """Multiply a divided tensor by its scales again, behind its marker."""
+    divided = marker.outputs[0]
+    y = additions.node(row.site, "Mul", [divided, scale], after=marker)
+    y.type, y.shape = marker.inputs[0].type, marker.inputs[0].shape
+    replace(divided, y)
+    y.producer().replace_input_with(0, divided)
+    divided.name = divided.name or f"{row.site}/divided"  # the graph's output has it now

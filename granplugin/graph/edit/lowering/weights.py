@@ -1,0 +1,106 @@
+"""Scales of input channels, moved into the weight.
+
+With x[c] = d[c] q[c]:  y[k] = sum_c w[k, c] x[c] = sum_c (w[k, c] d[c]) q[c].
+Here d is the scale but for the power of two that stays in the Q/DQ (see division).
+
+Each layer has a marker of its own at its weight, and what changes is what this marker reads: the
+weight of another layer that shares the parameter stays as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from granplugin.calibration.statistics import find_amax
+from granplugin.errors import ModelError
+from granplugin.graph.edit.additions import Additions
+from granplugin.graph.edit.fold import weight_at
+from granplugin.graph.edit.lowering.methods import Method, spread, transposed, unit_of
+from granplugin.graph.edit.lowering.products import check_readers
+from granplugin.planning.plan import Row
+from granplugin.quant.formats import FORMATS, dequantize, quantize, scale_of
+from granplugin.quant.granularity import Shape
+
+_SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
+
+
+def change_weight(
+    additions: Additions,
+    method: Method,
+    row: Row,
+    cells: np.ndarray,
+    inputs: Sequence[ir.Node],
+    weight_row: Row,
+    weights: Sequence[ir.Node],
+    amax: Mapping[str, np.ndarray],
+) -> tuple[Row, np.ndarray]:
+    """Multiply the weight of `row`'s layer, in place, by what its input is divided by, `cells`
+    being the input's scales.
+
+    `inputs` and `weights` are the two rows' markers. Returned are the weight's row and amax.
+    Raises ModelError where the two do not meet in the same products.
+    """
+    check_readers(row, inputs, weights)
+    weight = weight_at(weights[0])
+    divisor = spread(cells, row) / np.float32(unit_of(cells, FORMATS[row.format]))
+    factor = _factor(row, divisor.reshape(-1), weight.shape)
+    changed, amax, weight = WEIGHT_PASSES[method](weight_row, weight, amax[weight_row.site], factor)
+    if amax is None or scale_of(amax, FORMATS[changed.format]).min() < _SMALLEST_NORMAL:
+        raise ModelError(
+            f"{row.site}: the product of a scale of it and one of {weight_row.site} is too small "
+            "for float32; write per_tensor or simulate"
+        )
+    value = additions.constant(f"{weight_row.site}/scaled", weight)
+    for marker in weights:
+        marker.replace_input_with(0, value)
+    return changed, amax
+
+
+def _factor(row: Row, scale: np.ndarray, shape: Shape) -> np.ndarray:
+    """One scale for each input channel, as it broadcasts against a weight of that shape.
+
+    A linear layer's weight is (K, C); a convolution's (K, C / groups, ...), whose output channels
+    read their inputs in runs of K / groups; a transposed one's (C, K / groups, ...).
+    """
+    if transposed(row):
+        return scale.reshape(-1, *[1] * (len(shape) - 1))
+    by_group = scale.reshape(-1, shape[1])
+    return np.repeat(by_group, shape[0] // len(by_group), axis=0).reshape(
+        *shape[:2], *[1] * (len(shape) - 2)
+    )
+
+
+def _fold(
+    row: Row, weight: np.ndarray, amax: np.ndarray, factor: np.ndarray
+) -> tuple[Row, np.ndarray, np.ndarray]:
+    """A depthwise convolution: the weight's stored numbers stay, its scales are multiplied.
+
+    Output channel k reads one input channel c(k), so y[k] = sum w[k] x = sum n[k] (t[k] s[c(k)]) q
+    with the weight's stored numbers n and scales t: exact, no sum runs over channels. The lone
+    scale of a per_tensor weight becomes one for each output channel. Returned is n (t s), which is
+    stored as n again: in float32 n (t s) / (t s) is within 2^-23 of n relatively, far from halfway.
+    """
+    fmt = FORMATS[row.format]
+    stored = quantize(weight, scale_of(amax, fmt), row.block, fmt)
+    amax = np.repeat(amax, row.block[0], axis=0) * factor
+    row = dataclasses.replace(row, block=(1, *row.block[1:]))
+    return row, amax, dequantize(stored, scale_of(amax, fmt), row.block)
+
+
+def _rescale(
+    row: Row, weight: np.ndarray, amax: np.ndarray, factor: np.ndarray
+) -> tuple[Row, np.ndarray | None, np.ndarray]:
+    """A sum over channels: the weight is w s now, calibrated and rounded as its row says.
+
+    Exact in the input. The weight is rounded once, as ever, but from w s: the layer computes with
+    fake_quantize(w s) / s where it would have with fake_quantize(w).
+    """
+    weight = weight * factor
+    return row, find_amax(row, weight=weight), weight
+
+
+WEIGHT_PASSES = {"fold": _fold, "rescale": _rescale}

@@ -1,0 +1,191 @@
+"""An ONNX file as one finds it: what leads where, and its Q/DQ pairs.
+
+Nothing here comes from the code that writes: the file is read with onnx and numpy alone. Where a
+site is in it follows from the nodes' names, which begin with their module, and from the data flow.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from granplugin.errors import Unhonoured
+from granplugin.graph.edit.nodes import CASTS
+from granplugin.graph.read.wiring import PRODUCTS, Wiring, residual_add
+from granplugin.planning.plan import Row
+from granplugin.quant.granularity import Shape
+
+_Q, _DQ = "QuantizeLinear", "DequantizeLinear"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One QuantizeLinear and DequantizeLinear, or a stored weight and its DequantizeLinear.
+
+    `source` and `result` are the float tensors before and after it, `low` what it says of the
+    latter's type (0: that of the scale); `flat` is the shape of one
+    sample between the Reshapes around it, and `sample` the shape after them, where it has them.
+    """
+
+    name: str
+    source: str
+    result: str
+    stored: np.ndarray | None
+    scale: np.ndarray
+    zero: np.ndarray
+    axis: int
+    block_size: int
+    low: int
+    flat: Shape | None
+    sample: Shape | None
+
+
+class FileGraph(Wiring):
+    """An ONNX graph's wiring and its Q/DQ pairs. Raises Unhonoured for Q/DQ that are no pairs.
+
+    The casts between float32 and a lower precision are looked through: who reads a cast tensor
+    reads the tensor.
+    """
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        casts = {
+            node.output[0]: node.input[0]
+            for node in graph.node
+            if node.op_type == "Cast" and scope_of(node) == CASTS
+        }
+        self.raised = {_before(name, casts): cast for cast, name in casts.items()}
+        """A tensor -> what a cast made of it, which is what arithmetic in float32 reads."""
+        nodes = [_past(node, casts) for node in graph.node if node.output[0] not in casts]
+        super().__init__(graph, nodes)
+        self.outputs = {_before(value.name, casts) for value in graph.output}
+        self.scopes: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in nodes:
+            self.scopes[scope_of(node)].append(node)
+        self.pairs = [self._pair(node) for node in nodes if node.op_type == _DQ]
+        for node in nodes:
+            if node.op_type == _Q and [n.op_type for n in self.readers[node.output[0]]] != [_DQ]:
+                raise Unhonoured(f"{node.name}: is not followed by one DequantizeLinear")
+        self.by_result = {pair.result: pair for pair in self.pairs}
+        self.by_source: dict[str, list[Pair]] = defaultdict(list)
+        for pair in self.pairs:
+            self.by_source[pair.source].append(pair)
+
+    def _pair(self, dq: onnx.NodeProto) -> Pair:
+        q = self.producer.get(dq.input[0])
+        if len(dq.input) != 3 or not all(name in self.constants for name in dq.input[1:]):
+            raise Unhonoured(f"{dq.name}: its scale and zero point are not constants")
+        if q is None and dq.input[0] not in self.constants:
+            raise Unhonoured(f"{dq.name}: dequantizes an input of the model")
+        attributes = _ints(dq)
+        low = attributes.pop("output_dtype", 0)
+        if q is not None and (
+            q.op_type != _Q or list(q.input[1:]) != list(dq.input[1:]) or _ints(q) != attributes
+        ):
+            raise Unhonoured(f"{dq.name}: does not undo {q.name}")
+        source, result = (dq.input[0] if q is None else q.input[0]), dq.output[0]
+        flat = sample = None
+        before, after = self.producer.get(source), self.readers[result]
+        # A Reshape on either side, to a constant shape with only the batch left open.
+        around = [before, *after] if q is not None else []
+        if [n and n.op_type for n in around] == ["Reshape"] * 2 and scope_of(before) == scope_of(q):
+            (open1, *flat), (open2, *sample) = (self.array(n.input[1]).tolist() for n in around)
+            if (open1, open2) != (-1, -1) or result in self.outputs:
+                raise Unhonoured(f"{q.name}: the Reshapes around it are not each other's")
+            source, result = before.input[0], after[0].output[0]
+        return Pair(
+            name=dq.name,
+            source=source,
+            result=result,
+            stored=self.array(source) if q is None else None,
+            scale=self.array(dq.input[1]),
+            zero=self.array(dq.input[2]),
+            axis=attributes.get("axis", 1),
+            block_size=attributes.get("block_size", 0),
+            low=low,
+            flat=None if flat is None else tuple(flat),
+            sample=None if sample is None else tuple(sample),
+        )
+
+
+def _past(node: onnx.NodeProto, casts: Mapping[str, str]) -> onnx.NodeProto:
+    if casts.keys().isdisjoint(node.input):
+        return node
+    found = onnx.NodeProto()
+    found.CopyFrom(node)
+    found.input[:] = [_before(name, casts) for name in node.input]
+    return found
+
+
+def _before(name: str, casts: Mapping[str, str]) -> str:
+    while name in casts:
+        name = casts[name]
+    return name
+
+
+def scope_of(node: onnx.NodeProto) -> str:
+    """The module a node is of."""
+    return node.name.rpartition("/")[0]
+
+
+def _ints(node: onnx.NodeProto) -> dict[str, int]:
+    return {attribute.name: attribute.i for attribute in node.attribute}
+
+
+def tensors_of(graph: FileGraph, row: Row) -> list[str]:
+    """The tensors the row is about: what its layer's products take as their weight, what its nodes
+    read from outside, or what others read of it; one or more for each call.
+
+    Raises Unhonoured where an output is read by more than the one node that quantizes it.
+    """
+    nodes = graph.scopes.get(row.layer, [])
+    own = {name for node in nodes for name in node.output}
+    if row.role == "weight":
+        return [_origin(graph, n.input[1]) for n in nodes if n.op_type in PRODUCTS]
+    if row.role == "input":
+        fixed = graph.constants.keys() | {p.result for p in graph.pairs if p.stored is not None}
+        return sorted({n.input[0] for n in nodes if n.input} - own - fixed)
+    if row.role == "skip":
+        return [name for _, name in residual_adds(graph, row.layer)]
+    found = []
+    for name in (name for node in nodes for name in node.output):
+        outside = [n for n in graph.readers[name] if not own.intersection(n.output)]
+        if outside or name in graph.outputs:
+            if len(outside) != 1 or name in graph.outputs:
+                raise not_quantized(row)
+            found.append(name)
+    return found
+
+
+def residual_adds(graph: FileGraph, layer: str) -> list[tuple[onnx.NodeProto, str]]:
+    """The residual add that each of the layer's products leads to, and its other operand."""
+    products = [node for node in graph.scopes.get(layer, []) if node.op_type in PRODUCTS]
+    return [add for node in products if (add := residual_add(graph, node))]
+
+
+def pairs_of(graph: FileGraph, row: Row) -> list[Pair]:
+    """The pairs through which the row's layer reads or writes this tensor: one for each call."""
+    found: list[Pair | None] = []
+    for name in tensors_of(graph, row):
+        if row.role == "output":
+            found.append(graph.by_source[name][0] if len(graph.by_source[name]) == 1 else None)
+        else:
+            pair = graph.by_result.get(name)
+            stored = pair is not None and pair.stored is not None
+            found.append(pair if stored == (row.role == "weight") else None)
+    if not found or None in found:
+        raise not_quantized(row)
+    return list({pair.name: pair for pair in found}.values())
+
+
+def not_quantized(row: Row) -> Unhonoured:
+    return Unhonoured(f"{row.site}: should be {row.format}, and is not quantized in the file")
+
+
+def _origin(graph: FileGraph, name: str) -> str:
+    """A linear layer's weight is transposed on its way to MatMul."""
+    node = graph.producer.get(name)
+    return node.input[0] if node is not None and node.op_type == "Transpose" else name

@@ -1,0 +1,1 @@
+"""Figures and what they prove: metrics, intervals, timing; numbers in, numbers out."""

@@ -1,0 +1,1 @@
+"""A torch model: built, traced, its batch norms folded, its weights described."""

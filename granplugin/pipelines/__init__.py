@@ -1,0 +1,1 @@
+"""The verbs, each from values to values in running order."""

@@ -1,0 +1,152 @@
+"""apply: from recipes to a report, the stages in order.
+
+recipe -> model, layers -> plans -> statistics and float ONNX -> Q/DQ ONNX -> engines -> outputs and
+latencies -> report. What a stage makes is kept by the content it depends on (run_folder), so a run
+with one rule changed does only what that rule changes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from granplugin.backends.engine_plan import inspector_json
+from granplugin.calibration.statistics import export_amax
+from granplugin.deploy.imported import enter
+from granplugin.planning.plan_file import plan_file
+from granplugin.planning.quantize_config import config
+from granplugin.progress import track
+from granplugin.recipe.load import Loaded
+from granplugin.report.build import make_report
+from granplugin.report.markdown import to_markdown
+from granplugin.report.model import Report
+from granplugin.runs.build_options import check_build
+from granplugin.runs.latency import Timing, measure_latency, profile
+from granplugin.runs.measure import Measured, check_data, measure, open_backends
+from granplugin.runs.session import Session
+from granplugin.runs.variants import Built, build_variant, calibrate, plan_jobs
+from granplugin.store.run_folder import RunFolder
+
+ENGINE_FILES = ("layers.txt", "layers.json", "profile.json")
+"""What an engine tells of its layers, in the forms of TensorRT-RTX's log and of trtexec."""
+
+
+def apply(recipes: Sequence[Loaded], run: RunFolder) -> Report:
+    """Build and measure the baselines, the recipes and their variants; leave a report.
+
+    Raises UserError where something must change, Unhonoured where a written graph, read back, is
+    not what its plan says.
+    """
+    check_common(recipes)
+    engines = open_backends(recipes[0])
+    session = Session(recipes[0], run)
+    check_build(session)
+    jobs = plan_jobs(recipes, session.layers)
+    check_data(session)
+    float_onnx, statistics = calibrate(session, jobs)
+    built = [
+        build_variant(session, job, float_onnx, statistics) for job in track(jobs, "writing Q/DQ")
+    ]
+    results = measure(session, built, engines)
+    latencies = measure_latency(session, built, results, engines)
+    profiles = profile(session, results, engines)
+    report = make_report(recipes, session, built, results, latencies)
+    report = publish(run, recipes, session, built, results, latencies, profiles, report, float_onnx)
+    run.forget_unused()
+    return report
+
+
+def check_common(recipes: Sequence[Loaded]) -> None:
+    """RecipeError where recipes of one run differ in more than rules, defaults and limits."""
+    first = recipes[0].recipe
+    common = (
+        "model",
+        "device",
+        "data",
+        "metrics",
+        "evaluate",
+        "engines",
+        "optional_engines",
+        "baselines",
+        "build",
+        "latency",
+    )
+    for other in recipes[1:]:
+        for key in common:
+            if getattr(other.recipe, key) != getattr(first, key):
+                raise other.error(
+                    (key,), f"{key} differs from {recipes[0].path}; recipes of one run share it"
+                )
+
+
+def publish(
+    run: RunFolder,
+    recipes: Sequence[Loaded],
+    session: Session,
+    built: Sequence[Built],
+    results: Mapping[tuple[str, str], Measured],
+    latencies: Mapping[tuple[str, str, int], Timing],
+    profiles: Mapping[tuple[str, str], Path],
+    report: Report,
+    float_onnx: Path,
+) -> Report:
+    """Put every result in place, now that all exist; the report last, with what was imported of
+    these very files."""
+    for each in built:
+        run.publish(f"variants/{each.job.name}/model.onnx", each.onnx)
+        for engine, path in each.own.items():
+            run.publish(f"variants/{each.job.name}/{engine}.onnx", path)
+    for (variant, engine), result in results.items():
+        folder = f"variants/{variant}/{engine}"
+        if result.plan:
+            run.publish(f"{folder}/layers.json", inspector_json(result.plan))
+        told = profiles.get((variant, engine), result.engine.path)
+        for file in ENGINE_FILES:
+            if (told / file).is_file():
+                run.publish(f"{folder}/{file}", told / file)
+    for (variant, engine, batch), found in latencies.items():
+        # As --exportTimes has it; the data are where the engine reads them.
+        calls = [{"latencyMs": ms, "computeMs": ms} for ms in found.latency.samples_ms]
+        run.publish(f"variants/{variant}/{engine}/times-b{batch}.json", json.dumps(calls))
+    run.publish("float.onnx", float_onnx)
+    plans = {each.job.name: each.job.plan for each in built}
+    run.publish("plan.json", plan_file(session.key, session.text_key, session.layers, plans))
+    configs = {name: config(plan.quantized) for name, plan in plans.items()}
+    run.publish("modelopt.json", json.dumps(configs, indent=1))
+    run.publish("measurements.json", json.dumps(_measurements(results), indent=1))
+    for loaded in recipes:
+        path = loaded.recipe.statistics.export
+        own = next(b for b in built if b.job.loaded.path == loaded.path and b.job.kind == "recipe")
+        if path:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                export_amax(path, own.job.plan.quantized, own.amax)
+            except OSError as err:
+                raise loaded.error(
+                    ("statistics", "export"), f"{path} cannot be written: {err.strerror}"
+                ) from err
+    report = enter(run, report)
+    run.publish("report.md", to_markdown(report))
+    run.publish("report.json", report.model_dump_json(indent=1))
+    return report
+
+
+def _measurements(results: Mapping[tuple[str, str], Measured]) -> dict[str, Any]:
+    return {
+        f"{variant}/{engine}": {
+            name: {
+                "value": value.value if math.isfinite(value.value) else str(value.value),
+                "per_sample": None
+                if value.per_sample is None
+                else value.per_sample.astype(float).tolist(),
+            }
+            for name, value in result.values.items()
+            if value.per_sample is None or np.isfinite(value.per_sample).all()
+        }
+        for (variant, engine), result in results.items()
+    }

@@ -1,0 +1,98 @@
+"""doctor: what is installed, which engines work, and why the others do not."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from importlib.metadata import PackageNotFoundError, requires, version
+
+import granplugin
+from granplugin import backends
+from granplugin.backends.gpu import gpu, trouble
+from granplugin.recipe.schema import BUILDS_WITH, TARGETS
+from granplugin.report import build
+from granplugin.report.verbs import DoctorOutput, EngineState
+
+
+def examine() -> DoctorOutput:
+    """Look at this machine; imports no engine."""
+    engines = []
+    for name in backends.BACKENDS:
+        module = backends.load(name)
+        reason = module.unavailable()
+        engines.append(
+            EngineState(
+                engine=name,
+                what_for=module.what_for,
+                version=None if reason else module.version(),
+                unavailable=reason,
+                cannot_run=None if reason else module.can_run(),
+                targets=list(TARGETS) if name in BUILDS_WITH["targets"] else [],
+            )
+        )
+    return DoctorOutput(
+        granplugin=granplugin.__version__,
+        machine=build.machine(),
+        gpu=_gpu(),
+        engines=engines,
+        missing=missing(),
+    )
+
+
+def missing() -> list[str]:
+    """The packages granplugin declares that are not installed."""
+    absent = []
+    try:
+        declared = requires("granplugin") or []
+    except PackageNotFoundError:
+        return ["granplugin itself: pip install -e ."]
+    for requirement in declared:
+        if "extra ==" in requirement:
+            continue
+        name = re.match(r"[A-Za-z0-9_.-]+", requirement).group()
+        try:
+            version(name)
+        except PackageNotFoundError:
+            absent.append(name)
+    return absent
+
+
+def _gpu() -> str:
+    """The GPU and its driver, or why there is none."""
+    found = gpu()
+    if found:
+        return f"{found.name} ({found.target}), driver {found.driver}"
+    return f"none; {trouble()}" if trouble() else "none"
+
+
+def lines(found: DoctorOutput) -> list[str]:
+    """The same as text, at most 80 columns where names are not longer."""
+    machine = found.machine
+    told = [
+        f"granplugin {found.granplugin}, Python {machine.python}, {machine.system}",
+        f"{machine.processor}, {machine.cores} cores",
+        *_wrapped("NVIDIA GPU", found.gpu),
+        "",
+    ]
+    told += [f"{name:<18} {number}" for name, number in machine.packages.items()]
+    told += [f"{name:<18} missing; pip install {name}" for name in found.missing]
+    for engine in found.engines:
+        told += ["", *_wrapped(engine.engine, engine.what_for)]
+        if engine.unavailable:
+            told += _wrapped("", engine.unavailable)
+            continue
+        if engine.cannot_run:
+            told += _wrapped("", f"{engine.version} builds and audits here, and cannot run:")
+            told += _wrapped("", engine.cannot_run)
+        else:
+            told += _wrapped("", f"{engine.version} works")
+        if engine.targets:
+            told += _wrapped("", f"builds for {', '.join(engine.targets)}")
+    return told
+
+
+def _wrapped(name: str, text: str) -> list[str]:
+    return textwrap.wrap(
+        f"{name:<18} {text}", 80, subsequent_indent=" " * 19,
+        break_long_words=False, break_on_hyphens=False, drop_whitespace=True,
+    )  # fmt: skip

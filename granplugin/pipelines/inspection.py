@@ -1,0 +1,154 @@
+"""What can be said of a model before anything is calibrated: layers, weights, defaults."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from granplugin.errors import DataError, RecipeError
+from granplugin.network.trace import untraced
+from granplugin.network.weight_facts import WeightFacts, weight_facts
+from granplugin.planning.plan import Plan, Row, make_plan, preset_plan
+from granplugin.quant.layers import Layer
+from granplugin.runs.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """One layer. `parameters` are the module's own, bias included; `macs` the multiply-accumulates
+    of its product for one sample, all calls together, None where shapes vary or are not known.
+
+    `weight` has the facts of layers with a weight. `defaults` are the rows that the recipe's
+    defaults alone give its sites, `rules` those that its rules make something else of.
+    """
+
+    layer: Layer
+    parameters: int
+    macs: int | None
+    weight: WeightFacts | None
+    defaults: tuple[Row, ...]
+    rules: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unsited:
+    """Modules of one class that hold parameters and always stay float: embeddings, recurrences."""
+
+    type: str
+    modules: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """`layers` in the order they run. `parameters` counts the model's, each once.
+
+    `missing` says why no forward pass could be run: then `layers` are what the modules alone say,
+    in the order of their registration, and no rule is resolved. `refused` says why the recipe's
+    rules do not fit the model.
+    """
+
+    recipe: Path
+    defaults: str
+    parameters: int
+    layers: tuple[Inspected, ...]
+    others: tuple[Unsited, ...]
+    missing: str | None
+    refused: str | None
+
+
+def inspect(session: Session) -> Inspection:
+    """Look at a run's model; of its data one batch is read, for shapes and what reads what.
+
+    Raises ModelError where the model cannot run on these, RunError where the folder is not usable.
+    """
+    missing = None
+    try:
+        session.example
+    except DataError as err:
+        missing = str(err)
+    layers = untraced(session.model) if missing else session.layers
+    loaded = session.loaded
+    said = loaded.recipe.defaults
+    defaults, _ = _rows(lambda: preset_plan(said, layers, loaded))
+    # A rule may ask for what only a forward pass shows.
+    rules, refused = ({}, None) if missing else _rows(lambda: make_plan(loaded, layers))
+    return Inspection(
+        recipe=loaded.path,
+        defaults=said if isinstance(said, str) else "defaults",
+        parameters=sum(parameter.numel() for parameter in session.model.parameters()),
+        layers=tuple(
+            _inspected(session.model, layer, defaults[layer.name], rules.get(layer.name, ()))
+            for layer in layers
+        ),
+        others=_others(session.model, layers),
+        missing=missing,
+        refused=refused,
+    )
+
+
+def macs(layer: Layer) -> int | None:
+    """Multiply-accumulates for one sample: each of the weight's values is used once for each
+    position of the output (of the input for a transposed convolution), in each call."""
+    transposed = layer.type.startswith("ConvTranspose")
+    shape = layer.input_shape if transposed or layer.type == "Linear" else layer.output_shape
+    if not layer.weight_shape or not shape or layer.varying:
+        return None
+    if layer.type == "Linear":
+        return layer.calls * math.prod(shape[1:-1]) * layer.size
+    if len(shape) != len(layer.weight_shape):  # torch takes a convolution's input without a batch
+        return None
+    return layer.calls * math.prod(shape[2:]) * layer.size
+
+
+def _inspected(
+    model: nn.Module, layer: Layer, defaults: Sequence[Row], rules: Sequence[Row]
+) -> Inspected:
+    module = model.get_submodule(layer.name)
+    bn = model.get_submodule(layer.bn) if layer.bn else None
+    given = {_decision(row) for row in defaults}
+    return Inspected(
+        layer=layer,
+        parameters=_parameters(module),
+        macs=macs(layer),
+        weight=weight_facts(module, bn, layer) if layer.weight_shape else None,
+        defaults=tuple(defaults),
+        rules=tuple(row for row in rules if _decision(row) not in given),
+    )
+
+
+def _rows(make: Callable[[], Plan]) -> tuple[dict[str, list[Row]], str | None]:
+    """The rows of each layer, or why there is no such plan."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    try:
+        for row in make().rows:
+            found[row.layer].append(row)
+    except RecipeError as err:
+        return found, str(err)
+    return found, None
+
+
+def _decision(row: Row) -> tuple:
+    """What is decided, without who decided it."""
+    return (
+        row.role, row.format, row.granularity, row.block, row.calibrator, row.amax, row.bn,
+        row.share,
+    )  # fmt: skip
+
+
+def _others(model: nn.Module, layers: Sequence[Layer]) -> tuple[Unsited, ...]:
+    known = {layer.name for layer in layers}
+    found: dict[str, list[int]] = defaultdict(list)
+    for name, module in model.named_modules():
+        if name not in known and (count := _parameters(module)):
+            found[type(module).__name__].append(count)
+    return tuple(Unsited(cls, len(counts), sum(counts)) for cls, counts in found.items())
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters(recurse=False))

@@ -1,0 +1,60 @@
+"""plan.json: the layers of a model, and every variant's rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from granplugin.planning.plan import Plan, Row
+from granplugin.quant.layers import Layer, layer_to_json
+from granplugin.recipe.schema import Recipe
+from granplugin.store.keys import content_key, file_key
+
+
+def text_key(recipe: Recipe) -> str:
+    """A hash of what the recipe's text says of the model: files and arguments, without torch."""
+    spec = recipe.model
+    files = [path for path in (spec.callable.path, spec.weights) if path]
+    return content_key(str(spec.callable), spec.args, [file_key(path) for path in files])
+
+
+def plan_file(
+    model_key: str, text_key: str, layers: Sequence[Layer], plans: Mapping[str, Plan]
+) -> str:
+    """The file's text; `check` reads the layers again where `text_key` still holds."""
+    return json.dumps(
+        {
+            "version": 1,
+            "model_key": model_key,
+            "text_key": text_key,
+            "layers": [layer_to_json(layer) for layer in layers],
+            "variants": {
+                name: [row_json(row) for row in plan.rows] for name, plan in plans.items()
+            },
+        },
+        indent=1,
+    )
+
+
+def row_json(row: Row) -> dict[str, Any]:
+    """A row as JSON."""
+    return {
+        "layer": row.layer,
+        "type": row.type,
+        "role": row.role,
+        "shape": list(row.shape),
+        "format": row.format,
+        "granularity": row.granularity,
+        "block": list(row.block) if row.block else None,
+        "scales": row.scales,
+        "calibrator": str(row.calibrator) if row.calibrator else None,
+        "amax": row.amax,
+        "dynamic": row.dynamic,
+        "on_unsupported": list(row.on_unsupported) if row.on_unsupported else None,
+        "bn": row.bn,
+        "rule": row.rule,
+        "where": row.where,
+        "note": row.note,
+        "share": row.share,
+    }

@@ -1,0 +1,1 @@
+"""The core: granularity, formats and their oracle, calibrators, layers. No torch, no onnx."""

@@ -1,0 +1,96 @@
+"""The recipe's `build` section, as each engine takes it."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from granplugin.backends.base import Options
+from granplugin.backends.gpu import gpu
+from granplugin.recipe.schema import BUILDERS, BUILDS_WITH, Recipe
+from granplugin.runs.session import Session
+from granplugin.suggest import did_you_mean
+from granplugin.runs.variants import Built
+
+
+def options_of(session: Session, built: Built, engine: str) -> Options:
+    """What the recipe's `build` says, as far as this engine has it."""
+    build = session.recipe.build
+    cache = build.timing_cache if engine in BUILDS_WITH["timing_cache"] else None
+    return Options(
+        batch=session.recipe.data.batch_size,
+        shapes=_shapes(session),
+        targets=tuple(build.targets) if engine in BUILDS_WITH["targets"] else (),
+        optimization_level=build.optimization_level,
+        workspace_mb=build.workspace_mb,
+        timing_cache=str(cache) if cache else None,
+        seconds=build.seconds,
+        memory_mb=build.memory_mb,
+        plan=built.file(engine).stem.partition("-")[2],
+    )
+
+
+def _shapes(session: Session) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Input -> min, opt and max shapes; an input that `build.shapes` leaves out has the batch of
+    those that it names."""
+    given = session.recipe.build.shapes
+    if not given:
+        return {}
+    first = next(iter(given.values()))
+    shapes = {}
+    for name, tensor in session.example.items():
+        wanted = [getattr(given.get(name, first), key) for key in ("min", "opt", "max")]
+        shapes[name] = tuple((each[0], *tensor.shape[1:]) for each in wanted)
+    return shapes
+
+
+def check_build(session: Session) -> None:
+    """Refuse, before anything is computed, targets that cannot run the model, and shapes that its
+    inputs or the batches to measure do not have."""
+    error, data = session.loaded.error, session.recipe.data
+    linear = next((layer.name for layer in session.layers if layer.type == "Linear"), None)
+    if linear and "sm75" in session.recipe.build.targets:
+        raise error(
+            ("build", "targets", session.recipe.build.targets.index("sm75")),
+            f"for sm75 tensorrt_rtx has no matrix product in FP32, which {linear!r} and the fp32 "
+            "baseline need; leave sm75 out",
+        )
+    given = session.recipe.build.shapes
+    for name, shapes in given.items():
+        at = ("build", "shapes", name)
+        if name not in session.example:
+            known = did_you_mean(name, session.example)
+            raise error(at, f"the model has no input {name!r}{known}")
+        first, ours = next(iter(given.items()))
+        own = tuple(session.example[name].shape[1:])
+        for key in ("min", "opt", "max"):
+            shape, batch = getattr(shapes, key), getattr(ours, key)[0]
+            if tuple(shape[1:]) != own:
+                takes = ", ".join(["batch", *map(str, own)])
+                raise error((*at, key), f"{name} is [{takes}], and only its batch can vary")
+            if shape[0] != batch:
+                raise error((*at, key), f"inputs share one batch, and that of {first} is {batch}")
+        last = session.evaluation.samples % data.batch_size or data.batch_size
+        for batch, whose in [(data.batch_size, "data.batch_size"), (last, "the last batch")]:
+            low, high = shapes.min[0], shapes.max[0]
+            if not low <= batch <= high:
+                key = "min" if batch < low else "max"
+                raise error(
+                    (*at, key),
+                    f"{name} is built for batches of {low} to {high}, and {whose} is {batch}",
+                )
+
+
+def cannot_run(recipe: Recipe, module: ModuleType) -> str | None:
+    """Why this engine, built as the recipe says, cannot run here, or None."""
+    targets = recipe.build.targets if module.name in BUILDS_WITH["targets"] else []
+    reason = module.can_run()
+    here = gpu() if targets and reason is None else None
+    if here and here.target not in targets:
+        return f"it is built for {', '.join(targets)}, and the {here.name} here is {here.target}"
+    return reason
+
+
+def latency_batches(recipe: Recipe, engine: str) -> list[int]:
+    """The batch sizes that are timed: 1, where the engine is built for it, and data.batch_size."""
+    least = [shapes.min[0] for shapes in recipe.build.shapes.values() if engine in BUILDERS]
+    return sorted({max([1, *least]), recipe.data.batch_size})

@@ -1,0 +1,134 @@
+"""How long variants take on engines, in turns; on a GPU also as CUDA graphs, and layer by layer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from granplugin.backends.base import Engine
+from granplugin.runs.build_options import cannot_run, latency_batches
+from granplugin.backends.gpu import Clocks, clocks
+from granplugin.runs.measure import Measured, build_engine
+from granplugin.store.keys import content_key, file_key
+from granplugin.runs.session import Session
+from granplugin.measures.timing import Latency, Timed, build_spread, measure_interleaved, ratio
+from granplugin.runs.variants import Built
+
+log = logging.getLogger(__name__)
+
+DEVICE_CALLS = 10
+"""Calls between two CUDA events: one alone may be shorter than what its launch varies by."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A variant's latency at one batch size. The rest is for engines on a GPU: with its launches
+    in a CUDA `graph`, where they can be captured; how far apart two builds of one network were
+    (`build_spread`, as a part); and the GPU's clocks before and after.
+    """
+
+    latency: Latency
+    graph: Latency | None = None
+    build_spread: float = 0.0
+    clocks: tuple[Clocks, ...] = ()
+
+
+def measure_latency(
+    session: Session,
+    built: Sequence[Built],
+    results: Mapping[tuple[str, str], Measured],
+    engines: Mapping[str, ModuleType],
+) -> dict[tuple[str, str, int], Timing]:
+    """(variant, engine, batch size) -> latency, all variants of an engine interleaved."""
+    timings: dict[tuple[str, str, int], Timing] = {}
+    for name, module in engines.items():
+        if not module.measures_latency or cannot_run(session.recipe, module):
+            continue
+        own = {variant: each.engine for (variant, on), each in results.items() if on == name}
+        again = {}
+        if module.builds_vary:
+            again = {
+                each.job.name: build_engine(session, each, module, again=True) for each in built
+            }
+        for batch in latency_batches(session.recipe, name):
+            feeds = _feeds(session, batch)
+            log.info("measuring latency of %d variants on %s, batch %d", len(own), name, batch)
+            with ExitStack() as stack:
+                runs, second = (
+                    {
+                        variant: _call(stack.enter_context(module.open(engine, batch=batch)), feeds)
+                        for variant, engine in of.items()
+                    }
+                    for of in (own, again)
+                )
+                found = _timings(session, runs, second)
+            timings |= {(variant, name, batch): timing for variant, timing in found.items()}
+    return timings
+
+
+def _timings(
+    session: Session, runs: Mapping[str, Any], second: Mapping[str, Any]
+) -> dict[str, Timing]:
+    """Variant -> timing, all in turns: each engine, as a CUDA graph, and the second build."""
+    spec = session.recipe.latency
+    timed = {name: run for name, run in runs.items() if isinstance(run, Timed)}
+    graphs = {name: graph for name, run in timed.items() if (graph := run.captured())}
+    before = clocks() if timed else None
+    found = measure_interleaved(
+        {
+            **runs,
+            **{("graph", name): run for name, run in graphs.items()},
+            **{("second", name): run for name, run in second.items()},
+        },
+        warmup=3,
+        rounds=spec.rounds,
+        inner=DEVICE_CALLS if timed else 1,
+        seconds=spec.seconds,
+    )
+    told = tuple(filter(None, [before, clocks() if timed else None]))
+    spread = build_spread([ratio(found["second", name], found[name]) for name in second])
+    return {name: Timing(found[name], found.get(("graph", name)), spread, told) for name in runs}
+
+
+def profile(
+    session: Session,
+    results: Mapping[tuple[str, str], Measured],
+    engines: Mapping[str, ModuleType],
+) -> dict[tuple[str, str], Path]:
+    """(variant, engine) -> a folder with layers.json and profile.json, where the engine can time
+    its layers: in a run of its own, which is no latency of the whole."""
+    found = {}
+    for (variant, name), result in results.items():
+        if result.cannot_run is not None or not engines[name].builds_vary:
+            continue
+
+        def write(folder: Path, name: str = name, engine: Engine = result.engine) -> None:
+            folder.mkdir()
+            with engines[name].open(engine) as runner:
+                runner.profile(_feeds(session, session.recipe.data.batch_size), folder)
+
+        key = content_key(file_key(result.engine.path / "engine.json"))
+        found[variant, name] = session.run.made("profile", key, "", write)
+    return found
+
+
+def _feeds(session: Session, batch: int) -> dict[str, np.ndarray]:
+    """The first `batch` samples of the evaluation data, starting over where a batch has fewer."""
+    first = next(iter(session.evaluation))
+    return {
+        name: np.ascontiguousarray(np.take(array, np.arange(batch) % len(array), axis=0))
+        for name, array in first.items()
+    }
+
+
+def _call(runner: Any, feeds: dict[str, np.ndarray]) -> Any:
+    if hasattr(runner, "resident"):
+        return runner.resident(feeds)
+    return lambda: runner.run(feeds)

@@ -1,0 +1,1 @@
+"""Where results are kept: content keys, whole files, run folders."""

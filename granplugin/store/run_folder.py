@@ -1,0 +1,158 @@
+"""A run's folder: one run at a time, files whole or not at all, stages reused by content."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from granplugin.errors import RunError, UserError
+
+log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """`runs/<name>`: results on top, and in `cache/` what stages made, named by content.
+
+    What is in the cache is complete, because it was renamed into place; so an interrupted run
+    resumes where it was, and results are put in place only when all of them exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.cache = path / "cache"
+        self.used: set[Path] = set()
+
+    def made(self, stage: str, key: str, suffix: str, make: Callable[[Path], None]) -> Path:
+        """The file or folder `make` writes for this key; made only if it is not there."""
+        path = self.cache / f"{stage}-{key}{suffix}"
+        self.used.add(path)
+        if path.exists():
+            log.debug("%s is reused: %s", stage, path.name)
+            return path
+        scratch = Path(tempfile.mkdtemp(dir=self.cache, prefix=".making-"))
+        try:
+            target = scratch / path.name
+            make(target)
+            os.replace(target, path)
+        except OSError as err:
+            raise RunError(f"{path}: cannot be written: {err.strerror or err}") from err
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return path
+
+    def made_json(self, stage: str, key: str, make: Callable[[], Any]) -> Any:
+        """As `made`, for a JSON value."""
+        path = self.made(stage, key, ".json", lambda path: path.write_text(json.dumps(make())))
+        return json.loads(path.read_text())
+
+    def publish(self, name: str, content: Path | str) -> Path:
+        """Put a result in place: a cached file (linked or copied), or text."""
+        path = self.path / name
+        scratch = path.with_name(f".{path.name}.new")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, str):
+                scratch.write_text(content, encoding="utf-8")
+            else:
+                scratch.unlink(missing_ok=True)
+                shutil.copyfile(content, scratch)
+            os.replace(scratch, path)
+            self.used |= {path, path.parent}
+        except OSError as err:
+            scratch.unlink(missing_ok=True)
+            raise RunError(f"{path}: cannot be written: {err.strerror or err}") from err
+        return path
+
+    def forget_unused(self) -> None:
+        """Delete what this run neither used nor published, so the folder does not grow."""
+        for path in (*self.cache.iterdir(), *self.path.glob("variants/*")):
+            if path not in self.used:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def open_run(path: Path, log_name: str = "log.txt") -> Iterator[RunFolder]:
+    """The run folder, made if missing and held against other runs; the log in it tells all of it.
+
+    A user's mistake leaves no folder that was not there before; only the log, if it has the
+    traceback of the user's own code. Raises RunError: not writable, full, or in use by another run.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    log_file = path / log_name
+    with _held(path) as run:
+        try:
+            with _full_disk_told(path), _logged(log_file):
+                yield run
+        except UserError as err:
+            told = log_file.is_file() and "\nTraceback" in log_file.read_text("utf-8", "replace")
+            if made and not told:
+                shutil.rmtree(path, ignore_errors=True)
+                _remove_empty(made[1:])
+            elif made:
+                shutil.rmtree(run.cache, ignore_errors=True)
+            if told:
+                raise type(err)(f"{err}; traceback: {log_file}") from err
+            raise
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[RunFolder]:
+    run = RunFolder(path)
+    lock = FileLock(path / ".lock")
+    try:
+        run.cache.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(f"{path}: in use by another run; wait for it, or give --out") from None
+    except OSError as err:
+        raise RunError(f"{path}: cannot be used: {err.strerror or err}; give --out") from err
+    try:
+        # What a killed run left half-written.
+        for left in (*run.cache.glob(".making-*"), *path.rglob(".*.new")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield run
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _full_disk_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        if err.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        raise RunError(f"{path}: cannot be written: {err.strerror}; give --out") from err
+
+
+@contextmanager
+def _logged(file: Path) -> Iterator[None]:
+    """Everything that is logged, chatter of libraries included."""
+    try:
+        handler = logging.FileHandler(file, mode="w", encoding="utf-8")
+    except OSError as err:
+        raise RunError(f"{file}: cannot be written: {err.strerror}; give --out") from err
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
