@@ -44,7 +44,7 @@ def network(name: str = "mobilenet_v2", weights: str = "mobilenet_digits") -> to
 @pytest.fixture(scope="module")
 def train(digits):
     """The samples that the recipe calibrates on."""
-    from granplugin.data.batches import open_data
+    from granplugin.data.open import open_data
     from granplugin.recipe.load import load
 
     data = load(RECIPE).recipe.data

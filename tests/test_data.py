@@ -1,7 +1,6 @@
 """Batches from a recipe's sources: their order, their keys and every refusal."""
 
 import os
-import sys
 import textwrap
 import zipfile
 
@@ -11,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from granplugin.data.batches import open_data
+from granplugin.data.open import open_data
 from granplugin.errors import DataError
 from granplugin.recipe.schema import CallableSource, FolderSource, NpzSource, Target
 
@@ -503,7 +502,7 @@ def test_the_key_of_a_folder_changes_with_content_and_settings_only(images):
 
 
 def test_a_large_folder_is_known_by_names_sizes_and_times(images, monkeypatch):
-    monkeypatch.setattr(sys.modules[open_data.__module__], "_SMALL_BYTES", 0)
+    monkeypatch.setattr("granplugin.data.images._SMALL_BYTES", 0)
     source = images({"a.png": (3, 3)})
     before = opened(source).key()
     assert opened(source).key() == before

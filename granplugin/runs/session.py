@@ -15,7 +15,8 @@ import torch
 
 import granplugin
 from granplugin.network.batch_norms import fold_batch_norms
-from granplugin.data.batches import Batch, Batches, open_data
+from granplugin.data.batches import Batch, Batches
+from granplugin.data.open import open_data
 from granplugin.errors import DataError, ModelError
 from granplugin.quant.layers import Layer, layer_from_json, layer_to_json
 from granplugin.network.models import build_model, device, input_names, model_key

@@ -32,7 +32,13 @@ from granplugin.recipe.schema import FLOAT
 from granplugin.report.model import Agreement
 from granplugin.store.keys import content_key, file_key
 from granplugin.runs.session import Session, located
-from granplugin.calibration.statistics import Statistics, find_amax, import_amax, needs_of, share_amax
+from granplugin.calibration.statistics import (
+    Statistics,
+    find_amax,
+    import_amax,
+    needs_of,
+    share_amax,
+)
 from granplugin.network.trace import call, flatten_outputs
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,164 @@
+"""Batches that a callable gives, called anew for each pass."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from granplugin.data.arrays import as_array, check_names, class_numbers, finite_numbers
+from granplugin.data.batches import Batch, length_of, rebatched
+from granplugin.errors import DataError
+from granplugin.recipe.schema import CallableSource, Target
+from granplugin.store.keys import content_key
+
+
+def open_called(
+    source: CallableSource, batch_size: int, seed: int, role: str, input_names: Sequence[str]
+) -> Called:
+    """What the callable gives; `samples` are the first ones, so `seed` decides nothing."""
+    from granplugin.network.models import resolve
+
+    return Called(
+        source.callable,
+        resolve(source.callable, DataError),
+        source.args,
+        source.samples,
+        batch_size,
+        tuple(input_names),
+        f"{role} data {source.callable}",
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Called:
+    """What a callable gives, called anew for each pass."""
+
+    target: Target
+    function: Callable[..., Any]
+    args: dict[str, Any]
+    limit: int | None
+    batch_size: int
+    input_names: tuple[str, ...]
+    where: str
+    # Of each batch of the first pass: labels and inputs of different orders must not be paired.
+    checksums: list[int] = field(default_factory=list)
+
+    @property
+    def samples(self) -> int:
+        return self._counted[0]
+
+    def labels(self) -> np.ndarray | None:
+        return None if self._counted[1] is None else self._counted[1].copy()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return rebatched((inputs for inputs, _ in self._chunks()), self.batch_size)
+
+    def key(self) -> str:
+        """Of the callable's code, its arguments and `samples`: not of files that it reads."""
+        from granplugin.network.models import source_key
+
+        code = source_key(self.target)
+        return content_key("callable", code, self.args, self.limit, self.input_names[:1])
+
+    @cached_property
+    def _counted(self) -> tuple[int, np.ndarray | None]:
+        """Samples and labels, at the cost of one pass."""
+        count, labels = 0, []
+        for inputs, numbers in self._chunks():
+            count += length_of(inputs)
+            labels.append(numbers)
+        return count, None if labels[0] is None else np.concatenate(labels)
+
+    def _chunks(self) -> Iterator[tuple[Batch, np.ndarray | None]]:
+        """Inputs and labels of each of the callable's own batches, up to `limit` samples."""
+        count = number = 0
+        first = None
+        for number, given in enumerate(self._given(), 1):
+            place = f"{self.where}: batch {number}"
+            inputs, labels = self._named(given, place)
+            length = length_of(inputs)
+            if self.limit is not None:
+                length = min(length, self.limit - count)
+            indices = np.arange(count, count + length)
+            inputs = {
+                name: finite_numbers(values[:length], f"{place}: {name!r}", indices)
+                for name, values in inputs.items()
+            }
+            if labels is not None:
+                labels = class_numbers(labels[:length], f"{place}: its labels")
+            kind = ", ".join(f"{name} {list(v.shape[1:])}" for name, v in inputs.items())
+            kind += " and no labels" if labels is None else " and labels"
+            first = first or kind
+            if kind != first:
+                raise DataError(f"{place} has {kind} per sample, but batch 1 has {first}")
+            self._check_repeats(number, [*inputs.values(), *([] if labels is None else [labels])])
+            count += length
+            yield inputs, labels
+            if count == self.limit:
+                return
+        if number < len(self.checksums):
+            raise self._other()
+        if count < (self.limit or 1):
+            asked = f", and samples: {self.limit} are asked for" if self.limit and count else ""
+            raise DataError(f"{self.where}: it gives {count or 'no'} samples{asked}")
+
+    def _given(self) -> Iterator[Any]:
+        from granplugin.network.models import blame
+
+        try:
+            batches = self.function(**self.args)
+            # A batch by itself can be iterated too, and would be taken apart.
+            alone = isinstance(batches, (Mapping, tuple, str)) or hasattr(batches, "shape")
+            if alone or not hasattr(batches, "__iter__"):
+                kind = type(batches).__name__
+                raise DataError(f"{self.where}: it returned {kind}, not a list of batches")
+            yield from batches
+        except DataError:
+            raise
+        except (Exception, SystemExit) as err:
+            raise blame(self.target, "giving batches", err, DataError) from err
+
+    def _named(self, given: Any, place: str) -> tuple[Batch, np.ndarray | None]:
+        """A batch: {argument: array}, (inputs, labels), (inputs,) or one array."""
+        labels = None
+        if isinstance(given, (tuple, list)):
+            if len(given) not in (1, 2):
+                raise DataError(
+                    f"{place} has {len(given)} parts; write {{argument: array}} or (inputs, labels)"
+                )
+            given, labels = given if len(given) == 2 else (given[0], None)
+        if not isinstance(given, Mapping):
+            if not self.input_names:
+                raise DataError(f"{place} does not name its input; write {{argument: array}}")
+            given = {self.input_names[0]: given}
+        if not given:
+            raise DataError(f"{place} has no inputs")
+        check_names(given, self.input_names, place)
+        inputs = {name: as_array(values, f"{place}: {name!r}") for name, values in given.items()}
+        if labels is not None:
+            labels = as_array(labels, f"{place}: its labels")
+        lengths = {len(values) for values in [*inputs.values(), labels] if values is not None}
+        if len(lengths) > 1:
+            told = " and ".join(map(str, sorted(lengths)))
+            raise DataError(f"{place} has arrays of {told} samples")
+        return inputs, labels
+
+    def _check_repeats(self, number: int, arrays: list[np.ndarray]) -> None:
+        checksum = 0
+        for values in arrays:
+            checksum = zlib.crc32(np.ascontiguousarray(values), checksum)
+        if number > len(self.checksums):
+            self.checksums.append(checksum)
+        elif checksum != self.checksums[number - 1]:
+            raise self._other()
+
+    def _other(self) -> DataError:
+        return DataError(
+            f"{self.where}: it gives other samples at each call; "
+            "do not shuffle or augment, or seed it inside"
+        )

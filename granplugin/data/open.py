@@ -1,0 +1,36 @@
+"""The kinds of data that a recipe can name, and how the batches of each are opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from granplugin.data.batches import Batches
+from granplugin.data.called import open_called
+from granplugin.data.images import open_folder
+from granplugin.data.npz import open_npz
+from granplugin.recipe.schema import CallableSource, FolderSource, NpzSource, Source
+
+SOURCES: dict[type[Source], Callable[..., Batches]] = {
+    NpzSource: open_npz,
+    FolderSource: open_folder,
+    CallableSource: open_called,
+}
+
+
+def open_data(
+    source: Source,
+    batch_size: int,
+    seed: int,
+    role: Literal["calibration", "evaluation", "analysis"],
+    input_names: Sequence[str] = (),
+) -> Batches:
+    """The batches of a recipe's source.
+
+    `input_names` are the arguments that the model's forward takes: other names are refused, and
+    the one input of a callable that gives it no name is the first of them. From an .npz or a
+    folder, `samples` are drawn with `seed`, without replacement, and stay in their order; from a
+    callable, they are the first ones. Raises DataError, here or while iterating, for data that is
+    missing, damaged, empty, not finite, or fewer than asked for.
+    """
+    return SOURCES[type(source)](source, batch_size, seed, role, input_names)
