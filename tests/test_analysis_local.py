@@ -28,7 +28,7 @@ from granplugin.quant.calibrators import Calibrator
 from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
 from granplugin.quant.granularity import parse_granularity
 from granplugin.quant.layers import WEIGHTED
-from granplugin.recipe.schema import Analyze
+from granplugin.recipe.analyze import Analyze
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from granplugin.quant.granularity import DoesNotApply, PerToken
-from granplugin.recipe.schema import Rule
+from granplugin.recipe.decisions import Rule
 from granplugin.report.analysis_markdown import to_markdown
 from granplugin.report.analysis_model import (
     ALL,

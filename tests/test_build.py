@@ -178,7 +178,7 @@ def test_an_engine_for_other_targets_is_audited_and_not_run(project, monkeypatch
 
 
 def test_an_input_that_shapes_leave_out_has_the_batch_of_the_others():
-    from granplugin.recipe.schema import Build, Shapes
+    from granplugin.recipe.build import Build, Shapes
 
     shape = Shapes(min=[1, 3], opt=[2, 3], max=[4, 3])
     session = SimpleNamespace(

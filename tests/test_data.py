@@ -12,7 +12,8 @@ from PIL import Image
 
 from granplugin.data.open import open_data
 from granplugin.errors import DataError
-from granplugin.recipe.schema import CallableSource, FolderSource, NpzSource, Target
+from granplugin.recipe.data import CallableSource, FolderSource, NpzSource
+from granplugin.recipe.strict import Target
 
 RNG = np.random.default_rng(0)
 

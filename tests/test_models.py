@@ -15,7 +15,8 @@ from torch import nn
 
 from granplugin.errors import DataError, ModelError
 from granplugin.network.models import build_model, device, input_names, model_key, resolve
-from granplugin.recipe.schema import ModelSpec, Target
+from granplugin.recipe.model import ModelSpec
+from granplugin.recipe.strict import Target
 
 CPU = torch.device("cpu")
 NET = """
@@ -349,7 +350,7 @@ def test_the_key_is_the_same_in_another_process(net):
     spec = net()
     code = (
         "import torch, sys; from granplugin.network.models import build_model, model_key;"
-        "from granplugin.recipe.schema import ModelSpec;"
+        "from granplugin.recipe.model import ModelSpec;"
         "spec = ModelSpec.model_validate_json(sys.argv[1], strict=False);"
         "print(model_key(spec, build_model(spec, torch.device('cpu'))))"
     )

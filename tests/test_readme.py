@@ -84,7 +84,9 @@ def test_the_recipes_in_the_readme_are_good(clone):
 
 def test_every_key_of_a_rule_is_in_the_readme():
     from granplugin.quant.granularity import GRANULARITIES
-    from granplugin.recipe.schema import Match, Recipe, Rule
+    from granplugin.recipe.decisions import Rule
+    from granplugin.recipe.match import Match
+    from granplugin.recipe.schema import Recipe
 
     for name in [*Rule.model_fields, *Match.model_fields, *GRANULARITIES, *Recipe.model_fields]:
         assert f"{name}" in README, name

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from granplugin.errors import RecipeError
 from granplugin.recipe.load import load, load_variants
-from granplugin.recipe.schema import Decision, Recipe, json_schema
+from granplugin.recipe.decisions import Decision
+from granplugin.recipe.schema import Recipe, json_schema
 from granplugin.recipe.source import MAX_BYTES, parse_document
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))

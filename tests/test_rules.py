@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from granplugin.quant.layers import Layer
-from granplugin.recipe.rules import nearest, pattern, select
-from granplugin.recipe.schema import Match, within
+from granplugin.recipe.match import nearest, pattern, select
+from granplugin.recipe.match import Match, within
 
 parts = st.text("ab1_", min_size=1, max_size=3)
 names = st.lists(parts, min_size=1, max_size=4).map(".".join)

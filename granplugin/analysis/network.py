@@ -16,7 +16,7 @@ from granplugin.analysis.tensors import TriedSite
 from granplugin.errors import ModelError, UserError
 from granplugin.network.residuals import SKIP_QUANTIZER, SkipInputs, tensors_in
 from granplugin.network.trace import evaluating
-from granplugin.recipe.schema import FLOAT
+from granplugin.recipe.settings import FLOAT
 
 Pair = tuple[int | None, int | None]
 """Which weight and which input setting of a layer; None: float."""

@@ -10,7 +10,8 @@ from granplugin.quant.calibrators import Calibrator, refusal
 from granplugin.quant.formats import FORMATS
 from granplugin.quant.granularity import DoesNotApply, PerTensor, Role
 from granplugin.quant.layers import WEIGHTED, Layer
-from granplugin.recipe.schema import FLOAT, Analyze, Settings
+from granplugin.recipe.analyze import Analyze
+from granplugin.recipe.settings import FLOAT, Settings
 
 
 @dataclass(frozen=True, slots=True)

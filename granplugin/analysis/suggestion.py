@@ -16,8 +16,9 @@ from granplugin.analysis.network import FLOATING, Network, Pair
 from granplugin.planning.plan import Row
 from granplugin.quant.granularity import spelt
 from granplugin.quant.layers import Layer
-from granplugin.recipe.rules import select
-from granplugin.recipe.schema import FLOAT, Match
+from granplugin.recipe.match import select
+from granplugin.recipe.match import Match
+from granplugin.recipe.settings import FLOAT
 
 WIDTH = 96
 

@@ -24,7 +24,7 @@ from granplugin.capabilities import Promise
 from granplugin.errors import EngineError, ModelError, UserError
 from granplugin.graph.read.found import Found, Operand, find, load
 from granplugin.planning.plan import Row
-from granplugin.recipe.schema import FLOAT
+from granplugin.recipe.settings import FLOAT
 
 NVIDIA = ("tensorrt_rtx", "tensorrt")
 _EMBEDDED = 2**31 - 2**20

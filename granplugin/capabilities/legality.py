@@ -22,7 +22,8 @@ from granplugin.planning.plan import Plan, Row
 from granplugin.planning.presets import PRESETS
 from granplugin.quant.granularity import coarser
 from granplugin.quant.layers import MULTIPLIED, WEIGHTED, Layer
-from granplugin.recipe.schema import FLOAT, Recipe
+from granplugin.recipe.schema import Recipe
+from granplugin.recipe.settings import FLOAT
 
 LEFT_FLOAT = "left float"
 _IN_FLOAT = ("simulated", LEFT_FLOAT)

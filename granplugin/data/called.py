@@ -13,7 +13,8 @@ import numpy as np
 from granplugin.data.arrays import as_array, check_names, class_numbers, finite_numbers
 from granplugin.data.batches import Batch, length_of, rebatched
 from granplugin.errors import DataError
-from granplugin.recipe.schema import CallableSource, Target
+from granplugin.recipe.data import CallableSource
+from granplugin.recipe.strict import Target
 from granplugin.store.keys import content_key
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from granplugin.data.arrays import check_names
 from granplugin.data.batches import Batch, Drawn, drawn_indices
 from granplugin.errors import DataError
-from granplugin.recipe.schema import FolderSource
+from granplugin.recipe.data import FolderSource
 from granplugin.store.keys import file_key
 
 IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})

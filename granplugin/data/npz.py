@@ -13,7 +13,7 @@ import numpy as np
 from granplugin.data.arrays import check_names, class_numbers, finite_numbers
 from granplugin.data.batches import Batch, Drawn, drawn_indices
 from granplugin.errors import DataError
-from granplugin.recipe.schema import NpzSource
+from granplugin.recipe.data import NpzSource
 from granplugin.store.keys import file_key
 from granplugin.suggest import did_you_mean
 

@@ -9,7 +9,7 @@ from granplugin.data.batches import Batches
 from granplugin.data.called import open_called
 from granplugin.data.images import open_folder
 from granplugin.data.npz import open_npz
-from granplugin.recipe.schema import CallableSource, FolderSource, NpzSource, Source
+from granplugin.recipe.data import CallableSource, FolderSource, NpzSource, Source
 
 SOURCES: dict[type[Source], Callable[..., Batches]] = {
     NpzSource: open_npz,

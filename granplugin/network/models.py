@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from granplugin.errors import ModelError, UserError
-from granplugin.recipe.schema import ModelSpec, Target
+from granplugin.recipe.model import ModelSpec
+from granplugin.recipe.strict import Target
 from granplugin.suggest import did_you_mean
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 import granplugin
 from granplugin import backends
 from granplugin.backends.gpu import gpu, trouble
-from granplugin.recipe.schema import BUILDS_WITH, TARGETS
+from granplugin.recipe.build import BUILDS_WITH, TARGETS
 from granplugin.report import build
 from granplugin.report.verbs import DoctorOutput, EngineState
 

@@ -21,8 +21,10 @@ from granplugin.quant.granularity import (
 )
 from granplugin.quant.layers import MULTIPLIED, WEIGHTED, Layer
 from granplugin.recipe.load import Loaded
-from granplugin.recipe.rules import nearest, select
-from granplugin.recipe.schema import FLOAT, Decision, Match, Rule, Share
+from granplugin.recipe.match import nearest, select
+from granplugin.recipe.decisions import Decision, Rule, Share
+from granplugin.recipe.match import Match
+from granplugin.recipe.settings import FLOAT
 from granplugin.recipe.source import Location
 from granplugin.suggest import did_you_mean
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from granplugin.quant.calibrators import Calibrator
 from granplugin.quant.granularity import ROLES, PerChannel, PerTensor
 from granplugin.quant.layers import BATCH_NORMS, CONVOLUTIONS, WEIGHTED, Layer
-from granplugin.recipe.schema import Decision, Settings
+from granplugin.recipe.decisions import Decision
+from granplugin.recipe.settings import Settings
 
 _MAX = Calibrator("max")
 _PER_TENSOR = Settings(format="int8", granularity=PerTensor(), calibrator=_MAX)

@@ -16,15 +16,11 @@ from pydantic import ValidationError
 
 from granplugin.errors import RecipeError
 from granplugin.quant.granularity import ROLES
-from granplugin.recipe.schema import (
-    BUILDERS,
-    BUILDS_WITH,
-    Decision,
-    Recipe,
-    Settings,
-    Target,
-    spelt_out,
-)
+from granplugin.recipe.build import BUILDERS, BUILDS_WITH
+from granplugin.recipe.decisions import Decision
+from granplugin.recipe.schema import Recipe
+from granplugin.recipe.settings import Settings, spelt_out
+from granplugin.recipe.strict import Target
 from granplugin.recipe.source import (
     Document,
     Location,

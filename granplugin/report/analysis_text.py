@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from granplugin.quant.granularity import spelt
-from granplugin.recipe.schema import Settings
+from granplugin.recipe.settings import Settings
 from granplugin.report.analysis_model import (
     ALL,
     Analysis,

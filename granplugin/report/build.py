@@ -17,7 +17,9 @@ from granplugin.measures import intervals as compare
 from granplugin.measures import metrics, timing
 from granplugin.planning.plan import Plan, Row, preset_plan
 from granplugin.recipe.load import Loaded
-from granplugin.recipe.schema import BUILDERS, BUILDS_WITH, PRESETS, Recipe
+from granplugin.recipe.build import BUILDERS, BUILDS_WITH
+from granplugin.recipe.decisions import PRESETS
+from granplugin.recipe.schema import Recipe
 from granplugin.report.model import (
     ClockValue,
     EngineResult,

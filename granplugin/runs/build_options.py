@@ -6,7 +6,8 @@ from types import ModuleType
 
 from granplugin.backends.base import Options
 from granplugin.backends.gpu import gpu
-from granplugin.recipe.schema import BUILDERS, BUILDS_WITH, Recipe
+from granplugin.recipe.build import BUILDERS, BUILDS_WITH
+from granplugin.recipe.schema import Recipe
 from granplugin.runs.session import Session
 from granplugin.suggest import did_you_mean
 from granplugin.runs.variants import Built

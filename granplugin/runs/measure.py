@@ -28,7 +28,7 @@ from granplugin.capabilities.legality import Written
 from granplugin.network.models import blame, resolve
 from granplugin.progress import track
 from granplugin.recipe.load import Loaded
-from granplugin.recipe.schema import Target
+from granplugin.recipe.strict import Target
 from granplugin.store.keys import content_key
 from granplugin.runs.session import Session, located
 from granplugin.network.trace import call, flatten_outputs

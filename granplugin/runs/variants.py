@@ -28,7 +28,7 @@ from granplugin.quant.layers import Layer
 from granplugin.capabilities.legality import Written, decide, engines_of, targets_of
 from granplugin.planning.plan import Plan, Row, make_plan, preset_plan
 from granplugin.recipe.load import RECIPE, Loaded, load_variants
-from granplugin.recipe.schema import FLOAT
+from granplugin.recipe.settings import FLOAT
 from granplugin.report.model import Agreement
 from granplugin.store.keys import content_key, file_key
 from granplugin.runs.session import Session, located

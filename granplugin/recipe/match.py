@@ -6,9 +6,79 @@ import difflib
 import functools
 import re
 from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
 
-from granplugin.quant.layers import Layer
-from granplugin.recipe.schema import Match, within
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+
+from granplugin.quant.layers import PASSIVE, TRAITS, WEIGHTED, Layer
+from granplugin.recipe.strict import Strict, list_of, one_of, words
+
+_BOUND = re.compile(r"(>=|<=|>|<)\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)")
+
+
+def _bound(value: Any) -> str:
+    if not isinstance(value, str) or not _BOUND.fullmatch(value):
+        raise ValueError(f"a bound is written like '>= 100', not {value!r}")
+    return value
+
+
+Bound = Annotated[
+    str, BeforeValidator(_bound), WithJsonSchema({"type": "string", "pattern": _BOUND.pattern})
+]
+
+
+def within(bound: str, number: float | None) -> bool:
+    """Whether a number satisfies a bound such as '>= 100'; nothing does without a number."""
+    sign, limit = _BOUND.fullmatch(bound).groups()
+    if number is None:
+        return False
+    limit = float(limit)
+    return {">=": number >= limit, "<=": number <= limit, ">": number > limit, "<": number < limit}[
+        sign
+    ]
+
+
+def _names(value: Any) -> Any:
+    for name in words(value) if isinstance(words(value), list) else []:
+        if isinstance(name, str) and name.startswith("re:"):
+            try:
+                re.compile(name[3:])
+            except (re.error, OverflowError, RecursionError) as err:
+                raise ValueError(f"not a regular expression: {name[3:]!r}: {err}") from None
+    return words(value)
+
+
+class Match(Strict):
+    """Which layers a rule is about: all that satisfy every key."""
+
+    name: list_of(str, _names) | None = Field(
+        default=None, description="Globs (* one level, ** many), or re: and a regular expression."
+    )
+    type: list_of(one_of("layer type", sorted(WEIGHTED | PASSIVE))) | None = Field(
+        default=None, description="One of these module types, such as Conv2d or Linear."
+    )
+    trait: list_of(one_of("trait", TRAITS)) | None = Field(
+        default=None, description="All of: depthwise, grouped, pointwise, first, last."
+    )
+    size: Bound | None = Field(default=None, description="Values in the weight, as '>= 1000'.")
+    spread: Bound | None = Field(
+        default=None,
+        description="Largest over median output-channel range, BN folded, as '>= 100'.",
+    )
+    exclude: list_of(str, _names) | None = Field(default=None, description="Names to leave out.")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Match:
+        if all(given is None for key, given in self if key != "exclude"):
+            raise ValueError("match needs a name, type, trait, size or spread")
+        return self
+
+
+def _match(value: Any) -> Any:
+    return {"name": value} if isinstance(value, (str, list)) else value
+
+
+MatchKey = Annotated[Match, BeforeValidator(_match, json_schema_input_type=Match | str | list[str])]
 
 
 @functools.lru_cache(maxsize=4096)

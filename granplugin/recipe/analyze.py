@@ -1,0 +1,67 @@
+"""The section `analyze`: what is tried, and how much it may take."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from granplugin.quant.calibrators import Calibrator
+from granplugin.quant.granularity import PerTensor, PerToken
+from granplugin.recipe.settings import CalibratorKey, Settings, SettingsKey
+from granplugin.recipe.strict import Positive, Strict, list_of, one_of
+
+
+def _at(granularity: str, calibrator: str) -> Settings:
+    return Settings(granularity=granularity, calibrator=Calibrator(calibrator))
+
+
+class Analyze(Strict):
+    """What `granplugin analyze` asks about, and how much it may take."""
+
+    weights: list_of(SettingsKey) = Field(
+        default=[_at("per_tensor", "max"), _at("per_channel", "max")],
+        description="What to try for weights; an entry without a calibrator is tried with each of "
+        "`calibrators`.",
+    )
+    inputs: list_of(SettingsKey) = Field(
+        default=[
+            Settings(granularity=PerTensor()),
+            _at("per_channel", "max"),
+            Settings(granularity=PerToken(dynamic=True)),
+        ],
+        description="What to try for inputs; likewise.",
+    )
+    calibrators: list_of(CalibratorKey) = Field(
+        default=[
+            Calibrator("max"),
+            Calibrator("percentile", 99.9),
+            Calibrator("percentile", 99.99),
+            Calibrator("entropy"),
+            Calibrator("mse"),
+        ],
+        description="What entries without a calibrator are tried with.",
+    )
+    bn: list_of(one_of("choice", ("fold", "keep"))) = Field(
+        default=["fold", "keep"], description="What to try where a batch norm can be folded."
+    )
+    exact: bool = Field(
+        default=False,
+        description="Measure local errors on every sample; default: on a random quarter of them.",
+    )
+    top: int = Field(
+        default=15,
+        ge=0,
+        description="How many of the worst layers to measure at the network's output.",
+    )
+    effects: one_of("choice", ("own", "all")) = Field(
+        default="own",
+        description="What is measured there: the recipe's own setting of each of them, or all.",
+    )
+    tolerance: float = Field(
+        default=1.0,
+        ge=0,
+        description="Loss that is accepted, in points above that of the finest settings: of the "
+        "metric, of decisions that differ from fp32, or of the outputs' relative error.",
+    )
+    memory_mb: Positive = Field(
+        default=256, description="For histograms; what does not fit is left out, and listed."
+    )

@@ -1,0 +1,65 @@
+"""The section `build`, and the words for engines: what is built with them, and how."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from granplugin.recipe.strict import File, Positive, Strict, at_key, list_of, one_of
+
+ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
+PRECISIONS = ("fp32", "fp16", "bf16")
+TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120")
+"""What TensorRT-RTX builds for; TensorRT builds for the GPU it runs on."""
+BUILDERS = ("tensorrt", "tensorrt_rtx")
+"""The engines that `build` is about."""
+BUILDS_WITH = {"targets": ("tensorrt_rtx",), "timing_cache": ("tensorrt",)}
+"""Key of `build` -> the engines that have it, where not all of BUILDERS do."""
+
+
+class Shapes(Strict):
+    """The shapes of one input that an engine is built for."""
+
+    min: list[Positive] = Field(min_length=1, description="The smallest; axis 0 is the batch.")
+    opt: list[Positive] = Field(min_length=1, description="The one it is tuned for.")
+    max: list[Positive] = Field(min_length=1, description="The largest.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Shapes:
+        if not len(self.min) == len(self.opt) == len(self.max):
+            raise ValueError("min, opt and max have one number per axis of the input")
+        for low, high in (("min", "opt"), ("opt", "max")):
+            if any(a > b for a, b in zip(getattr(self, low), getattr(self, high), strict=True)):
+                raise at_key(
+                    high, f"{high} {getattr(self, high)} is below {low} {getattr(self, low)}"
+                )
+        return self
+
+
+class Build(Strict):
+    """How TensorRT and TensorRT-RTX build; other engines take no notice."""
+
+    targets: list_of(one_of("target", TARGETS), least=0) = Field(
+        default=[],
+        description="GPUs to build for, TensorRT-RTX only; default: all it can (sm80 and newer). "
+        "TensorRT builds for the GPU it runs on.",
+    )
+    optimization_level: Annotated[int, Field(ge=0, le=5)] | None = Field(
+        default=None, description="0 builds fast, 5 looks longest; default: the library's own, 3."
+    )
+    workspace_mb: Positive | None = Field(
+        default=None, description="Most scratch memory of a layer."
+    )
+    timing_cache: File | None = Field(
+        default=None, description="File of kernel timings to use and extend, TensorRT only."
+    )
+    shapes: dict[str, Shapes] = Field(
+        default={},
+        description="Input -> {min, opt, max}; default: any batch up to data.batch_size where it "
+        "can run, else that batch size alone.",
+    )
+    seconds: float = Field(default=600.0, gt=0, description="A build that takes longer is ended.")
+    memory_mb: Positive | None = Field(
+        default=None, description="One that takes more is ended; default: 0.9 of what is free."
+    )

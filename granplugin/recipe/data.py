@@ -1,0 +1,89 @@
+"""The section `data`: where samples come from, what for, and how many."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from granplugin.recipe.strict import Callable, File, Strict, at_key
+from granplugin.suggest import did_you_mean
+
+Samples = Annotated[
+    int | None, Field(default=None, ge=1, description="How many samples to use; default: all.")
+]
+
+
+class NpzSource(Strict):
+    """Arrays of a NumPy .npz file; axis 0 counts the samples."""
+
+    npz: File
+    inputs: dict[str, str] = Field(min_length=1, description="Argument of forward -> array name.")
+    labels: str | None = Field(default=None, description="Array of class numbers.")
+    samples: Samples
+
+
+class CallableSource(Strict):
+    """A callable that returns an iterable of batches, anew at each call."""
+
+    callable: Callable = Field(description="Called before each pass over the data.")
+    args: dict[str, Any] = Field(default={}, description="Keyword arguments of the callable.")
+    samples: Samples
+
+
+class FolderSource(Strict):
+    """A folder of images, with one subfolder per class or a label file."""
+
+    folder: File
+    labels: File | None = Field(default=None, description="A CSV file of `file,label` lines.")
+    input: str = Field(description="The argument of forward that takes the images.")
+    resize: int | None = Field(default=None, ge=1, description="Length of the shorter side.")
+    crop: int | None = Field(default=None, ge=1, description="Side of the centre crop.")
+    mean: list[float] = Field(default=[0.0, 0.0, 0.0], description="Subtracted, per channel.")
+    std: list[float] = Field(default=[1.0, 1.0, 1.0], description="Divided by, per channel.")
+    grayscale: bool = Field(default=False, description="One channel instead of three.")
+    samples: Samples
+
+    @model_validator(mode="after")
+    def _channels(self) -> FolderSource:
+        channels = 1 if self.grayscale else 3
+        for name in ("mean", "std"):
+            if name in self.model_fields_set and len(getattr(self, name)) != channels:
+                raise at_key(name, f"{name} needs {channels} numbers")
+        return self
+
+
+_SOURCES = {"npz": NpzSource, "callable": CallableSource, "folder": FolderSource}
+
+
+def _source(value: Any) -> Any:
+    if isinstance(value, dict):
+        kinds = [kind for kind in _SOURCES if kind in value]
+        if len(kinds) == 1:
+            return _SOURCES[kinds[0]].model_validate(value)
+        if not kinds and value:
+            near = [message for key in value if "did" in (message := did_you_mean(key, _SOURCES))]
+            if near:
+                raise ValueError(f"a data source is an npz, a callable or a folder{near[0]}")
+    elif isinstance(value, tuple(_SOURCES.values())):
+        return value
+    raise ValueError("a data source is one of npz:, callable: or folder:, with its keys")
+
+
+Source = Annotated[NpzSource | CallableSource | FolderSource, BeforeValidator(_source)]
+
+
+class DataSpec(Strict):
+    """What the network is calibrated on and measured with."""
+
+    calibration: Source = Field(description="What ranges are found on; labels are not needed.")
+    evaluation: Source | None = Field(
+        default=None, description="Default: no accuracy is measured, only agreement on calibration."
+    )
+    analysis: Source | None = Field(
+        default=None,
+        description="What `granplugin analyze` measures on; default: the calibration data. "
+        "Suggestions are chosen by it, so it must not be the evaluation data.",
+    )
+    batch_size: int = Field(default=32, ge=1, description="Samples in a batch.")
+    seed: int = Field(default=0, ge=0, description="Decides which samples are drawn.")

@@ -1,0 +1,108 @@
+"""Who decides what for a layer: defaults, rules, shared scales, and what variants change."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+
+from granplugin.quant.granularity import ROLES
+from granplugin.recipe.match import MatchKey
+from granplugin.recipe.settings import FormatKey, SettingsKey
+from granplugin.recipe.strict import Strict, list_of, one_of
+from granplugin.suggest import did_you_mean
+
+PRESETS = ("tensorrt@11", "modelopt@0.47")
+WAYS = ("error", "lower", "coarsen", "simulate", "float")
+OnUnsupported = Annotated[list_of(one_of("choice", WAYS)), AfterValidator(tuple)]
+"""The first of these that can be done is."""
+
+
+def _of(role: str) -> Any:
+    return Field(default=None, description=f"The {role}: granularity, format, or keys one by one.")
+
+
+class Decision(Strict):
+    """What a rule, or spelt-out defaults, decide for a layer."""
+
+    weight: SettingsKey | None = _of("weight")
+    input: SettingsKey | None = _of("input")
+    output: SettingsKey | None = _of("output")
+    skip: SettingsKey | None = _of("skip input (what a residual add adds the output to)")
+    format: FormatKey | None = Field(
+        default=None, description="Of weight and input together; float leaves the layer alone."
+    )
+    half: Literal["allow"] | None = Field(
+        default=None, description="Allows quantizing only one of a layer's weight and input."
+    )
+    bn: one_of("bn", ("fold", "keep")) | None = Field(
+        default=None, description="Fold the batch norm behind the layer into it before quantizing."
+    )
+    on_unsupported: OnUnsupported | None = Field(
+        default=None, description="As the recipe's, for these layers."
+    )
+
+
+class Rule(Decision):
+    """One override; the last rule that matches decides, key by key."""
+
+    id: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")] | None = Field(
+        default=None, description="What variants and reports call this rule."
+    )
+    match: MatchKey = Field(description="Which layers: names, or keys that must all hold.")
+    optional: bool = Field(default=False, description="The rule may match nothing.")
+
+
+class Share(Strict):
+    """Sites that have one scale: the largest of theirs."""
+
+    match: MatchKey = Field(description="Which layers: names, or keys that must all hold.")
+    role: one_of("role", ROLES) = Field(default="input", description="Which site of each layer.")
+
+
+CONCAT = "concat"
+
+
+def _share(value: Any) -> Any:
+    if isinstance(value, str) and value != CONCAT:
+        raise ValueError(f"share takes concat, or match: and role:, not {value!r}")
+    return value if isinstance(value, (str, Share)) else Share.model_validate(value)
+
+
+def _shares(value: Any) -> Any:
+    return [value] if isinstance(value, (str, dict, Share)) else value
+
+
+ShareKey = Annotated[
+    str | Share, BeforeValidator(_share, json_schema_input_type=Literal["concat"] | Share)
+]
+SharesKey = list_of(ShareKey, _shares, least=0)
+
+
+class Variant(Strict):
+    """What one variant changes."""
+
+    drop: list_of(str, least=0) = Field(default=[], description="Rules to leave out, by id.")
+    set: dict[str, Any] = Field(
+        default={}, description="Keys to change: `rules.<id>.weight: per_tensor`, `defaults: ...`."
+    )
+    rules: list[Rule] = Field(default=[], description="Rules to add behind the others.")
+
+
+def _defaults(value: Any) -> Any:
+    if isinstance(value, str) and value not in PRESETS:
+        raise ValueError(f"unknown defaults {value!r}{did_you_mean(value, PRESETS)}")
+    if not isinstance(value, (str, dict, Decision)):
+        raise ValueError(
+            f"defaults are a preset ({', '.join(PRESETS)}) or weight:, input: ... keys"
+        )
+    return value if isinstance(value, (str, Decision)) else Decision.model_validate(value)
+
+
+DefaultsKey = Annotated[
+    str | Decision,
+    BeforeValidator(
+        _defaults,
+        json_schema_input_type=Annotated[str, WithJsonSchema({"enum": list(PRESETS)})] | Decision,
+    ),
+]

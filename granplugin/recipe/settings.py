@@ -1,0 +1,118 @@
+"""What one site gets: format, granularity, calibrator, range - and the short ways to write it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from granplugin.quant.calibrators import Calibrator
+from granplugin.quant.formats import FORMATS
+from granplugin.quant.granularity import GRANULARITIES, PARAMETERS, Granularity
+from granplugin.recipe.strict import Strict, at_key, one_of, unknown_key
+from granplugin.suggest import did_you_mean
+
+FLOAT = "float"
+
+
+def _calibrator(value: Any) -> Calibrator:
+    if isinstance(value, Calibrator):
+        return value
+    if isinstance(value, str):
+        if value == "percentile":
+            raise ValueError("percentile needs its number: {percentile: 99.99}")
+        if value in ("max", "entropy", "mse"):
+            return Calibrator(value)
+        known = ["max", "percentile", "entropy", "mse"]
+        raise ValueError(f"unknown calibrator {value!r}{did_you_mean(value, known)}")
+    if isinstance(value, dict) and list(value) == ["percentile"]:
+        number = value["percentile"]
+        if isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number <= 100:
+            return Calibrator("percentile", float(number))
+        raise ValueError(f"percentile is a number above 0 and at most 100, not {number!r}")
+    raise ValueError("a calibrator is max, entropy, mse or {percentile: 99.99}")
+
+
+CalibratorKey = Annotated[
+    Calibrator,
+    BeforeValidator(_calibrator),
+    WithJsonSchema(
+        {
+            "description": "How amax is found.",
+            "oneOf": [
+                {"enum": ["max", "entropy", "mse"]},
+                {
+                    "type": "object",
+                    "properties": {
+                        "percentile": {"type": "number", "exclusiveMinimum": 0, "maximum": 100}
+                    },
+                    "required": ["percentile"],
+                    "additionalProperties": False,
+                },
+            ],
+        }
+    ),
+]
+FormatKey = one_of("format", [*FORMATS, FLOAT])
+
+
+def _short_forms(schema: dict[str, Any]) -> None:
+    for name, parameters in PARAMETERS.items():
+        short = {"description": f"Short for granularity: {{{name}: ...}}.", **parameters}
+        schema["properties"][name] = short
+
+
+class Settings(Strict):
+    """What one site gets; keys that are not given keep what earlier rules said."""
+
+    model_config = ConfigDict(json_schema_extra=_short_forms)
+
+    format: FormatKey | None = Field(
+        default=None, description="int8, int4, fp8, or float: left alone."
+    )
+    granularity: Granularity | None = Field(
+        default=None, description="Which values share one scale; its parameters are part of it."
+    )
+    calibrator: CalibratorKey | None = Field(
+        default=None, description="How amax, the largest value that fits, is found."
+    )
+    amax: float | None = Field(default=None, gt=0, description="Pins the range: no calibration.")
+
+    @model_validator(mode="after")
+    def _nothing_to_calibrate(self) -> Settings:
+        if self.granularity is not None and self.granularity.at_run_time:
+            for key in ("calibrator", "amax"):
+                if getattr(self, key) is not None:
+                    raise at_key(key, f"{self.granularity} has its ranges at run time: no {key}")
+        return self
+
+
+def spelt_out(value: Any) -> Any:
+    """The keys behind a short form: `per_tensor` is {granularity: per_tensor}, and
+    {per_block: {size: 16}, calibrator: mse} has its granularity's name as a key."""
+    if isinstance(value, str):
+        if value == FLOAT or value in FORMATS:
+            return {"format": value}
+        if value in GRANULARITIES:
+            return {"granularity": value}
+        known = [*GRANULARITIES, *FORMATS, FLOAT]
+        raise ValueError(f"unknown granularity or format {value!r}{did_you_mean(value, known)}")
+    if not isinstance(value, dict):
+        return value
+    keys = list(Settings.model_fields)
+    for key in value:
+        if key not in keys and key not in GRANULARITIES:
+            raise unknown_key(key, [*keys, *GRANULARITIES])
+    named = [key for key in value if key in GRANULARITIES]
+    if len(named) + ("granularity" in value) > 1:
+        raise at_key(named[-1], "a site has one granularity, and this is a second")
+    rest = {key: given for key, given in value.items() if key in keys}
+    return {**rest, "granularity": {named[0]: value[named[0]]}} if named else rest
+
+
+_Word = Annotated[
+    str, WithJsonSchema({"enum": sorted({*GRANULARITIES, *FORMATS, FLOAT} - {"per_block"})})
+]
+SettingsKey = Annotated[
+    Settings, BeforeValidator(spelt_out, json_schema_input_type=Settings | _Word)
+]

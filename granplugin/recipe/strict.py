@@ -1,0 +1,113 @@
+"""What the recipe's sections are made of: strict mappings, words of a list, files, callables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from granplugin.suggest import did_you_mean
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Strict(BaseModel):
+    """Frozen, no coercion, and an unknown key is an error that names the nearest known one."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        populate_by_name=True,
+        arbitrary_types_allowed=True,
+        allow_inf_nan=False,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            known = [field.alias or name for name, field in cls.model_fields.items()]
+            for key in data:
+                if key not in known:
+                    raise unknown_key(key, known)
+        return data
+
+
+def at_key(key: str, message: str) -> PydanticCustomError:
+    """An error at one key of the mapping that is being validated."""
+    return PydanticCustomError("at_key", "{message}", {"key": key, "message": message})
+
+
+def unknown_key(key: str, known: list[str]) -> PydanticCustomError:
+    return at_key(key, f"unknown key {key!r}{did_you_mean(key, known)}")
+
+
+def one_of(what: str, names: tuple[str, ...] | list[str]) -> Any:
+    """A word out of a list; a wrong one names the nearest."""
+
+    def check(value: Any) -> str:
+        if value not in names:
+            raise ValueError(f"unknown {what} {value!r}{did_you_mean(str(value), names)}")
+        return value
+
+    return Annotated[str, BeforeValidator(check), WithJsonSchema({"enum": list(names)})]
+
+
+def _path(value: Any) -> Path:
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise ValueError(f"a file name is expected, not {value!r}")
+    return Path(value)
+
+
+File = Annotated[
+    Path,
+    BeforeValidator(_path),
+    WithJsonSchema({"type": "string", "description": "A path; relative ones start at the recipe."}),
+]
+
+
+class Target(Strict):
+    """A callable: `file.py:name` beside the recipe, or `installed.module:name`."""
+
+    path: Path | None = None
+    module: str | None = None
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.path.name if self.path else self.module}:{self.name}"
+
+
+def _target(value: Any) -> Target:
+    if isinstance(value, Target):
+        return value
+    place, _, name = str(value).rpartition(":")
+    if not isinstance(value, str) or not place or not name.isidentifier():
+        raise ValueError(f"a callable is written file.py:name or module:name, not {value!r}")
+    if place.endswith(".py"):
+        return Target(path=Path(place), name=name)
+    if not all(part.isidentifier() for part in place.split(".")):
+        raise ValueError(f"{place!r} is neither a file ending in .py nor a module's name")
+    return Target(module=place, name=name)
+
+
+Callable = Annotated[
+    Target,
+    BeforeValidator(_target),
+    WithJsonSchema({"type": "string", "description": "file.py:name or installed.module:name"}),
+]
+
+
+def words(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def list_of(item: Any, validator: Any = words, least: int = 1) -> Any:
+    """A list, or one item alone."""
+    return Annotated[
+        list[item],
+        Field(min_length=least),
+        BeforeValidator(validator, json_schema_input_type=list[item] | item),
+    ]
