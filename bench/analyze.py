@@ -34,7 +34,7 @@ from granplugin.analysis.effects import Effects, alone_name, restored_name
 from granplugin.analysis.local import LocalErrors
 from granplugin.analysis.network import run as forward
 from granplugin.analysis.run import Analyzer
-from granplugin.recipe.load import load
+from granplugin.recipe.load import load_recipe
 from granplugin.runs.session import Session
 from granplugin.store.run_folder import RunFolder, open_run
 
@@ -102,7 +102,7 @@ def open_session(
     network: str, samples: int, settings: Sequence[str], run_folder: RunFolder
 ) -> Session:
     settings = [f"data.calibration.args.samples={samples}", "data.batch_size=16", *settings]
-    return Session(load(HERE / f"{network}.yaml", settings), run_folder)
+    return Session(load_recipe(HERE / f"{network}.yaml", settings), run_folder)
 
 
 def fresh(session: Session) -> Analyzer:

@@ -25,7 +25,7 @@ from granplugin.measures.timing import measure_interleaved, ratio
 from granplugin.modelopt_bridge.observe import observe
 from granplugin.planning.plan import Row, preset_plan
 from granplugin.quant.calibrators import Calibrator
-from granplugin.recipe.load import load
+from granplugin.recipe.load import load_recipe
 from granplugin.runs.session import Session
 from granplugin.store.run_folder import open_run
 
@@ -70,7 +70,7 @@ def time_network(network: str, samples: int, rounds: int) -> list[Figure]:
 
 def open_session(network: str, samples: int, run_folder: object) -> Session:
     settings = [f"data.calibration.args.samples={samples}"]
-    return Session(load(HERE / f"{network}.yaml", settings), run_folder)
+    return Session(load_recipe(HERE / f"{network}.yaml", settings), run_folder)
 
 
 def input_rows(session: Session) -> list[Row]:

@@ -25,7 +25,7 @@ from measure import HERE, Figure, main, of_latency, of_ratio
 from granplugin.backends import openvino
 from granplugin.measures.timing import measure_interleaved, ratio
 from granplugin.modelopt_bridge import quiet
-from granplugin.recipe.load import load
+from granplugin.recipe.load import load_recipe
 from granplugin.runs.session import Session
 from granplugin.runs.variants import FP32, build_variant, calibrate, plan_jobs
 from granplugin.store.run_folder import RunFolder, open_run
@@ -43,7 +43,7 @@ def measure(rounds: int) -> Sequence[Figure]:
 
 
 def time_network(network: str, goal: float, run: RunFolder, rounds: int) -> list[Figure]:
-    session = Session(load(HERE / f"{network}.yaml"), run)
+    session = Session(load_recipe(HERE / f"{network}.yaml"), run)
     image = next(iter(session.evaluation))
     own = run.cache / "own.onnx"
     export_own(session, image, own)

@@ -17,7 +17,7 @@ from granplugin.graph.files import load_float, save
 from granplugin.measures.timing import measure_interleaved
 from granplugin.planning.plan import make_plan
 from granplugin.quant.layers import Layer
-from granplugin.recipe.load import load
+from granplugin.recipe.load import load_recipe
 from granplugin.runs.session import Session
 from granplugin.runs.variants import FP32, build_variant, calibrate, plan_jobs
 from granplugin.store.run_folder import RunFolder, open_run
@@ -37,14 +37,14 @@ def measure(rounds: int) -> Sequence[Figure]:
 
 
 def plan_many(rounds: int) -> Figure:
-    call = {"plan": lambda: make_plan(load(HERE / "many_layers.yaml"), many())}
+    call = {"plan": lambda: make_plan(load_recipe(HERE / "many_layers.yaml"), many())}
     found = measure_interleaved(call, warmup=1, rounds=rounds)["plan"]
     return of_latency(f"load a recipe of 6 rules, plan {LAYERS:,} layers", found, goal=1)
 
 
 def promise_many(rounds: int) -> Figure:
     layers = many()
-    plan = make_plan(load(HERE / "many_layers.yaml"), layers)
+    plan = make_plan(load_recipe(HERE / "many_layers.yaml"), layers)
     call = {"promise": lambda: decide(plan, layers, ["tensorrt_rtx"], None)}
     found = measure_interleaved(call, warmup=1, rounds=rounds)["promise"]
     name = f"what tensorrt_rtx promises for its {len(plan.rows):,} rows"
@@ -68,7 +68,7 @@ def many() -> list[Layer]:
 
 
 def write(recipe: Path, run: RunFolder, goal: float, rounds: int) -> list[Figure]:
-    loaded = load(recipe)
+    loaded = load_recipe(recipe)
     session = Session(loaded, run)
     jobs = [job for job in plan_jobs([loaded], session.layers) if job.name in (FP32, PRESET)]
     float_onnx, statistics = calibrate(session, jobs)

@@ -27,7 +27,7 @@ from granplugin.analysis.settings import same
 from granplugin.pipelines import apply as pipeline
 from granplugin.planning.plan import Plan, make_plan
 from granplugin.quant.layers import WEIGHTED, Layer
-from granplugin.recipe.load import load, load_variants
+from granplugin.recipe.load import load_recipe, load_variants
 from granplugin.runs.session import Session
 from granplugin.store.run_folder import RunFolder, open_run
 
@@ -79,11 +79,13 @@ def random_recipes(
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     random = np.random.default_rng(0)
     variants = {
-        f"random-{number}": {"rules": list(_rules(Session(load(path), run).layers, random, kept))}
+        f"random-{number}": {
+            "rules": list(_rules(Session(load_recipe(path), run).layers, random, kept))
+        }
         for number in range(count)
     }
     path.write_text(yaml.safe_dump({**recipe, "variants": variants}), encoding="utf-8")
-    session = Session(load(path), run)
+    session = Session(load_recipe(path), run)
     analyzer = Analyzer(session)
     choices = {
         name: _choice(analyzer.network, make_plan(loaded, session.layers))

@@ -22,7 +22,7 @@ from granplugin.audits.audit_file import examine
 from granplugin.backends import tensorrt_rtx
 from granplugin.backends.base import Options
 from granplugin.backends.engine_plan import read_layers_text
-from granplugin.recipe.load import load
+from granplugin.recipe.load import load_recipe
 from granplugin.runs.session import Session
 from granplugin.runs.variants import Built, build_variant, calibrate, plan_jobs
 from granplugin.store.run_folder import RunFolder, open_run
@@ -41,7 +41,7 @@ def measure(rounds: int) -> Sequence[Figure]:
 
 
 def of_network(network: str, goal: float, run: RunFolder, rounds: int) -> list[Figure]:
-    session = Session(load(HERE / f"rtx_{network}.yaml"), run)
+    session = Session(load_recipe(HERE / f"rtx_{network}.yaml"), run)
     jobs = plan_jobs([session.loaded], session.layers)
     float_onnx, statistics = calibrate(session, jobs)
     figures, seconds = [], []

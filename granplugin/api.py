@@ -19,7 +19,8 @@ from granplugin.network.batch_norms import fold_batch_norms
 from granplugin.network.trace import Example, trace
 from granplugin.planning.plan import make_plan
 from granplugin.quant.layers import Layer
-from granplugin.recipe.load import Loaded, load
+from granplugin.recipe.load import load_recipe
+from granplugin.recipe.loaded import Loaded
 
 _MARK = "_granplugin_prepared"
 
@@ -107,4 +108,4 @@ def export_onnx(model: nn.Module, example: Example, path: str | Path) -> Path:
 
 
 def _loaded(recipe: str | Path | Loaded) -> Loaded:
-    return recipe if isinstance(recipe, Loaded) else load(Path(recipe))
+    return recipe if isinstance(recipe, Loaded) else load_recipe(Path(recipe))

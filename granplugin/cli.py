@@ -94,9 +94,9 @@ def options(
 )
 def apply(recipes: Recipes, settings: Settings = None, out: Out = None, json_: Json = False) -> int:
     """Build and measure baselines, recipes and variants, and compare them."""
-    from granplugin.recipe.load import load
+    from granplugin.recipe.load import load_recipe
 
-    loaded = [load(path, settings or ()) for path in recipes]
+    loaded = [load_recipe(path, settings or ()) for path in recipes]
     from granplugin.store.run_folder import open_run
 
     with open_run(out or Path("runs") / loaded[0].recipe.name) as run:
@@ -151,10 +151,10 @@ def export(
 ) -> int:
     """Leave a folder that builds and measures on a machine with trtexec and no Python."""
     from granplugin.backends.trtexec import PROGRAMS
-    from granplugin.recipe.load import load
+    from granplugin.recipe.load import load_recipe
     from granplugin.suggest import did_you_mean
 
-    loaded = load(recipe, settings or ())
+    loaded = load_recipe(recipe, settings or ())
     if engine not in PROGRAMS:
         hint = did_you_mean(engine, PROGRAMS)
         raise UserError(f"{engine!r} cannot be exported for{hint}")
@@ -204,11 +204,11 @@ def inspect(
 ) -> int:
     """What the layers are: shapes, ranges, spreads and defaults; nothing is calibrated."""
     from granplugin.errors import RecipeError
-    from granplugin.recipe.load import load
+    from granplugin.recipe.load import load_recipe
     from granplugin.report import inspect_text as text
     from granplugin.store.run_folder import open_run
 
-    loaded = load(recipe, settings or (), data=False)
+    loaded = load_recipe(recipe, settings or (), data=False)
     with open_run(out or Path("runs") / loaded.recipe.name, "inspect_log.txt") as run:
         from granplugin.pipelines.inspection import inspect as look
         from granplugin.runs.session import Session
@@ -232,10 +232,10 @@ def plan(
     json_: Json = False,
 ) -> int:
     """What each site gets, and the rule that decided it; nothing is calibrated."""
-    from granplugin.recipe.load import RECIPE, load, load_variants
+    from granplugin.recipe.load import RECIPE, load_recipe, load_variants
     from granplugin.suggest import did_you_mean
 
-    loaded = load(recipe, settings or ())
+    loaded = load_recipe(recipe, settings or ())
     variants = load_variants(loaded)
     name = variant or RECIPE
     if name not in variants:
@@ -321,9 +321,9 @@ def analyze(
     json_: Json = False,
 ) -> int:
     """Which layer loses what, at which granularity, and why; and the overrides it takes."""
-    from granplugin.recipe.load import load
+    from granplugin.recipe.load import load_recipe
 
-    loaded = load(recipe, settings or ())
+    loaded = load_recipe(recipe, settings or ())
     from granplugin.store.run_folder import open_run
 
     # log.txt is the last apply's.

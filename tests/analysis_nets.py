@@ -175,12 +175,12 @@ def write(project, callable_: str, args: dict[str, Any] | None = None, **changes
 
 @contextmanager
 def session_of(recipe: Path, out: Path, settings: Sequence[str] = ()) -> Iterator[Any]:
-    from granplugin.recipe.load import load
+    from granplugin.recipe.load import load_recipe
     from granplugin.runs.session import Session
     from granplugin.store.run_folder import open_run
 
     with open_run(out) as run:
-        yield Session(load(recipe, settings), run)
+        yield Session(load_recipe(recipe, settings), run)
 
 
 def analyzed(recipe: Path, out: Path, settings: Sequence[str] = ()) -> Analysis:

@@ -24,7 +24,7 @@ from granplugin.backends.engine_plan import EngineLayer, EnginePlan, EngineTenso
 from granplugin.planning.plan import Plan, Row, make_plan
 from granplugin.quant.calibrators import Calibrator
 from granplugin.quant.layers import MULTIPLIED, WEIGHTED, Layer
-from granplugin.recipe.load import load
+from granplugin.recipe.load import load_recipe
 from granplugin.runs.session import Session
 from granplugin.runs.variants import calibrate, plan_jobs
 from granplugin.store.run_folder import open_run
@@ -46,7 +46,7 @@ def known(quickstart, tmp_path_factory):
         for path in quickstart.folder.glob(f"cache/{kind}-*"):
             shutil.copy(path, folder / "cache")
     with open_run(folder) as run:
-        session = Session(load(RECIPE), run)
+        session = Session(load_recipe(RECIPE), run)
         jobs = plan_jobs([session.loaded], session.layers)
         plans = {job.name: job.plan for job in jobs}
         yield session, plans, *calibrate(session, jobs)
@@ -76,7 +76,7 @@ def test_promises_are_those_of_granplugin_plan(project):
     assert code == 0, err
     said = json.loads(out)["promises"]
     with open_run(project.out) as run:
-        session = Session(load(recipe), run)
+        session = Session(load_recipe(recipe), run)
         plan = make_plan(session.loaded, session.layers)
         found = promises(session, {"recipe": plan})["recipe"]
         # What is not installed promises, too.
@@ -151,7 +151,7 @@ def test_what_was_not_measured_says_why(known, monkeypatch):
 @needs_rtx
 def test_a_build_that_fails_leaves_its_costs_unknown_and_is_tried_again(known, builds):
     session, plans, float_onnx, statistics = known
-    limited = Session(load(RECIPE, ["build.memory_mb=1"]), session.run)
+    limited = Session(load_recipe(RECIPE, ["build.memory_mb=1"]), session.run)
     plans = {"float": plans["fp16"]}
     for tries in (1, 2):
         found = costs(limited, plans, float_onnx, statistics, ["tensorrt_rtx"])

@@ -45,9 +45,9 @@ def network(name: str = "mobilenet_v2", weights: str = "mobilenet_digits") -> to
 def train(digits):
     """The samples that the recipe calibrates on."""
     from granplugin.data.open import open_data
-    from granplugin.recipe.load import load
+    from granplugin.recipe.load import load_recipe
 
-    data = load(RECIPE).recipe.data
+    data = load_recipe(RECIPE).recipe.data
     batches = open_data(data.calibration, CALIBRATION, data.seed, "calibration", ("image",))
     return torch.from_numpy(next(iter(batches))["image"])
 

@@ -157,18 +157,18 @@ def test_targets_decide_which_formats_there_are(applied):
 
 
 def test_tensorrts_target_is_the_gpu_that_is_there(project, monkeypatch):
-    from granplugin.recipe.load import load
+    from granplugin.recipe.load import load_recipe
 
-    recipe = load(project.recipe(optional_engines=["tensorrt", "tensorrt_rtx"])).recipe
+    recipe = load_recipe(project.recipe(optional_engines=["tensorrt", "tensorrt_rtx"])).recipe
     monkeypatch.setattr(legality, "gpu", lambda: Gpu("RTX A4000", "570", "sm86"))
     monkeypatch.setattr(legality, "engines_of", lambda recipe: recipe.optional_engines)
     assert legality.targets_of(recipe) == {"tensorrt": ("sm86",), "tensorrt_rtx": ()}
 
 
 def test_an_engine_for_other_targets_is_audited_and_not_run(project, monkeypatch):
-    from granplugin.recipe.load import load
+    from granplugin.recipe.load import load_recipe
 
-    loaded = load(project.recipe(engines=["tensorrt_rtx"], build={"targets": ["sm86"]}))
+    loaded = load_recipe(project.recipe(engines=["tensorrt_rtx"], build={"targets": ["sm86"]}))
     rtx = backends.load("tensorrt_rtx")
     monkeypatch.setattr(rtx, "can_run", lambda: None)
     for target, said in [("sm86", None), ("sm89", "built for sm86, and the L4 here is sm89")]:

@@ -11,7 +11,7 @@ import pytest
 from granplugin.pipelines.check import check_recipe
 from granplugin.planning.plan_file import text_key
 from granplugin.quant.layers import Layer, layer_to_json
-from granplugin.recipe.load import load
+from granplugin.recipe.load import load_recipe
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 HEAVY = {"torch", "modelopt", "onnx", "onnx_ir", "onnxruntime", "openvino", "tensorrt",
@@ -41,7 +41,7 @@ def planned(layers=NET):
     """As if `granplugin plan r.yaml` had been run."""
     run = Path("runs/r")
     run.mkdir(parents=True, exist_ok=True)
-    plan = {"text_key": text_key(load(Path("r.yaml")).recipe),
+    plan = {"text_key": text_key(load_recipe(Path("r.yaml")).recipe),
             "layers": [layer_to_json(layer) for layer in layers]}  # fmt: skip
     (run / "plan.json").write_text(json.dumps(plan))
 

@@ -12,7 +12,7 @@ from granplugin.planning.plan import make_plan, preset_plan, why
 from granplugin.quant.formats import FORMATS
 from granplugin.quant.granularity import parse_granularity
 from granplugin.quant.layers import Layer, layer_from_json, layer_to_json
-from granplugin.recipe.load import load, load_variants
+from granplugin.recipe.load import load_recipe, load_variants
 
 BASE = {
     "version": 1,
@@ -63,7 +63,7 @@ def loaded(rules=(), **keys):
     lines = ",\n".join(json.dumps(rule) for rule in rules)
     text = json.dumps({**BASE, **keys})[:-1] + f', "rules": [\n{lines}]}}'
     Path("r.yaml").write_text(text)
-    return load(Path("r.yaml"))
+    return load_recipe(Path("r.yaml"))
 
 
 def plan_of(rules=(), layers=NET, **keys):

@@ -11,7 +11,7 @@ from torch import nn
 from granplugin.network.trace import trace
 from granplugin.planning.plan import make_plan
 from granplugin.planning.presets import _MODELOPT_EXCLUDED
-from granplugin.recipe.load import load
+from granplugin.recipe.load import load_recipe
 
 
 class Net(nn.Module):
@@ -67,7 +67,7 @@ def plan_of(model, example, folder, preset):
     }
     path = folder / "r.yaml"
     path.write_text(json.dumps(recipe))
-    return make_plan(load(path), trace(model, example).layers)
+    return make_plan(load_recipe(path), trace(model, example).layers)
 
 
 def test_modelopt_0_47_is_its_int8_default_cfg(model, example, tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from granplugin.errors import RecipeError
-from granplugin.recipe.load import load, load_variants
+from granplugin.recipe.load import load_recipe, load_variants
 from granplugin.recipe.decisions import Decision
 from granplugin.recipe.schema import Recipe, json_schema
 from granplugin.recipe.source import MAX_BYTES, parse_document
@@ -50,7 +50,7 @@ def write(folder, monkeypatch):
 
 def refused(path, *sets):
     with pytest.raises(RecipeError) as caught:
-        load_variants(load(path, sets))
+        load_variants(load_recipe(path, sets))
     return str(caught.value)
 
 
@@ -287,7 +287,7 @@ RUN_CHANGES = {
 
 
 def recipe_of(write, value, name="r.yaml", *sets):
-    return load(write(json.dumps(value), name), sets)
+    return load_recipe(write(json.dumps(value), name), sets)
 
 
 def whole():
@@ -334,7 +334,7 @@ def test_a_variant_keeps_the_place_of_every_rule(write):
         "    rules:\n"
         "      - {match: c, bn: fold}\n"
     )
-    variant = load_variants(load(write(text)))["v"]
+    variant = load_variants(load_recipe(write(text)))["v"]
     lines = [variant.mark("rules", n).line for n in range(len(variant.recipe.rules))]
     assert [rule.match.name for rule in variant.recipe.rules] == [["b"], ["c"]]
     assert lines == [7, 12]
@@ -477,7 +477,7 @@ def loads_or_is_refused(text, folder, *sets):
     path = folder / "fuzz.yaml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     try:
-        load_variants(load(path, sets))
+        load_variants(load_recipe(path, sets))
     except RecipeError as err:
         assert str(err).strip()
 

@@ -32,7 +32,7 @@ from granplugin.graph.read.verify import read_back
 from granplugin.network.trace import trace
 from granplugin.planning.plan import Plan, Row, make_plan, preset_plan
 from granplugin.quant.layers import Layer, layer_from_json, layer_to_json
-from granplugin.recipe.load import load
+from granplugin.recipe.load import load_recipe
 
 NETS = '''
 import operator
@@ -241,7 +241,7 @@ def planned(folder, model: nn.Module, example, **recipe) -> Plan:
         "data": {"calibration": {"callable": "a:c"}},
     }
     path.write_text(json.dumps({**text, **recipe}))
-    return make_plan(load(path), layers_of(model, example))
+    return make_plan(load_recipe(path), layers_of(model, example))
 
 
 IMAGE = torch.randn(2, 1, 8, 8)
@@ -253,7 +253,7 @@ def test_tensorrt_11_quantizes_the_skips_of_convolutions_and_modelopt_none(tmp_p
     skips = [row for row in plan.quantized if row.role == "skip"]
     assert [row.layer for row in skips] == [f"blocks.{n}.conv2" for n in range(7)]
     assert {(row.format, row.scales) for row in skips} == {("int8", 1)}
-    loaded = load(tmp_path / "r.yaml")
+    loaded = load_recipe(tmp_path / "r.yaml")
     bare = preset_plan("modelopt@0.47", layers_of(model, IMAGE), loaded)
     assert not [row for row in bare.quantized if row.role == "skip"]
     vit = MADE["from_transformers"](

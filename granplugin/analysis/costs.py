@@ -31,7 +31,7 @@ from granplugin.progress import track
 from granplugin.quant.calibrators import Calibrator
 from granplugin.quant.granularity import ROLES
 from granplugin.quant.layers import MULTIPLIED, WEIGHTED, Layer
-from granplugin.recipe.load import Loaded
+from granplugin.recipe.loaded import Loaded
 from granplugin.recipe.schema import Recipe, StatisticsSpec
 from granplugin.runs.build_options import options_of
 from granplugin.runs.session import Session

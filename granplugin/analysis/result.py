@@ -27,7 +27,8 @@ from granplugin.capabilities import KINDS
 from granplugin.errors import UserError
 from granplugin.network.weight_facts import WeightFacts, weight_facts
 from granplugin.planning.plan import Row, make_plan
-from granplugin.recipe.load import Loaded, load
+from granplugin.recipe.load import load_recipe
+from granplugin.recipe.loaded import Loaded
 from granplugin.report import analysis_model as model
 from granplugin.report.build import machine
 from granplugin.runs.session import Session
@@ -82,7 +83,7 @@ def write_recipe(
     scratch = target.with_name(f".{target.name}.new")
     try:
         scratch.write_text(text, encoding="utf-8")
-        suggested = make_plan(load(scratch, settings), session.layers)
+        suggested = make_plan(load_recipe(scratch, settings), session.layers)
         changed = {name for override in advice.overrides for name in override.layers}
         before = make_plan(session.loaded, session.layers)
         for old, new in zip(before.rows, suggested.rows, strict=True):

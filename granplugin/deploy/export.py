@@ -28,7 +28,7 @@ from granplugin.deploy.imported import FORMAT, Exported, ExportedVariant, Manife
 from granplugin.errors import RunError
 from granplugin.planning.plan_file import plan_file, row_json
 from granplugin.progress import track
-from granplugin.recipe.load import Loaded
+from granplugin.recipe.loaded import Loaded
 from granplugin.runs.build_options import check_build, options_of
 from granplugin.runs.session import Session
 from granplugin.runs.variants import Built, build_variant, calibrate, plan_jobs

@@ -21,7 +21,7 @@ from granplugin.deploy.imported import enter
 from granplugin.planning.plan_file import plan_file
 from granplugin.planning.quantize_config import config
 from granplugin.progress import track
-from granplugin.recipe.load import Loaded
+from granplugin.recipe.loaded import Loaded
 from granplugin.report.build import make_report
 from granplugin.report.markdown import to_markdown
 from granplugin.report.model import Report

@@ -10,7 +10,8 @@ from granplugin.errors import RecipeError
 from granplugin.planning.plan import make_plan
 from granplugin.planning.plan_file import text_key
 from granplugin.quant.layers import Layer, layer_from_json
-from granplugin.recipe.load import Loaded, load, load_variants
+from granplugin.recipe.load import load_recipe, load_variants
+from granplugin.recipe.loaded import Loaded
 from granplugin.report.verbs import CheckedRecipe
 
 
@@ -18,7 +19,7 @@ def check_recipe(path: Path, settings: Sequence[str], out: Path | None) -> Check
     """Everything that can be said of a recipe without building its model."""
     checked, why = "text", ""
     try:
-        loaded = load(path, settings)
+        loaded = load_recipe(path, settings)
         variants = load_variants(loaded)
         layers, why = _last_layers(loaded, out or Path("runs") / loaded.recipe.name)
         if layers:

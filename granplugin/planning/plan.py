@@ -20,7 +20,7 @@ from granplugin.quant.granularity import (
     scales,
 )
 from granplugin.quant.layers import MULTIPLIED, WEIGHTED, Layer
-from granplugin.recipe.load import Loaded
+from granplugin.recipe.loaded import Loaded
 from granplugin.recipe.match import nearest, select
 from granplugin.recipe.decisions import Decision, Rule, Share
 from granplugin.recipe.match import Match

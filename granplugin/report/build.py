@@ -16,7 +16,7 @@ from granplugin.backends import TARGETED
 from granplugin.measures import intervals as compare
 from granplugin.measures import metrics, timing
 from granplugin.planning.plan import Plan, Row, preset_plan
-from granplugin.recipe.load import Loaded
+from granplugin.recipe.loaded import Loaded
 from granplugin.recipe.build import BUILDERS, BUILDS_WITH
 from granplugin.recipe.decisions import PRESETS
 from granplugin.recipe.schema import Recipe

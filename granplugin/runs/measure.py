@@ -27,7 +27,7 @@ from granplugin.errors import EngineError, ModelError, UserError
 from granplugin.capabilities.legality import Written
 from granplugin.network.models import blame, resolve
 from granplugin.progress import track
-from granplugin.recipe.load import Loaded
+from granplugin.recipe.loaded import Loaded
 from granplugin.recipe.strict import Target
 from granplugin.store.keys import content_key
 from granplugin.runs.session import Session, located

@@ -22,7 +22,7 @@ from granplugin.quant.layers import Layer, layer_from_json, layer_to_json
 from granplugin.network.models import build_model, device, input_names, model_key
 from granplugin.planning.plan import Plan
 from granplugin.progress import track
-from granplugin.recipe.load import Loaded
+from granplugin.recipe.loaded import Loaded
 from granplugin.store.run_folder import RunFolder
 from granplugin.store.keys import content_key
 from granplugin.planning.plan_file import text_key

@@ -27,7 +27,8 @@ from granplugin.graph.read.verify import agreement, read_back
 from granplugin.quant.layers import Layer
 from granplugin.capabilities.legality import Written, decide, engines_of, targets_of
 from granplugin.planning.plan import Plan, Row, make_plan, preset_plan
-from granplugin.recipe.load import RECIPE, Loaded, load_variants
+from granplugin.recipe.load import RECIPE, load_variants
+from granplugin.recipe.loaded import Loaded
 from granplugin.recipe.settings import FLOAT
 from granplugin.report.model import Agreement
 from granplugin.store.keys import content_key, file_key

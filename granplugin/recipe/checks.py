@@ -1,0 +1,91 @@
+"""What keys of a recipe must agree on, beyond what each of them says alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from granplugin.recipe.build import BUILDERS, BUILDS_WITH
+from granplugin.recipe.decisions import Decision
+from granplugin.recipe.loaded import Loaded
+from granplugin.recipe.paths import shown, why_missing
+from granplugin.recipe.settings import Settings
+from granplugin.recipe.source import Location
+from granplugin.recipe.strict import Target
+from granplugin.suggest import did_you_mean
+
+
+def check(loaded: Loaded, data: bool) -> None:
+    """Raises RecipeError, at its line, for the first that does not hold.
+
+    Without `data`, the files of its data need not be there.
+    """
+    _check_rules(loaded)
+    _check_build(loaded)
+    _check_files(loaded, data)
+
+
+def _check_rules(loaded: Loaded) -> None:
+    seen: dict[str, int] = {}
+    for index, rule in enumerate(loaded.recipe.rules):
+        if rule.id in seen:
+            first = loaded.mark("rules", seen[rule.id], "id")
+            raise loaded.error(("rules", index, "id"), f"id {rule.id!r} is taken, by {first}")
+        if rule.id:
+            seen[rule.id] = index
+        said = [getattr(rule, key) for key in Decision.model_fields]
+        if all(given in (None, Settings()) for given in said):
+            raise loaded.error(
+                ("rules", index),
+                f"this rule decides nothing; give one of {', '.join(Decision.model_fields)}",
+            )
+    for name in loaded.recipe.limits.latency_vs:
+        if name not in loaded.recipe.baselines:
+            raise loaded.error(
+                ("limits", "latency_vs", name),
+                f"{name!r} is not among the baselines{did_you_mean(name, loaded.recipe.baselines)}",
+            )
+    if "top1" not in loaded.recipe.metrics and loaded.recipe.limits.top1_drop is not None:
+        raise loaded.error(("limits", "top1_drop"), "top1_drop needs top1 among the metrics")
+    named = {*loaded.recipe.engines, *loaded.recipe.optional_engines}
+    if loaded.recipe.limits.latency_vs and named == {"onnxruntime"}:
+        raise loaded.error(
+            ("limits", "latency_vs"),
+            "latency_vs needs an engine that measures latency, and onnxruntime is a reference only",
+        )
+
+
+def _check_build(loaded: Loaded) -> None:
+    """Build options are an error where no engine of the run can use them."""
+    recipe = loaded.recipe
+    named = {*recipe.engines, *recipe.optional_engines}
+    for key in sorted(recipe.build.model_fields_set):
+        has = BUILDS_WITH.get(key, BUILDERS)
+        if named.isdisjoint(has):
+            raise loaded.error(
+                ("build", key),
+                f"{key} is for {' and '.join(has)}, and this recipe's engines are "
+                f"{', '.join([*recipe.engines, *recipe.optional_engines])}",
+            )
+    cache = recipe.build.timing_cache
+    if cache and (cache.is_dir() or not cache.parent.is_dir()):
+        said = "is a folder" if cache.is_dir() else f"is in no folder: {shown(cache.parent)}"
+        raise loaded.error(("build", "timing_cache"), f"the file {shown(cache)} {said}")
+
+
+def _check_files(loaded: Loaded, data: bool) -> None:
+    recipe = loaded.recipe
+    files: list[tuple[Location, Path | None]] = [
+        (("model", "weights"), recipe.model.weights),
+        (("model", "callable"), recipe.model.callable.path),
+        (("evaluate",), recipe.evaluate.path if recipe.evaluate else None),
+        (("statistics", "import"), recipe.statistics.import_),
+    ]
+    for role in ("calibration", "evaluation", "analysis") if data else ():
+        source = getattr(recipe.data, role)
+        for key in ("npz", "folder", "labels", "callable"):
+            given = getattr(source, key, None)
+            given = given.path if isinstance(given, Target) else given
+            files.append((("data", role, key), given if isinstance(given, Path) else None))
+    for at, file in files:
+        if file is not None and (said := why_missing(file, folder=at[-1] == "folder")):
+            raise loaded.error(at, said)

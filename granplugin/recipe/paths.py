@@ -1,0 +1,72 @@
+"""Paths in a recipe: they start at the file they are written in, and must be there."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from granplugin.recipe.source import Document, Location
+
+
+def anchored(document: Document) -> Document:
+    """Paths that start at the file they are written in, made absolute."""
+    value = document.value
+    sources = [("data", role) for role in ("calibration", "evaluation", "analysis")]
+    places = [
+        ("extends",),
+        ("evaluate",),
+        ("model", "callable"),
+        ("model", "weights"),
+        ("statistics", "import"),
+        ("statistics", "export"),
+        ("build", "timing_cache"),
+        *((*at, key) for at in sources for key in ("npz", "folder", "callable")),
+        *((*at, "labels") for at in sources if "folder" in _peek(value, at, {})),
+    ]
+    folder = document.folder
+    for place in places:
+        parent = _peek(value, place[:-1], None)
+        given = parent.get(place[-1]) if isinstance(parent, dict) else None
+        if isinstance(given, list):
+            parent[place[-1]] = [str(folder / x) if isinstance(x, str) else x for x in given]
+        elif isinstance(given, str) and (
+            place[-1] not in ("callable", "evaluate") or given.rpartition(":")[0].endswith(".py")
+        ):
+            parent[place[-1]] = str(folder / given)
+    return document
+
+
+def _peek(value: Any, at: Location, default: Any) -> Any:
+    for part in at:
+        if not isinstance(value, dict) or part not in value:
+            return default
+        value = value[part]
+    return value if isinstance(value, dict) else default
+
+
+def why_missing(path: Path, folder: bool) -> str | None:
+    """Why this is not a file (or a folder) one can read, or None."""
+    wanted = "folder" if folder else "file"
+    try:
+        found = path.stat().st_mode
+    except OSError as err:
+        if err.errno not in (errno.ENOENT, errno.ENOTDIR):
+            return f"{shown(path)} cannot be read: {err.strerror}"
+        names = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, names, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"no such {wanted}: {shown(path)}{hint}"
+    if folder != stat.S_ISDIR(found):
+        return f"{shown(path)} is {'not ' if folder else ''}a folder; a {wanted} is expected here"
+    return None
+
+
+def shown(path: Path) -> str:
+    """Relative to the current folder where it is in there."""
+    absolute = Path(os.path.abspath(path))
+    cwd = Path.cwd()
+    return str(absolute.relative_to(cwd) if absolute.is_relative_to(cwd) else absolute)
