@@ -13,6 +13,8 @@ import numpy as np
 from granplugin.data.arrays import as_array, check_names, class_numbers, finite_numbers
 from granplugin.data.batches import Batch, length_of, rebatched
 from granplugin.errors import DataError
+from granplugin.recipe.callables import blame, resolve
+from granplugin.recipe.code_key import code_key
 from granplugin.recipe.data import CallableSource
 from granplugin.recipe.strict import Target
 from granplugin.store.keys import content_key
@@ -22,8 +24,6 @@ def open_called(
     source: CallableSource, batch_size: int, seed: int, role: str, input_names: Sequence[str]
 ) -> Called:
     """What the callable gives; `samples` are the first ones, so `seed` decides nothing."""
-    from granplugin.network.models import resolve
-
     return Called(
         source.callable,
         resolve(source.callable, DataError),
@@ -61,9 +61,7 @@ class Called:
 
     def key(self) -> str:
         """Of the callable's code, its arguments and `samples`: not of files that it reads."""
-        from granplugin.network.models import source_key
-
-        code = source_key(self.target)
+        code = code_key(self.target)
         return content_key("callable", code, self.args, self.limit, self.input_names[:1])
 
     @cached_property
@@ -109,8 +107,6 @@ class Called:
             raise DataError(f"{self.where}: it gives {count or 'no'} samples{asked}")
 
     def _given(self) -> Iterator[Any]:
-        from granplugin.network.models import blame
-
         try:
             batches = self.function(**self.args)
             # A batch by itself can be iterated too, and would be taken apart.

@@ -25,7 +25,7 @@ from granplugin.runs.build_options import cannot_run, options_of
 from granplugin.data.batches import Batches
 from granplugin.errors import EngineError, ModelError, UserError
 from granplugin.capabilities.legality import Written
-from granplugin.network.models import blame, resolve
+from granplugin.recipe.callables import blame, resolve
 from granplugin.progress import track
 from granplugin.recipe.loaded import Loaded
 from granplugin.recipe.strict import Target

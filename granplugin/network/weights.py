@@ -1,0 +1,130 @@
+"""Weights from a file, without running code that it may hold; and whether they are finite."""
+
+from __future__ import annotations
+
+import logging
+import math
+import pickle
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from granplugin.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+_LISTED = 3
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a file's weights into the model. Raises ModelError where they do not fit, or cannot be
+    read without running code."""
+    given = _read_weights(path)
+    own = model.state_dict()
+    clashing = [
+        name
+        for name, values in given.items()
+        if name in own and not is_lazy(own[name]) and own[name].shape != values.shape
+    ]
+    fitting = {name: values for name, values in given.items() if name not in clashing}
+    try:
+        missing, unexpected = model.load_state_dict(fitting, strict=False)
+    except RuntimeError as err:
+        raise ModelError(f"{path}: the model refused these weights: {err}") from err
+    # safetensors keeps one name of tensors that share memory.
+    loaded = {own[name].data_ptr() for name in fitting if name in own} - {0}
+    missing = [
+        name
+        for name in missing
+        if name not in clashing and not (name in own and own[name].data_ptr() in loaded)
+    ]
+    shapes = [
+        f"{name} ({list(given[name].shape)} in the file, {list(own[name].shape)} in the model)"
+        for name in clashing
+    ]
+    wrong = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    if any(wrong.values()):
+        lists = "; ".join(f"{what}: {_first(names)}" for what, names in wrong.items() if names)
+        raise ModelError(f"{path}: the weights do not fit the model; {lists}")
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ModelError(f"{path}: there is no such file of weights")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (safetensors.SafetensorError, OSError) as err:
+            raise ModelError(f"{path}: this is no safetensors file, or a damaged one") from err
+    zipped = zipfile.is_zipfile(path)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as err:
+        with path.open("rb") as file:
+            pickled = zipped or file.read(1) == pickle.PROTO
+        if not pickled:
+            raise ModelError(f"{path}: this is no file of weights") from err
+        raise ModelError(
+            f"{path}: it holds Python objects besides tensors, and loading them could run any "
+            "code; save the model's state_dict as .safetensors"
+        ) from err
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as err:
+        raise ModelError(
+            f"{path}: it is damaged, or not written by torch.save; save the model's state_dict "
+            "as .safetensors"
+        ) from err
+    if _is_state_dict(loaded):
+        return loaded
+    parts = loaded.items() if isinstance(loaded, dict) else ()
+    sets = [key for key, value in parts if _is_state_dict(value)]
+    if len(sets) == 1:
+        log.info("took %r of %s", sets[0], path)
+        return loaded[sets[0]]
+    if sets:
+        raise ModelError(
+            f"{path}: it holds several sets of weights ({_first(sets)}); save the one to use "
+            "as .safetensors"
+        )
+    raise ModelError(f"{path}: it holds no weights, that is names with tensors")
+
+
+def _is_state_dict(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+    )
+
+
+def check_finite(model: nn.Module, where: str) -> None:
+    """Raises ModelError, naming it, for a parameter that is not finite, a buffer that holds NaN, or
+    either without values."""
+    for kind, tensors in (
+        ("parameter", model.named_parameters()),
+        ("buffer", model.named_buffers()),
+    ):
+        for name, tensor in tensors:
+            if is_lazy(tensor) or tensor.is_meta:
+                raise ModelError(f"{where}: {kind} {name!r} has no values; initialize the model")
+            if not tensor.is_floating_point() or not tensor.numel():
+                continue
+            # Several times faster than isfinite, and NaN comes through; 8-bit floats lack it.
+            ends = (tensor.float() if tensor.itemsize == 1 else tensor).detach().aminmax()
+            low, high = (end.item() for end in ends)
+            # A buffer may be an attention mask with -inf.
+            if math.isnan(low) or (kind == "parameter" and math.inf in (-low, high)):
+                what = "NaN" if math.isnan(low) else "Inf"
+                raise ModelError(f"{where}: {kind} {name!r} holds {what}; use finite weights")
+
+
+def _first(names: Iterable[str]) -> str:
+    names = list(names)
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,66 @@
+"""What a callable's result depends on: its file, those it imports, the versions of packages."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+
+from granplugin.recipe.strict import Target
+from granplugin.store.keys import content_key, file_key
+
+
+def code_key(target: Target) -> str:
+    """A hash of a callable's code.
+
+    For a file: of it and of the files beside it that it imports, directly or not. For an installed
+    module: of its file and the version of its distribution. Nothing is imported.
+    """
+    if target.path:
+        facts = sorted(file_key(file) for file in _with_neighbours(target.path))
+    else:
+        origin = importlib.util.find_spec(target.module).origin
+        facts = [file_key(Path(origin)), version_of(package_of(target.module))]
+    return content_key(target.name, *facts)
+
+
+def package_of(module: str) -> str:
+    """The top package that a module is in."""
+    return module.partition(".")[0]
+
+
+def version_of(package: str) -> str:
+    """Name and version of the distribution called as a package; "" where there is none."""
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        # A user's file; or a distribution of another name, whose files' hashes have to do.
+        return ""
+
+
+def _with_neighbours(path: Path) -> set[Path]:
+    found: set[Path] = set()
+    queue = [path]
+    while queue:
+        file = queue.pop()
+        if file in found or not file.is_file():
+            continue
+        found.add(file)
+        try:
+            nodes = list(ast.walk(ast.parse(file.read_bytes())))
+        except SyntaxError:  # it can import nothing either
+            continue
+        for node in nodes:
+            if isinstance(node, ast.Import):
+                folder, names = path.parent, [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                folder = file.parents[node.level - 1] if node.level else path.parent
+                names = [f"{node.module or ''}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            for parts in (name.strip(".").split(".") for name in names):
+                for depth in range(1, len(parts) + 1):
+                    place = folder.joinpath(*parts[:depth])
+                    queue += [place.with_name(f"{place.name}.py"), place / "__init__.py"]
+    return found
