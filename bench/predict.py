@@ -24,7 +24,7 @@ from granplugin.analysis.effects import alone_name, predicted
 from granplugin.analysis.network import Choice, Network
 from granplugin.analysis.run import Analyzer
 from granplugin.analysis.settings import same
-from granplugin.pipelines import apply as pipeline
+from granplugin.pipelines.apply import apply_in
 from granplugin.planning.plan import Plan, make_plan
 from granplugin.quant.layers import WEIGHTED, Layer
 from granplugin.recipe.load import load_recipe, load_variants
@@ -94,7 +94,7 @@ def random_recipes(
     }
     pairs = dict.fromkeys(pair for choice in choices.values() for pair in choice.items())
     alone = analyzer.effects(alone=list(pairs))
-    report = pipeline.apply([session.loaded], run)
+    report = apply_in(run, [session.loaded])
     drawn = [variant for variant in report.variants if variant.name in choices]
     measured = {v.name: v.engines[0].metrics["sqnr_db"].value for v in drawn}
     said = {

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from granplugin.network.trace import folded, trace, weight_axis
 from granplugin.network.weight_facts import weight_facts
-from granplugin.pipelines.inspection import macs
+from granplugin.pipelines.inspect import macs
 from granplugin.quant.folding import channel_ranges
 from granplugin.report.columns import cut
 

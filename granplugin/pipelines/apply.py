@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from granplugin.backends import TARGETED
 from granplugin.backends.engine_plan import inspector_json
 from granplugin.calibration.statistics import export_amax
 from granplugin.deploy.imported import enter
@@ -30,18 +32,48 @@ from granplugin.runs.latency import Timing, measure_latency, profile
 from granplugin.runs.measure import Measured, check_data, measure, open_backends
 from granplugin.runs.session import Session
 from granplugin.runs.variants import Built, build_variant, calibrate, plan_jobs
-from granplugin.store.run_folder import RunFolder
+from granplugin.store.run_folder import RunFolder, default_folder, open_run
 
 ENGINE_FILES = ("layers.txt", "layers.json", "profile.json")
 """What an engine tells of its layers, in the forms of TensorRT-RTX's log and of trtexec."""
 
 
-def apply(recipes: Sequence[Loaded], run: RunFolder) -> Report:
-    """Build and measure the baselines, the recipes and their variants; leave a report.
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a run came to: its report, and the folder that has it and all results."""
+
+    report: Report
+    folder: Path
+
+    @property
+    def exit_code(self) -> int:
+        """0 done; 1 a limit is missed; 3 a targeted engine does not honour a row of a recipe or
+        variant; 4 it cannot be told whether a limit is met."""
+        if any(
+            engine.broken_promises
+            for variant in self.report.variants
+            if variant.kind != "baseline"
+            for engine in variant.engines
+            if engine.engine in TARGETED
+        ):
+            return 3
+        verdicts = {limit.verdict for limit in self.report.limits}
+        return 1 if "missed" in verdicts else 4 if "cannot tell" in verdicts else 0
+
+
+def apply(recipes: Sequence[Loaded], out: Path | None = None) -> Applied:
+    """Build and measure the baselines, the recipes and their variants; leave a report in `out`, by
+    default runs/<name of the first recipe>.
 
     Raises UserError where something must change, Unhonoured where a written graph, read back, is
     not what its plan says.
     """
+    with open_run(out or default_folder(recipes[0].recipe.name)) as run:
+        return Applied(apply_in(run, recipes), run.path)
+
+
+def apply_in(run: RunFolder, recipes: Sequence[Loaded]) -> Report:
+    """The stages, in a run folder that is held."""
     check_common(recipes)
     engines = open_backends(recipes[0])
     session = Session(recipes[0], run)

@@ -12,7 +12,15 @@ from granplugin.planning.plan_file import text_key
 from granplugin.quant.layers import Layer, layer_from_json
 from granplugin.recipe.load import load_recipe, load_variants
 from granplugin.recipe.loaded import Loaded
-from granplugin.report.verbs import CheckedRecipe
+from granplugin.report.verbs import CheckedRecipe, CheckOutput
+from granplugin.store.run_folder import default_folder
+
+
+def check(
+    recipes: Sequence[Path], settings: Sequence[str] = (), out: Path | None = None
+) -> CheckOutput:
+    """Check each of these recipes; `out` is the folder of the last plan, by default runs/<name>."""
+    return CheckOutput(recipes=[check_recipe(path, settings, out) for path in recipes])
 
 
 def check_recipe(path: Path, settings: Sequence[str], out: Path | None) -> CheckedRecipe:
@@ -21,7 +29,7 @@ def check_recipe(path: Path, settings: Sequence[str], out: Path | None) -> Check
     try:
         loaded = load_recipe(path, settings)
         variants = load_variants(loaded)
-        layers, why = _last_layers(loaded, out or Path("runs") / loaded.recipe.name)
+        layers, why = _last_layers(loaded, out or default_folder(loaded.recipe.name))
         if layers:
             checked = "text and its rules"
             for variant in variants.values():

@@ -1,30 +1,29 @@
-"""A plan as text of 80 columns."""
+"""A plan as text of 80 columns or JSON."""
 
 from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 
 from granplugin.capabilities import KINDS, Promise
+from granplugin.capabilities.legality import Written
 from granplugin.planning.plan import Plan, Row
+from granplugin.planning.plan_file import row_json
+from granplugin.report.verbs import PlanOutput, RuleRow, SitePromise, SiteRow, WhyOutput
 
 _LISTED = 5
 """Sites of an engine that are told one by one."""
 
 
-def plan_lines(
-    plan: Plan,
-    promises: Mapping[str, Mapping[str, Promise]] | None = None,
-    made: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
-) -> Iterator[str]:
+def plan_lines(plan: Plan, written: Mapping[str, Written] = MappingProxyType({})) -> Iterator[str]:
     """A line per layer and one per site below it; then the rules, and what to know of them.
 
-    What is float because no rule says otherwise is only counted. `promises` and `made` are by
-    engine and site: what it promises of the site as written, and what was made of it there.
+    What is float because no rule says otherwise is only counted. `written` has for each
+    engine what it promises of the sites as written, and what was made of them there.
     """
     rules = {use.rule for use in plan.uses}
     for _, group in groupby(plan.rows, key=lambda row: row.layer):
@@ -42,8 +41,8 @@ def plan_lines(
         f"{len(plan.quantized)} sites quantized with {sum(r.scales for r in plan.quantized):,} "
         f"scales, {floats} float"
     )
-    for engine, by_site in (promises or {}).items():
-        yield from _promises(engine, by_site, made.get(engine, {}))
+    for engine, of_engine in written.items():
+        yield from _promises(engine, of_engine.promises, of_engine.made)
     for use in plan.uses:
         yield f"{use.where}  {use.rule}: matches {use.matched} layers, decides {use.decides} keys"
     for note in plan.notes:
@@ -81,3 +80,36 @@ def _site(row: Row, by_rule: bool) -> str:
         what += f" amax {row.amax:g}"
     line = f"  {row.role:<6} {shape:<13} {row.format:<5} {what:<22} {where}"
     return f"{line}\n         {row.note}" if row.note else line
+
+
+def plan_json(recipe: str, variant: str, plan: Plan, written: Mapping[str, Written]) -> str:
+    """The same, whole."""
+    output = PlanOutput(
+        recipe=recipe,
+        variant=variant,
+        rows=[SiteRow(**row_json(row)) for row in plan.rows],
+        rules=[
+            RuleRow(rule=use.rule, where=use.where, matched=use.matched, decides=use.decides)
+            for use in plan.uses
+        ],
+        notes=list(plan.notes),
+        promises={engine: _site_promises(of_engine) for engine, of_engine in written.items()},
+    )
+    return output.model_dump_json(indent=1)
+
+
+def why_json(layer: str, story: Sequence[str]) -> str:
+    """A layer's story as JSON."""
+    return WhyOutput(layer=layer, story=list(story)).model_dump_json(indent=1)
+
+
+def _site_promises(written: Written) -> dict[str, SitePromise]:
+    return {
+        site: SitePromise(
+            kind=promise.kind,
+            reason=promise.reason,
+            source=promise.source,
+            made=written.made.get(site),
+        )
+        for site, promise in written.promises.items()
+    }

@@ -80,6 +80,11 @@ class RunFolder:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def default_folder(name: str) -> Path:
+    """Where the run of a recipe of this name is kept."""
+    return Path("runs") / name
+
+
 @contextmanager
 def open_run(path: Path, log_name: str = "log.txt") -> Iterator[RunFolder]:
     """The run folder, made if missing and held against other runs; the log in it tells all of it.

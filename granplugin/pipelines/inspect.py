@@ -15,7 +15,9 @@ from granplugin.network.trace import untraced
 from granplugin.network.weight_facts import WeightFacts, weight_facts
 from granplugin.planning.plan import Plan, Row, make_plan, preset_plan
 from granplugin.quant.layers import Layer
+from granplugin.recipe.loaded import Loaded
 from granplugin.runs.session import Session
+from granplugin.store.run_folder import default_folder, open_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +64,25 @@ class Inspection:
     refused: str | None
 
 
-def inspect(session: Session) -> Inspection:
-    """Look at a run's model; of its data one batch is read, for shapes and what reads what.
+def inspect(loaded: Loaded, out: Path | None = None) -> Inspection:
+    """Look at a recipe's model; of its data one batch is read, for shapes and what reads what. What
+    was found is kept in the run folder `out`, by default runs/<name>.
 
     Raises ModelError where the model cannot run on these, RunError where the folder is not usable.
     """
+    found: Inspection | None = None
+    try:
+        with open_run(out or default_folder(loaded.recipe.name), "inspect_log.txt") as run:
+            found = _look(Session(loaded, run))
+            if found.refused:
+                raise RecipeError(found.refused)  # so that no folder is left
+    except RecipeError:
+        if found is None:
+            raise
+    return found
+
+
+def _look(session: Session) -> Inspection:
     missing = None
     try:
         session.example

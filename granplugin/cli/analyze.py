@@ -1,0 +1,52 @@
+"""`granplugin analyze`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from granplugin.cli import Json, OneRecipe, Out, Settings
+
+EXAMPLE = "granplugin analyze recipe.yaml --write-recipe suggested.yaml"
+
+
+def analyze(
+    recipe: OneRecipe,
+    write_recipe: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="Write the suggested recipe there.")
+    ] = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Show every layer, not the worst 15.")
+    ] = False,
+    statistics: Annotated[
+        Optional[Path],
+        typer.Option(metavar="FILE", help="The statistics.safetensors of an earlier analysis."),
+    ] = None,
+    costs: Annotated[
+        bool, typer.Option(help="Build engines to count each setting's kernels and MB.")
+    ] = True,
+    settings: Settings = None,
+    out: Out = None,
+    json_: Json = False,
+) -> int:
+    """Which layer loses what, at which granularity, and why; and the overrides it takes."""
+    from granplugin.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, settings or ())
+
+    from granplugin.pipelines.analyze import analyze
+    from granplugin.report.analysis_text import lines
+
+    found = analyze(loaded, costs, statistics, out, write_recipe)
+    if json_:
+        print(found.analysis.model_dump_json(indent=1))
+    else:
+        print("\n".join(lines(found.analysis, all_)))
+        print(f"analysis: {found.folder / 'analysis.md'}")
+    if write_recipe:
+        found.write_recipe(write_recipe, settings or ())
+        if not json_:
+            print(f"recipe: {write_recipe}")
+    return 0

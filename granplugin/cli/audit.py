@@ -1,0 +1,35 @@
+"""`granplugin audit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from granplugin.cli import Json
+
+EXAMPLE = "granplugin audit model.onnx --layers layers.json"
+
+
+def audit(
+    onnx: Annotated[Path, typer.Argument(metavar="ONNX", show_default=False)],
+    backend: Annotated[str, typer.Option(help="tensorrt_rtx or tensorrt.")] = "tensorrt_rtx",
+    layers: Annotated[
+        Optional[Path],
+        typer.Option(help="An engine built elsewhere: trtexec's --exportLayerInfo, or layers.txt."),
+    ] = None,
+    profile: Annotated[Optional[Path], typer.Option(help="Its trtexec --exportProfile.")] = None,
+    plan: Annotated[
+        Optional[Path], typer.Option(help="The plan.json the file was made by.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples it is built for here.")] = 1,
+    json_: Json = False,
+) -> int:
+    """What an engine does with any Q/DQ ONNX: a verdict for every quantized site, and lint."""
+    from granplugin.audits.audit_file import audit_file
+    from granplugin.report import audit_text as text
+
+    found = audit_file(onnx, backend, layers, profile, plan, batch)
+    print(text.to_json(found) if json_ else "\n".join(text.lines(found)))
+    return found.exit_code

@@ -1,0 +1,24 @@
+"""`granplugin check`."""
+
+from __future__ import annotations
+
+import sys
+
+from granplugin.cli import Json, Out, Recipes, Settings
+
+EXAMPLE = "granplugin check recipes/*.yaml"
+
+
+def check(recipes: Recipes, settings: Settings = None, out: Out = None, json_: Json = False) -> int:
+    """Validate recipes without running anything; rules too, where the last plan still holds."""
+    from granplugin.pipelines.check import check
+
+    found = check(recipes, settings or (), out)
+    if json_:
+        print(found.model_dump_json(indent=1))
+    for each in found.recipes if not json_ else ():
+        for error in each.errors:
+            print(error, file=sys.stderr)
+        if each.ok:
+            print(f"{each.recipe}: good; checked its {each.checked}{each.why}")
+    return 0 if all(each.ok for each in found.recipes) else 2

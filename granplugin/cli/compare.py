@@ -1,0 +1,31 @@
+"""`granplugin compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from granplugin.cli import Json
+
+EXAMPLE = "granplugin compare runs/x/variants/fp32 runs/x/variants/x"
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", show_default=False)],
+    b: Annotated[Path, typer.Argument(metavar="B", show_default=False)],
+    backend: Annotated[str, typer.Option(help="What ONNX is built with.")] = "tensorrt_rtx",
+    batch: Annotated[int, typer.Option(min=1, help="Samples ONNX is built here for.")] = 1,
+    profile: Annotated[
+        Optional[list[Path]], typer.Option(help="trtexec's --exportProfile, of A and then of B.")
+    ] = None,
+    json_: Json = False,
+) -> int:
+    """Two engines side by side: engine folders, layers files, ONNX files or variants of a run."""
+    from granplugin.audits.compare_engines import compare_engines
+    from granplugin.report import compare_text as text
+
+    found = compare_engines(a, b, backend, batch, profile or ())
+    print(text.to_json(found) if json_ else "\n".join(text.lines(found)))
+    return 0

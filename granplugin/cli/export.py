@@ -1,0 +1,43 @@
+"""`granplugin export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from granplugin.cli import OneRecipe, Settings
+
+EXAMPLE = "granplugin export recipe.yaml --out to_the_jetson"
+
+
+def export(
+    recipe: OneRecipe,
+    out: Annotated[
+        Optional[Path], typer.Option(help="The folder to write; default runs/<name>/to_<engine>.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="tensorrt or tensorrt_rtx.")] = "tensorrt",
+    samples: Annotated[
+        Optional[int], typer.Option(min=1, help="Evaluation samples; default all.")
+    ] = None,
+    run_folder: Annotated[
+        Optional[Path], typer.Option("--run", help="The run folder; default runs/<name>.")
+    ] = None,
+    settings: Settings = None,
+) -> int:
+    """Leave a folder that builds and measures on a machine with trtexec and no Python."""
+    from granplugin.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, settings or ())
+
+    from granplugin.pipelines.export import export
+
+    left = export(loaded, engine, out, samples, run_folder)
+    manifest = left.manifest
+    print(
+        f"{left.folder}: {len(manifest.variants)} variants, {sum(manifest.counts)} samples\n"
+        f"Copy it to the target, run {' or '.join(left.scripts)} there, and enter what comes back:\n"
+        f"  granplugin import {left.run} results"
+    )
+    return 0

@@ -1,0 +1,29 @@
+"""`granplugin import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from granplugin.cli import Json
+from granplugin.cli.apply import show
+
+EXAMPLE = "granplugin import runs/digits_mobilenet results"
+
+
+def import_(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", show_default=False)],
+    variant: Annotated[
+        Optional[str], typer.Option(help="The variant the files are of, where no folder says.")
+    ] = None,
+    json_: Json = False,
+) -> int:
+    """Audit what came back from an exported folder, and enter it into the run's report."""
+    from granplugin.pipelines.import_ import import_
+
+    applied = import_(run_folder, files, variant)
+    show(applied, json_)
+    return applied.exit_code

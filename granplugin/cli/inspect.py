@@ -1,0 +1,27 @@
+"""`granplugin inspect`."""
+
+from __future__ import annotations
+
+from granplugin.cli import Json, OneRecipe, Out, Settings
+from granplugin.errors import RecipeError
+
+EXAMPLE = "granplugin inspect recipes/digits_mobilenet.yaml"
+
+
+def inspect(
+    recipe: OneRecipe, settings: Settings = None, out: Out = None, json_: Json = False
+) -> int:
+    """What the layers are: shapes, ranges, spreads and defaults; nothing is calibrated."""
+    from granplugin.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, settings or (), data=False)
+
+    from granplugin.pipelines.inspect import inspect
+    from granplugin.report import inspect_text as text
+
+    found = inspect(loaded, out)
+    print(text.to_json(found) if json_ else "\n".join(text.lines(found)))
+    # The layers are what one needs to see to mend a rule.
+    if found.refused:
+        raise RecipeError(found.refused)
+    return 0

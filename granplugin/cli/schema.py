@@ -1,0 +1,20 @@
+"""`granplugin schema`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+
+def schema(
+    what: Annotated[
+        str, typer.Argument(help="recipe, report, inspect, plan, check, audit ...")
+    ] = "recipe",
+) -> int:
+    """JSON Schema of recipes (for editors), or of what a verb prints with --json."""
+    from granplugin.pipelines.schema import schema
+
+    print(json.dumps(schema(what), indent=1))
+    return 0

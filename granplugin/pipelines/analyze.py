@@ -1,0 +1,52 @@
+"""analyze: which layer loses what, at which granularity, why, and the overrides it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from granplugin.analysis import result
+from granplugin.recipe.loaded import Loaded
+from granplugin.report.analysis_markdown import to_markdown
+from granplugin.report.analysis_model import Analysis
+from granplugin.runs.session import Session
+from granplugin.store.run_folder import default_folder, open_run
+
+
+@dataclass(frozen=True, slots=True)
+class Analyzed:
+    """An analysis, and the run folder that has it."""
+
+    analysis: Analysis
+    folder: Path
+    session: Session
+
+    def write_recipe(self, target: Path, settings: Sequence[str] = ()) -> None:
+        """Write the suggested recipe, which extends the analyzed one that was loaded with these
+        `settings`. Raises UserError where that cannot be."""
+        result.write_recipe(self.analysis, self.session, target, settings)
+
+
+def analyze(
+    loaded: Loaded,
+    costs: bool = True,
+    statistics: Path | None = None,
+    out: Path | None = None,
+    target: Path | None = None,
+) -> Analyzed:
+    """Analyze a recipe; leave the analysis in `out`, by default runs/<name>.
+
+    Without `costs` no engine is built; `statistics` is a file that an analysis of the same model
+    and data left; `target` is where a suggested recipe will be written, so that it is refused at
+    once where it cannot be. Raises UserError for what the user must change.
+    """
+    # log.txt is the last apply's.
+    with open_run(out or default_folder(loaded.recipe.name), "analyze_log.txt") as run:
+        if target:
+            result.check_target(target, loaded)
+        session = Session(loaded, run)
+        found = result.analyze(session, costs, statistics)
+        run.publish("analysis.md", to_markdown(found))
+        run.publish("analysis.json", found.model_dump_json(indent=1))
+        return Analyzed(found, run.path, session)

@@ -1,0 +1,35 @@
+"""capabilities: what an engine has, as its table says and as its builds show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from granplugin import backends, capabilities
+from granplugin.capabilities import Line, Table
+from granplugin.errors import UserError
+
+if TYPE_CHECKING:
+    from granplugin.capabilities.probe import Probed
+
+
+def listed(backend: str) -> tuple[Table, tuple[Line, ...]]:
+    """The table of the installed version, or of the latest where none is, and its lines."""
+    table, _ = _table(backend)
+    return table, capabilities.listing(table)
+
+
+def probed(backend: str) -> tuple[Table, tuple[Probed, ...]]:
+    """The table, and each of its cells as a build of today shows it; takes minutes. Raises
+    UserError where the engine is not installed."""
+    table, reason = _table(backend)
+    if reason:
+        raise UserError(f"{backend} cannot be probed: {reason}")
+    from granplugin.capabilities.probe import probe
+
+    return table, probe(backend)
+
+
+def _table(backend: str) -> tuple[Table, str | None]:
+    reason = backends.load(backend).unavailable()
+    version = None if reason else backends.load(backend).version()
+    return capabilities.load(backend, version), reason

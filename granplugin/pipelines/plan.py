@@ -1,0 +1,67 @@
+"""plan: what each site gets, and what each engine promises for it; nothing is calibrated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from granplugin.capabilities.legality import Written
+from granplugin.errors import UserError
+from granplugin.planning.plan import Plan
+from granplugin.planning.plan import why as story
+from granplugin.planning.plan_file import plan_file
+from granplugin.planning.quantize_config import config
+from granplugin.quant.layers import Layer
+from granplugin.recipe.load import RECIPE, load_variants
+from granplugin.recipe.loaded import Loaded
+from granplugin.runs.session import Session
+from granplugin.runs.variants import plan_jobs
+from granplugin.store.run_folder import default_folder, open_run
+from granplugin.suggest import did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The plan of a recipe or, by its name, of a variant; `loaded` is what that variant says.
+
+    `written` has for each engine the plan as it is written for it, with what the engine promises.
+    """
+
+    loaded: Loaded
+    variant: str
+    layers: tuple[Layer, ...]
+    plan: Plan
+    written: Mapping[str, Written]
+
+    def why(self, layer: str) -> tuple[str, ...]:
+        """One layer's story: what each rule said of it. UserError where there is no such layer."""
+        return story(self.loaded, self.layers, layer)
+
+    def config(self) -> dict[str, Any]:
+        """The plan as modelopt takes it: the config for mtq.quantize."""
+        return config(self.plan.quantized)
+
+
+def plan(loaded: Loaded, variant: str | None = None, out: Path | None = None) -> Planned:
+    """Plan a recipe and all its variants, of which one is returned: by default the recipe itself.
+    The plans are left in `out`, by default runs/<name>, as plan.json.
+
+    Raises RecipeError for a rule that the model or an engine cannot honour, ModelError and
+    DataError where the model cannot run, UserError where no variant has that name.
+    """
+    variants = load_variants(loaded)
+    name = variant or RECIPE
+    if name not in variants:
+        hint = did_you_mean(name, variants)
+        raise UserError(f"{loaded.path}: no variant is called {name!r}{hint}")
+    # log.txt is the last apply's.
+    with open_run(out or default_folder(loaded.recipe.name), "plan_log.txt") as run:
+        session = Session(loaded, run)
+        jobs = plan_jobs([loaded], session.layers)
+        plans = {job.name: job.plan for job in jobs}
+        run.publish("plan.json", plan_file(session.key, session.text_key, session.layers, plans))
+    own = [job for job in jobs if job.kind != "baseline"]
+    job = dict(zip(variants, own, strict=True))[name]
+    return Planned(variants[name], name, session.layers, job.plan, job.written)
