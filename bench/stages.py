@@ -32,7 +32,7 @@ STAGES = {
     "granplugin.runs.measure:_outputs": "accuracy: outputs",
     "granplugin.runs.measure:measure": "accuracy: metrics, layers read back",
     "granplugin.runs.latency:measure_latency": "latency",
-    "granplugin.report.build:make_report": "report",
+    "granplugin.report.build.run:make_report": "report",
     "granplugin.pipelines.apply:publish": "publish",
 }
 PACKAGES = ("torch", "modelopt", "onnx", "onnx_ir", "onnxruntime", "openvino", "scipy", "pydantic")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from granplugin.report.analysis_model import Analysis, LayerAnalysis
+from granplugin.report.schema.analysis import Analysis, LayerAnalysis
 
 NETS = '''
 import torch

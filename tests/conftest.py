@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from granplugin.report.model import Report
+from granplugin.report.schema.run import Report
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"

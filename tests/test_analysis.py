@@ -18,8 +18,8 @@ import yaml
 from analysis_nets import analyzed, images, layer_of, session_of, write
 from conftest import RECIPES, ROOT, Done, run_main
 
-from granplugin.report.analysis_model import Analysis
-from granplugin.report.model import Report
+from granplugin.report.schema.analysis import Analysis
+from granplugin.report.schema.run import Report
 
 SOURCE = {"npz": "data.npz", "inputs": {"image": "images"}}
 
@@ -551,7 +551,7 @@ def test_a_killed_analysis_goes_on_behind_the_stages_that_were_done(small, comma
         "            os.kill(os.getpid(), signal.SIGTERM)\n"
         "        return super().forward(image)\n",
     )
-    small.recipe(**{**yaml.safe_load((small.folder / "recipe.yaml").read_text())})
+    small.recipe(**yaml.safe_load((small.folder / "recipe.yaml").read_text()))
     text = (small.folder / "recipe.yaml").read_text().replace("nets.py:Residual", "nets.py:Killed")
     (small.folder / "recipe.yaml").write_text(text)
     (small.folder / "kill").touch()

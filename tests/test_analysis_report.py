@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from granplugin.quant.granularity import DoesNotApply, PerToken
 from granplugin.recipe.decisions import Rule
 from granplugin.report.analysis_markdown import to_markdown
-from granplugin.report.analysis_model import (
+from granplugin.report.analysis_text import TOP, lines
+from granplugin.report.schema.analysis import (
     ALL,
     Advice,
     Analysis,
@@ -32,8 +33,7 @@ from granplugin.report.analysis_model import (
     SkippedSetting,
     Sqnr,
 )
-from granplugin.report.analysis_text import TOP, lines
-from granplugin.report.model import Machine
+from granplugin.report.schema.parts import Machine
 
 WIDTH = 80
 

@@ -26,7 +26,7 @@ from granplugin.backends import tensorrt_rtx, trtexec
 from granplugin.backends.base import Options
 from granplugin.backends.engine_plan import inspector_json, read_inspector_json, read_profile_json
 from granplugin.errors import EngineError
-from granplugin.report.model import EngineResult
+from granplugin.report.schema.run import EngineResult
 
 FORMS = {"run_10.sh": "10", "run_11.sh": "11", "run_rtx.sh": "rtx"}
 
@@ -438,7 +438,19 @@ def test_a_file_cut_off_anywhere_is_refused(text, data):
         trtexec.kind_of(text[:cut])
 
 
-KEYS = "name dimensions values computeMs count timeMs Layers Bindings Name Inputs Outputs".split()
+KEYS = [
+    "name",
+    "dimensions",
+    "values",
+    "computeMs",
+    "count",
+    "timeMs",
+    "Layers",
+    "Bindings",
+    "Name",
+    "Inputs",
+    "Outputs",
+]
 JSON = st.recursive(
     st.none() | st.integers() | st.just(10**400) | st.floats() | st.text(max_size=5)
     | st.sampled_from(["y", "(2, 2)", "9" * 5000]),

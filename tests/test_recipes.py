@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from conftest import RECIPES, run_main
 
-from granplugin.report.model import Report
+from granplugin.report.schema.run import Report
 
 FEW = ["--set", "data.evaluation.samples=96", "--set", "data.calibration.samples=64"]
 SHIPPED = sorted(RECIPES.glob("*.yaml"))

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from granplugin.backends import trtexec
 from granplugin.report.markdown import to_markdown
-from granplugin.report.model import Report
+from granplugin.report.schema.run import Report
 from granplugin.report.terminal import WIDTH, render
 
 

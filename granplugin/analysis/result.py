@@ -29,8 +29,8 @@ from granplugin.network.weight_facts import WeightFacts, weight_facts
 from granplugin.planning.plan import Row, make_plan
 from granplugin.recipe.load import load_recipe
 from granplugin.recipe.loaded import Loaded
-from granplugin.report import analysis_model as model
-from granplugin.report.build import machine
+from granplugin.report.schema import analysis as model
+from granplugin.report.build.machine import machine
 from granplugin.runs.session import Session
 from granplugin.runs.variants import calibrate
 

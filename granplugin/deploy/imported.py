@@ -10,7 +10,6 @@ import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,21 +17,21 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import granplugin
-from granplugin.audits.audit import Verdict, audit
+from granplugin.audits.audit import audit
 from granplugin.audits.audit_file import examine
-from granplugin.audits.lint import Finding
 from granplugin.backends import trtexec
-from granplugin.backends.base import Engine, LayerPrecision
-from granplugin.backends.engine_plan import EnginePlan, read_inspector_json, read_profile_json
+from granplugin.backends.base import Engine
+from granplugin.backends.engine_plan import read_inspector_json, read_profile_json
 from granplugin.backends.nvidia import layer_precisions, weighted_nodes
 from granplugin.capabilities import Promise
 from granplugin.errors import EngineError, RunError, UserError
 from granplugin.measures import metrics, timing
 from granplugin.planning.plan import Row
-from granplugin.report.build import engine_result
+from granplugin.report.build.run import engine_result
 from granplugin.report.markdown import to_markdown
-from granplugin.report.model import Report
+from granplugin.report.schema.run import Report
 from granplugin.runs.latency import Timing
+from granplugin.runs.measure import Measured
 from granplugin.store.run_folder import RunFolder
 from granplugin.suggest import did_you_mean
 
@@ -89,19 +88,6 @@ class Exported(_Strict):
     metrics: list[str]
     labels: list[int] | None
     variants: dict[str, ExportedVariant]
-
-
-@dataclass(frozen=True)
-class _Result:
-    """One variant, as report.build takes it."""
-
-    engine: Engine
-    layers: tuple[LayerPrecision, ...]
-    plan: EnginePlan | None
-    verdicts: tuple[Verdict, ...]
-    values: Mapping[str, metrics.Measured]
-    cannot_run: str | None = None
-    findings: tuple[Finding, ...] = ()
 
 
 def import_results(run: RunFolder, paths: Sequence[Path], variant: str | None = None) -> Report:
@@ -217,9 +203,9 @@ def _entered(
     return report.model_copy(update={"variants": variants, "notes": [*report.notes, *told]})
 
 
-def _nothing(engine: str) -> _Result:
+def _nothing(engine: str) -> Measured:
     nothing = Engine(engine, Path(), None, None, "(imported)")
-    return _Result(nothing, (), None, (), {}, "nothing of it was imported")
+    return Measured(nothing, (), None, (), cannot_run="nothing of it was imported")
 
 
 def _result(
@@ -228,7 +214,7 @@ def _result(
     onnx: Path,
     files: Files,
     outputs: Mapping[str, Mapping[str, np.ndarray]],
-) -> _Result:
+) -> Measured:
     engine = exported.manifest.engine
     if not files:
         return _nothing(engine)
@@ -262,7 +248,7 @@ def _result(
             continue
         if not (known_metric.needs_labels and labels is None):
             values[metric] = known_metric.measure(outputs[name], reference, labels)
-    return _Result(built, layers, plan, verdicts, values, findings=findings)
+    return Measured(built, layers, plan, verdicts, findings, values=values)
 
 
 def _outputs(

@@ -9,7 +9,7 @@ from pathlib import Path
 from granplugin.analysis import result
 from granplugin.recipe.loaded import Loaded
 from granplugin.report.analysis_markdown import to_markdown
-from granplugin.report.analysis_model import Analysis
+from granplugin.report.schema.analysis import Analysis
 from granplugin.runs.session import Session
 from granplugin.store.run_folder import default_folder, open_run
 

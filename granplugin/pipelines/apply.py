@@ -24,9 +24,9 @@ from granplugin.planning.plan_file import plan_file
 from granplugin.planning.quantize_config import config
 from granplugin.progress import track
 from granplugin.recipe.loaded import Loaded
-from granplugin.report.build import make_report
+from granplugin.report.build.run import make_report
 from granplugin.report.markdown import to_markdown
-from granplugin.report.model import Report
+from granplugin.report.schema.run import Report
 from granplugin.runs.build_options import check_build
 from granplugin.runs.latency import Timing, measure_latency, profile
 from granplugin.runs.measure import Measured, check_data, measure, open_backends

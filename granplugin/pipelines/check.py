@@ -12,7 +12,7 @@ from granplugin.planning.plan_file import text_key
 from granplugin.quant.layers import Layer, layer_from_json
 from granplugin.recipe.load import load_recipe, load_variants
 from granplugin.recipe.loaded import Loaded
-from granplugin.report.verbs import CheckedRecipe, CheckOutput
+from granplugin.report.schema.verbs import CheckedRecipe, CheckOutput
 from granplugin.store.run_folder import default_folder
 
 

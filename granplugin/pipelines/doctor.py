@@ -10,8 +10,8 @@ import granplugin
 from granplugin import backends
 from granplugin.backends.gpu import gpu, trouble
 from granplugin.recipe.build import BUILDS_WITH, TARGETS
-from granplugin.report import build
-from granplugin.report.verbs import DoctorOutput, EngineState
+from granplugin.report.build.machine import machine
+from granplugin.report.schema.verbs import DoctorOutput, EngineState
 
 
 def examine() -> DoctorOutput:
@@ -32,7 +32,7 @@ def examine() -> DoctorOutput:
         )
     return DoctorOutput(
         granplugin=granplugin.__version__,
-        machine=build.machine(),
+        machine=machine(),
         gpu=_gpu(),
         engines=engines,
         missing=missing(),

@@ -6,8 +6,8 @@ from typing import Any
 
 from granplugin.errors import UserError
 from granplugin.recipe import schema as recipes
-from granplugin.report import model
-from granplugin.report.verbs import OUTPUTS
+from granplugin.report.schema import run as model
+from granplugin.report.schema.verbs import OUTPUTS
 from granplugin.suggest import did_you_mean
 
 

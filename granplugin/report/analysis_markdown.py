@@ -6,17 +6,6 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
-from granplugin.report.analysis_model import (
-    ALL,
-    Analysis,
-    EngineCost,
-    Facts,
-    LayerAnalysis,
-    NetworkEffect,
-    SettingFigures,
-    Share,
-    Sqnr,
-)
 from granplugin.report.analysis_text import (
     by_reason,
     counted,
@@ -28,6 +17,17 @@ from granplugin.report.analysis_text import (
     rules_yaml,
     unmeasured,
     within_tolerance,
+)
+from granplugin.report.schema.analysis import (
+    ALL,
+    Analysis,
+    EngineCost,
+    Facts,
+    LayerAnalysis,
+    NetworkEffect,
+    SettingFigures,
+    Share,
+    Sqnr,
 )
 
 _EFFECT = ("loss", "metric", "agreement", "KL", "SQNR dB")

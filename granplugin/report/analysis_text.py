@@ -12,7 +12,9 @@ import yaml
 
 from granplugin.quant.granularity import spelt
 from granplugin.recipe.settings import Settings
-from granplugin.report.analysis_model import (
+from granplugin.report.columns import cut, table
+from granplugin.report.findings_text import WIDTH, names, wrapped
+from granplugin.report.schema.analysis import (
     ALL,
     Analysis,
     EngineCost,
@@ -24,8 +26,6 @@ from granplugin.report.analysis_model import (
     SkippedSetting,
     Sqnr,
 )
-from granplugin.report.columns import cut, table
-from granplugin.report.findings_text import WIDTH, names, wrapped
 
 TOP = 15
 """Layers that are shown where not all are asked for."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from granplugin.report.findings_text import WIDTH, finding_lines, names, wrapped
-from granplugin.report.model import LintFinding
-from granplugin.report.verbs import AuditedSite, AuditOutput
+from granplugin.report.schema.run import LintFinding
+from granplugin.report.schema.verbs import AuditedSite, AuditOutput
 
 _COLUMNS = ("role", "scales", "promise", "verdict")
 

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from granplugin.capabilities import Table
-from granplugin.report.verbs import CapabilitiesOutput, CapabilityRow, ProbedCell
+from granplugin.report.schema.verbs import CapabilitiesOutput, CapabilityRow, ProbedCell
 
 
 def table_lines(table: Table, lines: Sequence[Any]) -> Iterator[str]:

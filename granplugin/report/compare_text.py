@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from granplugin.report.findings_text import WIDTH, wrapped
-from granplugin.report.verbs import ChangedLayer, ComparedSide, CompareOutput, EngineTotals
+from granplugin.report.schema.verbs import ChangedLayer, ComparedSide, CompareOutput, EngineTotals
 
 _LISTED = 30
 """Changed layers that are told one by one: those that change most bytes."""

@@ -13,7 +13,13 @@ from granplugin.quant.folding import typical
 from granplugin.quant.layers import BATCH_NORMS, Layer
 from granplugin.report.columns import table
 from granplugin.report.findings_text import names, wrapped
-from granplugin.report.verbs import ChannelFacts, InspectedLayer, InspectOutput, SiteRow, Unsited
+from granplugin.report.schema.verbs import (
+    ChannelFacts,
+    InspectedLayer,
+    InspectOutput,
+    SiteRow,
+    Unsited,
+)
 
 _KINDS = ("depthwise", "grouped", "pointwise")
 _ENDS = ("first", "last")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from granplugin.report.findings_text import finding_lines
-from granplugin.report.model import Interval, MetricValue, Report
+from granplugin.report.schema.run import Interval, MetricValue, Report
 from granplugin.report.terminal import (
     agreement_sentences,
     gpu_sentences,

@@ -13,7 +13,7 @@ from granplugin.capabilities import KINDS, Promise
 from granplugin.capabilities.legality import Written
 from granplugin.planning.plan import Plan, Row
 from granplugin.planning.plan_file import row_json
-from granplugin.report.verbs import PlanOutput, RuleRow, SitePromise, SiteRow, WhyOutput
+from granplugin.report.schema.verbs import PlanOutput, RuleRow, SitePromise, SiteRow, WhyOutput
 
 _LISTED = 5
 """Sites of an engine that are told one by one."""

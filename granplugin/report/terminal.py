@@ -9,9 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from granplugin.report.build import main_engine
 from granplugin.report.findings_text import finding_lines
-from granplugin.report.model import (
+from granplugin.report.schema.run import (
     ClockValue,
     EngineResult,
     Override,
@@ -27,7 +26,7 @@ EngineOf = Callable[[VariantResult], EngineResult]
 
 def render(report: Report) -> Group:
     """The report for a terminal: the table, then what the numbers need to be read rightly."""
-    parts: list = [_heading(report), "", _table(report, main_engine), ""]
+    parts: list = [_heading(report), "", _table(report, lambda variant: variant.main_engine), ""]
     for position in range(len(report.variants[0].engines)):
         parts += _engine(report, position)
     parts += [Text(line, overflow="fold") for line in _reading(report)]
@@ -72,12 +71,12 @@ def imported_version(engines: Sequence[EngineResult]) -> str:
 
 def headline_metric(report: Report) -> str | None:
     """The metric of the table's accuracy column."""
-    names = list(main_engine(report.variants[-1]).metrics)
+    names = list(report.variants[-1].main_engine.metrics)
     return next((name for name in ("top1", "top5") if name in names), names[0] if names else None)
 
 
 def _heading(report: Report) -> Text:
-    engine = main_engine(report.variants[0])
+    engine = report.variants[0].main_engine
     source = "" if report.evaluated_on == "evaluation" else " (the calibration data)"
     low = report.variants[-1].precision
     return Text(
@@ -93,7 +92,7 @@ def _table(report: Report, engine_of: EngineOf) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, width=WIDTH)
     engines = [engine_of(variant) for variant in report.variants]
     batches = sorted({latency.batch for engine in engines for latency in engine.latency})
-    unit = main_engine(report.variants[-1]).metrics[metric].unit if metric else ""
+    unit = report.variants[-1].main_engine.metrics[metric].unit if metric else ""
     table.add_column("variant", ratio=1, overflow="fold")
     table.add_column(f"{metric} {unit}".strip() if metric else "", justify="right", no_wrap=True)
     table.add_column("against fp32 (95 %)", justify="right", no_wrap=True)
@@ -219,8 +218,8 @@ def _reading(report: Report) -> Iterator[str]:
     same = [
         v.name
         for v in shown
-        if metric in main_engine(v).metrics
-        and (interval := main_engine(v).metrics[metric].vs.get("fp32"))
+        if metric in v.main_engine.metrics
+        and (interval := v.main_engine.metrics[metric].vs.get("fp32"))
         and interval.verdict == "no measurable difference"
     ]
     if same:
@@ -230,7 +229,7 @@ def _reading(report: Report) -> Iterator[str]:
             f"The smallest drop that {report.evaluation_samples} samples can prove: "
             f"{report.smallest_provable_drop:.2f} points."
         )
-    yield from latency_lines(shown, main_engine)
+    yield from latency_lines(shown, lambda variant: variant.main_engine)
     yield from gpu_sentences(report)
     yield from agreement_sentences(report)
 

@@ -30,7 +30,7 @@ from granplugin.planning.plan import Plan, Row, make_plan, preset_plan
 from granplugin.recipe.load import RECIPE, load_variants
 from granplugin.recipe.loaded import Loaded
 from granplugin.recipe.settings import FLOAT
-from granplugin.report.model import Agreement
+from granplugin.report.schema.run import Agreement
 from granplugin.store.keys import content_key, file_key
 from granplugin.runs.session import Session, located
 from granplugin.calibration.statistics import (

@@ -3,33 +3,13 @@ needed to print a run again."""
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import Field
+
+from granplugin.report.schema.parts import Machine, Number, Part
 
 VERSION = 1
-
-# JSON has no infinity; an SQNR of equal outputs is one.
-Number = Annotated[
-    float,
-    BeforeValidator(lambda x: float(x) if x in ("inf", "-inf", "nan") else x),
-    PlainSerializer(lambda x: x if math.isfinite(x) else str(x), return_type=float | str),
-]
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-class Machine(Part):
-    """Where it was measured."""
-
-    system: str
-    processor: str
-    cores: int = Field(description="Cores this process may use.")
-    python: str
-    packages: dict[str, str] = Field(description="Name -> version.")
 
 
 class Interval(Part):
@@ -204,6 +184,13 @@ class VariantResult(Part):
         default=None, description="Null where nothing is quantized."
     )
     engines: list[EngineResult]
+
+    @property
+    def main_engine(self) -> EngineResult:
+        """The engine of its accuracy: the first here that measures latency, else the first."""
+        here = [engine for engine in self.engines if not engine.imported]
+        ran = [engine for engine in here if engine.cannot_run is None]
+        return next((engine for engine in ran if engine.latency), (ran or self.engines)[0])
 
 
 class Override(Part):

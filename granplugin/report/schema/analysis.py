@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from granplugin.report.model import Machine, Number, Part
+from granplugin.report.schema.parts import Machine, Number, Part
 
 VERSION = 1
 ALL = "all"

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from granplugin.report.analysis_model import Analysis
-from granplugin.report.model import LintFinding, Machine, Part
+from granplugin.report.schema.analysis import Analysis
+from granplugin.report.schema.parts import Machine, Part
+from granplugin.report.schema.run import LintFinding
 
 
 class SiteRow(Part):

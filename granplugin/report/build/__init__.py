@@ -1,0 +1,1 @@
+"""Values -> schemas: what was built, measured and found, as it is written."""

@@ -1,0 +1,75 @@
+"""What a reader of a run must know besides its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from granplugin import backends
+from granplugin.recipe.build import BUILDERS, BUILDS_WITH
+from granplugin.recipe.schema import Recipe
+from granplugin.report.schema.run import VariantResult
+from granplugin.report.words import first
+
+if TYPE_CHECKING:
+    from granplugin.runs.variants import Built
+
+
+def notes(recipe: Recipe, built: Sequence[Built], variants: Sequence[VariantResult]) -> list[str]:
+    """What was left out, what an engine does without, what stays float, what is wrong."""
+    return [*_left_out(recipe), *_not_for_all(recipe), *_of_files(built), *_wrong(variants)]
+
+
+def _left_out(recipe: Recipe) -> list[str]:
+    missing = {name: backends.load(name).unavailable() for name in recipe.optional_engines}
+    return [f"engine {name} was left out: {reason}" for name, reason in missing.items() if reason]
+
+
+def _not_for_all(recipe: Recipe) -> list[str]:
+    """Build options that some engine of the run does not have."""
+    notes = []
+    named = dict.fromkeys([*recipe.engines, *recipe.optional_engines])
+    for key, has in BUILDS_WITH.items():
+        without = [name for name in named if name in BUILDERS and name not in has]
+        if key in recipe.build.model_fields_set and without:
+            notes.append(f"build.{key} is for {', '.join(has)}; {without[0]} does without")
+    least = max((shapes.min[0] for shapes in recipe.build.shapes.values()), default=1)
+    if least > 1:
+        notes.append(f"build.shapes start at {least} samples, so nothing is timed at batch 1 there")
+    return notes
+
+
+def _wrong(variants: Sequence[VariantResult]) -> list[str]:
+    return [
+        f"{variant.name} on {engine.engine} is WRONG at {verdict.site}: {verdict.detail} "
+        f"({verdict.where})"
+        for variant in variants
+        for engine in variant.engines
+        for verdict in engine.verdicts
+        if verdict.verdict == "wrong"
+    ]
+
+
+def _of_files(built: Sequence[Built]) -> list[str]:
+    notes: dict[str, None] = {}
+    for each in built:
+        name = each.job.name
+        notes |= dict.fromkeys(each.job.plan.notes)
+        if each.zero_sites:
+            notes[f"{name}: only saw zeros and stay float: {first(each.zero_sites)}"] = None
+        if each.float32_nodes:
+            notes[
+                f"{name}: nodes that stay float32, since float16 could overflow there: "
+                f"{first(each.float32_nodes)}"
+            ] = None
+        for engine in each.own:
+            if each.job.precision not in backends.load(engine).PRECISIONS:
+                notes[
+                    f"{name} on {engine} is its float32 graph: {engine} has no {each.job.precision}"
+                ] = None
+        if each.agreement and each.agreement.oracle_differs:
+            notes[
+                f"{name}: ONNX Runtime differs from the oracle in {each.agreement.oracle_differs} "
+                "values"
+            ] = None
+    return list(notes)

@@ -1,0 +1,259 @@
+"""A run's measurements -> report.json: intervals, differences from the baselines, overrides."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import granplugin
+from granplugin.measures import intervals, metrics, timing
+from granplugin.planning.plan import Plan, Row, preset_plan
+from granplugin.recipe.loaded import Loaded
+from granplugin.recipe.decisions import PRESETS
+from granplugin.report.build.limits import limits
+from granplugin.report.build.machine import machine
+from granplugin.report.build.notes import notes
+from granplugin.report.schema.run import (
+    ClockValue,
+    EngineResult,
+    Interval,
+    LatencyValue,
+    LayerRan,
+    LintFinding,
+    MetricValue,
+    Override,
+    Ratio,
+    Report,
+    SiteVerdict,
+    VariantResult,
+)
+
+if TYPE_CHECKING:
+    from granplugin.runs.latency import Timing
+    from granplugin.runs.measure import Measured
+    from granplugin.runs.session import Session
+    from granplugin.runs.variants import Built, Job
+
+    Results = Mapping[tuple[str, str], Measured]
+    """By variant and engine."""
+    Timings = Mapping[tuple[str, str, int], Timing]
+    """By variant, engine and batch size."""
+
+_STARTED = time.time()
+
+
+def make_report(
+    recipes: Sequence[Loaded],
+    session: Session,
+    built: Sequence[Built],
+    results: Results,
+    latencies: Timings,
+) -> Report:
+    """The report of a run: what was built of each variant, and what it did on each engine."""
+    recipe = recipes[0].recipe
+    baselines = [each.job.name for each in built if each.job.kind == "baseline"]
+    variants = [_variant(each, baselines, results, latencies) for each in built]
+    preset = _preset(recipes[0])
+    defaults = preset_plan(preset, session.layers, recipes[0])
+    overrides = [
+        override
+        for each, result in zip(built, variants, strict=True)
+        if each.job.kind != "baseline"
+        for override in _overrides(each.job, defaults, result)
+    ]
+    evaluation = session.evaluation
+    drops = [m for m in recipe.metrics if metrics.METRICS[m].kind == "proportion"]
+    return Report(
+        granplugin=granplugin.__version__,
+        name=recipe.name,
+        recipes=[str(loaded.path) for loaded in recipes],
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        seconds=round(time.time() - _STARTED, 1),
+        machine=machine(),
+        defaults=preset,
+        calibration_samples=session.calibration.samples,
+        evaluation_samples=evaluation.samples,
+        evaluated_on="evaluation" if recipe.data.evaluation else "calibration",
+        batch_size=recipe.data.batch_size,
+        smallest_provable_drop=intervals.smallest_provable_drop(evaluation.samples)
+        if drops
+        else None,
+        variants=variants,
+        overrides=overrides,
+        notes=notes(recipe, built, variants),
+        limits=[
+            limit
+            for each, result in zip(built, variants, strict=True)
+            if each.job.kind == "recipe"
+            for limit in limits(each.job.loaded.recipe.limits, result)
+        ],
+    )
+
+
+def _preset(loaded: Loaded) -> str:
+    named = [name for name in loaded.recipe.baselines if name in PRESETS]
+    defaults = loaded.recipe.defaults
+    return named[0] if named else defaults if isinstance(defaults, str) else "tensorrt@11"
+
+
+def _variant(
+    each: Built,
+    baselines: Sequence[str],
+    results: Results,
+    latencies: Timings,
+) -> VariantResult:
+    job = each.job
+    against = [name for name in baselines if name != job.name]
+    quantized = each.quantized
+    return VariantResult(
+        name=job.name,
+        kind=job.kind,
+        recipe=None if job.kind == "baseline" else str(job.loaded.path),
+        onnx=f"variants/{job.name}/model.onnx",
+        onnx_bytes=each.onnx.stat().st_size,
+        precision=job.precision,
+        float32_nodes=list(each.float32_nodes),
+        quantized_sites=len(quantized),
+        scales=sum(row.scales for row in quantized),
+        folded=len(job.plan.folded),
+        zero_sites=list(each.zero_sites),
+        agreement=each.agreement,
+        engines=[
+            engine_result(
+                job.name,
+                engine,
+                result,
+                against,
+                results,
+                latencies,
+                made=job.written[engine].made if engine in job.written else {},
+            )
+            for (name, engine), result in results.items()
+            if name == job.name
+        ],
+    )
+
+
+def engine_result(
+    name: str,
+    engine: str,
+    result: Measured,
+    against: Sequence[str],
+    results: Results,
+    latencies: Timings,
+    made: Mapping[str, str],
+) -> EngineResult:
+    """One variant on one engine; what `result` is compared with are
+    the baselines `against` that have results and latencies of as many rounds."""
+    batches = sorted(batch for variant, on, batch in latencies if (variant, on) == (name, engine))
+    return EngineResult(
+        engine=engine,
+        version=result.engine.version,
+        engine_bytes=result.engine.bytes,
+        build_seconds=result.engine.build_seconds,
+        metrics={
+            metric: _metric(metric, value, {b: results[b, engine].values for b in against})
+            for metric, value in result.values.items()
+        },
+        latency=[
+            _latency(latencies[name, engine, batch], batch, {
+                baseline: latencies[baseline, engine, batch]
+                for baseline in against
+                if (baseline, engine, batch) in latencies
+            })
+            for batch in batches
+        ],
+        layers=[
+            LayerRan(**vars(ran))
+            for ran in result.layers
+        ],
+        cannot_run=result.cannot_run,
+        kernels=len(result.plan.kernels) if result.plan else None,
+        traffic_bytes=result.plan.traffic if result.plan else None,
+        verdicts=[
+            SiteVerdict(
+                site=v.site, where=v.where, promise=v.promise, verdict=v.kind, detail=v.detail
+            )
+            for v in result.verdicts
+        ],
+        made=dict(made),
+        findings=[LintFinding(**vars(finding)) for finding in result.findings],
+    )  # fmt: skip
+
+
+def _metric(
+    name: str, value: metrics.Measured, baselines: Mapping[str, Mapping[str, metrics.Measured]]
+) -> MetricValue:
+    known = metrics.METRICS.get(name)
+    unit = known.unit if known else ""
+    low = high = None
+    if value.per_sample is not None and value.per_sample.dtype == bool:
+        hits = int(value.per_sample.sum())
+        low, high = intervals.proportion_interval(hits, value.per_sample.size)
+    vs = {}
+    for baseline, values in baselines.items():
+        other = values.get(name)
+        if other is None or value.per_sample is None or other.per_sample is None:
+            continue
+        found = intervals.difference(
+            value.per_sample, other.per_sample, unit, value.higher_is_better
+        )
+        vs[baseline] = Interval(**vars(found))
+    return MetricValue(value=value.value, unit=unit, low=low, high=high, vs=vs)
+
+
+def _latency(timed: Timing, batch: int, baselines: Mapping[str, Timing]) -> LatencyValue:
+    latency = timed.latency
+    against = {
+        name: timing.ratio(latency, other.latency).beyond(timed.build_spread)
+        for name, other in baselines.items()
+        if other.latency.rounds == latency.rounds >= timing.MIN_ROUNDS
+    }
+    return LatencyValue(
+        batch=batch,
+        median_ms=latency.median_ms,
+        p90_ms=latency.p90_ms,
+        spread=latency.spread,
+        rounds=latency.rounds,
+        vs={name: Ratio(**vars(ratio)) for name, ratio in against.items()},
+        graph_ms=timed.graph.median_ms if timed.graph else None,
+        build_spread=timed.build_spread,
+        clocks=[ClockValue(**vars(clocks)) for clocks in timed.clocks],
+    )
+
+
+def _overrides(job: Job, defaults: Plan, result: VariantResult) -> list[Override]:
+    by_site = {row.site: row for row in defaults.rows}
+    timed = next((engine for engine in result.engines if engine.layers), None)
+    ran = {layer.layer: layer.precision for layer in timed.layers} if timed else {}
+    return [
+        Override(
+            variant=job.name,
+            layer=row.layer,
+            role=row.role,
+            default=said(by_site[row.site]),
+            now=said(row),
+            rule=row.rule,
+            where=row.where,
+            ran=ran.get(row.layer),
+        )
+        for row in job.plan.rows
+        if said(row) != said(by_site[row.site])
+    ]
+
+
+def said(row: Row) -> str:
+    """A row's decision in a few words."""
+    if not row.quantized:
+        return "float"
+    words = [] if row.format == "int8" else [row.format]
+    words.append(row.granularity)
+    if row.calibrator.kind != "max":
+        words.append(str(row.calibrator))
+    if row.amax is not None:
+        words.append(f"amax {row.amax:g}")
+    if row.role == "weight" and row.bn:
+        words.append(f"bn {row.bn}")
+    return " ".join(words)
