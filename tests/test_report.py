@@ -104,3 +104,16 @@ def test_markdown_tables_have_as_many_cells_in_each_row(quickstart):
             continue
         assert width in (None, line.count("|")), line
         width = line.count("|")
+
+
+def test_report_json_says_of_a_float_layer_what_it_reads(quickstart):
+    """As its verdicts do: fused-dequant, weight-only or float."""
+    told = {
+        layer.detail
+        for variant in quickstart.report.variants
+        for engine in variant.engines
+        if engine.engine == "tensorrt_rtx"
+        for layer in engine.layers
+        if layer.precision == "float"
+    }
+    assert told and told <= {"fused-dequant", "weight-only", "float"}
