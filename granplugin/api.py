@@ -16,7 +16,8 @@ from torch import nn
 
 from granplugin.errors import ModelError
 from granplugin.network.batch_norms import fold_batch_norms
-from granplugin.network.trace import Example, trace
+from granplugin.network.forward import Example
+from granplugin.network.trace import trace
 from granplugin.planning.plan import make_plan
 from granplugin.quant.layers import Layer
 from granplugin.recipe.load import load_recipe

@@ -22,7 +22,8 @@ from granplugin.analysis.settings import ask
 from granplugin.calibration.statistics import Statistics, find_amax, needs_of
 from granplugin.errors import ModelError
 from granplugin.graph.read.verify_lowered import run_time_scales
-from granplugin.network.trace import folded, trace
+from granplugin.network.modules import folded
+from granplugin.network.trace import trace
 from granplugin.planning.plan import Plan, Row
 from granplugin.quant.calibrators import Calibrator
 from granplugin.quant.formats import FORMATS, fake_quantize, scale_of

@@ -10,7 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from granplugin.errors import ModelError
 from granplugin.network.batch_norms import TOLERANCE, fold_batch_norms
-from granplugin.network.trace import Traced, call, trace
+from granplugin.network.forward import call
+from granplugin.network.trace import Traced, trace
 from granplugin.quant.folding import fold
 
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from granplugin.network.trace import folded, trace, weight_axis
+from granplugin.network.modules import folded, weight_axis
+from granplugin.network.trace import trace
 from granplugin.network.weight_facts import weight_facts
 from granplugin.pipelines.inspect import macs
 from granplugin.quant.folding import channel_ranges

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from granplugin.errors import DataError, ModelError
-from granplugin.network.trace import Traced, call, flatten_outputs, trace
+from granplugin.network.forward import call, flatten_outputs
+from granplugin.network.trace import Traced, trace
 
 IMAGE = torch.linspace(-1, 1, 2 * 4 * 6 * 6).reshape(2, 4, 6, 6)
 

@@ -17,7 +17,8 @@ from granplugin.calibration.seen import Seen
 from granplugin.calibration.statistics import Need, Statistics
 from granplugin.data.batches import Batch
 from granplugin.errors import DataError, ModelError, UserError
-from granplugin.network.residuals import SKIP_QUANTIZER, tensors_in
+from granplugin.network.skip_inputs import SKIP_QUANTIZER
+from granplugin.network.torch_calls import tensors_in
 
 log = logging.getLogger(__name__)
 

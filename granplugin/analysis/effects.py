@@ -22,7 +22,7 @@ from granplugin.analysis.replay import Diverged, Script
 from granplugin.errors import ModelError
 from granplugin.measures.intervals import proportion_interval, tango_interval
 from granplugin.measures.metrics import METRICS, scores_of
-from granplugin.network.trace import flatten_outputs
+from granplugin.network.forward import flatten_outputs
 from granplugin.store.keys import content_key
 
 log = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from granplugin.analysis.figures import SUMS, sums
 from granplugin.analysis.rounding import Rounding, rounding
 from granplugin.analysis.settings import Asked
 from granplugin.errors import ModelError
-from granplugin.network.trace import folded, weight_axis
+from granplugin.network.modules import folded, weight_axis
 from granplugin.planning.plan import Row
 from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
 

@@ -14,8 +14,9 @@ from granplugin.analysis.replay import Change, Diverged
 from granplugin.analysis.rounding import Rounding
 from granplugin.analysis.tensors import TriedSite
 from granplugin.errors import ModelError, UserError
-from granplugin.network.residuals import SKIP_QUANTIZER, SkipInputs, tensors_in
-from granplugin.network.trace import evaluating
+from granplugin.network.skip_inputs import SKIP_QUANTIZER, SkipInputs
+from granplugin.network.torch_calls import tensors_in
+from granplugin.network.forward import evaluating
 from granplugin.recipe.settings import FLOAT
 
 Pair = tuple[int | None, int | None]

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from granplugin.network.residuals import tensors_in
-from granplugin.network.trace import evaluating, flatten_outputs
+from granplugin.network.torch_calls import tensors_in
+from granplugin.network.forward import evaluating, flatten_outputs
 
 log = logging.getLogger(__name__)
 

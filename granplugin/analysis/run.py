@@ -155,7 +155,7 @@ class Analyzer:
     @cached_property
     def ranges(self) -> dict[Row, np.ndarray | None]:
         """The amax of every row that is tried; None where it saw only zeros."""
-        from granplugin.network.trace import folded
+        from granplugin.network.modules import folded
 
         found: dict[Row, np.ndarray | None] = {}
         with self.timed("calibrators"):

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from granplugin.analysis.local import figure, key, per_sample
 from granplugin.analysis.rounding import Rounding
 from granplugin.errors import ModelError
-from granplugin.network.residuals import SKIP_QUANTIZER, tensors_in
+from granplugin.network.skip_inputs import SKIP_QUANTIZER
+from granplugin.network.torch_calls import tensors_in
 from granplugin.planning.plan import Row
 
 

@@ -19,7 +19,7 @@ from onnx_ir.passes import common as passes
 from granplugin.errors import ModelError
 from granplugin.graph.edit.nodes import unique
 from granplugin.graph.files import save
-from granplugin.network.trace import evaluating, flatten_outputs, named_inputs
+from granplugin.network.forward import evaluating, flatten_outputs, named_inputs
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from granplugin.calibration.seen import Seen
 from granplugin.calibration.statistics import Need, Statistics
 from granplugin.errors import ModelError
 from granplugin.modelopt_bridge.library import TensorQuantizer
-from granplugin.network.trace import evaluating
+from granplugin.network.forward import evaluating
 
 log = logging.getLogger(__name__)
 

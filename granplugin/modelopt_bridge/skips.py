@@ -11,7 +11,7 @@ from granplugin.modelopt_bridge.library import (
     ModeloptStateManager,
     TensorQuantizer,
 )
-from granplugin.network.residuals import SKIP_QUANTIZER, SkipInputs
+from granplugin.network.skip_inputs import SKIP_QUANTIZER, SkipInputs
 
 _MARK = "_granplugin_skips"
 

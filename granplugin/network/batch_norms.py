@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from granplugin.errors import ModelError
-from granplugin.network.trace import Example, Traced, call, copied, flatten_outputs, folded
+from granplugin.network.forward import Example, call, copied, flatten_outputs
+from granplugin.network.modules import folded
+from granplugin.network.trace import Traced
 
 log = logging.getLogger(__name__)
 

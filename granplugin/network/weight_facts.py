@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from granplugin.network.trace import folded, weight_axis
+from granplugin.network.modules import folded, weight_axis
 from granplugin.quant.folding import channel_ranges, spread, typical
 from granplugin.quant.layers import Layer
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from granplugin.errors import DataError, RecipeError
-from granplugin.network.trace import untraced
+from granplugin.network.modules import untraced
 from granplugin.network.weight_facts import WeightFacts, weight_facts
 from granplugin.planning.plan import Plan, Row, make_plan, preset_plan
 from granplugin.quant.layers import Layer

@@ -31,7 +31,7 @@ from granplugin.recipe.loaded import Loaded
 from granplugin.recipe.strict import Target
 from granplugin.store.keys import content_key
 from granplugin.runs.session import Session, located
-from granplugin.network.trace import call, flatten_outputs
+from granplugin.network.forward import call, flatten_outputs
 from granplugin.runs.variants import FP32, Built
 
 log = logging.getLogger(__name__)

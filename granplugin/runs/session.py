@@ -27,7 +27,8 @@ from granplugin.store.run_folder import RunFolder
 from granplugin.store.keys import content_key
 from granplugin.planning.plan_file import text_key
 from granplugin.calibration.statistics import Need, Statistics
-from granplugin.network.trace import Traced, call, trace
+from granplugin.network.forward import call
+from granplugin.network.trace import Traced, trace
 
 log = logging.getLogger(__name__)
 

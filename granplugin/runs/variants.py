@@ -40,7 +40,7 @@ from granplugin.calibration.statistics import (
     needs_of,
     share_amax,
 )
-from granplugin.network.trace import call, flatten_outputs
+from granplugin.network.forward import call, flatten_outputs
 
 log = logging.getLogger(__name__)
 

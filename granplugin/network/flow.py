@@ -1,0 +1,76 @@
+"""What one forward pass computed from what: values, and the operations that read and wrote them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from granplugin.quant.granularity import Shape
+
+Kind = Literal["add", "concat", "copy", "product", "other"]
+"""What an operation is to the search for skip inputs: an add of two values, a concatenation, a copy
+that a forward pass does nothing by, a product with a weight or of two values, or none of these."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Op:
+    """One operation: the values it read - its operands first, in order - and wrote; `at` counts the
+    operations. Of an add whose two operands are floats of one shape, `shape` is that shape with 1 on
+    axis 0."""
+
+    at: int
+    kind: Kind
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    shape: Shape | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Flow:
+    """Operations in running order. Values are numbered; of each, `data` tells whether it depends on
+    a model input, `producer` and `consumers` which operations wrote and read it."""
+
+    ops: list[Op] = field(default_factory=list)
+    data: list[bool] = field(default_factory=list)
+    producer: list[Op | None] = field(default_factory=list)
+    consumers: list[list[Op]] = field(default_factory=list)
+
+    def value(self, data: bool) -> int:
+        """The number of a new value."""
+        self.data.append(data)
+        self.producer.append(None)
+        self.consumers.append([])
+        return len(self.data) - 1
+
+    def record(
+        self, kind: Kind, reads: Sequence[int], writes: Sequence[int], shape: Shape | None = None
+    ) -> None:
+        """One operation more."""
+        op = Op(len(self.ops), kind, tuple(reads), tuple(writes), shape)
+        self.ops.append(op)
+        for number in op.reads:
+            self.consumers[number].append(op)
+        for number in op.writes:
+            self.producer[number] = op
+
+    def reached_from(self, numbers: set[int]) -> set[int]:
+        """What is computed from these values by operations on one value, products left out."""
+        reached = set(numbers)
+        for op in self.ops:
+            if self._source(op) in reached:
+                reached.update(op.writes)
+        return reached
+
+    def leading_to(self, numbers: set[int]) -> set[int]:
+        """What these values are computed from by operations on one value, products left out."""
+        leading = set(numbers)
+        for op in reversed(self.ops):
+            if not leading.isdisjoint(op.writes) and (source := self._source(op)) is not None:
+                leading.add(source)
+        return leading
+
+    def _source(self, op: Op) -> int | None:
+        """The only value this operates on; None for several, or for a product."""
+        read = [number for number in op.reads if self.data[number]]
+        return read[0] if len(read) == 1 and op.kind != "product" else None

@@ -1,0 +1,127 @@
+"""One forward pass of a torch model: what goes in, what comes out, and nothing left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from granplugin.errors import ModelError, UserError
+from granplugin.quant.granularity import Shape
+
+Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
+"""One batch: the only argument of forward, its positional arguments, or its keyword arguments."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients, and every layer called; all as it was afterwards."""
+    training = {module: module.training for module in model.modules()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    model.eval()
+    # One fused kernel for an nn.TransformerEncoderLayer reads its weights and calls no layer.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def call(model: nn.Module, example: Example, within: AbstractContextManager = nullcontext()) -> Any:
+    """The model's output for one batch, `evaluating`, inside a context.
+
+    Raises ModelError with what forward raised.
+    """
+    try:
+        with evaluating(model), within:
+            if isinstance(example, Mapping):
+                return model(**example)
+            return model(*example) if isinstance(example, tuple) else model(example)
+    except UserError:
+        raise
+    except Exception as err:
+        raise ModelError(f"the model's forward raised {type(err).__name__}: {err}") from err
+
+
+def flatten_outputs(output: Any) -> dict[str, Tensor]:
+    """The tensors of a model's output by name; None and whatever is no tensor is left out.
+
+    A single tensor is `output`, those of a tuple or list `output_0`, `output_1`, ..., those of a
+    dict or dataclass have their key; inside one another, keys are joined with `_`. Raises
+    ModelError where there is no tensor, or two get the same name.
+
+    >>> one = torch.ones(1)
+    >>> list(flatten_outputs({"logits": one, "hidden": (one, None, one)}))
+    ['logits', 'hidden_0', 'hidden_2']
+    """
+    return flatten(output, "output")
+
+
+def named_inputs(model: nn.Module, example: Example) -> dict[str, Tensor]:
+    """The tensors of one batch, named after forward's parameters. Raises ModelError."""
+    if isinstance(example, Mapping):
+        return flatten(dict(example), "input")
+    args = example if isinstance(example, tuple) else (example,)
+    try:
+        bound = inspect.signature(model.forward).bind_partial(*args)
+    except TypeError as err:
+        raise ModelError(f"the model does not take {len(args)} inputs: {err}") from err
+    return flatten(dict(bound.arguments), "input")
+
+
+def batched_shape(tensor: Tensor) -> Shape:
+    """The shape with 1 on axis 0, the batch."""
+    return (1, *tensor.shape[1:]) if tensor.ndim else ()
+
+
+def finite(tensor: Tensor) -> bool:
+    # A finite sum has only finite terms, and is cheaper than looking at each of them; but finite
+    # terms may have an infinite sum.
+    return (
+        not tensor.is_floating_point()
+        or bool(torch.isfinite(tensor.sum()))
+        or bool(torch.isfinite(tensor).all())
+    )
+
+
+def copied(example: Example) -> Example:
+    """The same batch in tensors of its own: a model may change what it is given."""
+    if isinstance(example, Tensor):
+        return example.clone()
+    if isinstance(example, Mapping):
+        return {key: copied(value) for key, value in example.items()}
+    if isinstance(example, (tuple, list)):
+        return type(example)(copied(value) for value in example)
+    return example
+
+
+def flatten(value: Any, single: str) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+
+    def walk(value: Any, name: str) -> None:
+        if isinstance(value, Tensor):
+            name = name or single
+            if name in found:
+                raise ModelError(f"two tensors of the model's {single} are named {name!r}")
+            found[name] = value
+        elif isinstance(value, Mapping):
+            for key, part in value.items():
+                walk(part, f"{name}_{key}" if name else str(key))
+        elif isinstance(value, (tuple, list)):
+            for i, part in enumerate(value):
+                walk(part, f"{name or single}_{i}")
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            walk({f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, name)
+
+    walk(value, "")
+    if not found:
+        raise ModelError(f"the model's {single} holds no tensor (it is a {type(value).__name__})")
+    return found

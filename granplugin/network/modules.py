@@ -1,0 +1,90 @@
+"""What a module alone says of the layer that it is: its type, its weight, what that is like."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from torch import nn
+
+from granplugin.quant.folding import channel_ranges, fold, spread
+from granplugin.quant.layers import PASSIVE, WEIGHTED, Layer
+
+
+def sited(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that have sites, by name."""
+    return {name: m for name, m in model.named_modules() if base_class(m) is not None}
+
+
+def untraced(model: nn.Module) -> tuple[Layer, ...]:
+    """What the modules alone say, in the order of their registration: types, weights' shapes and
+    their traits. Nothing is run, so of a Layer's other facts none is known, and no batch norm."""
+    return tuple(describe(name, module, None) for name, module in sited(model).items())
+
+
+def describe(name: str, module: nn.Module, bn: nn.Module | None) -> Layer:
+    """What the module alone says, with the spread of its weight behind its batch norm."""
+    base = base_class(module)
+    unusable = None
+    if type(module).forward is not base.forward:
+        unusable = (
+            f"its class {type(module).__name__} has its own forward, which modelopt does not "
+            "quantize"
+        )
+    if base.__name__ not in WEIGHTED:
+        return Layer(name, base.__name__, unusable=unusable)
+    groups = getattr(module, "groups", 1)
+    traits = set()
+    if groups > 1:
+        traits.add("depthwise" if groups == module.in_channels else "grouped")
+    if base is not nn.Linear and set(module.kernel_size) == {1}:
+        traits.add("pointwise")
+    return Layer(
+        name,
+        base.__name__,
+        weight_shape=tuple(module.weight.shape),
+        groups=groups,
+        traits=frozenset(traits),
+        spread=_spread(module, bn),
+        unusable=unusable,
+    )
+
+
+def _spread(module: nn.Module, bn: nn.Module | None) -> float | None:
+    weight = module.weight.detach().float().cpu().numpy() if bn is None else folded(module, bn)[0]
+    return spread(channel_ranges(weight, weight_axis(module), getattr(module, "groups", 1)))
+
+
+def weight_axis(module: nn.Module) -> int:
+    """The output-channel axis of a layer's weight, as granplugin.quant.folding takes it."""
+    return 1 if base_class(module).__name__.startswith("ConvTranspose") else 0
+
+
+def folded(module: nn.Module, bn: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+    """The weight and bias (float32) of `module` with the batch norm behind it folded in."""
+    weight, bias, gamma, beta, mean, var = (
+        None if tensor is None else tensor.detach().cpu().numpy()
+        for tensor in (
+            module.weight,
+            module.bias,
+            bn.weight,
+            bn.bias,
+            bn.running_mean,
+            bn.running_var,
+        )
+    )
+    groups = getattr(module, "groups", 1)
+    return fold(weight, bias, gamma, beta, mean, var, bn.eps, weight_axis(module), groups)
+
+
+def base_class(module: nn.Module) -> type[nn.Module] | None:
+    """The class of torch.nn that modelopt would know this module by."""
+    return _registered(type(module))
+
+
+@cache
+def _registered(cls: type) -> type | None:
+    for base in cls.__mro__:
+        if base.__name__ in WEIGHTED | PASSIVE and getattr(nn, base.__name__) is base:
+            return base
+    return None

@@ -1,0 +1,66 @@
+"""What a call of a torch function is to the flow of values: its tensors, and whether it adds, joins,
+copies or multiplies them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from granplugin.network.flow import Kind
+
+IN_PLACE_ADDS = frozenset({"add_", "__iadd__"})
+_ADDS = IN_PLACE_ADDS | {"add", "__add__", "__radd__"}
+_CONCATS = frozenset({"cat", "concat", "concatenate"})
+_NOTHING_DONE = frozenset(
+    "dropout dropout1d dropout2d dropout3d alpha_dropout clone contiguous detach".split()
+)
+
+# Functions of one data tensor that are a layer all the same.
+_PRODUCTS = frozenset(
+    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution "
+    "conv_tbc bilinear matmul __matmul__ __rmatmul__ mm bmm addmm addbmm baddbmm mv addmv einsum "
+    "tensordot embedding embedding_bag multi_head_attention_forward _native_multi_head_attention "
+    "scaled_dot_product_attention lstm gru rnn_tanh rnn_relu lstm_cell gru_cell".split()
+)
+
+
+def name_of(function: Any) -> str:
+    """A torch function's name; "" where it has none."""
+    return getattr(function, "__name__", "")
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from tensors_in(part)
+    elif isinstance(value, dict):
+        yield from tensors_in(tuple(value.values()))
+
+
+def addends(function: Any, args: tuple, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+    """The two tensors that this call adds, or None for a call that adds no two tensors."""
+    if name_of(function) not in _ADDS or kwargs.get("alpha", 1) != 1:
+        return None
+    given = [*args, *(kwargs[key] for key in ("input", "other") if key in kwargs)]
+    if len(given) != 2 or not all(isinstance(operand, Tensor) for operand in given):
+        return None
+    return given[0], given[1]
+
+
+def kind_of(function: Any, args: tuple, kwargs: Mapping[str, Any]) -> Kind:
+    """What this call is to the flow of values."""
+    name = name_of(function)
+    if addends(function, args, kwargs):
+        return "add"
+    if name in _CONCATS:
+        return "concat"
+    if name in _PRODUCTS:
+        return "product"
+    pads = [*args[1:2], *(kwargs[key] for key in ("pad",) if key in kwargs)]
+    unpadded = name == "pad" and pads and not any(pads[0])
+    return "copy" if unpadded or name in _NOTHING_DONE else "other"

@@ -1,0 +1,100 @@
+"""The flow of values through a torch model's forward, recorded call by call.
+
+A value is what a tensor holds until it is changed in place: then every tensor on the same storage
+gets a new value. What runs inside TorchScript and torch.vmap is not seen.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from granplugin.network.flow import Flow
+from granplugin.network.forward import batched_shape
+from granplugin.network.torch_calls import addends, kind_of, name_of, tensors_in
+from granplugin.quant.granularity import Shape
+
+# These return no tensor and yet look at the values.
+_READERS = frozenset(
+    "item tolist numpy __array__ __float__ __int__ __index__ __bool__ equal allclose".split()
+)
+
+
+class Called(NamedTuple):
+    """A torch function and what it was given."""
+
+    function: Any
+    args: tuple
+    kwargs: dict
+
+
+class Values(TorchFunctionMode):
+    """Records which function read and wrote which value: `calls[op.at]` is the call behind an
+    operation of `flow`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flow = Flow()
+        self.calls: list[Called] = []
+        self._current: dict[int, int] = {}
+        # Kept alive, or Python would give a new tensor an old one's id.
+        self._tensors: list[Tensor] = []
+        self._on_storage: dict[int, list[int]] = defaultdict(list)
+
+    def number(self, tensor: Tensor, data: bool = False) -> int:
+        """The value the tensor holds now; `data` where it depends on a model input."""
+        known = self._current.get(id(tensor))
+        if known is not None:
+            return known
+        self._tensors.append(tensor)
+        self._on_storage[_storage(tensor)].append(id(tensor))
+        return self._new(id(tensor), data)
+
+    def _new(self, tensor_id: int, data: bool) -> int:
+        number = self._current[tensor_id] = self.flow.value(data)
+        return number
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        given = list(tensors_in((args, kwargs)))
+        versions = [_version(tensor) for tensor in given]
+        result = func(*args, **kwargs)
+        reads = [self.number(tensor) for tensor in given]
+        changed = [t for t, version in zip(given, versions) if _version(t) != version]
+        new = [t for t in tensors_in(result) if id(t) not in self._current]
+        if not changed and not new and name_of(func) not in _READERS:
+            return result  # a shape, a flag, or the very tensor that was given
+        # Whatever shares the changed storage is read and written too.
+        touched = [
+            tensor_id for tensor in changed for tensor_id in self._on_storage[_storage(tensor)]
+        ]
+        reads = tuple(dict.fromkeys([*reads, *(self._current[i] for i in touched)]))
+        data = any(self.flow.data[number] for number in reads)
+        writes = [self._new(i, data) for i in dict.fromkeys(touched)]
+        writes += [self.number(tensor, data) for tensor in new]
+        self.calls.append(Called(func, args, kwargs))
+        self.flow.record(kind_of(func, args, kwargs), reads, writes, _sum(func, args, kwargs))
+        return result
+
+
+def _sum(function: Any, args: tuple, kwargs: dict) -> Shape | None:
+    """The shape of two floats of one shape that are added."""
+    added = addends(function, args, kwargs)
+    if added is None or added[0].shape != added[1].shape or not added[0].is_floating_point():
+        return None
+    return batched_shape(added[0])
+
+
+def _version(tensor: Tensor) -> int:
+    # Tensors made in inference mode have no version: changes in place go unseen there.
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _storage(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage()._cdata
+    except NotImplementedError:  # sparse, or inside torch.vmap
+        return id(tensor)

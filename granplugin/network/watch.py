@@ -1,0 +1,69 @@
+"""Which layer read and put out which value, in each of its calls of one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from granplugin.network.forward import batched_shape, finite
+from granplugin.network.torch_calls import tensors_in
+from granplugin.network.values import Values
+from granplugin.quant.granularity import Shape
+
+
+@dataclass(slots=True)
+class LayerCall:
+    """One call of a layer: the values of its first tensor and of its result, and their shapes with
+    1 on axis 0; without a result where it put out no tensor."""
+
+    input: int
+    input_shape: Shape
+    output: int | None = None
+    output_shape: Shape | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Watch:
+    """Calls by layer, in the order of their first; `broken` has the first layer, if any, that put
+    out NaN or Inf."""
+
+    values: Values = field(default_factory=Values)
+    calls: dict[str, list[LayerCall]] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def hooked(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Sees the calls of these modules."""
+        hooks = []
+        try:
+            for name, module in modules.items():
+                before, after = partial(self._before, name), partial(self._after, name)
+                hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                hooks.append(module.register_forward_hook(after))
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _before(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        tensor = next(tensors_in((args, kwargs)), None)
+        if tensor is not None:
+            with torch._C.DisableTorchFunction():
+                made = LayerCall(self.values.number(tensor), batched_shape(tensor))
+                self.calls.setdefault(name, []).append(made)
+
+    def _after(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
+        tensor = next(tensors_in(output), None)
+        if tensor is None or name not in self.calls:
+            return
+        with torch._C.DisableTorchFunction():
+            made = self.calls[name][-1]
+            made.output, made.output_shape = self.values.number(tensor), batched_shape(tensor)
+            if not self.broken and not finite(tensor):
+                self.broken.append(name)
