@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Sequence
 
 import granplugin
+from granplugin.engines import ENGINES
 from granplugin.errors import Unhonoured, UserError
 
 
@@ -51,7 +52,7 @@ def run() -> None:
 def _crashed(err: Exception) -> str:
     told = "".join(traceback.format_exception(err))
     head = f"granplugin {granplugin.__version__}, Python {platform.python_version()}\n"
-    for name in ("torch", "modelopt", "onnx", "onnxruntime", "openvino", "numpy"):
+    for name in ("torch", "modelopt", "onnx", *ENGINES, "numpy"):
         module = sys.modules.get(name)
         if module is not None:
             head += f"{name} {getattr(module, '__version__', '?')}\n"

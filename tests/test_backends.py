@@ -7,6 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from granplugin import backends
 from granplugin.backends import base
+from granplugin.engines import ENGINES
 from granplugin.errors import EngineError
 
 CHANNELS = 8
@@ -17,7 +18,7 @@ BIAS = RNG.standard_normal(CHANNELS, np.float32) / 8
 GAIN = RNG.uniform(0.5, 1.5, CHANNELS).astype(np.float32)
 
 
-@pytest.fixture(params=sorted(backends.BACKENDS))
+@pytest.fixture(params=sorted(ENGINES))
 def backend(request):
     module = backends.load(request.param)
     if reason := module.unavailable():

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from granplugin.backends import tensorrt_rtx, trtexec
 from granplugin.backends.base import Options
 from granplugin.backends.engine_plan import inspector_json, read_inspector_json, read_profile_json
+from granplugin.engines import EXPORTED
 from granplugin.errors import EngineError
 from granplugin.report.schema.run import EngineResult
 
@@ -397,7 +398,7 @@ def test_a_target_without_the_program_is_told_so(deployed):
 NAME = 'it\'s $(touch pwned) "x" `y`'
 
 
-@pytest.mark.parametrize("program", [p for ps in trtexec.PROGRAMS.values() for p in ps])
+@pytest.mark.parametrize("program", [p for ps in EXPORTED.values() for p in ps])
 def test_build_options_and_any_name_reach_the_command_line(program, tmp_path):
     shapes = {"ids": ((1, 8), (4, 8), (4, 64)), "mask": ((1, 8), (4, 8), (4, 64))}
     options = Options(workspace_mb=64, optimization_level=5)

@@ -16,13 +16,13 @@ from tempfile import TemporaryDirectory
 
 import granplugin
 from granplugin import backends
-from granplugin.audits.audit_file import NVIDIA
 from granplugin.backends.engine_plan import EnginePlan
 from granplugin.backends.gpu import gpu
 from granplugin.backends.kernels import Kernels
 from granplugin.calibration.statistics import Statistics
 from granplugin.capabilities import KINDS, Promise
 from granplugin.capabilities.legality import decide, targets_of
+from granplugin.engines import ENGINES
 from granplugin.errors import EngineError, ModelError
 from granplugin.graph.read.found import load
 from granplugin.graph.read.wiring import PRODUCTS
@@ -245,7 +245,7 @@ def _build_all(
     buildable = []
     for engine in engines:
         reason = backends.load(engine).unavailable()
-        if engine in NVIDIA and reason is None:
+        if ENGINES[engine].tells_plan and reason is None:
             buildable.append(engine)
         else:
             told = reason or f"{engine} does not tell its kernels"

@@ -21,9 +21,9 @@ from granplugin.analysis.network import FLOATING, Choice, Pair
 from granplugin.analysis.run import Analyzer, input_needs
 from granplugin.analysis.settings import label, same
 from granplugin.analysis.tensors import TriedSite
-from granplugin.audits.audit_file import NVIDIA
 from granplugin.calibration.statistics import import_amax
 from granplugin.capabilities import KINDS
+from granplugin.engines import ENGINES
 from granplugin.errors import UserError
 from granplugin.network.weight_facts import WeightFacts, weight_facts
 from granplugin.planning.plan import Row, make_plan
@@ -258,7 +258,8 @@ class _Found:
     def _costs(self, measured: bool) -> Mapping[str, list[dict[str, Cost]]]:
         engines = named_engines(self.session.recipe)
         builds = measured and any(
-            engine in NVIDIA and backends.load(engine).unavailable() is None for engine in engines
+            ENGINES[engine].tells_plan and backends.load(engine).unavailable() is None
+            for engine in engines
         )
         with self.analyzer.timed("costs"):
             # Exporting takes longer than all the rest where nothing is built of the file.

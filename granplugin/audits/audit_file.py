@@ -21,12 +21,12 @@ from granplugin.backends.base import LayerPrecision, Options
 from granplugin.backends.engine_plan import EnginePlan, read_plan, read_profile_json
 from granplugin.backends.kernels import Kernels
 from granplugin.capabilities import Promise
+from granplugin.engines import AUDITED
 from granplugin.errors import EngineError, ModelError, UserError
 from granplugin.graph.read.found import Found, Operand, find, load
 from granplugin.planning.plan import Row
 from granplugin.recipe.settings import FLOAT
 
-NVIDIA = ("tensorrt_rtx", "tensorrt")
 _EMBEDDED = 2**31 - 2**20
 """What one ONNX file holds; protobuf's limit, less what stands around the weights."""
 
@@ -73,15 +73,15 @@ def audit_file(
     plan_json: Path | None = None,
     batch: int = 1,
 ) -> FileAudit:
-    """Audit a Q/DQ ONNX on `backend`, tensorrt_rtx or tensorrt.
+    """Audit a Q/DQ ONNX on `backend`, one of AUDITED.
 
     Without `layers` the engine is built here for `batch` samples, in a process of its own; `layers`
     is the plan of one built elsewhere (trtexec's --exportLayerInfo, or our layers.txt) and
     `profile` its times (--exportProfile). `plan_json` is that of the run the file is of: it gives
     the recipe's lines, and what the file should have. Raises UserError.
     """
-    if backend not in NVIDIA:
-        raise EngineError(f"engine {backend!r} cannot be audited; {' and '.join(NVIDIA)} can")
+    if backend not in AUDITED:
+        raise EngineError(f"engine {backend!r} cannot be audited; {' and '.join(AUDITED)} can")
     model = load(path)
     found = find(model, path)
     asked = _Asked(plan_json, path, found) if plan_json is not None else None
@@ -153,8 +153,8 @@ def build_plan(
     model: onnx.ModelProto, path: Path, backend: str, batch: int = 1
 ) -> tuple[EnginePlan, str]:
     """The plan of an engine that is built here and thrown away, and the library's version."""
-    if backend not in NVIDIA:
-        raise EngineError(f"engine {backend!r} tells no plan; {' and '.join(NVIDIA)} do")
+    if backend not in AUDITED:
+        raise EngineError(f"engine {backend!r} tells no plan; {' and '.join(AUDITED)} do")
     module = backends.load(backend)
     if reason := module.unavailable():
         raise EngineError(f"{reason}; or give the layers of an engine that was built elsewhere")

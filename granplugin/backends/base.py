@@ -90,21 +90,10 @@ class Runner(Protocol):
 
 
 class Backend(Protocol):
-    """A module of this package.
-
-    `EXTRA` is the extra of granplugin that installs the library, None where granplugin itself
-    needs it; `what_for` is one line; a backend that does not measure latency is a reference only;
-    where `builds_vary`, two builds of one graph may choose other kernels, and its runners have the
-    methods of nvidia_run.Runner. `PRECISIONS` are those of the graphs it takes; for another it gets
-    the float32 graph.
-    """
+    """A module of this package; what is known of it before it is used is in engines.ENGINES."""
 
     name: str
     EXTRA: str | None
-    what_for: str
-    measures_latency: bool
-    builds_vary: bool
-    PRECISIONS: tuple[str, ...]
 
     def unavailable(self) -> str | None:
         """Why it cannot be used and what to install, or None; does not import the library."""

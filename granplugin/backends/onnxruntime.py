@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 
 name = "onnxruntime"
 EXTRA = None
-what_for = "the numerical reference on the CPU (graph optimizations off; no latency)"
-measures_latency = False
-PRECISIONS = ("fp32", "fp16")
-builds_vary = False
 
 
 def unavailable() -> str | None:

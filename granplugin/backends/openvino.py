@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 
 name = "openvino"
 EXTRA = "openvino"
-what_for = "accuracy and latency on the CPU, with real INT8 kernels"
-measures_latency = True
-PRECISIONS = ("fp32", "fp16")
-builds_vary = False
 
 _FILES = ("model.xml", "model.bin")
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}

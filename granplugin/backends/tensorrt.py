@@ -13,10 +13,6 @@ __all__ = ["build", "can_run", "layers", "open", "plan", "unavailable", "version
 
 name = "tensorrt"
 EXTRA = "tensorrt"
-what_for = "the target: builds and runs on an NVIDIA GPU (TensorRT 10 and 11)"
-measures_latency = True
-PRECISIONS = ("fp32", "fp16", "bf16")
-builds_vary = True
 
 
 def unavailable() -> str | None:

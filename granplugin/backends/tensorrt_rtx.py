@@ -16,10 +16,6 @@ __all__ = ["build", "can_run", "layers", "open", "plan", "unavailable", "version
 
 name = "tensorrt_rtx"
 EXTRA = "rtx"
-what_for = "NVIDIA's compiler without a GPU: what the engine does; runs on RTX GPUs"
-measures_latency = True
-PRECISIONS = ("fp32", "fp16", "bf16")
-builds_vary = True
 
 
 def unavailable() -> str | None:

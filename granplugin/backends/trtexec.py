@@ -11,52 +11,18 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from shlex import quote
 from typing import Any
 
 import numpy as np
 
 from granplugin.backends.base import Options, Shape
+from granplugin.engines import Program
 from granplugin.errors import EngineError
 
 ROUNDS = 8
 """Of timing, all variants in turns; the user may ask for others with ROUNDS=... ."""
 
-
-@dataclass(frozen=True)
-class Program:
-    """One program and the flags that it alone needs.
-
-    10.x is strongly typed only when told so, copies inputs and outputs on every call, waits asleep
-    and launches kernel by kernel unless told otherwise, and profiles in the timed run; 11.x does
-    none of this, and its flags for it are deprecated and without effect.
-    """
-
-    script: str
-    what: str
-    command: str
-    build: tuple[str, ...] = ()
-    profile: tuple[str, ...] = ()
-    time: tuple[str, ...] = ()
-
-
-_TIMING_CACHE = "--timingCacheFile=timing.cache"
-PROGRAMS = {
-    "tensorrt": (
-        Program(
-            "run_10.sh",
-            "TensorRT 10.x",
-            "trtexec",
-            build=("--stronglyTyped", _TIMING_CACHE),
-            profile=("--separateProfileRun",),
-            time=("--useCudaGraph", "--useSpinWait", "--noDataTransfers"),
-        ),
-        Program("run_11.sh", "TensorRT 11.x", "trtexec", build=(_TIMING_CACHE,)),
-    ),
-    "tensorrt_rtx": (Program("run_rtx.sh", "TensorRT-RTX", "tensorrt_rtx"),),
-}
-"""Engine -> the programs that build and run it on another machine."""
 
 _SCRIPT = """\
 #!/bin/sh

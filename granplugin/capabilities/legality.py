@@ -13,9 +13,9 @@ from itertools import groupby
 from types import MappingProxyType
 
 from granplugin import backends, capabilities
-from granplugin.backends import TARGETED
 from granplugin.backends.gpu import gpu
 from granplugin.capabilities import Book, Promise
+from granplugin.engines import ENGINES, taking
 from granplugin.errors import RecipeError
 from granplugin.graph.edit.lowering.methods import How
 from granplugin.planning.plan import Plan, Row
@@ -51,9 +51,10 @@ def engines_of(recipe: Recipe) -> list[str]:
 
 def targets_of(recipe: Recipe) -> dict[str, tuple[str, ...]]:
     """Engine -> the compute capabilities it is built for, where that is known."""
-    found = {"tensorrt_rtx": tuple(recipe.build.targets)}
-    if "tensorrt" in engines_of(recipe) and (here := gpu()):
-        found["tensorrt"] = (here.target,)
+    found = {name: tuple(recipe.build.targets) for name in taking("targets")}
+    for name in engines_of(recipe):
+        if ENGINES[name].builds_for == "this gpu" and (here := gpu()):
+            found[name] = (here.target,)
     return found
 
 
@@ -81,9 +82,9 @@ def decide(
             continue
         module = backends.load(engine)
         version = None if module.unavailable() else module.version()
-        graph = precision if precision in module.PRECISIONS else "fp32"
+        graph = precision if precision in ENGINES[engine].precisions else "fp32"
         book = Book(capabilities.load(engine, version), graph, targets.get(engine, ()), shared)
-        decides = engine in TARGETED and on_unsupported is not None
+        decides = ENGINES[engine].targeted and on_unsupported is not None
         rows, how, made, promises = [], {}, {}, {}
         for name, group in groupby(plan.rows, lambda row: row.layer):
             of_layer = _Decision(engine, book, by_name[name], tuple(group))

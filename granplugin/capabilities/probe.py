@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,12 +35,12 @@ from granplugin.backends.kernels import Kernels
 from granplugin.capabilities.cells import ADDS, WEIGHTS, cells
 from granplugin.capabilities.networks import OP, READER, network
 from granplugin.capabilities.table import OPS, Cell, load
+from granplugin.engines import ENGINES, REFERENCE
 from granplugin.errors import EngineError
 from granplugin.suggest import did_you_mean
 
 log = logging.getLogger(__name__)
 
-_NVIDIA = ("tensorrt", "tensorrt_rtx")
 _DONE = "done"
 _LOW = frozenset({"int8", "fp8", "int4"})
 # Kinds of TensorRT's and TensorRT-RTX's layers that do an op's arithmetic.
@@ -73,8 +73,9 @@ def probe(
 
     Raises EngineError for a backend that is not installed, or that cannot be probed.
     """
-    if backend not in _OBSERVERS:
-        raise EngineError(f"engine {backend!r} cannot be probed{did_you_mean(backend, _OBSERVERS)}")
+    if backend not in ENGINES:
+        raise EngineError(f"engine {backend!r} cannot be probed{did_you_mean(backend, ENGINES)}")
+    tells_plan = ENGINES[backend].tells_plan
     module = backends.load(backend)
     if reason := module.unavailable():
         raise EngineError(reason)
@@ -82,11 +83,12 @@ def probe(
     wanted = [
         cell
         for cell in cells(ops, graphs)
-        if backend in _NVIDIA or (cell.op in WEIGHTS and cell.output == "float")
+        if tells_plan or (cell.op in WEIGHTS and cell.output == "float")
     ]
     start = monotonic()
     found = []
-    for cell, (observed, detail) in zip(wanted, _OBSERVERS[backend](wanted), strict=True):
+    observe = _by_plan if tells_plan else _by_numbers
+    for cell, (observed, detail) in zip(wanted, observe(backend, wanted), strict=True):
         found.append(Probed(cell, table.rule(cell).engine, observed, detail))
     log.info("probed %d cells of %s in %.0f s", len(found), backend, monotonic() - start)
     return tuple(found)
@@ -95,21 +97,18 @@ def probe(
 Observed = Iterator[tuple[str, str]]
 
 
-def _nvidia(library: str) -> Callable[[Sequence[Cell]], Observed]:
-    def observe(wanted: Sequence[Cell]) -> Observed:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            _Builder(library, Path(folder)) as builder,
-        ):
-            for cell in wanted:
-                try:
-                    plan = builder.build(network(cell))
-                except EngineError as err:
-                    yield "error", str(err)
-                else:
-                    yield classify(cell, plan)
-
-    return observe
+def _by_plan(backend: str, wanted: Sequence[Cell]) -> Observed:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _Builder(backend, Path(folder)) as builder,
+    ):
+        for cell in wanted:
+            try:
+                plan = builder.build(network(cell))
+            except EngineError as err:
+                yield "error", str(err)
+            else:
+                yield classify(cell, plan)
 
 
 class _Builder:
@@ -215,19 +214,15 @@ def classify(cell: Cell, plan: EnginePlan) -> tuple[str, str]:
     return "quantized", detail
 
 
-def _on_cpu(backend: str) -> Callable[[Sequence[Cell]], Observed]:
+def _by_numbers(backend: str, wanted: Sequence[Cell]) -> Observed:
     """Of a backend that runs here: its own word for the op's kernel, and its numbers against the
     reference."""
-
-    def observe(wanted: Sequence[Cell]) -> Observed:
-        module, reference = backends.load(backend), backends.load("onnxruntime")
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "cell.onnx"
-            for number, cell in enumerate(wanted):
-                onnx.save(network(cell), path)
-                yield _run(module, reference, cell, path, Path(folder) / str(number))
-
-    return observe
+    module, reference = backends.load(backend), backends.load(REFERENCE)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "cell.onnx"
+        for number, cell in enumerate(wanted):
+            onnx.save(network(cell), path)
+            yield _run(module, reference, cell, path, Path(folder) / str(number))
 
 
 def _run(
@@ -270,12 +265,6 @@ def _run(
 _SAME, _WRONG = 1e-3, 0.02
 """Relative errors: the same Q/DQ gave 2e-5 at most, a rounding at another place 2e-4 to 0.006, and
 scales along the wrong axis 0.12."""
-
-_OBSERVERS: dict[str, Callable[[Sequence[Cell]], Observed]] = {
-    "onnxruntime": _on_cpu("onnxruntime"),
-    "openvino": _on_cpu("openvino"),
-    **{library: _nvidia(library) for library in _NVIDIA},
-}
 
 
 def main() -> None:

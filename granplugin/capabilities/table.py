@@ -8,6 +8,7 @@ one line above the rule that it corrects.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -23,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from granplugin.engines import PRECISIONS, TARGETS
 from granplugin.errors import EngineError
 from granplugin.suggest import did_you_mean
 
@@ -56,8 +59,6 @@ axes as granplugin writes it, reshaped so that they lie along one axis, and back
 per_tensor(dynamic), per_token(dynamic): of each sample, or of its rows, computed at run time.
 """
 Formats = Literal["int8", "fp8", "int4", "nvfp4", "mxfp8", "mixed"]
-Graph = Literal["fp32", "fp16", "bf16"]
-Target = Literal["sm75", "sm80", "sm86", "sm89", "sm120"]
 Outcome = Literal["quantized", "fused-dequant", "float", "error", "miscompile", "undocumented"]
 LOWERINGS = {
     "row_scale": "each row or sample is divided by its scale before an exact per_tensor product, "
@@ -97,6 +98,17 @@ def _some(word: Any) -> Any:
     return Annotated[frozenset[word] | None, BeforeValidator(lambda v: _set(_words(v)))]
 
 
+def _word(known: Collection[str]) -> Any:
+    """One of the words that others say, such as the engines' entries."""
+
+    def check(value: str) -> str:
+        if value not in known:
+            raise ValueError(f"{value!r} is none of {', '.join(known)}")
+        return value
+
+    return Annotated[str, AfterValidator(check)]
+
+
 def _set(value: Any) -> Any:
     if isinstance(value, list) and len(set(map(str, value))) < max(len(value), 1):
         raise ValueError("a list of words is not empty and has each of them once")
@@ -120,11 +132,11 @@ class Rule(_Strict):
     input: _some(Scales) = None
     output: _some(Scales) = None
     size: _some(int) = None
-    graph: _some(Graph) = None
-    target: _some(Target) = None
+    graph: _some(_word(PRECISIONS)) = None
+    target: _some(_word(TARGETS)) = None
     stored: bool | None = None
     engine: Outcome
-    lowering: Literal["row_scale", "fold", "rescale"] | None = None
+    lowering: _word(LOWERINGS) | None = None
     why: Sentence
     source: Sentence = ""
 

@@ -8,13 +8,14 @@ from typing import Annotated, Optional
 import typer
 
 from granplugin.cli import Json
+from granplugin.engines import AUDITED
 
 EXAMPLE = "granplugin audit model.onnx --layers layers.json"
 
 
 def audit(
     onnx: Annotated[Path, typer.Argument(metavar="ONNX", show_default=False)],
-    backend: Annotated[str, typer.Option(help="tensorrt_rtx or tensorrt.")] = "tensorrt_rtx",
+    backend: Annotated[str, typer.Option(help=f"{' or '.join(AUDITED)}.")] = AUDITED[0],
     layers: Annotated[
         Optional[Path],
         typer.Option(help="An engine built elsewhere: trtexec's --exportLayerInfo, or layers.txt."),

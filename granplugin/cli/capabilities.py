@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 from granplugin.cli import Json
+from granplugin.engines import AUDITED
 
 EXAMPLE = "granplugin capabilities --backend tensorrt_rtx"
 
 
 def capabilities(
-    backend: Annotated[str, typer.Option(help="The engine.")] = "tensorrt_rtx",
+    backend: Annotated[str, typer.Option(help="The engine.")] = AUDITED[0],
     probe: Annotated[
         bool, typer.Option(help="Rebuild the small networks behind the table; takes minutes.")
     ] = False,

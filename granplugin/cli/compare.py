@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from granplugin.cli import Json
+from granplugin.engines import AUDITED
 
 EXAMPLE = "granplugin compare runs/x/variants/fp32 runs/x/variants/x"
 
@@ -15,7 +16,7 @@ EXAMPLE = "granplugin compare runs/x/variants/fp32 runs/x/variants/x"
 def compare(
     a: Annotated[Path, typer.Argument(metavar="A", show_default=False)],
     b: Annotated[Path, typer.Argument(metavar="B", show_default=False)],
-    backend: Annotated[str, typer.Option(help="What ONNX is built with.")] = "tensorrt_rtx",
+    backend: Annotated[str, typer.Option(help="What ONNX is built with.")] = AUDITED[0],
     batch: Annotated[int, typer.Option(min=1, help="Samples ONNX is built here for.")] = 1,
     profile: Annotated[
         Optional[list[Path]], typer.Option(help="trtexec's --exportProfile, of A and then of B.")

@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from granplugin.cli import OneRecipe, Settings
+from granplugin.engines import EXPORTED
 
 EXAMPLE = "granplugin export recipe.yaml --out to_the_jetson"
 
@@ -17,7 +18,7 @@ def export(
     out: Annotated[
         Optional[Path], typer.Option(help="The folder to write; default runs/<name>/to_<engine>.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="tensorrt or tensorrt_rtx.")] = "tensorrt",
+    engine: Annotated[str, typer.Option(help=f"{' or '.join(EXPORTED)}.")] = next(iter(EXPORTED)),
     samples: Annotated[
         Optional[int], typer.Option(min=1, help="Evaluation samples; default all.")
     ] = None,

@@ -25,6 +25,7 @@ from granplugin.backends.nvidia_build import profile_shapes
 from granplugin.capabilities.legality import Written
 from granplugin.data.batches import Batch, Batches
 from granplugin.deploy.imported import FORMAT, Exported, ExportedVariant, Manifest, ManifestVariant
+from granplugin.engines import EXPORTED
 from granplugin.errors import RunError
 from granplugin.planning.plan_file import plan_file, row_json
 from granplugin.progress import track
@@ -49,7 +50,7 @@ Nothing outside this folder is written; manifest.json says what is in it, by con
 def export(
     loaded: Loaded, run: RunFolder, engine: str, out: Path, samples: int | None = None
 ) -> Manifest:
-    """Write the folder `out` for an engine of trtexec.PROGRAMS, with the first `samples` evaluation
+    """Write the folder `out` for an engine of EXPORTED, with the first `samples` evaluation
     samples (None: all of them). Calibrates as apply does, and reuses what apply made.
 
     Raises RunError for a folder that export did not write, or that has results in it; RecipeError
@@ -112,7 +113,7 @@ def _write(
         variants={each.job.name: _write_variant(folder, each, session, engine) for each in built},
     )
     (folder / "manifest.json").write_text(manifest.model_dump_json(indent=1))
-    programs = trtexec.PROGRAMS[engine]
+    programs = EXPORTED[engine]
     for program in programs:
         variants = list(manifest.variants)
         text = trtexec.script(program, name, variants, list(inputs), shapes, sizes, options)

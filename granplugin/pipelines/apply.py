@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from granplugin.backends import TARGETED
 from granplugin.backends.engine_plan import inspector_json
 from granplugin.calibration.statistics import export_amax
 from granplugin.deploy.imported import enter
+from granplugin.engines import ENGINES
 from granplugin.planning.plan_file import plan_file
 from granplugin.planning.quantize_config import config
 from granplugin.progress import track
@@ -54,7 +54,7 @@ class Applied:
             for variant in self.report.variants
             if variant.kind != "baseline"
             for engine in variant.engines
-            if engine.engine in TARGETED
+            if ENGINES[engine.engine].targeted
         ):
             return 3
         verdicts = {limit.verdict for limit in self.report.limits}

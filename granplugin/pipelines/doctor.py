@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 import granplugin
 from granplugin import backends
 from granplugin.backends.gpu import gpu, trouble
-from granplugin.recipe.build import BUILDS_WITH, TARGETS
+from granplugin.engines import ENGINES
 from granplugin.report.build.machine import machine
 from granplugin.report.schema.verbs import DoctorOutput, EngineState
 
@@ -17,17 +17,17 @@ from granplugin.report.schema.verbs import DoctorOutput, EngineState
 def examine() -> DoctorOutput:
     """Look at this machine; imports no engine."""
     engines = []
-    for name in backends.BACKENDS:
+    for name, facts in ENGINES.items():
         module = backends.load(name)
         reason = module.unavailable()
         engines.append(
             EngineState(
                 engine=name,
-                what_for=module.what_for,
+                what_for=facts.what_for,
                 version=None if reason else module.version(),
                 unavailable=reason,
                 cannot_run=None if reason else module.can_run(),
-                targets=list(TARGETS) if name in BUILDS_WITH["targets"] else [],
+                targets=list(facts.targets),
             )
         )
     return DoctorOutput(

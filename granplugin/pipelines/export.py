@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from granplugin.backends.trtexec import PROGRAMS
 from granplugin.deploy import export as folder
 from granplugin.deploy.imported import Manifest
+from granplugin.engines import EXPORTED
 from granplugin.errors import UserError
 from granplugin.recipe.loaded import Loaded
 from granplugin.store.run_folder import default_folder, open_run
@@ -27,18 +27,18 @@ class ExportFolder:
 
 def export(
     loaded: Loaded,
-    engine: str = "tensorrt",
+    engine: str = next(iter(EXPORTED)),
     out: Path | None = None,
     samples: int | None = None,
     run_folder: Path | None = None,
 ) -> ExportFolder:
     """Write `out`, by default to_<engine> in the run folder, with the first `samples` evaluation
     samples or all. Raises UserError where something must change."""
-    if engine not in PROGRAMS:
-        hint = did_you_mean(engine, PROGRAMS)
+    if engine not in EXPORTED:
+        hint = did_you_mean(engine, EXPORTED)
         raise UserError(f"{engine!r} cannot be exported for{hint}")
     with open_run(run_folder or default_folder(loaded.recipe.name), "export_log.txt") as run:
         out = out or run.path / f"to_{engine}"
         manifest = folder.export(loaded, run, engine, out, samples)
-    scripts = tuple(program.script for program in PROGRAMS[engine])
+    scripts = tuple(program.script for program in EXPORTED[engine])
     return ExportFolder(manifest, out, scripts, run.path)

@@ -1,4 +1,4 @@
-"""The section `build`, and the words for engines: what is built with them, and how."""
+"""The section `build`: how engines are built."""
 
 from __future__ import annotations
 
@@ -6,16 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from granplugin.engines import TARGETS
 from granplugin.recipe.strict import File, Positive, Strict, at_key, list_of, one_of
-
-ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
-PRECISIONS = ("fp32", "fp16", "bf16")
-TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120")
-"""What TensorRT-RTX builds for; TensorRT builds for the GPU it runs on."""
-BUILDERS = ("tensorrt", "tensorrt_rtx")
-"""The engines that `build` is about."""
-BUILDS_WITH = {"targets": ("tensorrt_rtx",), "timing_cache": ("tensorrt",)}
-"""Key of `build` -> the engines that have it, where not all of BUILDERS do."""
 
 
 class Shapes(Strict):

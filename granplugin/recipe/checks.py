@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from granplugin.recipe.build import BUILDERS, BUILDS_WITH
+from granplugin.engines import ENGINES, taking
 from granplugin.recipe.decisions import Decision
 from granplugin.recipe.loaded import Loaded
 from granplugin.recipe.paths import shown, why_missing
@@ -47,10 +47,11 @@ def _check_rules(loaded: Loaded) -> None:
     if "top1" not in loaded.recipe.metrics and loaded.recipe.limits.top1_drop is not None:
         raise loaded.error(("limits", "top1_drop"), "top1_drop needs top1 among the metrics")
     named = {*loaded.recipe.engines, *loaded.recipe.optional_engines}
-    if loaded.recipe.limits.latency_vs and named == {"onnxruntime"}:
+    if loaded.recipe.limits.latency_vs and not any(ENGINES[n].measures_latency for n in named):
         raise loaded.error(
             ("limits", "latency_vs"),
-            "latency_vs needs an engine that measures latency, and onnxruntime is a reference only",
+            "latency_vs needs an engine that measures latency, and "
+            f"{' and '.join(sorted(named))} is a reference only",
         )
 
 
@@ -59,7 +60,7 @@ def _check_build(loaded: Loaded) -> None:
     recipe = loaded.recipe
     named = {*recipe.engines, *recipe.optional_engines}
     for key in sorted(recipe.build.model_fields_set):
-        has = BUILDS_WITH.get(key, BUILDERS)
+        has = taking(key)
         if named.isdisjoint(has):
             raise loaded.error(
                 ("build", key),

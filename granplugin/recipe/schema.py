@@ -9,8 +9,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from granplugin.engines import ENGINES, PRECISIONS
+from granplugin.measures.metrics import METRICS
 from granplugin.recipe.analyze import Analyze
-from granplugin.recipe.build import ENGINES, PRECISIONS, Build
+from granplugin.recipe.build import Build
 from granplugin.recipe.data import DataSpec
 from granplugin.recipe.decisions import (
     PRESETS,
@@ -24,7 +26,11 @@ from granplugin.recipe.model import ModelSpec
 from granplugin.recipe.strict import Callable, File, Strict, at_key, list_of, one_of
 
 VERSION = 1
-METRICS = ("top1", "top5", "agreement", "sqnr_db")
+_ALWAYS, _IF_INSTALLED = (
+    [name for name, each in ENGINES.items() if each.used == when]
+    for when in ("always", "if installed")
+)
+"""The engines of a recipe that names none."""
 
 
 class Limits(Strict):
@@ -72,7 +78,7 @@ class Recipe(Strict):
         default="cpu", description="Where the model runs for calibration; auto: cuda if there."
     )
     data: DataSpec = Field(description="What it is calibrated on and measured with.")
-    metrics: list[one_of("metric", METRICS)] = Field(
+    metrics: list[one_of("metric", list(METRICS))] = Field(
         default=["agreement", "sqnr_db"],
         min_length=1,
         description="What is measured on the evaluation data.",
@@ -99,13 +105,13 @@ class Recipe(Strict):
     statistics: StatisticsSpec = Field(
         default=StatisticsSpec(), description="Ranges (amax) from and to a JSON file."
     )
-    optional_engines: list[one_of("engine", ENGINES)] = Field(
+    optional_engines: list[one_of("engine", list(ENGINES))] = Field(
         default=[],
         description="Engines to use where they are installed, and else to leave out; default: "
-        "openvino where no engines are named.",
+        f"{' and '.join(_IF_INSTALLED)} where no engines are named.",
     )
-    engines: list[one_of("engine", ENGINES)] = Field(
-        default=["onnxruntime"],
+    engines: list[one_of("engine", list(ENGINES))] = Field(
+        default=_ALWAYS,
         min_length=1,
         description="What variants are built and measured with.",
     )
@@ -141,7 +147,7 @@ class Recipe(Strict):
                 "version", f"version {data['version']!r} is not known; this is version {VERSION}"
             )
         if isinstance(data, dict) and not {"engines", "optional_engines"} & data.keys():
-            return {**data, "optional_engines": ["openvino"]}
+            return {**data, "optional_engines": list(_IF_INSTALLED)}
         return data
 
 

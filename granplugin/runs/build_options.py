@@ -6,7 +6,7 @@ from types import ModuleType
 
 from granplugin.backends.base import Options
 from granplugin.backends.gpu import gpu
-from granplugin.recipe.build import BUILDERS, BUILDS_WITH
+from granplugin.engines import ENGINES, taking
 from granplugin.recipe.schema import Recipe
 from granplugin.runs.session import Session
 from granplugin.suggest import did_you_mean
@@ -16,11 +16,11 @@ from granplugin.runs.variants import Built
 def options_of(session: Session, built: Built, engine: str) -> Options:
     """What the recipe's `build` says, as far as this engine has it."""
     build = session.recipe.build
-    cache = build.timing_cache if engine in BUILDS_WITH["timing_cache"] else None
+    cache = build.timing_cache if engine in taking("timing_cache") else None
     return Options(
         batch=session.recipe.data.batch_size,
         shapes=_shapes(session),
-        targets=tuple(build.targets) if engine in BUILDS_WITH["targets"] else (),
+        targets=tuple(build.targets) if engine in taking("targets") else (),
         optimization_level=build.optimization_level,
         workspace_mb=build.workspace_mb,
         timing_cache=str(cache) if cache else None,
@@ -49,12 +49,14 @@ def check_build(session: Session) -> None:
     inputs or the batches to measure do not have."""
     error, data = session.loaded.error, session.recipe.data
     linear = next((layer.name for layer in session.layers if layer.type == "Linear"), None)
-    if linear and "sm75" in session.recipe.build.targets:
-        raise error(
-            ("build", "targets", session.recipe.build.targets.index("sm75")),
-            f"for sm75 tensorrt_rtx has no matrix product in FP32, which {linear!r} and the fp32 "
-            "baseline need; leave sm75 out",
-        )
+    for index, target in enumerate(session.recipe.build.targets if linear else ()):
+        for name, facts in ENGINES.items():
+            if target in facts.no_fp32_product:
+                raise error(
+                    ("build", "targets", index),
+                    f"for {target} {name} has no matrix product in FP32, which {linear!r} and the "
+                    f"fp32 baseline need; leave {target} out",
+                )
     given = session.recipe.build.shapes
     for name, shapes in given.items():
         at = ("build", "shapes", name)
@@ -83,7 +85,7 @@ def check_build(session: Session) -> None:
 
 def cannot_run(recipe: Recipe, module: ModuleType) -> str | None:
     """Why this engine, built as the recipe says, cannot run here, or None."""
-    targets = recipe.build.targets if module.name in BUILDS_WITH["targets"] else []
+    targets = recipe.build.targets if module.name in taking("targets") else []
     reason = module.can_run()
     here = gpu() if targets and reason is None else None
     if here and here.target not in targets:
@@ -93,5 +95,5 @@ def cannot_run(recipe: Recipe, module: ModuleType) -> str | None:
 
 def latency_batches(recipe: Recipe, engine: str) -> list[int]:
     """The batch sizes that are timed: 1, where the engine is built for it, and data.batch_size."""
-    least = [shapes.min[0] for shapes in recipe.build.shapes.values() if engine in BUILDERS]
+    least = [shapes.min[0] for shapes in recipe.build.shapes.values() if engine in taking("shapes")]
     return sorted({max([1, *least]), recipe.data.batch_size})

@@ -15,6 +15,7 @@ import numpy as np
 from granplugin.backends.base import Engine
 from granplugin.runs.build_options import cannot_run, latency_batches
 from granplugin.backends.gpu import Clocks, clocks
+from granplugin.engines import ENGINES
 from granplugin.runs.measure import Measured, build_engine
 from granplugin.store.keys import content_key, file_key
 from granplugin.runs.session import Session
@@ -49,11 +50,11 @@ def measure_latency(
     """(variant, engine, batch size) -> latency, all variants of an engine interleaved."""
     timings: dict[tuple[str, str, int], Timing] = {}
     for name, module in engines.items():
-        if not module.measures_latency or cannot_run(session.recipe, module):
+        if not ENGINES[name].measures_latency or cannot_run(session.recipe, module):
             continue
         own = {variant: each.engine for (variant, on), each in results.items() if on == name}
         again = {}
-        if module.builds_vary:
+        if ENGINES[name].builds_vary:
             again = {
                 each.job.name: build_engine(session, each, module, again=True) for each in built
             }
@@ -106,7 +107,7 @@ def profile(
     its layers: in a run of its own, which is no latency of the whole."""
     found = {}
     for (variant, name), result in results.items():
-        if result.cannot_run is not None or not engines[name].builds_vary:
+        if result.cannot_run is not None or ENGINES[name].device != "gpu":
             continue
 
         def write(folder: Path, name: str = name, engine: Engine = result.engine) -> None:

@@ -16,6 +16,7 @@ import granplugin
 from granplugin import backends
 from granplugin.measures import metrics
 from granplugin.quant.calibrators import refusal
+from granplugin.engines import ENGINES, REFERENCE
 from granplugin.errors import ModelError, RecipeError, UserError
 from granplugin.quant.granularity import reduce_blocks
 from granplugin.graph.export import export_float
@@ -266,7 +267,7 @@ def build_variant(
         def write_low(low: Path) -> None:
             save(convert(path, precision, {row.site for row in rows}, keep), low)
             read_back(low, rows, amax, weights, how, precision, keep)
-            if amax and precision in backends.load("onnxruntime").PRECISIONS:
+            if amax and precision in ENGINES[REFERENCE].precisions:
                 agreement(low, rows, amax, _few(session), how=how, weights=weights)
 
         key = content_key(file_key(path), keep, how, granplugin.__version__)
@@ -279,7 +280,7 @@ def build_variant(
     onnx, own = file(planned, job.precision), {}
     for engine in engines or engines_of(job.loaded.recipe):
         written = job.written.get(engine, planned)
-        has = job.precision in backends.load(engine).PRECISIONS
+        has = job.precision in ENGINES[engine].precisions
         path = file(written, job.precision if has else FP32)
         if written.made or path != onnx:
             own[engine] = path
@@ -296,7 +297,7 @@ def write_quantized(built: Built, engine: str, layers: Collection[str], path: Pa
     edited = _edited(rows, amax)
     save(insert(load_float(built.floats), edited, amax, how), path)
     precision = built.job.precision
-    if precision != FP32 and precision in backends.load(engine).PRECISIONS:
+    if precision != FP32 and precision in ENGINES[engine].precisions:
         sites = {row.site for row in edited}
         save(convert(path, precision, sites, built.float32_nodes), path)
 
@@ -369,7 +370,7 @@ def _agreement(session: Session, job: Job, onnx: Path, amax: Mapping[str, np.nda
         sites = agreement(onnx, rows, amax, _few(session), fake_quantize)
         told = flatten_outputs(call(session.quantized(job.plan, amax), session.tensors(batch)))
         theirs = {name: tensor.cpu().numpy() for name, tensor in told.items()}
-        reference = backends.load("onnxruntime")
+        reference = backends.load(REFERENCE)
         with reference.open(reference.build(onnx, onnx.parent)) as runner:
             ours = runner.run(batch)
         return {

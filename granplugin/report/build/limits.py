@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from granplugin.backends import TARGETED
+from granplugin.engines import ENGINES
 from granplugin.recipe.schema import Limits
 from granplugin.report.schema.run import LimitResult, VariantResult
 
@@ -54,7 +54,7 @@ def _unhonoured(bound: int, result: VariantResult) -> list[LimitResult]:
     """For each targeted engine that says what it did, or where there is none, each that does."""
     told = [engine for engine in result.engines if engine.verdicts]
     found = []
-    for engine in [engine for engine in told if engine.engine in TARGETED] or told:
+    for engine in [engine for engine in told if ENGINES[engine.engine].targeted] or told:
         bad = sum(v.verdict in ("degraded", "wrong") for v in engine.verdicts)
         unknown = sum(v.verdict == "unknown" for v in engine.verdicts)
         verdict = "missed" if bad > bound else "met" if bad + unknown <= bound else "cannot tell"

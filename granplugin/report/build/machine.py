@@ -6,9 +6,13 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
+from granplugin.engines import ENGINES
 from granplugin.report.schema.parts import Machine
 
-_PACKAGES = ("nvidia-modelopt", "torch", "numpy", "onnx", "onnxruntime", "openvino")
+_PACKAGES = (
+    "nvidia-modelopt", "torch", "numpy", "onnx",
+    *(each.package for each in ENGINES.values() if each.device == "cpu"),
+)  # fmt: skip
 
 
 def machine() -> Machine:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from granplugin import backends
-from granplugin.recipe.build import BUILDERS, BUILDS_WITH
+from granplugin.engines import ENGINES, taking
+from granplugin.recipe.build import Build
 from granplugin.recipe.schema import Recipe
 from granplugin.report.schema.run import VariantResult
 from granplugin.report.words import first
@@ -29,10 +30,10 @@ def _not_for_all(recipe: Recipe) -> list[str]:
     """Build options that some engine of the run does not have."""
     notes = []
     named = dict.fromkeys([*recipe.engines, *recipe.optional_engines])
-    for key, has in BUILDS_WITH.items():
-        without = [name for name in named if name in BUILDERS and name not in has]
+    for key in Build.model_fields:
+        without = [name for name in named if key in ENGINES[name].without]
         if key in recipe.build.model_fields_set and without:
-            notes.append(f"build.{key} is for {', '.join(has)}; {without[0]} does without")
+            notes.append(f"build.{key} is for {', '.join(taking(key))}; {without[0]} does without")
     least = max((shapes.min[0] for shapes in recipe.build.shapes.values()), default=1)
     if least > 1:
         notes.append(f"build.shapes start at {least} samples, so nothing is timed at batch 1 there")
@@ -63,7 +64,7 @@ def _of_files(built: Sequence[Built]) -> list[str]:
                 f"{first(each.float32_nodes)}"
             ] = None
         for engine in each.own:
-            if each.job.precision not in backends.load(engine).PRECISIONS:
+            if each.job.precision not in ENGINES[engine].precisions:
                 notes[
                     f"{name} on {engine} is its float32 graph: {engine} has no {each.job.precision}"
                 ] = None
