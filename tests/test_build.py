@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from granplugin import backends
 from granplugin.backends import gpu
 from granplugin.backends.base import BuildFailed, Options
 from granplugin.backends.gpu import Clocks, Gpu
+from granplugin.engines import ENGINES
 from granplugin.capabilities import legality
 from granplugin.runs import build_options, failed_build, latency
 
@@ -228,7 +230,8 @@ def test_a_gpus_report_has_graphs_the_builds_spread_clocks_and_profiles(applied,
             yield Stand(runner, 1.1 if engine.path.name.endswith("-again") else 1.0)
 
     monkeypatch.setattr(openvino, "open", on_gpu)
-    monkeypatch.setattr(openvino, "builds_vary", True)
+    facts = replace(ENGINES["openvino"], device="gpu", builds_vary=True)
+    monkeypatch.setitem(ENGINES, "openvino", facts)
     monkeypatch.setattr(latency, "clocks", lambda: Clocks(1980.0, 2619.0, 41.0, None))
     applied.recipe(engines=["openvino"])
     assert (done := applied.apply()).code == 0, done.stderr
