@@ -1,23 +1,63 @@
 """granplugin: quantization granularity, layer by layer, for NVIDIA modelopt and TensorRT.
 
-For scripts: prepare, modelopt_config and export_onnx (see granplugin.api). Nothing heavy is
-imported until one of them is used.
+The commands as functions, with results that print as theirs and as tables in a notebook:
+load, plan, inspect, apply, analyze, audit. For scripts that call modelopt themselves: prepare,
+modelopt_config, export_onnx. And every error they raise. Nothing heavy is imported until a
+function is used.
 """
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from granplugin.errors import (
+    DataError,
+    EngineError,
+    ModelError,
+    RecipeError,
+    RunError,
+    Unhonoured,
+    UserError,
+)
+
+if TYPE_CHECKING:
+    from granplugin.api.scripts import export_onnx, modelopt_config, prepare
+    from granplugin.api.verbs import analyze, apply, audit, inspect, load, plan
 
 try:
     __version__ = version("granplugin")
 except PackageNotFoundError:  # a source tree on sys.path, not installed
     __version__ = "0"
 
-__all__ = ["__version__", "export_onnx", "modelopt_config", "prepare"]
+__all__ = [
+    "DataError",
+    "EngineError",
+    "ModelError",
+    "RecipeError",
+    "RunError",
+    "Unhonoured",
+    "UserError",
+    "__version__",
+    "analyze",
+    "apply",
+    "audit",
+    "export_onnx",
+    "inspect",
+    "load",
+    "modelopt_config",
+    "plan",
+    "prepare",
+]
+
+_SCRIPTS = ("export_onnx", "modelopt_config", "prepare")
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from granplugin import api
-
-        return getattr(api, name)
+        module = "scripts" if name in _SCRIPTS else "verbs"
+        return getattr(import_module(f"granplugin.api.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -141,13 +141,34 @@ def test_a_saved_model_restores_bit_for_bit_in_a_fresh_process(script, train, tm
     assert (tmp_path / "restored.onnx").read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["prepare", "modelopt_config", "export_onnx"])
-def test_the_names_of_the_api_stay_functions_whatever_was_imported(name):
-    from granplugin import api
-    from granplugin.runs import session
-
-    assert session
-    assert getattr(granplugin, name) is getattr(granplugin, name) is getattr(api, name)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "{version: 1, rules: [{match: features.1.*.conv, weight: per_tensor, bn: keep}]}",
+        {
+            "version": 1,
+            "rules": [{"match": "features.1.*.conv", "weight": "per_tensor", "bn": "keep"}],
+        },
+        {
+            "version": 1,
+            "model": {"callable": "nowhere.py:net", "weights": "nowhere.safetensors"},
+            "data": {"calibration": {"npz": "nowhere.npz", "inputs": {"image": "images"}}},
+            "evaluate": "nowhere.py:measure",
+            "statistics": {"import": "nowhere.json"},
+            "engines": ["tensorrt"],
+            "build": {"timing_cache": "nowhere/timing.bin"},
+            "rules": [{"match": "features.1.*.conv", "weight": "per_tensor", "bn": "keep"}],
+        },
+    ],
+    ids=["text", "dict", "files that are not here"],
+)
+def test_a_scripts_recipe_needs_neither_model_nor_data_nor_their_files(recipe, train):
+    model = granplugin.prepare(network(), recipe, train[:2])
+    sites = granplugin.modelopt_config(recipe, model)["algorithm"]["sites"]
+    of_weights = {s["layer"]: s for s in sites if s["role"] == "weight"}
+    assert of_weights["features.1.depthwise.conv"]["block"] == [16, 1, 3, 3]
+    assert of_weights["features.2.depthwise.conv"]["block"] == [1, 1, 3, 3]
+    assert type(model.get_submodule("features.1.depthwise.bn")).__name__ == "BatchNorm2d"
 
 
 def test_a_model_that_was_not_prepared_is_refused():

@@ -27,6 +27,7 @@ from granplugin.engines import ENGINES
 from granplugin.errors import UserError
 from granplugin.network.weight_facts import WeightFacts, weight_facts
 from granplugin.planning.plan import Row, make_plan
+from granplugin.recipe.forms import IN_MEMORY
 from granplugin.recipe.load import load_recipe
 from granplugin.recipe.loaded import Loaded
 from granplugin.report.schema import analysis as model
@@ -56,7 +57,12 @@ def analyze(
 
 def check_target(target: Path, loaded: Loaded) -> None:
     """UserError where no file can be written there, or the recipe stands there that it would
-    extend, before the work that fills it."""
+    extend, or that is in no file, before the work that fills it."""
+    if loaded.path == IN_MEMORY:
+        raise UserError(
+            f"{target}: the suggested recipe extends the analyzed one, which is in no file; write "
+            "that to one first"
+        )
     if target.is_dir():
         raise UserError(f"{target}: is a folder; give the suggested recipe a file name")
     if not target.parent.is_dir():

@@ -46,7 +46,7 @@ def analyze(
         print("\n".join(lines(found.analysis, all_)))
         print(f"analysis: {found.folder / 'analysis.md'}")
     if write_recipe:
-        found.write_recipe(write_recipe, settings or ())
+        found.write_recipe(write_recipe)
         if not json_:
             print(f"recipe: {write_recipe}")
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +21,12 @@ class Analyzed:
     folder: Path
     session: Session
 
-    def write_recipe(self, target: Path, settings: Sequence[str] = ()) -> None:
-        """Write the suggested recipe, which extends the analyzed one that was loaded with these
-        `settings`. Raises UserError where that cannot be."""
-        result.write_recipe(self.analysis, self.session, target, settings)
+    def write_recipe(self, target: Path) -> None:
+        """Write the suggested recipe, which extends the analyzed one. Raises UserError where no
+        file can be written there, and where the analyzed recipe is in no file."""
+        loaded = self.session.loaded
+        result.check_target(target, loaded)
+        result.write_recipe(self.analysis, self.session, target, loaded.settings)
 
 
 def analyze(

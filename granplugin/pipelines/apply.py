@@ -153,7 +153,7 @@ def publish(
     run.publish("measurements.json", json.dumps(_measurements(results), indent=1))
     for loaded in recipes:
         path = loaded.recipe.statistics.export
-        own = next(b for b in built if b.job.loaded.path == loaded.path and b.job.kind == "recipe")
+        own = next(b for b in built if b.job.loaded is loaded and b.job.kind == "recipe")
         if path:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from granplugin.quant.granularity import (
     scales,
 )
 from granplugin.quant.layers import MULTIPLIED, WEIGHTED, Layer
-from granplugin.recipe.loaded import Loaded
+from granplugin.recipe.loaded import LoadedPart
 from granplugin.recipe.match import nearest, select
 from granplugin.recipe.decisions import Decision, Rule, Share
 from granplugin.recipe.match import Match
@@ -124,7 +124,7 @@ PRESET = -1
 _KEYS = ("format", "granularity", "calibrator", "amax")
 
 
-def make_plan(loaded: Loaded, layers: Sequence[Layer]) -> Plan:
+def make_plan(loaded: LoadedPart, layers: Sequence[Layer]) -> Plan:
     """Resolve a recipe against a model's layers.
 
     The last matching rule decides, key by key. Raises RecipeError at the rule's line: a rule that
@@ -133,13 +133,13 @@ def make_plan(loaded: Loaded, layers: Sequence[Layer]) -> Plan:
     return _Planner(loaded, layers).plan()
 
 
-def preset_plan(name: str, layers: Sequence[Layer], loaded: Loaded) -> Plan:
+def preset_plan(name: str, layers: Sequence[Layer], loaded: LoadedPart) -> Plan:
     """The plan of a preset alone: what a baseline is."""
     bare = loaded.recipe.model_copy(update={"defaults": name, "rules": [], "share": []})
-    return make_plan(Loaded(bare, loaded.document, loaded.path), layers)
+    return make_plan(replace(loaded, recipe=bare), layers)
 
 
-def why(loaded: Loaded, layers: Sequence[Layer], name: str) -> tuple[str, ...]:
+def why(loaded: LoadedPart, layers: Sequence[Layer], name: str) -> tuple[str, ...]:
     """One layer's story: what each rule said of it, and what came of it.
 
     Raises UserError where no layer has that name.
@@ -151,7 +151,7 @@ def why(loaded: Loaded, layers: Sequence[Layer], name: str) -> tuple[str, ...]:
 
 
 class _Planner:
-    def __init__(self, loaded: Loaded, layers: Sequence[Layer]) -> None:
+    def __init__(self, loaded: LoadedPart, layers: Sequence[Layer]) -> None:
         self.loaded, self.layers = loaded, layers
         self.rules = loaded.recipe.rules
         defaults = loaded.recipe.defaults

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from granplugin.engines import ENGINES, taking
 from granplugin.recipe.decisions import Decision
-from granplugin.recipe.loaded import Loaded
+from granplugin.recipe.loaded import Loaded, LoadedPart
 from granplugin.recipe.paths import shown, why_missing
 from granplugin.recipe.settings import Settings
 from granplugin.recipe.source import Location
@@ -14,17 +14,20 @@ from granplugin.recipe.strict import Target
 from granplugin.suggest import did_you_mean
 
 
-def check(loaded: Loaded, data: bool) -> None:
-    """Raises RecipeError, at its line, for the first that does not hold.
-
-    Without `data`, the files of its data need not be there.
-    """
+def check_keys(loaded: LoadedPart) -> None:
+    """Raises RecipeError, at its line, for the first key that does not go with the others."""
     _check_rules(loaded)
     _check_build(loaded)
+
+
+def check_files(loaded: Loaded, data: bool) -> None:
+    """Raises RecipeError, at its line, for the first file that is not there; without `data`, those
+    of its data need not be."""
+    _check_cache(loaded)
     _check_files(loaded, data)
 
 
-def _check_rules(loaded: Loaded) -> None:
+def _check_rules(loaded: LoadedPart) -> None:
     seen: dict[str, int] = {}
     for index, rule in enumerate(loaded.recipe.rules):
         if rule.id in seen:
@@ -55,7 +58,7 @@ def _check_rules(loaded: Loaded) -> None:
         )
 
 
-def _check_build(loaded: Loaded) -> None:
+def _check_build(loaded: LoadedPart) -> None:
     """Build options are an error where no engine of the run can use them."""
     recipe = loaded.recipe
     named = {*recipe.engines, *recipe.optional_engines}
@@ -67,7 +70,10 @@ def _check_build(loaded: Loaded) -> None:
                 f"{key} is for {' and '.join(has)}, and this recipe's engines are "
                 f"{', '.join([*recipe.engines, *recipe.optional_engines])}",
             )
-    cache = recipe.build.timing_cache
+
+
+def _check_cache(loaded: Loaded) -> None:
+    cache = loaded.recipe.build.timing_cache
     if cache and (cache.is_dir() or not cache.parent.is_dir()):
         said = "is a folder" if cache.is_dir() else f"is in no folder: {shown(cache.parent)}"
         raise loaded.error(("build", "timing_cache"), f"the file {shown(cache)} {said}")

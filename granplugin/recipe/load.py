@@ -1,16 +1,16 @@
-"""Recipe files -> one validated recipe per variant, with the line of every key at hand."""
+"""A recipe in any form -> one validated recipe per variant, with the line of every key at hand."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from granplugin.errors import RecipeError
-from granplugin.recipe.checks import check
+from granplugin.recipe.checks import check_files, check_keys
 from granplugin.recipe.edit import (
     VARIED,
     rule_index,
@@ -20,9 +20,10 @@ from granplugin.recipe.edit import (
     without_rules,
 )
 from granplugin.recipe.explain import explained
-from granplugin.recipe.loaded import Loaded
+from granplugin.recipe.forms import IN_MEMORY, RecipeForm, read
+from granplugin.recipe.loaded import Loaded, LoadedPart
 from granplugin.recipe.paths import anchored, shown, why_missing
-from granplugin.recipe.schema import Recipe
+from granplugin.recipe.schema import Recipe, RecipePart
 from granplugin.recipe.source import (
     Document,
     Location,
@@ -33,26 +34,30 @@ from granplugin.recipe.source import (
     subtree,
 )
 
+AnyRecipe = TypeVar("AnyRecipe", bound=RecipePart)
+
 RECIPE = "recipe"
 """The name of the variant that is the recipe itself."""
 
 
-def load_recipe(path: Path, settings: Sequence[str] = (), data: bool = True) -> Loaded:
-    """Read and validate a recipe; `settings` are the `key=value` of `--set`.
+def load_recipe(form: RecipeForm, settings: Sequence[str] = (), data: bool = True) -> Loaded:
+    """Read and validate a recipe: a file, its text or a dict (see forms.RecipeForm); `settings` are
+    the `key=value` of `--set`.
 
     Without `data`, the files of its data need not be there. Raises RecipeError, one line per
     mistake, each with file:line:column.
     """
-    document = _extended(path, ())
-    for setting in settings:
-        key, sign, text = setting.partition("=")
-        if not sign or not key:
-            raise RecipeError(f"--set {setting}: write --set key=value")
-        mark = Mark(f"--set {key}", 0, 0)
-        if key.partition(".")[0] == "extends":
-            raise RecipeError(f"{mark}: what a recipe extends is written in the recipe")
-        document = with_value(document, key, parse_value(text, mark.file), {}, mark)
-    return _validate(document, path, data)
+    document, path = _read(form, settings)
+    return _loaded(document, path, tuple(settings), data)
+
+
+def load_part(form: RecipeForm, settings: Sequence[str] = ()) -> LoadedPart:
+    """The same of a recipe that need not say its model and data; none of their files, nor any
+    other that it names but those it extends, need be there."""
+    document, path = _read(form, settings)
+    loaded = LoadedPart(_validated(RecipePart, document, path), document, path, tuple(settings))
+    check_keys(loaded)
+    return loaded
 
 
 def load_variants(loaded: Loaded) -> dict[str, Loaded]:
@@ -80,12 +85,26 @@ def load_variants(loaded: Loaded) -> dict[str, Loaded]:
         document = without_rules(document, dropped)
         for index in range(len(variant.rules)):
             document = with_rule(document, loaded.document, (*at, "rules", index))
-        variants[name] = _validate(document, loaded.path, data=True)
+        variants[name] = _loaded(document, loaded.path, loaded.settings, data=True)
     return variants
 
 
-def _extended(path: Path, chain: tuple[Path, ...]) -> Document:
-    own = anchored(read_document(path))
+def _read(form: RecipeForm, settings: Sequence[str]) -> tuple[Document, Path]:
+    own, path = read(form)
+    document = _extended(own, path, ())
+    for setting in settings:
+        key, sign, text = setting.partition("=")
+        if not sign or not key:
+            raise RecipeError(f"--set {setting}: write --set key=value")
+        mark = Mark(f"--set {key}", 0, 0)
+        if key.partition(".")[0] == "extends":
+            raise RecipeError(f"{mark}: what a recipe extends is written in the recipe")
+        document = with_value(document, key, parse_value(text, mark.file), {}, mark)
+    return document, path
+
+
+def _extended(own: Document, path: Path, chain: tuple[Path, ...]) -> Document:
+    own = anchored(own)
     bases = own.value.get("extends", [])
     bases = [bases] if isinstance(bases, str) else bases if isinstance(bases, list) else []
     chain = (*chain, path.resolve())
@@ -96,22 +115,28 @@ def _extended(path: Path, chain: tuple[Path, ...]) -> Document:
             raise own.error(at, why_missing(base, folder=False))
         if base.resolve() in chain:
             raise own.error(at, f"{shown(base)} extends itself, by way of {path.name}")
-        document = _extended(Path(shown(base)), chain)
+        base = Path(shown(base))
+        document = _extended(read_document(base), base, chain)
         document.value.pop("name", None)
         below = merge(below, document) if below else document
     return merge(below, own) if below else own
 
 
-def _validate(document: Document, path: Path, data: bool) -> Loaded:
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-") or RECIPE
+def _loaded(document: Document, path: Path, settings: tuple[str, ...], data: bool) -> Loaded:
+    loaded = Loaded(_validated(Recipe, document, path), document, path, settings)
+    check_keys(loaded)
+    check_files(loaded, data)
+    return loaded
+
+
+def _validated(kind: type[AnyRecipe], document: Document, path: Path) -> AnyRecipe:
+    stem = RECIPE if path == IN_MEMORY else path.stem
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", stem).lstrip("._-") or RECIPE
     try:
-        recipe = Recipe.model_validate({"name": name, **document.value})
+        return kind.model_validate({"name": name, **document.value})
     except ValidationError as err:
         lines = dict.fromkeys(explained(document, error) for error in err.errors(include_url=False))
         raise RecipeError("\n".join(list(lines)[:10])) from err
-    loaded = Loaded(recipe, document, path)
-    check(loaded, data)
-    return loaded
 
 
 def _is_text(value: Any) -> bool:

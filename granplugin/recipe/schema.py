@@ -63,8 +63,9 @@ class StatisticsSpec(Strict):
     export: File | None = Field(default=None, description="Where to write this run's amax.")
 
 
-class Recipe(Strict):
-    """A recipe: one model, its data, and what is quantized how."""
+class RecipePart(Strict):
+    """A recipe without the model or the data it is for: what others extend, or what a script says
+    of a model of its own."""
 
     version: int = Field(description="Of this schema: 1.")
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
@@ -73,11 +74,13 @@ class Recipe(Strict):
     extends: list_of(File, least=0) = Field(
         default=[], description="Recipes whose keys and rules come before this one's, in order."
     )
-    model: ModelSpec = Field(description="Where the network comes from.")
+    model: ModelSpec | None = Field(default=None, description="Where the network comes from.")
     device: one_of("device", ("cpu", "cuda", "auto")) = Field(
         default="cpu", description="Where the model runs for calibration; auto: cuda if there."
     )
-    data: DataSpec = Field(description="What it is calibrated on and measured with.")
+    data: DataSpec | None = Field(
+        default=None, description="What it is calibrated on and measured with."
+    )
     metrics: list[one_of("metric", list(METRICS))] = Field(
         default=["agreement", "sqnr_db"],
         min_length=1,
@@ -149,6 +152,13 @@ class Recipe(Strict):
         if isinstance(data, dict) and not {"engines", "optional_engines"} & data.keys():
             return {**data, "optional_engines": list(_IF_INSTALLED)}
         return data
+
+
+class Recipe(RecipePart):
+    """A recipe: one model, its data, and what is quantized how."""
+
+    model: ModelSpec = Field(description="Where the network comes from.")
+    data: DataSpec = Field(description="What it is calibrated on and measured with.")
 
 
 def json_schema() -> dict[str, Any]:

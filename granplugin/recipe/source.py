@@ -26,14 +26,17 @@ Location = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A place in a recipe; lines and columns count from 1."""
+    """A place in a recipe; lines and columns count from 1. Where there is no text, line and column
+    are 0, and `key` is the place in Python values, as `rules[0].match`."""
 
     file: str
     line: int
     column: int
+    key: str = ""
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        place = f"{self.line}:{self.column}" if self.line else self.key
+        return f"{self.file}:{place}" if place else self.file
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -20,8 +20,11 @@ from granplugin.network.forward import Example
 from granplugin.network.trace import trace
 from granplugin.planning.plan import make_plan
 from granplugin.quant.layers import Layer
-from granplugin.recipe.load import load_recipe
-from granplugin.recipe.loaded import Loaded
+from granplugin.recipe.forms import RecipeForm
+from granplugin.recipe.load import load_part
+from granplugin.recipe.loaded import LoadedPart
+
+Model = TypeVar("Model", bound=nn.Module)
 
 _MARK = "_granplugin_prepared"
 
@@ -32,8 +35,11 @@ class _Prepared:
     folded: frozenset[str]
 
 
-def prepare(model: nn.Module, recipe: str | Path | Loaded, example: Example) -> nn.Module:
+def prepare(model: Model, recipe: RecipeForm | LoadedPart, example: Example) -> Model:
     """Fold the batch norms that the recipe folds, in place, and remember the model's layers.
+
+    Of the recipe (its forms: granplugin.api.verbs) only rules, defaults and share count: it need
+    not say a model or data, and the files it names need not be there.
 
     `example` is one small batch: a tensor, a tuple of arguments, or a dict of keyword arguments of
     forward. Outputs on it are compared before and after. Call it before mtq.quantize. Raises
@@ -48,8 +54,9 @@ def prepare(model: nn.Module, recipe: str | Path | Loaded, example: Example) -> 
     return model
 
 
-def modelopt_config(recipe: str | Path | Loaded, model: nn.Module) -> dict[str, Any]:
-    """The config for `mtq.quantize(model, config, forward_loop)`.
+def modelopt_config(recipe: RecipeForm | LoadedPart, model: nn.Module) -> dict[str, Any]:
+    """The config for `mtq.quantize(model, config, forward_loop)`. Of the recipe only rules, defaults
+    and share count, as in `prepare`.
 
     Conversion then gives the layers that a residual add joins a quantizer for their skip inputs.
 
@@ -108,5 +115,5 @@ def export_onnx(model: nn.Module, example: Example, path: str | Path) -> Path:
     return path
 
 
-def _loaded(recipe: str | Path | Loaded) -> Loaded:
-    return recipe if isinstance(recipe, Loaded) else load_recipe(Path(recipe))
+def _loaded(recipe: RecipeForm | LoadedPart) -> LoadedPart:
+    return recipe if isinstance(recipe, LoadedPart) else load_part(recipe)

@@ -1,0 +1,121 @@
+"""The verbs as functions: a recipe in any form in, what the command line prints as a value out.
+
+A recipe is a file (str or Path), its text (a str with a line break or a `: ` in it, or that begins
+with `{`), a dict of its keys, or what `load` returned. Relative paths in a text or a dict start at
+the current folder, and errors name a place in it as `<recipe>:3:5` or `<recipe>:rules[0].match`.
+`out` is the run folder, by default runs/<name>; the recipe's name is by default its file's, and
+`recipe` for one that is in no file.
+
+All raise UserError - RecipeError, ModelError, DataError, RunError, EngineError - where the user
+must change something; its text is one sentence with the place and the way out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from granplugin.recipe.forms import RecipeForm
+from granplugin.recipe.load import load_recipe
+from granplugin.recipe.loaded import Loaded
+
+if TYPE_CHECKING:
+    from granplugin.audits.audit_file import FileAudit
+    from granplugin.pipelines.analyze import Analyzed
+    from granplugin.pipelines.apply import Applied
+    from granplugin.pipelines.inspect import Inspection
+    from granplugin.pipelines.plan import Planned
+
+
+def load(recipe: RecipeForm, settings: Sequence[str] = ()) -> Loaded:
+    """Read and validate a recipe; `settings` change single keys, as `data.batch_size=8`.
+
+    Its files must be there. Raises RecipeError, a line per mistake.
+
+    >>> load("{version: 1, rules: [{match: conv, wieght: per_tensor}]}")
+    Traceback (most recent call last):
+    granplugin.errors.RecipeError: <recipe>:1:1: key 'model' is missing
+    <recipe>:1:1: key 'data' is missing
+    <recipe>:1:36: unknown key 'wieght'; did you mean 'weight'?
+    """
+    return load_recipe(recipe, settings)
+
+
+def plan(
+    recipe: RecipeForm | Loaded, variant: str | None = None, *, out: str | Path | None = None
+) -> Planned:
+    """What each site gets, which rule decided it, and what each engine promises for it. Nothing is
+    calibrated; the model runs once, on two samples. `variant` is the name of one in the recipe."""
+    loaded = recipe if isinstance(recipe, Loaded) else load(recipe)
+    from granplugin.pipelines.plan import plan
+
+    return plan(loaded, variant, _path(out))
+
+
+def inspect(recipe: RecipeForm | Loaded, *, out: str | Path | None = None) -> Inspection:
+    """The layers: shapes, how even their weights' ranges are before and after folding, defaults.
+
+    Where the data are not there, what the modules alone say; `refused` of what is returned says
+    why the recipe's rules do not fit the model.
+    """
+    loaded = recipe if isinstance(recipe, Loaded) else load_recipe(recipe, data=False)
+    from granplugin.pipelines.inspect import inspect
+
+    return inspect(loaded, _path(out))
+
+
+def apply(
+    recipe: RecipeForm | Loaded, *more: RecipeForm | Loaded, out: str | Path | None = None
+) -> Applied:
+    """Build and measure the baselines, the recipes and their variants, and compare them. Several
+    recipes have one model, data and engines.
+
+    Raises Unhonoured where a written graph, read back, is not what its plan says.
+    """
+    loaded = [each if isinstance(each, Loaded) else load(each) for each in (recipe, *more)]
+    from granplugin.pipelines.apply import apply
+
+    return apply(loaded, _path(out))
+
+
+def analyze(
+    recipe: RecipeForm | Loaded,
+    *,
+    costs: bool = True,
+    statistics: str | Path | None = None,
+    out: str | Path | None = None,
+) -> Analyzed:
+    """Which layer loses what, at which granularity, and why; and the overrides it takes.
+
+    Without `costs` no engine is built to count kernels and MB; `statistics` is the
+    statistics.safetensors of an earlier analysis of the same model and data.
+    """
+    loaded = recipe if isinstance(recipe, Loaded) else load(recipe)
+    from granplugin.pipelines.analyze import analyze
+
+    return analyze(loaded, costs, _path(statistics), _path(out))
+
+
+def audit(
+    onnx: str | Path,
+    backend: str = "tensorrt_rtx",
+    *,
+    layers: str | Path | None = None,
+    profile: str | Path | None = None,
+    plan: str | Path | None = None,
+    batch: int = 1,
+) -> FileAudit:
+    """What an engine does with any Q/DQ ONNX file: a verdict for every quantized site, and lint.
+
+    Without `layers` the engine is built here for `batch` samples; `layers` is that of one built
+    elsewhere (trtexec's --exportLayerInfo, or layers.txt of a run) and `profile` its times
+    (--exportProfile). `plan` is the plan.json of the run that the file is of.
+    """
+    from granplugin.audits.audit_file import audit_file
+
+    return audit_file(Path(onnx), backend, _path(layers), _path(profile), _path(plan), batch)
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
