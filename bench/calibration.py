@@ -48,7 +48,7 @@ def time_network(network: str, samples: int, rounds: int) -> list[Figure]:
         rows = input_rows(session)
         every = [replace(row, calibrator=c) for row in rows for c in CALIBRATORS]
         bare = copy.deepcopy(session.model)
-        converted, _ = modelopt_bridge.collect(session.model, (), session.forward_loop)
+        converted, _ = modelopt_bridge.convert(session.model, (), session.forward_loop)
         found = measure_interleaved(
             {
                 "bare": lambda: session.forward_loop(bare),
@@ -105,7 +105,7 @@ def child(network: str, samples: int) -> None:
     with tempfile.TemporaryDirectory() as folder, open_run(Path(folder) / "run") as run_folder:
         session = open_session(network, samples, run_folder)
         every = [replace(row, calibrator=c) for row in input_rows(session) for c in CALIBRATORS]
-        _, statistics = modelopt_bridge.collect(
+        _, statistics = modelopt_bridge.convert(
             session.model, needs_of(every), session.forward_loop
         )
         for row in every:

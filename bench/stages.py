@@ -24,7 +24,7 @@ STAGES = {
     "granplugin.network.models:build_model": "build the model",
     "granplugin.network.trace:trace": "trace",
     "granplugin.runs.variants:plan_jobs": "plan",
-    "granplugin.modelopt_bridge:collect": "convert and calibrate",
+    "granplugin.modelopt_bridge:convert": "convert and calibrate",
     "granplugin.graph.export:export_float": "export",
     "granplugin.runs.variants:build_variant": "write Q/DQ and read it back",
     "granplugin.runs.variants:_agreement": "agreement",

@@ -463,7 +463,7 @@ def test_modelopts_fake_quantization_of_the_folded_model_has_the_same_figure():
     for each in asked:
         layer = each.layer.name
         (row,) = (r for r in each.weights if r.granularity == "per_channel" and r.bn != "keep")
-        quantized, _ = bridge.collect(copy.deepcopy(plain), (), lambda model: None, ())
+        quantized, _ = bridge.convert(copy.deepcopy(plain), (), lambda model: None, ())
         bridge.load_amax(quantized, [replace(row, bn=None)], {row.site: ranges[row]})
         outs = []
         for network in (plain, quantized):

@@ -65,7 +65,7 @@ def test_a_second_run_reuses_everything_and_says_the_same(applied, monkeypatch):
     before, made = applied.report(), sorted(applied.out.glob("cache/*"))
     times = [path.stat().st_mtime_ns for path in made]
     applied.recipe()
-    monkeypatch.delattr("granplugin.modelopt_bridge.collect")
+    monkeypatch.delattr("granplugin.modelopt_bridge.convert")
     assert applied.apply().code == 0
     assert sorted(applied.out.glob("cache/*")) == made
     assert [path.stat().st_mtime_ns for path in made] == times
@@ -77,13 +77,13 @@ def collected(monkeypatch) -> list:
     """What was collected over the calibration data since."""
     from granplugin import modelopt_bridge
 
-    collect, seen = modelopt_bridge.collect, []
+    convert, seen = modelopt_bridge.convert, []
 
     def watched(model, needs, *rest):
         seen.extend(needs)
-        return collect(model, needs, *rest)
+        return convert(model, needs, *rest)
 
-    monkeypatch.setattr(modelopt_bridge, "collect", watched)
+    monkeypatch.setattr(modelopt_bridge, "convert", watched)
     return seen
 
 

@@ -234,7 +234,7 @@ def test_an_interrupt_in_a_stage_exits_130_and_the_next_run_resumes(project, mon
     assert "interrupted" in done.stderr
     assert not (project.out / "report.json").exists()
     with monkeypatch.context() as patch:
-        patch.setattr("granplugin.modelopt_bridge.collect", stopped)
+        patch.setattr("granplugin.modelopt_bridge.convert", stopped)
         assert project.apply().code == 0
 
 

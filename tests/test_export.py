@@ -45,7 +45,7 @@ OPS = {
 
 
 class Marked(nn.Module):
-    """A layer with a marker at each of its sites, as modelopt_bridge.markers makes them."""
+    """A layer with a marker at each of its sites, as modelopt_bridge.marked makes them."""
 
     def __init__(self, name: str, layer: nn.Module):
         super().__init__()

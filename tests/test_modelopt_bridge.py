@@ -174,7 +174,7 @@ def quantized():
 
 
 def test_the_mode_sets_each_quantizer_from_its_weight_or_the_data(quantized):
-    float_model, statistics = bridge.collect(
+    float_model, statistics = bridge.convert(
         Net(), [Need("conv.input", (1, 1, 1, 1), False, (1, 3, 6, 6))], forward_loop
     )
     sites = {site["quantizer"]: site["grid"] for site in bridge.sites_of(quantized)}
@@ -233,7 +233,7 @@ for name, rows in (("first", ROWS), ("second", OTHER_ROWS)):
 
 
 def test_loading_the_same_amax_equals_quantizing(quantized):
-    converted, _ = bridge.collect(Net(), [], forward_loop)
+    converted, _ = bridge.convert(Net(), [], forward_loop)
     torch.testing.assert_close(predict(converted), predict(Net().eval()), rtol=0, atol=0)
     grids = {
         site["layer"] + "." + site["role"]: site["grid"] for site in bridge.sites_of(quantized)
@@ -254,7 +254,7 @@ NEEDS = [Need("0.input", block, histogram, SHAPE) for block in BLOCKS for histog
 @pytest.fixture(scope="module")
 def passive():
     """A network whose first layer sees exactly the data."""
-    return bridge.collect(nn.Sequential(nn.LeakyReLU()), [], lambda model: None)[0]
+    return bridge.convert(nn.Sequential(nn.LeakyReLU()), [], lambda model: None)[0]
 
 
 @settings(deadline=None, max_examples=15)
@@ -292,7 +292,7 @@ def test_max_scales_do_not_depend_on_threads_or_order_with_our_batches():
         *(nn.ReLU6(), nn.Conv2d(24, 48, 1, stride=2), nn.BatchNorm2d(48), nn.LeakyReLU()),
     )
     data = torch.randn(40, 3, 16, 16)
-    net, _ = bridge.collect(net, [], lambda model: None)
+    net, _ = bridge.convert(net, [], lambda model: None)
     needs = [
         Need("2.input", (1, 24, 16, 16), False, (1, 24, 16, 16)),
         Need("4.input", (1, 24, 16, 16), False, (1, 24, 16, 16)),
@@ -345,7 +345,7 @@ def test_the_first_layer_that_sees_nan_or_inf_is_named(bad):
     ]
     needs.append(Need("conv.input", (1, 3, 6, 6), True, (1, 3, 6, 6)))
     with pytest.raises(ModelError, match=r"^a\[0\]\*\.input: NaN or Inf"):
-        bridge.collect(model, needs, forward_loop)
+        bridge.convert(model, needs, forward_loop)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_a_large_plan_gives_the_same_model_without_an_entry_per_row(quantized, m
 
 def test_modelopts_chatter_goes_to_the_log(capsys, caplog, recwarn):
     with caplog.at_level(logging.DEBUG):
-        bridge.collect(Net(), [], forward_loop)
+        bridge.convert(Net(), [], forward_loop)
     assert "Inserted" in caplog.text
     assert capsys.readouterr().out == "" and not recwarn.list
 
@@ -401,7 +401,7 @@ def test_a_model_that_is_one_layer_has_sites_too():
     which = row("", "weight", (4, 3), "per_channel")
     model = mtq.quantize(nn.Linear(3, 4), bridge.config([which]))
     assert enabled(model) == {"weight_quantizer"}
-    with bridge.markers(model):
+    with bridge.marked(model):
         assert model.weight_quantizer.site == which.site
 
 
@@ -423,10 +423,10 @@ def mobilenet():
 @pytest.mark.parametrize("make", [transformer, mobilenet])
 def test_markers_name_every_site_in_an_export_and_leave_no_trace(make):
     images = torch.randn(2, 3, 32, 32)
-    model, _ = bridge.collect(make().eval(), [], lambda model: model(images))
+    model, _ = bridge.convert(make().eval(), [], lambda model: model(images))
     before = dict(model.named_modules(remove_duplicate=False))
     batch = ({0: torch.export.Dim("batch")},)
-    with bridge.markers(model), bridge.quiet():
+    with bridge.marked(model), bridge.quiet():
         program = torch.onnx.export(
             model, (images,), dynamo=True, optimize=True, dynamic_shapes=batch, verbose=False
         )
@@ -444,7 +444,7 @@ def test_statistics_of_all_needs_come_from_one_pass():
     passes = []
     needs = [Need("a0b.input", (1, 16), True, (1, 16)), Need("a0b.input", (1, 1), False, (1, 16))]
     needs.append(Need("bn.output", (1, 1, 6, 6), False, (1, 8, 6, 6)))
-    _, statistics = bridge.collect(
+    _, statistics = bridge.convert(
         Net(), needs, lambda model: passes.append(1) or forward_loop(model)
     )
     assert len(passes) == 1 and isinstance(statistics, Statistics) and statistics.covers(needs)

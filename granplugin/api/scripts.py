@@ -106,7 +106,7 @@ def export_onnx(model: nn.Module, example: Example, path: str | Path) -> Path:
     rows = [row for row in rows if row.site in amax or row.dynamic]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".granplugin-") as folder:
         scratch = Path(folder) / path.name
-        with modelopt_bridge.markers(model):
+        with modelopt_bridge.marked(model):
             export_float(model, example, scratch)
         floats = load_float(scratch)
         save(insert(floats, rows, amax), scratch)

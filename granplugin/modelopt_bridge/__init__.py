@@ -5,8 +5,8 @@ The only package that imports modelopt. Importing it registers the calibration m
 """
 
 from granplugin.modelopt_bridge.chatter import quiet
-from granplugin.modelopt_bridge.marker import markers
-from granplugin.modelopt_bridge.mode import collect
+from granplugin.modelopt_bridge.marker import marked
+from granplugin.modelopt_bridge.mode import convert
 from granplugin.modelopt_bridge.observe import batches
 from granplugin.modelopt_bridge.quantizers import fake_quantize, load_amax, sites_of
 from granplugin.modelopt_bridge.skips import want_skip_quantizers
@@ -14,11 +14,11 @@ from granplugin.planning.quantize_config import config, row_of, site_of
 
 __all__ = [
     "batches",
-    "collect",
     "config",
+    "convert",
     "fake_quantize",
     "load_amax",
-    "markers",
+    "marked",
     "quiet",
     "row_of",
     "site_of",

@@ -37,7 +37,7 @@ class Marker(nn.Module):
 
 
 @contextmanager
-def markers(model: nn.Module) -> Iterator[None]:
+def marked(model: nn.Module) -> Iterator[None]:
     """Put a marker in place of every quantizer of a converted model, those that are off too (they
     cannot be exported), and take them out again.
 

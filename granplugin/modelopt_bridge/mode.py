@@ -77,7 +77,7 @@ class CalibrationMode(BaseCalibrateModeDescriptor):
         return CalibrationConfig
 
 
-def collect(
+def convert(
     model: nn.Module,
     needs: Iterable[Need],
     forward_loop: ForwardLoop,

@@ -9,7 +9,7 @@ from granplugin.errors import RecipeError
 from granplugin.quant.granularity import ROLES
 from granplugin.recipe.explain import MESSAGES
 from granplugin.recipe.paths import anchored
-from granplugin.recipe.settings import spelt_out
+from granplugin.recipe.settings import long_form
 from granplugin.recipe.source import Document, Location, Mark, get, rule_marks, subtree
 from granplugin.suggest import did_you_mean
 
@@ -35,7 +35,7 @@ def with_value(
             inside = {}
         elif at[0] in VARIED and key in ROLES:
             try:
-                inside = spelt_out(inside)
+                inside = long_form(inside)
             except ValueError as err:
                 raise document.error(at, str(err)) from err
         elif at[0] == "rules" and key == "match" and isinstance(inside, (str, list)):

@@ -47,7 +47,7 @@ class Limits(Strict):
     )
 
 
-class Latency(Strict):
+class LatencySpec(Strict):
     """How latency is measured."""
 
     rounds: int = Field(default=20, ge=6, description="Interleaved rounds.")
@@ -136,7 +136,7 @@ class RecipePart(Strict):
         "can be done. Each engine has its own; model.onnx keeps what the rules say.",
     )
     build: Build = Field(default=Build(), description="How TensorRT and TensorRT-RTX build.")
-    latency: Latency = Field(default=Latency(), description="How latency is measured.")
+    latency: LatencySpec = Field(default=LatencySpec(), description="How latency is measured.")
     analyze: Analyze = Field(
         default=Analyze(), description="What `granplugin analyze` asks about, and on how much."
     )

@@ -87,7 +87,7 @@ class Settings(Strict):
         return self
 
 
-def spelt_out(value: Any) -> Any:
+def long_form(value: Any) -> Any:
     """The keys behind a short form: `per_tensor` is {granularity: per_tensor}, and
     {per_block: {size: 16}, calibrator: mse} has its granularity's name as a key."""
     if isinstance(value, str):
@@ -114,5 +114,5 @@ _Word = Annotated[
     str, WithJsonSchema({"enum": sorted({*GRANULARITIES, *FORMATS, FLOAT} - {"per_block"})})
 ]
 SettingsKey = Annotated[
-    Settings, BeforeValidator(spelt_out, json_schema_input_type=Settings | _Word)
+    Settings, BeforeValidator(long_form, json_schema_input_type=Settings | _Word)
 ]

@@ -106,7 +106,7 @@ class Session:
         loop = self.forward_loop if needs else lambda model: None
         with located(self.loaded, "data", "calibration"):
             skips = [layer.name for layer in self.layers if layer.skip_shape]
-            self.converted, seen = modelopt_bridge.collect(self.model, needs, loop, skips)
+            self.converted, seen = modelopt_bridge.convert(self.model, needs, loop, skips)
         return seen
 
     def quantized(self, plan: Plan, amax: Mapping[str, np.ndarray]) -> Any:

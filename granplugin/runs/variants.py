@@ -189,7 +189,7 @@ def calibrate(session: Session, jobs: Sequence[Job]) -> tuple[Path, Statistics |
         if session.converted is None:
             session.convert(())
         log.info("exporting the float model with a marker at each site")
-        with located(session.loaded, "model"), modelopt_bridge.markers(session.converted):
+        with located(session.loaded, "model"), modelopt_bridge.marked(session.converted):
             export_float(session.converted, session.example, path)
 
     return run.made("float", float_key, ".onnx", export), statistics
