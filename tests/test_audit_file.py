@@ -21,7 +21,8 @@ from granplugin.audits.audit_file import audit_file
 from granplugin.errors import EngineError, Unhonoured
 from granplugin.graph.edit.qdq import insert
 from granplugin.graph.files import save
-from granplugin.graph.read.found import find, load
+from granplugin.graph.read.found import find
+from granplugin.graph.read.loading import load
 from granplugin.graph.read.verify import read_back
 from granplugin.quant.granularity import grid, parse_granularity
 

@@ -24,8 +24,7 @@ from granplugin.capabilities import KINDS, Promise
 from granplugin.capabilities.legality import decide, targets_of
 from granplugin.engines import ENGINES
 from granplugin.errors import EngineError, ModelError
-from granplugin.graph.read.found import load
-from granplugin.graph.read.wiring import PRODUCTS
+from granplugin.graph.read.graph import read
 from granplugin.planning.plan import Plan, Row
 from granplugin.progress import track
 from granplugin.quant.calibrators import Calibrator
@@ -321,9 +320,8 @@ def _build(session: Session, plan: Plan, engine: str, float_onnx: Path, key: str
             except EngineError as err:
                 raise EngineError(str(err).replace(file.name, "it")) from err
         products = {
-            node.name: node.name.partition("/")[0]
-            for node in load(file).graph.node
-            if node.op_type in PRODUCTS
+            product.node.name: product.node.name.partition("/")[0]
+            for product in read(file).products
         }
         return {**_by_layer(told, products, session.layers), "made": dict(written[engine].made)}
 

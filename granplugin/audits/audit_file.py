@@ -23,7 +23,8 @@ from granplugin.backends.kernels import Kernels
 from granplugin.capabilities import Promise
 from granplugin.engines import AUDITED
 from granplugin.errors import EngineError, ModelError, UserError
-from granplugin.graph.read.found import Found, Operand, find, load
+from granplugin.graph.read.found import Found, Operand, find
+from granplugin.graph.read.loading import load
 from granplugin.planning.plan import Row
 from granplugin.recipe.settings import FLOAT
 
@@ -217,7 +218,7 @@ def _promises(found: Found, backend: str, version: str | None) -> dict[str, Prom
     table = capabilities.load(backend, version)
     known = {layer.name for layer in found.layers}
     rows = [row for row in found.rows if row.layer in known]
-    return capabilities.plan_promises(table, found.layers, rows, found.graph)
+    return capabilities.plan_promises(table, found.layers, rows, found.precision)
 
 
 def _ran(operand: Operand, kernels: Kernels) -> LayerPrecision:

@@ -11,7 +11,7 @@ from granplugin.audits.audit_file import build_plan, profile_of, read_plan_file
 from granplugin.backends.engine_plan import EngineLayer, EnginePlan
 from granplugin.backends.kernels import multiplies
 from granplugin.errors import EngineError
-from granplugin.graph.read.found import load
+from granplugin.graph.read.loading import load
 
 _QDQ = re.compile(r"(quantize|(^|[/_.])d?q([/_.\d]|$))", re.IGNORECASE)
 """Q/DQ nodes by their names, which is all a plan has: they are of the layer that reads them."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from granplugin.backends.engine_plan import EngineLayer, EngineTensor
 from granplugin.backends.kernels import LOW, Kernels, multiplies
 from granplugin.graph.read.found import Found, Operand
+from granplugin.graph.read.graph import quantizes
 
 _WIDE = ("float", "half", "bf16")
 
@@ -53,12 +54,12 @@ class _Case:
 
     def __init__(self, library: str, found: Found, kernels: Kernels, where: dict[str, str]) -> None:
         self.library, self.found, self.kernels, self.where = library, found, kernels, where
-        self.network = found.network
+        self.graph = found.graph
         self.by_node: dict[str, dict[str, Operand]] = defaultdict(dict)
         for operand in found.operands:
             self.by_node[operand.node][operand.row.role] = operand
         self.dequantizes = {operand.dequantize: operand for operand in found.operands}
-        self.sixteen = found.graph != "fp32"
+        self.sixteen = found.precision != "fp32"
 
     def find(
         self, code: str, layer: str, says: str, instead: str, bytes: int | None = None,
@@ -132,7 +133,7 @@ def _fp32_output(case: _Case) -> Iterator[Finding]:
                 held = _moved(kernel.outputs, twice=True)
                 yield case.find(
                     "fp32-output", node,
-                    f"it writes FP32 in an {case.found.graph.upper()} graph, for a second kernel "
+                    f"it writes FP32 in an {case.found.precision.upper()} graph, for a second kernel "
                     "to scale",
                     "write weight: per_tensor, with bn: keep where its batch norm is folded"
                     if fine and case.library == "tensorrt_rtx"
@@ -204,14 +205,14 @@ def _two_scales(case: _Case) -> Iterator[Finding]:
 
 
 def _cut_add(case: _Case) -> Iterator[Finding]:
-    for node in case.network.model.graph.node:
+    for node in case.graph.nodes:
         roles = case.by_node.get(node.name, {})
         if node.op_type != "Add" or not roles:
             continue
         for operand in roles.values():
             others = [name for name in node.input if name != operand.result]
-            from_product = case.network.product(operand.source)
-            if from_product and not any(case.network.product(name) for name in others):
+            from_product = case.graph.of_product.get(operand.source)
+            if from_product and not any(case.graph.of_product.get(name) for name in others):
                 yield case.find(
                     "qdq-cuts-add", node.name,
                     f"its Q/DQ stands between {from_product} and the sum, which are not fused then",
@@ -221,12 +222,12 @@ def _cut_add(case: _Case) -> Iterator[Finding]:
 
 
 def _float_skip(case: _Case) -> Iterator[Finding]:
-    for node in case.network.model.graph.node:
+    for node in case.graph.nodes:
         if node.op_type != "Add" or node.name in case.by_node or len(node.input) != 2:
             continue
-        if any(name in case.network.constant for name in node.input):
+        if any(name in case.graph.constant for name in node.input):
             continue
-        branch = [name for name in node.input if case.network.product(name) in case.by_node]
+        branch = [name for name in node.input if case.graph.of_product.get(name) in case.by_node]
         skip = [name for name in node.input if name not in branch]
         if len(branch) != 1 or len(skip) != 1:
             continue
@@ -244,9 +245,9 @@ def _pays_on_rtx(case: _Case, branch: str, skip: str) -> bool:
     """TensorRT-RTX reads a skip in 8 bits where a layer reads it through the same Q/DQ, and only in
     the kernel behind a weight with several scales (bench/rtx.py: ResNet-50 moves 115 MB with and
     127 without; with per_tensor weights 89 with and 75 without)."""
-    weight = case.by_node[case.network.product(branch)].get("weight")
+    weight = case.by_node[case.graph.of_product.get(branch)].get("weight")
     several = weight is not None and weight.row.granularity != "per_tensor"
-    return several and any(case.network.quantizes(node) for node, _ in case.network.readers[skip])
+    return several and any(map(quantizes, case.graph.readers(skip)))
 
 
 def _scalar(case: _Case) -> Iterator[Finding]:
@@ -264,7 +265,7 @@ def _scalar(case: _Case) -> Iterator[Finding]:
 def _fp32_scales(case: _Case) -> Iterator[Finding]:
     for operand in case.found.operands if case.sixteen else ():
         if operand.float32_scale:
-            kind = case.found.graph.upper()
+            kind = case.found.precision.upper()
             yield case.find(
                 "fp32-scale", operand.node,
                 f"the FP32 scale of its {operand.row.role} makes its operand FP32 in an {kind} "
@@ -300,9 +301,11 @@ def _moved(tensors: object, twice: bool = False) -> int | None:
 
 def _next_is_quantized(case: _Case, name: str) -> bool:
     """Whether a tensor, but for an activation, is quantized next."""
-    for node, _ in case.network.readers[name]:
-        if case.network.quantizes(node):
-            return True
-        if node.op_type in ("Relu", "Clip") and _next_is_quantized(case, node.output[0]):
-            return True
+    waiting = [name]
+    while waiting:
+        for node in case.graph.readers(waiting.pop()):
+            if quantizes(node):
+                return True
+            if node.op_type in ("Relu", "Clip"):
+                waiting.append(node.output[0])
     return False

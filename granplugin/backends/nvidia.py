@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,16 +19,13 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from google.protobuf.message import DecodeError
-from onnx import load as load_onnx
-
 from granplugin.backends import nvidia_build
 from granplugin.backends.base import Engine, LayerPrecision, Options, one_line
 from granplugin.backends.engine_plan import EnginePlan, read_inspector_json, read_layers_text
 from granplugin.backends.kernels import layer_precisions
 from granplugin.backends.nvidia_run import Runner, open_runner
-from granplugin.errors import EngineError
-from granplugin.graph.read.wiring import PRODUCTS
+from granplugin.errors import EngineError, ModelError
+from granplugin.graph.read.graph import read
 
 _NOT_IN_ENGINE = ("seconds", "memory_mb", "plan")
 
@@ -166,20 +162,14 @@ def _check(library: str, options: Options) -> None:
 def weighted_nodes(library: str, onnx: Path) -> list[tuple[str, str, int]]:
     """(module path, node name, values of the weight) of each call of a weighted layer."""
     try:
-        graph = load_onnx(onnx, load_external_data=False).graph
-    except DecodeError as err:
+        products = read(onnx).products
+    except ModelError as err:
         raise EngineError(f"{library} refused {onnx.name}: {one_line(err)}") from err
-    constant = {tensor.name for tensor in graph.initializer} | {""}
-    values = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
-    found = []
-    for node in graph.node:
-        if constant.issuperset(node.input):
-            constant.update(node.output)
-            # Q/DQ and Transpose in front of a weight leave as many values as there are.
-            values |= {name: values.get(node.input[0], 0) for name in node.output if node.input}
-        elif node.op_type in PRODUCTS and node.input[1] in constant:
-            found.append((node.name.partition("/")[0], node.name, values[node.input[1]]))
-    return found
+    return [
+        (product.node.name.partition("/")[0], product.node.name, product.values or 0)
+        for product in products
+        if product.weight is not None
+    ]
 
 
 def _card(engine: Engine) -> dict[str, Any]:

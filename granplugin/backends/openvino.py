@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,12 +18,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from google.protobuf.message import DecodeError
-from onnx import GraphProto, NodeProto
-from onnx import load as load_onnx
 
 from granplugin.backends.base import Engine, LayerPrecision, Options, missing, one_line
-from granplugin.errors import EngineError
+from granplugin.errors import EngineError, ModelError
+from granplugin.graph.read.graph import ReadGraph, read
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, InferRequest, Model
@@ -66,19 +63,19 @@ def build(onnx: Path, out: Path, options: Options = Options()) -> Engine:
         import openvino as ov
 
         try:
-            graph = load_onnx(onnx).graph
+            graph = read(onnx)
             model = ov.Core().read_model(onnx)
             _compile(model, None, None)
             out.mkdir(parents=True, exist_ok=True)
             # The card is removed first and written last: files without it are no engine.
             (out / "engine.json").unlink(missing_ok=True)
             ov.save_model(model, out / "model.xml", compress_to_fp16=False)
-        except (DecodeError, RuntimeError) as err:
+        except (ModelError, RuntimeError) as err:
             raise EngineError(f"openvino refused {onnx.name}: {one_line(err)}") from err
         card = made_of | {
             "build_seconds": perf_counter() - start,
             "files_sha256": {file: _sha256(out / file) for file in _FILES},
-            "outputs": [output.name for output in graph.output],
+            "outputs": list(graph.outputs),
             "layers": _known_as(graph),
         }
         (out / "engine.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
@@ -196,27 +193,20 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _known_as(graph: GraphProto) -> list[tuple[str, list[str]]]:
+def _known_as(graph: ReadGraph) -> list[tuple[str, list[str]]]:
     """Each weighted node's module path, and the names OpenVINO may keep for its kernel: its own,
     and those of a batch norm, bias or renaming that alone reads its output."""
-    constant = {tensor.name for tensor in graph.initializer} | {""}
-    readers: dict[str, list[NodeProto]] = defaultdict(list)
-    for node in graph.node:
-        if constant.issuperset(node.input):
-            constant.update(node.output)
-        for tensor in node.input:
-            readers[tensor].append(node)
     found = []
-    for node in graph.node:
-        if node.op_type not in _WEIGHTED or node.input[1] not in constant:
+    for product in graph.products:
+        if product.weight is None:
             continue
-        chain = [node]
+        chain = [product.node]
         while (
-            len(behind := readers[chain[-1].output[0]]) == 1
+            len(behind := graph.readers(chain[-1].output[0])) == 1
             and behind[0].op_type in ("BatchNormalization", "Add", "Identity")
-            and constant.issuperset(set(behind[0].input) - {chain[-1].output[0]})
+            and graph.constant.issuperset(set(behind[0].input) - {chain[-1].output[0]})
         ):
             chain.append(behind[0])
         names = [name for link in chain for name in (link.name, link.output[0])]
-        found.append((node.name.partition("/")[0], names))
+        found.append((product.node.name.partition("/")[0], names))
     return found

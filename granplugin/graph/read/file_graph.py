@@ -1,7 +1,7 @@
 """An ONNX file as one finds it: what leads where, and its Q/DQ pairs.
 
-Nothing here comes from the code that writes: the file is read with onnx and numpy alone. Where a
-site is in it follows from the nodes' names, which begin with their module, and from the data flow.
+Nothing here comes from the code that writes. Where a site is in a file follows from the nodes'
+names, which begin with their module, and from the data flow.
 """
 
 from __future__ import annotations
@@ -9,17 +9,25 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
 
 from granplugin.errors import Unhonoured
 from granplugin.graph.edit.nodes import CASTS
-from granplugin.graph.read.wiring import PRODUCTS, Wiring, residual_add
+from granplugin.graph.read.graph import (
+    PRODUCTS,
+    ReadGraph,
+    dequantizes,
+    quantizes,
+    scope_of,
+)
+from granplugin.graph.read.loading import load, reading
+from granplugin.graph.read.pairs import Qdq, qdq
+from granplugin.graph.read.residual import residual_add
 from granplugin.planning.plan import Row
 from granplugin.quant.granularity import Shape
-
-_Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 
 
 @dataclass(frozen=True)
@@ -44,51 +52,48 @@ class Pair:
     sample: Shape | None
 
 
-class FileGraph(Wiring):
-    """An ONNX graph's wiring and its Q/DQ pairs. Raises Unhonoured for Q/DQ that are no pairs.
+class FileGraph(ReadGraph):
+    """One of our own files with its Q/DQ pairs. Raises Unhonoured for Q/DQ that are no pairs.
 
     The casts between float32 and a lower precision are looked through: who reads a cast tensor
     reads the tensor.
     """
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, model: onnx.ModelProto, path: Path) -> None:
         casts = {
             node.output[0]: node.input[0]
-            for node in graph.node
+            for node in model.graph.node
             if node.op_type == "Cast" and scope_of(node) == CASTS
         }
         self.raised = {_before(name, casts): cast for cast, name in casts.items()}
         """A tensor -> what a cast made of it, which is what arithmetic in float32 reads."""
-        nodes = [_past(node, casts) for node in graph.node if node.output[0] not in casts]
-        super().__init__(graph, nodes)
-        self.outputs = {_before(value.name, casts) for value in graph.output}
+        nodes = [_past(node, casts) for node in model.graph.node if node.output[0] not in casts]
+        super().__init__(model, path, nodes)
+        self.outputs = dict.fromkeys(_before(v.name, casts) for v in model.graph.output)
         self.scopes: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in nodes:
+        for node in self.nodes:
             self.scopes[scope_of(node)].append(node)
-        self.pairs = [self._pair(node) for node in nodes if node.op_type == _DQ]
-        for node in nodes:
-            if node.op_type == _Q and [n.op_type for n in self.readers[node.output[0]]] != [_DQ]:
+        self.pairs = [self._pair(pair) for pair in qdq(self)]
+        for node in filter(quantizes, self.nodes):
+            if list(map(dequantizes, self.readers(node.output[0]))) != [True]:
                 raise Unhonoured(f"{node.name}: is not followed by one DequantizeLinear")
         self.by_result = {pair.result: pair for pair in self.pairs}
         self.by_source: dict[str, list[Pair]] = defaultdict(list)
         for pair in self.pairs:
             self.by_source[pair.source].append(pair)
 
-    def _pair(self, dq: onnx.NodeProto) -> Pair:
-        q = self.producer.get(dq.input[0])
-        if len(dq.input) != 3 or not all(name in self.constants for name in dq.input[1:]):
+    def _pair(self, pair: Qdq) -> Pair:
+        dq, q, source, result = pair.dq, pair.q, pair.source, pair.result
+        if len(dq.input) != 3 or not all(name in self.stored for name in dq.input[1:]):
             raise Unhonoured(f"{dq.name}: its scale and zero point are not constants")
-        if q is None and dq.input[0] not in self.constants:
+        if q is None and source not in self.stored:
             raise Unhonoured(f"{dq.name}: dequantizes an input of the model")
         attributes = _ints(dq)
         low = attributes.pop("output_dtype", 0)
-        if q is not None and (
-            q.op_type != _Q or list(q.input[1:]) != list(dq.input[1:]) or _ints(q) != attributes
-        ):
+        if q is not None and (list(q.input[1:]) != list(dq.input[1:]) or _ints(q) != attributes):
             raise Unhonoured(f"{dq.name}: does not undo {q.name}")
-        source, result = (dq.input[0] if q is None else q.input[0]), dq.output[0]
         flat = sample = None
-        before, after = self.producer.get(source), self.readers[result]
+        before, after = self.producer.get(source), self.readers(result)
         # A Reshape on either side, to a constant shape with only the batch left open.
         around = [before, *after] if q is not None else []
         if [n and n.op_type for n in around] == ["Reshape"] * 2 and scope_of(before) == scope_of(q):
@@ -111,6 +116,13 @@ class FileGraph(Wiring):
         )
 
 
+def open_file(path: Path) -> FileGraph:
+    """One of our own files. Raises ModelError for one that is damaged, Unhonoured."""
+    model = load(path)
+    with reading(path):
+        return FileGraph(model, path)
+
+
 def _past(node: onnx.NodeProto, casts: Mapping[str, str]) -> onnx.NodeProto:
     if casts.keys().isdisjoint(node.input):
         return node
@@ -124,11 +136,6 @@ def _before(name: str, casts: Mapping[str, str]) -> str:
     while name in casts:
         name = casts[name]
     return name
-
-
-def scope_of(node: onnx.NodeProto) -> str:
-    """The module a node is of."""
-    return node.name.rpartition("/")[0]
 
 
 def _ints(node: onnx.NodeProto) -> dict[str, int]:
@@ -146,13 +153,13 @@ def tensors_of(graph: FileGraph, row: Row) -> list[str]:
     if row.role == "weight":
         return [_origin(graph, n.input[1]) for n in nodes if n.op_type in PRODUCTS]
     if row.role == "input":
-        fixed = graph.constants.keys() | {p.result for p in graph.pairs if p.stored is not None}
+        fixed = graph.stored.keys() | {p.result for p in graph.pairs if p.stored is not None}
         return sorted({n.input[0] for n in nodes if n.input} - own - fixed)
     if row.role == "skip":
         return [name for _, name in residual_adds(graph, row.layer)]
     found = []
     for name in (name for node in nodes for name in node.output):
-        outside = [n for n in graph.readers[name] if not own.intersection(n.output)]
+        outside = [n for n in graph.readers(name) if not own.intersection(n.output)]
         if outside or name in graph.outputs:
             if len(outside) != 1 or name in graph.outputs:
                 raise not_quantized(row)

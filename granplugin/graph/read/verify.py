@@ -16,7 +16,8 @@ import onnx
 from granplugin.errors import Unhonoured
 from granplugin.graph import reference
 from granplugin.graph.edit.lowering.methods import How, methods
-from granplugin.graph.read.file_graph import FileGraph, Pair, pairs_of, residual_adds, scope_of
+from granplugin.graph.read.file_graph import FileGraph, Pair, open_file, pairs_of, residual_adds
+from granplugin.graph.read.graph import PRECISIONS, scope_of
 from granplugin.graph.read.verify_lowered import (
     check_baked,
     check_behind,
@@ -26,18 +27,12 @@ from granplugin.graph.read.verify_lowered import (
     unit,
     written_weight,
 )
-from granplugin.graph.read.wiring import PRODUCTS
 from granplugin.planning.plan import Row
 from granplugin.quant.formats import FORMATS, Format, dequantize, quantize, scale_of
 from granplugin.quant.granularity import Shape, expand
 
 FakeQuantize = Callable[[np.ndarray, Row, np.ndarray], np.ndarray]
 
-_ELEMENTS = {
-    "fp32": onnx.TensorProto.FLOAT,
-    "fp16": onnx.TensorProto.FLOAT16,
-    "bf16": onnx.TensorProto.BFLOAT16,
-}
 _VALUES_AT_ONCE = 2**25
 """Float values fetched from ONNX Runtime in one go: 128 MB."""
 _MODELOPTS_ZERO = 2**-24
@@ -82,9 +77,8 @@ def read_back(
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise Unhonoured(f"{Path(path).name} is not valid ONNX: {error}") from error
-    model = onnx.load(path)
-    graph = FileGraph(model.graph)
-    _check_precision(model, _ELEMENTS[precision], keep)
+    graph = open_file(path)
+    _check_precision(graph, precision, keep)
     plan = _Plan(rows, amax, how)
     unclaimed = {pair.name: pair for pair in graph.pairs}
     readers: dict[str, set[str | None]] = defaultdict(set)
@@ -125,7 +119,7 @@ def read_back(
         # Anything may read an output behind its Q/DQ, but an input only the layers with a row, and
         # a skip input the adds that one is about.
         allowed = readers[pair.name]
-        for node in graph.readers[pair.result]:
+        for node in graph.readers(pair.result):
             if None not in allowed and allowed.isdisjoint((scope_of(node), node.name)):
                 raise Unhonoured(f"{node.name}: reads {pair.result}, and no row says so")
 
@@ -157,13 +151,12 @@ def agreement(
     read_back, are those of lowered layers. Raises Unhonoured, naming the site, where that does not
     hold.
     """
-    model = onnx.load(path)
-    graph = FileGraph(model.graph)
+    graph = open_file(path)
     plan = _Plan(rows, amax, how)
     found = [place for row in plan.rows for place in _places(graph, plan, row)]
     values = differs = worst = 0
     for chunk in _chunks(found, max(len(array) for array in feeds.values())):
-        fetched = _fetch(model, graph, chunk, feeds)
+        fetched = _fetch(graph, chunk, feeds)
         for place in chunk:
             row, result = place.row, fetched[place.result]
             fmt = FORMATS[row.format]
@@ -264,18 +257,14 @@ def _places(graph: FileGraph, plan: _Plan, row: Row) -> list[_Place]:
     ]
 
 
-def _check_precision(model: onnx.ModelProto, element: int, keep: Collection[str]) -> None:
+def _check_precision(graph: FileGraph, precision: str, keep: Collection[str]) -> None:
     """Do products multiply in this type? (The full check has seen that types fit together.)"""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    types = {value.name: value.type.tensor_type.elem_type for value in inferred.value_info}
-    for value in (*inferred.input, *inferred.output):
-        types[value.name] = value.type.tensor_type.elem_type
-    for node in inferred.node:
-        if node.op_type in PRODUCTS and node.name not in keep:
-            found = types.get(node.output[0], element)
-            if found != element:
-                low, asked = (onnx.TensorProto.DataType.Name(x) for x in (found, element))
-                raise Unhonoured(f"{node.name}: multiplies in {low}, not {asked}")
+    asked = next(kind for kind, name in PRECISIONS.items() if name == precision)
+    for product in graph.products:
+        found = graph.element_type(product.node.output[0])
+        if found not in (0, asked) and product.node.name not in keep:
+            low, wanted = (onnx.TensorProto.DataType.Name(kind) for kind in (found, asked))
+            raise Unhonoured(f"{product.node.name}: multiplies in {low}, not {wanted}")
 
 
 def _divided(row: Row, cells: np.ndarray | None) -> tuple[Row, np.ndarray]:
@@ -351,10 +340,7 @@ def _chunks(found: Sequence[_Place], batch: int) -> Iterator[list[_Place]]:
 
 
 def _fetch(
-    model: onnx.ModelProto,
-    graph: FileGraph,
-    places: Sequence[_Place],
-    feeds: Mapping[str, np.ndarray],
+    graph: FileGraph, places: Sequence[_Place], feeds: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """The places' float tensors, as ONNX Runtime computes them without optimizations."""
     wanted = {
@@ -363,11 +349,11 @@ def _fetch(
         for name in ([place.source] if place.stored is None else []) + [place.result]
     }
     known = {name: feeds[name] for name in wanted & feeds.keys()}
-    known |= {name: graph.array(name) for name in wanted & graph.constants.keys()}
+    known |= {name: graph.array(name) for name in wanted & graph.stored.keys()}
     computed = sorted(wanted - known.keys())
     exposing = onnx.ModelProto()
-    exposing.CopyFrom(model)
-    own = {value.name for value in model.graph.output}
+    exposing.CopyFrom(graph.model)
+    own = {value.name for value in exposing.graph.output}
     for name in computed:
         if name not in own:
             exposing.graph.output.append(onnx.ValueInfoProto(name=name))

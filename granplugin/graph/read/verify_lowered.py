@@ -20,10 +20,9 @@ from granplugin.graph.read.file_graph import (
     FileGraph,
     Pair,
     not_quantized,
-    scope_of,
     tensors_of,
 )
-from granplugin.graph.read.wiring import PRODUCTS
+from granplugin.graph.read.graph import PRODUCTS, scope_of
 from granplugin.planning.plan import Row
 from granplugin.quant.formats import FORMATS, dequantize, fake_quantize, quantize, scale_of
 from granplugin.quant.granularity import Shape, expand, reduce_blocks
@@ -36,7 +35,7 @@ def check_division(graph: FileGraph, pair: Pair, row: Row, cells: np.ndarray | N
     run time. Raises Unhonoured.
     """
     div = _node(graph, pair.source, "Div", row)
-    if len(graph.readers[pair.source]) != 1 or pair.source in graph.outputs:
+    if len(graph.readers(pair.source)) != 1 or pair.source in graph.outputs:
         raise Unhonoured(f"{row.site}: {div.name} is read by others than its QuantizeLinear")
     if cells is None:
         _check_run_time(graph, row, *div.input)
@@ -49,10 +48,10 @@ def check_behind(graph: FileGraph, pair: Pair, row: Row, cells: np.ndarray | Non
     """Is each of the layer's products of the pair's tensor, without a bias, multiplied by the
     divisor? Raises Unhonoured."""
     divisor = graph.producer[pair.source].input[1]
-    for node in graph.readers[pair.result]:
+    for node in graph.readers(pair.result):
         if scope_of(node) != row.layer:
             continue  # a layer that reads the same tensor alike, with a row of its own
-        readers = graph.readers[node.output[0]]
+        readers = graph.readers(node.output[0])
         bias = len(node.input) > 2 and node.input[2]
         multiplied = [n.op_type for n in readers] == ["Mul"] and node.output[0] not in graph.outputs
         if node.op_type not in PRODUCTS or bias or not multiplied:
@@ -115,7 +114,7 @@ def check_baked(graph: FileGraph, row: Row, cells: np.ndarray, weight: np.ndarra
     """Are the weight's floats in the file the oracle's, dequantized? Raises Unhonoured."""
     expected = fake_quantize(weight, cells, row.block, FORMATS[row.format])
     names = tensors_of(graph, row)
-    stored = [graph.array(name) for name in names if name in graph.constants]
+    stored = [graph.array(name) for name in names if name in graph.stored]
     if (
         not names
         or len(stored) < len(names)
@@ -135,7 +134,7 @@ def simulated(graph: FileGraph, row: Row, cells: np.ndarray | None) -> list[Simu
 def _arithmetic(graph: FileGraph, row: Row, cells: np.ndarray | None, name: str) -> Simulated:
     fmt, nodes = FORMATS[row.format], []
     for _ in range(4):
-        near = graph.readers[name][:1] if row.role == "output" else [graph.producer.get(name)]
+        near = graph.readers(name)[:1] if row.role == "output" else [graph.producer.get(name)]
         if near in ([], [None]):
             raise not_quantized(row)
         nodes += near
@@ -146,7 +145,7 @@ def _arithmetic(graph: FileGraph, row: Row, cells: np.ndarray | None, name: str)
     if (div.op_type, first.op_type, second.op_type, mul.op_type) != ("Div", *middle, "Mul"):
         raise not_quantized(row)
     inside = [node.output[0] for node in (div, first, second)]
-    if any(len(graph.readers[name]) != 1 or name in graph.outputs for name in inside):
+    if any(len(graph.readers(name)) != 1 or name in graph.outputs for name in inside):
         raise Unhonoured(f"{row.site}: {div.name} is read by others too")
     if plain and [float(graph.array(n)) for n in second.input[1:]] != [
         fmt.smallest,
@@ -161,7 +160,7 @@ def _arithmetic(graph: FileGraph, row: Row, cells: np.ndarray | None, name: str)
         left = cells if fmt.integer else cells / unit(row, cells)
         _check_constant(graph, row, div.input[1], left)
         _check_constant(graph, row, mul.input[1], left)
-    foreign = [n for n in graph.readers[mul.output[0]] if scope_of(n) != row.layer]
+    foreign = [n for n in graph.readers(mul.output[0]) if scope_of(n) != row.layer]
     if row.role == "input" and foreign:
         raise Unhonoured(f"{foreign[0].name}: reads {mul.output[0]}, and no row says so")
     return Simulated(div.input[0], mul.output[0], graph.by_result.get(second.output[0]))
@@ -172,7 +171,7 @@ def _check_constant(
 ) -> None:
     """Does the constant, broadcast over the tensor, give each value the scale of its block? It is
     float32, or may be of a `low` precision."""
-    found = graph.array(name) if name in graph.constants else np.empty(0, np.float32)
+    found = graph.array(name) if name in graph.stored else np.empty(0, np.float32)
     lengths = tuple(n if c > 1 else 1 for n, c in zip(row.shape, row.grid, strict=True))
     if found.shape != lengths or (found.dtype != np.float32 and not low):
         raise Unhonoured(f"{row.site}: {name} does not hold its scales in the file")
@@ -203,7 +202,7 @@ def _check_run_time(graph: FileGraph, row: Row, x: str, scale: str) -> None:
         largest.input[1]: [i for i, c in enumerate(row.grid) if i > 0 and c == 1],
     }
     for name, expected in numbers.items():
-        found = graph.array(name) if name in graph.constants else None
+        found = graph.array(name) if name in graph.stored else None
         if found is None or found.tolist() != np.asarray(expected).tolist():
             raise Unhonoured(f"{row.site}: {name} is not {expected} in the file")
     attributes = {attribute.name: attribute.i for attribute in largest.attribute}

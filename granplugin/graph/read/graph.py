@@ -1,0 +1,306 @@
+"""An ONNX graph as it is read: what leads where, what is constant, what multiplies.
+
+The one model of a file that verification, the audit and the engines are built on. It reads with
+onnx alone: the files are written with onnx_ir, and the fault of a library that does both would not
+be seen. Chains are followed without recursion, and every look-up is by name.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, TypeProto, numpy_helper
+
+from granplugin.errors import ModelError
+from granplugin.graph.read.constants import Evaluator, Refused, is_random, stored_in
+from granplugin.graph.read.inferred import infer_types
+from granplugin.graph.read.loading import load, name_of, reading, subgraphs
+
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+BIAS = 2
+"""The operand of a product that is added to it."""
+# What may stand behind a product and still be of it.
+_EPILOGUE = ("BatchNormalization", "Identity", "Cast", "Add", "Mul", "Reshape")
+_DOMAINS = ("", "ai.onnx", "com.microsoft", "trt")
+PRECISIONS = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+
+
+@dataclass(frozen=True)
+class Product:
+    """A node that multiplies; `weight` is its second operand where that is constant, and `values`
+    counts the numbers in it, None where there is none or the count is not told."""
+
+    node: onnx.NodeProto
+    weight: str | None
+    values: int | None
+
+
+def quantizes(node: onnx.NodeProto | None) -> bool:
+    known = ("QuantizeLinear", "DynamicQuantize", "TRT_BlockQuantize")
+    return node is not None and node.op_type.endswith(known) and node.domain in _DOMAINS
+
+
+def dequantizes(node: onnx.NodeProto | None) -> bool:
+    if node is None or node.domain not in _DOMAINS:
+        return False
+    return node.op_type.endswith("DequantizeLinear") or node.op_type == "TRT_BlockDequantize"
+
+
+def scope_of(node: onnx.NodeProto) -> str:
+    """The module that a node of our own files is of."""
+    return node.name.rpartition("/")[0]
+
+
+def read(path: Path) -> ReadGraph:
+    """The graph of a file. Raises ModelError."""
+    return read_graph(load(path), path)
+
+
+def read_graph(model: onnx.ModelProto, path: Path) -> ReadGraph:
+    """The graph of a model, as from `load`. Raises ModelError."""
+    with reading(path):
+        return ReadGraph(model, path)
+
+
+class ReadGraph:
+    """`nodes` stand in an order of computation, the file's own where it is one; those that only
+    hold a number are none: it is `stored`, as an initializer is.
+
+    `producer` is the node that gives a tensor, `uses` the nodes that read it, and as which of their
+    inputs. `constant` are the tensors that depend on nothing but what is stored, `fixed` also those
+    that depend on an input's shape. Raises ModelError for what is no graph: tensors that nothing
+    gives, or two nodes, or that are computed from themselves.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, path: Path, nodes: Sequence[onnx.NodeProto] | None = None
+    ) -> None:
+        """`nodes` stand in for those of the model."""
+        graph = model.graph
+        self.model, self.path = model, path
+        self.outputs = dict.fromkeys(value.name for value in graph.output)
+        self.stored: dict[str, TensorProto] = {}
+        for tensor in graph.initializer:
+            self._hold(tensor.name, tensor)
+        computing = []
+        for node in graph.node if nodes is None else nodes:
+            if node.op_type == "Constant" and node.domain in _DOMAINS:
+                with reading(path, node):
+                    (name,) = node.output
+                    self._hold(name, stored_in(node))
+            else:
+                computing.append(node)
+        self.producer: dict[str, onnx.NodeProto] = {}
+        for node in computing:
+            for name in filter(None, node.output):
+                if name in self.producer or name in self.stored:
+                    raise self._damaged(node, f"gives {name!r}, which is given already")
+                self.producer[name] = node
+        self.nodes = self._in_order(computing)
+        self._whole = self.nodes if nodes is None else graph.node
+        self.at = {node.name: at for at, node in enumerate(self.nodes)}
+        self.named = {node.name: node for node in self.nodes}
+        self.uses: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
+        self.constant, self.fixed = {*self.stored, ""}, {*self.stored, ""}
+        for node in self.nodes:
+            for index, name in enumerate(node.input):
+                self.uses.setdefault(name, []).append((node, index))
+            read = _reads(node)
+            if not is_random(node):
+                if self.constant.issuperset(read):
+                    self.constant.update(node.output)
+                # A shape says nothing of the values.
+                if node.op_type in ("Shape", "Size") or self.fixed.issuperset(read):
+                    self.fixed.update(node.output)
+        self._flow()
+        self._values: dict[str, np.ndarray | None] = {}
+        self.refused: dict[str, str] = {}
+        """A constant that is not computed -> why: it loops, or is too large."""
+        self._evaluator = Evaluator(model.opset_import)
+
+    def _hold(self, name: str, tensor: TensorProto) -> None:
+        if name in self.stored:
+            raise ModelError(f"{self.path}: cannot be read: constant {name!r} is there twice")
+        if min(tensor.dims, default=0) < 0:
+            raise ModelError(
+                f"{self.path}: cannot be read: constant {name!r} has a negative length"
+            )
+        self.stored[name] = tensor
+
+    def _in_order(self, nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+        given = {value.name for value in self.model.graph.input} | {*self.stored, ""}
+        given.update(tensor.values.name for tensor in self.model.graph.sparse_initializer)
+        waiting: dict[str, list[int]] = defaultdict(list)
+        missing = []
+        for at, node in enumerate(nodes):
+            unknown = _reads(node) - given
+            missing.append(len(unknown))
+            for name in unknown:
+                if name not in self.producer:
+                    raise self._damaged(node, f"reads {name!r}, which nothing gives")
+                waiting[name].append(at)
+        ready = [at for at, count in enumerate(missing) if not count]
+        ordered = []
+        while ready:
+            at = heapq.heappop(ready)
+            ordered.append(nodes[at])
+            for reader in (reader for name in nodes[at].output for reader in waiting[name]):
+                missing[reader] -= 1
+                if not missing[reader]:
+                    heapq.heappush(ready, reader)
+        if len(ordered) < len(nodes):
+            left = next(node for node, count in zip(nodes, missing, strict=True) if count)
+            raise self._damaged(left, "is computed from its own result")
+        return ordered
+
+    def _flow(self) -> None:
+        """Which product each tensor is of, and which tensors are scales of run time."""
+        self.of_product: dict[str, str] = {}
+        """A tensor -> the product that it is of, but for a batch norm or bias behind it."""
+        self.run_time_scales: set[str] = set()
+        """An input's scales of run time, by which products are multiplied, in our own files."""
+        for node in self.nodes:
+            if node.op_type in PRODUCTS:
+                self.of_product.update(dict.fromkeys(filter(None, node.output), node.name))
+            elif (
+                node.op_type == "Max"
+                and scope_of(node).endswith(".input")
+                or node.op_type == "Cast"
+                and self.run_time_scales.issuperset(node.input)
+            ):
+                self.run_time_scales.update(node.output)
+            elif node.op_type in _EPILOGUE:
+                given = [
+                    name
+                    for name in node.input
+                    if name not in self.constant and name not in self.run_time_scales
+                ]
+                if len(given) == 1 and given[0] in self.of_product:
+                    product = self.of_product[given[0]]
+                    self.of_product.update(dict.fromkeys(filter(None, node.output), product))
+
+    def _damaged(self, node: onnx.NodeProto, why: str) -> ModelError:
+        return ModelError(f"{self.path}: cannot be read: node {name_of(node)!r} {why}")
+
+    def readers(self, name: str) -> list[onnx.NodeProto]:
+        """The nodes that read a tensor, once for each input."""
+        return [node for node, _ in self.uses.get(name, ())]
+
+    @cached_property
+    def products(self) -> tuple[Product, ...]:
+        """The nodes that multiply two operands, in order."""
+        found = []
+        for node in self.nodes:
+            if node.op_type in PRODUCTS and len(node.input) > 1:
+                weight = node.input[1] if node.input[1] in self.constant else None
+                values = None if weight is None else self.count(weight)
+                found.append(Product(node, weight, values))
+        return tuple(found)
+
+    def count(self, name: str) -> int | None:
+        """How many values a tensor has; None where a length is open."""
+        shape = self.shape(name)
+        return None if shape is None or None in shape else math.prod(shape)
+
+    def array(self, name: str) -> np.ndarray:
+        """What is stored under this name. Raises ModelError where it cannot be read."""
+        try:
+            return numpy_helper.to_array(self.stored[name], str(self.path.parent))
+        except Exception as err:  # other files too: of external data
+            told = " ".join(str(err).split())[:200]
+            raise ModelError(f"{self.path}: constant {name!r} cannot be read: {told}") from err
+
+    def value(self, name: str) -> np.ndarray | None:
+        """What a constant is, computed where it has to be; None where that cannot be told, or is
+        `refused`. Raises ModelError for one that cannot be read."""
+        if name not in self.constant:
+            return None
+        waiting = [name]
+        while waiting:
+            current = waiting[-1]
+            if current in self._values:
+                waiting.pop()
+            elif current in self.stored:
+                self._values[current] = self.array(current)
+            else:
+                node = self.producer[current]
+                unknown = [each for each in node.input if each and each not in self._values]
+                waiting.extend(unknown)
+                if not unknown:
+                    self._compute(node)
+        return self._values[name]
+
+    def _compute(self, node: onnx.NodeProto) -> None:
+        feeds = {name: self._values[name] for name in node.input if name}
+        why = next((self.refused[name] for name in feeds if name in self.refused), None)
+        made = None
+        if all(array is not None for array in feeds.values()):
+            with reading(self.path, node):
+                try:
+                    made = self._evaluator.run(node, feeds)
+                except Refused as err:
+                    why = f"node {node.name!r} {err}"
+        self._values |= dict.fromkeys(node.output) if made is None else made
+        if why is not None:
+            self.refused |= dict.fromkeys(node.output, why)
+
+    @cached_property
+    def _types(self) -> dict[str, TypeProto.Tensor]:
+        return infer_types(self.model, self._whole, self.stored)
+
+    def shape(self, name: str) -> tuple[int | None, ...] | None:
+        """A tensor's lengths, None for one that is open; None where nothing is known."""
+        if name in self.stored:
+            return tuple(self.stored[name].dims)
+        if name in self._types and self._types[name].HasField("shape"):
+            dims = self._types[name].shape.dim
+            # Some write -1 for a length that is open.
+            known = (d.HasField("dim_value") and d.dim_value >= 0 for d in dims)
+            return tuple(d.dim_value if told else None for d, told in zip(dims, known, strict=True))
+        if name in self.constant and (held := self.value(name)) is not None:
+            return held.shape
+        return None
+
+    def element_type(self, name: str) -> int:
+        """Of TensorProto; 0 where it is not known."""
+        if name in self.stored:
+            return self.stored[name].data_type
+        return self._types[name].elem_type if name in self._types else 0
+
+    @cached_property
+    def precision(self) -> str:
+        """Of what is not quantized: that of the weights and biases, else of the inputs."""
+        scales = {
+            name
+            for node in self.nodes
+            if dequantizes(node) or quantizes(node)
+            for name in node.input[1:]
+        }
+        counts: Counter[str] = Counter()
+        for name, tensor in self.stored.items():
+            if tensor.data_type in PRECISIONS and name not in scales:
+                counts[PRECISIONS[tensor.data_type]] += math.prod(tensor.dims)
+        for value in self.model.graph.input:
+            counts[PRECISIONS.get(value.type.tensor_type.elem_type, "fp32")] += 1
+        return counts.most_common(1)[0][0] if counts else "fp32"
+
+
+def _reads(node: onnx.NodeProto) -> set[str]:
+    """The tensors a node depends on, those that only its subgraphs read included."""
+    read, inside = set(node.input), set()
+    for graph in subgraphs([node]):
+        inside.update(value.name for value in graph.input)
+        inside.update(tensor.name for tensor in graph.initializer)
+        for each in graph.node:
+            inside.update(each.output)
+            read.update(each.input)
+        read.update(value.name for value in graph.output)
+    return read - inside
