@@ -12,7 +12,7 @@ import pkgutil
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Optional, cast
 
 import typer
 from rich.logging import RichHandler
@@ -36,7 +36,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON; `granplugin sche
 Out = Annotated[Optional[Path], typer.Option(help="The run folder; default runs/<name>.")]
 
 # ClickException, which typer has of click or of its own, depending on its version.
-_UsageError = typer.BadParameter.__mro__[2]
+_UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[2])
 
 
 def call(argv: Sequence[str]) -> int:

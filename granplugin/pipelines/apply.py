@@ -152,15 +152,15 @@ def publish(
     run.publish("modelopt.json", json.dumps(configs, indent=1))
     run.publish("measurements.json", json.dumps(_measurements(results), indent=1))
     for loaded in recipes:
-        path = loaded.recipe.statistics.export
+        target = loaded.recipe.statistics.export
         own = next(b for b in built if b.job.loaded is loaded and b.job.kind == "recipe")
-        if path:
+        if target:
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                export_amax(path, own.job.plan.quantized, own.amax)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                export_amax(target, own.job.plan.quantized, own.amax)
             except OSError as err:
                 raise loaded.error(
-                    ("statistics", "export"), f"{path} cannot be written: {err.strerror}"
+                    ("statistics", "export"), f"{target} cannot be written: {err.strerror}"
                 ) from err
     report = enter(run, report)
     run.publish("report.md", to_markdown(report))

@@ -49,7 +49,7 @@ def missing() -> list[str]:
     for requirement in declared:
         if "extra ==" in requirement:
             continue
-        name = re.match(r"[A-Za-z0-9_.-]+", requirement).group()
+        name = re.split(r"[^A-Za-z0-9_.-]", requirement)[0]
         try:
             version(name)
         except PackageNotFoundError:

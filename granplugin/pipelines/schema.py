@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
+
 from granplugin.errors import UserError
 from granplugin.recipe import schema as recipes
 from granplugin.report.schema import run as model
@@ -18,6 +20,7 @@ def schema(what: str) -> dict[str, Any]:
     if what == "report":
         return model.json_schema()
     if what in OUTPUTS:
-        return OUTPUTS[what].model_json_schema(mode="serialization")
+        output: type[BaseModel] = OUTPUTS[what]
+        return output.model_json_schema(mode="serialization")
     known = ["recipe", "report", *OUTPUTS]
     raise UserError(f"no schema is called {what!r}{did_you_mean(what, known)}")

@@ -111,8 +111,8 @@ def _extended(own: Document, path: Path, chain: tuple[Path, ...]) -> Document:
     below: Document | None = None
     for index, base in enumerate(map(Path, filter(_is_text, bases))):
         at = ("extends", index)
-        if why_missing(base, folder=False):
-            raise own.error(at, why_missing(base, folder=False))
+        if missing := why_missing(base, folder=False):
+            raise own.error(at, missing)
         if base.resolve() in chain:
             raise own.error(at, f"{shown(base)} extends itself, by way of {path.name}")
         base = Path(shown(base))
