@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 from analysis_nets import analyzed, images, layer_of, session_of, write
-from conftest import RECIPES, ROOT, Done, run_main
+from conftest import RECIPES, ROOT, Done, lend, run_main
 
 from granplugin.report.schema.analysis import Analysis
 from granplugin.report.schema.run import Report
@@ -570,6 +570,7 @@ def test_a_killed_analysis_goes_on_behind_the_stages_that_were_done(small, comma
 
 SHIPPED = RECIPES / "digits_mobilenet_per_tensor.yaml"
 CULPRIT = "features.1.depthwise.conv"
+QUICKSTARTS = pytest.mark.xdist_group("quickstart")  # whose network they are about
 
 
 class Half(NamedTuple):
@@ -613,6 +614,7 @@ def halves(tmp_path_factory) -> list[Half]:
     return found
 
 
+@QUICKSTARTS
 def test_two_halves_of_the_data_find_the_same_and_suggest_the_same(halves):
     a, b = (half.analysis for half in halves)
     assert [override.rule for override in a.advice.overrides] == [
@@ -631,9 +633,11 @@ def test_two_halves_of_the_data_find_the_same_and_suggest_the_same(halves):
         assert all(layer.alone.loss.low <= 0 for layer in others if layer.alone)
 
 
-def test_the_suggested_recipe_is_applied_as_it_is_and_keeps_its_promise(halves):
+@QUICKSTARTS
+def test_the_suggested_recipe_is_applied_as_it_is_and_keeps_its_promise(halves, quickstart):
     """On the test split, of which the analysis knew nothing."""
     half = halves[0]
+    lend(quickstart.folder, half.folder / "run", "float")
     promised = half.analysis.advice
     assert promised.reached and (promised.per_tensor, promised.layers) == (53, 53)
     assert "53 of 53 weights are per_tensor" in promised.said
@@ -650,6 +654,7 @@ def test_the_suggested_recipe_is_applied_as_it_is_and_keeps_its_promise(halves):
     assert all(now.startswith("per_tensor") for now in weights.values())
 
 
+@QUICKSTARTS
 def test_with_batch_norms_kept_nothing_is_suggested(halves):
     half = halves[1]
     kept = half.folder / "kept.yaml"

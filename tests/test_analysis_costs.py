@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 
 import pytest
-from conftest import RECIPES, run_main
+from conftest import RECIPES, lend, run_main
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,10 +40,7 @@ def known(quickstart, tmp_path_factory):
     """The quickstart's session in a run folder of its own, its plans, float model and statistics:
     nothing is traced, calibrated or exported again."""
     folder = tmp_path_factory.mktemp("costs") / "run"
-    (folder / "cache").mkdir(parents=True)
-    for kind in ("layers", "statistics", "float"):
-        for path in quickstart.folder.glob(f"cache/{kind}-*"):
-            shutil.copy(path, folder / "cache")
+    lend(quickstart.folder, folder, "layers", "statistics", "float")
     with open_run(folder) as run:
         session = Session(load_recipe(RECIPE), run)
         jobs = plan_jobs([session.loaded], session.layers)

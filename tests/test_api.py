@@ -22,6 +22,7 @@ from granplugin.errors import ModelError
 
 RECIPE = RECIPES / "digits_mobilenet.yaml"
 CALIBRATION = 256
+pytestmark = pytest.mark.xdist_group("quickstart")  # with which its script is compared
 
 
 @pytest.fixture(scope="module")

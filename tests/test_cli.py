@@ -256,7 +256,7 @@ def test_a_run_that_is_killed_leaves_the_earlier_report_and_is_resumed(applied, 
     for stage in ("layers", "statistics", "variant"):
         process = subprocess.Popen([command, "apply", recipe, "--out", applied.out])
         while not any(cache.glob(f"{stage}-*")) and process.poll() is None:
-            time.sleep(0.001)
+            time.sleep(0.005)
         process.kill()
         process.wait()
         made |= {path: path.stat().st_mtime_ns for path in cache.glob(f"{stage}-*")}

@@ -146,6 +146,7 @@ WAYS = MADE["Block"].WAYS
 RESNET_50 = {  # its blocks and adds, a sixteenth of its width
     "depths": [3, 4, 6, 3], "hidden_sizes": [16, 32, 64, 128], "embedding_size": 4,
 }  # fmt: skip
+RESNET_26 = {**RESNET_50, "depths": [2, 2, 2, 2]}
 MOBILENET_V2 = {"image_size": 32, "depth_multiplier": 0.5}
 needs_rtx = pytest.mark.skipif(
     load_backend("tensorrt_rtx").unavailable() is not None, reason="TensorRT-RTX is not installed"
@@ -525,7 +526,7 @@ def test_a_forward_that_leaves_out_the_add_is_an_error_not_a_float_skip():
 
 @pytest.mark.parametrize(
     "name, config, size, adds, own",
-    [("ResNet", RESNET_50, 64, 16, 4), ("MobileNetV2", MOBILENET_V2, 32, 10, 0)],
+    [("ResNet", RESNET_26, 32, 8, 4), ("MobileNetV2", MOBILENET_V2, 32, 10, 0)],
 )
 def test_a_network_of_transformers_has_one_verdict_for_each_add(
     name, config, size, adds, own, tmp_path
