@@ -1,0 +1,75 @@
+"""What holds of the text of the code: its form, its types, and what it says it needs."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+
+import pytest
+from conftest import ROOT
+from type_errors import BASELINE, LOWER, baseline, count
+
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg", encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", [["format", "--check"], ["check"]], ids=" ".join)
+def test_ruff_has_nothing_to_say(command):
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", *command, "--no-cache", "."],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_module_has_more_type_errors_than_its_baseline_and_the_baseline_only_shrinks(tmp_path):
+    found, printed = count("--cache-dir", str(tmp_path))
+    may = baseline()
+    more = {module: n for module, n in found.items() if n > may[module]}
+    lines = [line for line in printed.splitlines() if line.partition(":")[0] in more]
+    assert not more, "\n".join(lines)
+    fewer = {module: n for module, n in may.items() if n > found[module]}
+    assert not fewer, f"fewer errors than {BASELINE.name} has: run {LOWER!r}"
+
+
+def imported(folder: str) -> set[str]:
+    """Top-level names of what any module there imports, anywhere in it."""
+    names = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names.add(node.module.partition(".")[0])
+    ours = {path.stem for known in OURS for path in (ROOT / known).glob("*.py")}
+    return names - sys.stdlib_module_names - ours - {"granplugin"}
+
+
+OURS = ("tests", "bench", "recipes")
+"""Folders whose modules are imported by their names alone."""
+
+
+def declared(text: str) -> set[str]:
+    """The distributions that a list of requirements names."""
+    names = (re.match(r"[\w.-]+", line) for line in text.splitlines())
+    return {normal(name.group()) for name in names if name}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize("folder", ["granplugin", "tests"])
+def test_every_library_that_is_imported_is_declared(folder):
+    needed = declared(SETUP["options"]["install_requires"])
+    for name, text in SETUP["options.extras_require"].items():
+        if name != "test" or folder == "tests":
+            needed |= declared(text)
+    of = packages_distributions()
+    for name in imported(folder):
+        distributions = {normal(each) for each in of.get(name, [name])}
+        assert distributions & needed, f"{name} is imported, and setup.cfg does not declare it"
