@@ -481,3 +481,16 @@ def test_what_an_engine_cannot_honour_is_no_success_without_a_plan_either(tmp_pa
         assert audit_file(path, "tensorrt_rtx").exit_code in (3, 4)
     except EngineError as refused:
         assert "refused model.onnx" in str(refused)
+
+
+@needs_rtx
+def test_a_bias_in_integers_that_the_engine_refuses_is_told_with_the_way_out(tmp_path):
+    net = Net(half=False)
+    scale = net.constant(np.full(32, 0.01, np.float32))
+    bias = net.node("DequantizeLinear", net.constant(np.zeros(32, np.int32)), scale, axis=0)
+    y = net.node("Gemm", net.qdq("x"), net.weight((64, 32), 1), bias)
+    path = written(net.model(y, ("n", 64)), tmp_path)
+    done = run_main("audit", path)
+    assert (done.code, done.stdout) == (2, "")
+    assert "bias in 32-bit integers, as Gemm_6 has it" in done.stderr
+    assert "'QuantizeBias': False" in done.stderr and done.stderr.count("\n") == 1

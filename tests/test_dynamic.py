@@ -13,7 +13,7 @@ from test_qdq import run
 
 import granplugin
 from granplugin.backends import openvino
-from granplugin.graph.read.verify import agreement
+from granplugin.graph.read.agreement import agreement
 from granplugin.graph.read.verify_lowered import run_time_scales
 from granplugin.modelopt_bridge import fake_quantize, sites_of
 from granplugin.quant.formats import FORMATS

@@ -20,7 +20,8 @@ from granplugin.graph.edit.nodes import markers, site_of
 from granplugin.graph.edit.qdq import insert
 from granplugin.graph.export import export_float
 from granplugin.graph.files import load_float, save
-from granplugin.graph.read.verify import agreement, read_back
+from granplugin.graph.read.agreement import agreement
+from granplugin.graph.read.verify import read_back
 from granplugin.planning.plan import Row
 from granplugin.quant.calibrators import Calibrator
 from granplugin.quant.folding import fold

@@ -20,10 +20,11 @@ from granplugin import capabilities
 from granplugin.calibration.statistics import find_amax
 from granplugin.errors import ModelError, Unhonoured
 from granplugin.graph.edit.fold import weights_of
-from granplugin.graph.edit.lowering.methods import FLOOR, Method, methods
+from granplugin.graph.methods import FLOOR, Method, methods
 from granplugin.graph.edit.qdq import insert
 from granplugin.graph.files import save
-from granplugin.graph.read.verify import agreement, read_back
+from granplugin.graph.read.agreement import agreement
+from granplugin.graph.read.verify import read_back
 from granplugin.quant.formats import FORMATS, fake_quantize, quantize, scale_of
 from granplugin.quant.granularity import parse_granularity, reduce_blocks
 

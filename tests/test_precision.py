@@ -17,7 +17,8 @@ from granplugin.errors import Unhonoured
 from granplugin.graph.edit.precision import LARGEST, convert, too_large
 from granplugin.graph.edit.qdq import insert
 from granplugin.graph.files import save
-from granplugin.graph.read.verify import agreement, read_back
+from granplugin.graph.read.agreement import agreement
+from granplugin.graph.read.verify import read_back
 
 
 def lower(path, rows, how, precision, x):

@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from granplugin.errors import ModelError, Unhonoured
 from granplugin.graph.edit.qdq import insert
 from granplugin.graph.files import load_float, save
-from granplugin.graph.read.verify import agreement, read_back
+from granplugin.graph.read.agreement import agreement
+from granplugin.graph.read.verify import read_back
 from granplugin.planning.plan import Row
 from granplugin.quant.calibrators import Calibrator
 from granplugin.quant.formats import FORMATS, fake_quantize, scale_of

@@ -26,6 +26,7 @@ from granplugin.errors import EngineError, ModelError, UserError
 from granplugin.graph.read.found import Found, Operand, find
 from granplugin.graph.read.loading import load
 from granplugin.planning.plan import Row
+from granplugin.report.words import first
 from granplugin.recipe.settings import FLOAT
 
 _EMBEDDED = 2**31 - 2**20
@@ -88,7 +89,16 @@ def audit_file(
     asked = _Asked(plan_json, path, found) if plan_json is not None else None
     version = None
     if layers is None:
-        plan, version = build_plan(model, path, backend, batch)
+        try:
+            plan, version = build_plan(model, path, backend, batch)
+        except EngineError as err:
+            if not found.biases:
+                raise
+            raise EngineError(
+                f"{path}: {backend} takes no bias in 32-bit integers, as {first(found.biases)} "
+                "has it; write the file without (onnxruntime's quantize_static: extra_options="
+                "{'QuantizeBias': False})"
+            ) from err
         source = f"built here for {_batch(plan)}"
     else:
         plan, source = read_plan_file(layers), str(layers)

@@ -17,7 +17,7 @@ from granplugin.backends.gpu import gpu
 from granplugin.capabilities import Book, Promise
 from granplugin.engines import ENGINES, taking
 from granplugin.errors import RecipeError
-from granplugin.graph.edit.lowering.methods import How
+from granplugin.graph.methods import How
 from granplugin.planning.plan import Plan, Row
 from granplugin.planning.presets import PRESETS
 from granplugin.quant.granularity import coarser

@@ -24,7 +24,8 @@ from granplugin.graph.files import load_float, save
 from granplugin.graph.edit.fold import weights_of
 from granplugin.graph.edit.precision import convert, too_large
 from granplugin.graph.edit.qdq import insert
-from granplugin.graph.read.verify import agreement, read_back
+from granplugin.graph.read.agreement import agreement
+from granplugin.graph.read.verify import read_back
 from granplugin.quant.layers import Layer
 from granplugin.capabilities.legality import Written, decide, engines_of, targets_of
 from granplugin.planning.plan import Plan, Row, make_plan, preset_plan

@@ -11,9 +11,6 @@ SITE = "Site"
 DOMAIN = "granplugin"
 """A marker is an identity of this op type and domain; its attribute `site` says where it sits."""
 
-CASTS = "precision"
-"""The scope in the names of the casts between float32 and a lower precision: no layer's."""
-
 
 def unique(name: str, taken: set[str]) -> str:
     """The name, or name_1, name_2, ... where it is taken; it is taken from then on."""

@@ -14,7 +14,7 @@ from onnx_ir.passes import common as passes
 from granplugin.graph.edit.additions import Additions
 from granplugin.graph.edit.fold import fold_batch_norms, weight_at
 from granplugin.graph.edit.lowering import lower
-from granplugin.graph.edit.lowering.methods import How
+from granplugin.graph.methods import How
 from granplugin.graph.edit.nodes import (
     DOMAIN,
     bypass,

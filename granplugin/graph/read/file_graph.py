@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from granplugin.errors import Unhonoured
-from granplugin.graph.edit.nodes import CASTS
+from granplugin.graph.names import CASTS
 from granplugin.graph.read.graph import (
     PRODUCTS,
     ReadGraph,

@@ -10,9 +10,9 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -98,8 +98,10 @@ class ReadGraph:
                     self._hold(name, stored_in(node))
             else:
                 computing.append(node)
+        versions = {opset.domain: opset.version for opset in model.opset_import}
         self.producer: dict[str, onnx.NodeProto] = {}
         for node in computing:
+            self._check_arity(node, versions)
             for name in filter(None, node.output):
                 if name in self.producer or name in self.stored:
                     raise self._damaged(node, f"gives {name!r}, which is given already")
@@ -134,6 +136,18 @@ class ReadGraph:
                 f"{self.path}: cannot be read: constant {name!r} has a negative length"
             )
         self.stored[name] = tensor
+
+    def _check_arity(self, node: onnx.NodeProto, versions: Mapping[str, int]) -> None:
+        schema = _schema(node.op_type, versions.get(node.domain, 1), node.domain)
+        if schema is not None:
+            for held, least, what in (
+                (node.input, schema.min_input, "inputs"),
+                (node.output, schema.min_output, "outputs"),
+            ):
+                if len(held) < least:
+                    raise self._damaged(
+                        node, f"has {len(held)} {what}, and {node.op_type} needs {least}"
+                    )
 
     def _in_order(self, nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
         given = {value.name for value in self.model.graph.input} | {*self.stored, ""}
@@ -291,6 +305,14 @@ class ReadGraph:
         for value in self.model.graph.input:
             counts[PRECISIONS.get(value.type.tensor_type.elem_type, "fp32")] += 1
         return counts.most_common(1)[0][0] if counts else "fp32"
+
+
+@cache
+def _schema(op_type: str, version: int, domain: str) -> onnx.defs.OpSchema | None:
+    try:
+        return onnx.defs.get_schema(op_type, version, domain)
+    except onnx.defs.SchemaError:
+        return None  # another library's operator
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:

@@ -15,7 +15,7 @@ import onnx
 
 from granplugin.calibration.statistics import find_amax
 from granplugin.errors import Unhonoured
-from granplugin.graph.edit.lowering.methods import FLOOR, Method
+from granplugin.graph.methods import FLOOR, Method
 from granplugin.graph.read.file_graph import (
     FileGraph,
     Pair,

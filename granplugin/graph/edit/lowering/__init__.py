@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from granplugin.graph.edit.additions import Additions
 from granplugin.graph.edit.lowering.division import Divisions, undivided
-from granplugin.graph.edit.lowering.methods import How, methods
+from granplugin.graph.methods import How, methods
 from granplugin.graph.edit.lowering.row_scale import scale_rows
 from granplugin.graph.edit.lowering.simulated import multiply_back, simulate
 from granplugin.graph.edit.lowering.weights import WEIGHT_PASSES, change_weight

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from granplugin.errors import ModelError
 from granplugin.graph.edit.additions import Additions
-from granplugin.graph.edit.lowering.methods import FLOOR, reduced_axes, spread, unit_of
+from granplugin.graph.methods import FLOOR, reduced_axes, spread, unit_of
 from granplugin.planning.plan import Row
 from granplugin.quant.formats import FORMATS
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from granplugin.graph.edit.additions import Additions
 from granplugin.graph.edit.fold import weight_at
-from granplugin.graph.edit.lowering.methods import spread
+from granplugin.graph.methods import spread
 from granplugin.graph.edit.nodes import replace
 from granplugin.planning.plan import Row
 from granplugin.quant.formats import FORMATS, fake_quantize, scale_of

@@ -19,7 +19,7 @@ from granplugin.calibration.statistics import find_amax
 from granplugin.errors import ModelError
 from granplugin.graph.edit.additions import Additions
 from granplugin.graph.edit.fold import weight_at
-from granplugin.graph.edit.lowering.methods import Method, spread, transposed, unit_of
+from granplugin.graph.methods import Method, spread, transposed, unit_of
 from granplugin.graph.edit.lowering.products import check_readers
 from granplugin.planning.plan import Row
 from granplugin.quant.formats import FORMATS, dequantize, quantize, scale_of
