@@ -16,8 +16,6 @@ from hypothesis import strategies as st
 
 from granplugin.quant.granularity import DoesNotApply, PerToken
 from granplugin.recipe.decisions import Rule
-from granplugin.report.analysis_markdown import to_markdown
-from granplugin.report.analysis_text import TOP, lines
 from granplugin.report.schema.analysis import (
     ALL,
     Advice,
@@ -34,8 +32,15 @@ from granplugin.report.schema.analysis import (
     Sqnr,
 )
 from granplugin.report.schema.parts import Machine
+from granplugin.report.render.markdown import escaped
+from granplugin.report.show import as_markdown, as_text
+from granplugin.report.view.analysis import TOP
 
 WIDTH = 80
+
+
+def lines(analysis, all_layers=False):
+    return as_text(analysis, WIDTH, all_layers=all_layers).splitlines()
 
 
 def between(low, high):
@@ -232,7 +237,7 @@ def test_any_analysis_fits_80_columns_and_shows_15_layers_or_all(analysis, all_l
 @settings(max_examples=20, deadline=None)
 @given(analyses())
 def test_markdown_names_each_layer_in_full_and_has_each_setting_in_tables_that_are_whole(analysis):
-    told = to_markdown(analysis)
+    told = as_markdown(analysis)
     width, rows = None, 0
     for line in told.splitlines():
         if not line.startswith("| "):
@@ -245,7 +250,7 @@ def test_markdown_names_each_layer_in_full_and_has_each_setting_in_tables_that_a
     assert rows == sum(len(layer.weights) + len(layer.inputs) for layer in analysis.layers)
     for layer in analysis.layers:
         assert f"| {layer.rank} | `{layer.layer}` |" in told
-        assert f"### {layer.rank} `{layer.layer}`\n" in told
+        assert f"### {layer.rank} {escaped(layer.layer)}\n" in told
     assert told.count("<details>") == told.count("</details>")
 
 
@@ -253,7 +258,7 @@ def test_markdown_names_each_layer_in_full_and_has_each_setting_in_tables_that_a
 @given(analyses())
 def test_the_rules_to_copy_are_yaml_that_says_the_same(analysis):
     advice = analysis.advice
-    for told in ("\n".join(lines(analysis)), to_markdown(analysis)):
+    for told in ("\n".join(lines(analysis)), as_markdown(analysis)):
         copied = re.search(r"^rules:\n(  .*\n)+", told, re.MULTILINE)
         assert bool(copied) == bool(advice.overrides)
         if copied:
@@ -485,7 +490,7 @@ def test_an_analysis_that_was_kept_says_so_and_not_that_it_took_no_time():
 def test_a_layer_without_a_batch_norm_is_not_said_to_have_one_folded():
     def told(after):
         found = BARE.model_copy(update={"spread_before": 1.45, "spread_after": after})
-        return to_markdown(network([layer(1, "a", 0.1, 30.0, 41.0, facts=found)]))
+        return as_markdown(network([layer(1, "a", 0.1, 30.0, 41.0, facts=found)]))
 
     assert "batch norm folded in 2.5" in told(2.5)
     assert "batch norm" not in told(1.45)
@@ -504,7 +509,7 @@ def test_what_was_skipped_is_counted_by_reason_and_not_a_flood():
     assert "not tried: per_token; per_token, dynamic on 50 sites (there are no tokens)" in told
     assert "skipped all settings of never: never runs" in told
     assert "not tried: 6 more settings, for 6 other reasons; analysis.md lists all" in told
-    markdown = to_markdown(analysis)
+    markdown = as_markdown(analysis)
     assert all(f"layers.{n}.input" in markdown for n in range(50))
     assert all(f"reason {n}" in markdown for n in range(9))
 

@@ -22,7 +22,7 @@ from granplugin.network.trace import trace
 from granplugin.network.weight_facts import weight_facts
 from granplugin.pipelines.inspect import macs
 from granplugin.quant.folding import channel_ranges
-from granplugin.report.columns import cut
+from granplugin.report.render.names import cut
 
 CHANNELS = 8
 

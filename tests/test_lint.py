@@ -12,7 +12,10 @@ from granplugin.audits.audit_file import audit_file
 from granplugin.audits.lint import CODES
 from granplugin.capabilities import Cell
 from granplugin.capabilities.networks import network
-from granplugin.report.findings_text import finding_lines
+from granplugin.report.render import terminal
+from granplugin.report.schema.run import LintFinding
+from granplugin.report.view.elements import Section
+from granplugin.report.view.findings import findings_items
 
 
 def findings(model, folder, library="tensorrt_rtx"):
@@ -138,7 +141,8 @@ def test_findings_alike_are_one_paragraph_of_80_columns_with_the_layers_counted(
     for _ in range(8):
         x = net.conv(net.qdq(x, zero=np.uint8(0)))
     found = findings(net.model(x), tmp_path, "tensorrt")["uint8-zero-point"]
-    lines = list(finding_lines(found))
+    told = findings_items([LintFinding(**vars(each)) for each in found])
+    lines = terminal.render(Section("", tuple(told))).splitlines()
     assert max(map(len, lines)) <= 80 and len(lines) <= 5
     assert lines[0].startswith("uint8-zero-point (8 layers")
     assert lines[-1].endswith("and 5 more")

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from granplugin.backends import trtexec
-from granplugin.report.markdown import to_markdown
 from granplugin.report.schema.run import Report
-from granplugin.report.terminal import WIDTH, render
-
-
-def printed(report: Report) -> str:
-    console = Console(file=io.StringIO(), width=WIDTH, highlight=False)
-    console.print(render(report))
-    return console.file.getvalue()
+from granplugin.report.show import as_markdown, as_text
 
 
 def test_the_table_is_80_columns_wide(quickstart):
@@ -38,12 +29,12 @@ def test_long_names_do_not_widen_it(quickstart):
         for each in quickstart.report.overrides
     ]
     report = quickstart.report.model_copy(update={"variants": variants, "overrides": overrides})
-    assert all(len(line) <= 80 for line in printed(report).splitlines())
+    assert all(len(line) <= 80 for line in as_text(report).splitlines())
 
 
 def test_report_json_alone_gives_the_same_text_and_markdown(quickstart):
-    assert quickstart.stdout.startswith(printed(quickstart.report).rstrip())
-    assert to_markdown(quickstart.report) == (quickstart.folder / "report.md").read_text()
+    assert quickstart.stdout.startswith(as_text(quickstart.report))
+    assert as_markdown(quickstart.report) == (quickstart.folder / "report.md").read_text()
 
 
 def test_report_json_survives_a_round_trip_with_infinities(quickstart):

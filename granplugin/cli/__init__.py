@@ -12,13 +12,17 @@ import pkgutil
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Optional, cast
+from typing import TYPE_CHECKING, Annotated, Any, Optional, cast
 
 import typer
+from rich.console import Console
 from rich.logging import RichHandler
 
 import granplugin
 from granplugin.progress import console
+
+if TYPE_CHECKING:
+    from granplugin.report.schema.parts import Part
 
 ORDER = (
     "apply", "export", "import", "inspect", "plan", "analyze", "check", "schema", "capabilities",
@@ -81,6 +85,18 @@ def verbs() -> dict[str, str]:
     found = {each.name.rstrip("_"): each.name for each in pkgutil.iter_modules(__path__)}
     order = [*(verb for verb in ORDER if verb in found), *sorted(found.keys() - set(ORDER))]
     return {verb: f"{__name__}.{found[verb]}" for verb in order}
+
+
+def show(value: Part, json_: bool, **options: Any) -> None:
+    """A result on stdout: as JSON, or as its view with these options, in colour on a terminal."""
+    if json_:
+        print(value.model_dump_json(indent=1))
+        return
+    from granplugin.report.show import as_lines
+
+    stdout = Console(highlight=False)
+    for line in as_lines(value, **options):
+        stdout.print(line, soft_wrap=True)
 
 
 def _version(wanted: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from granplugin.cli import Json, OneRecipe, Out, Settings
+from granplugin.cli import Json, OneRecipe, Out, Settings, show
 
 EXAMPLE = "granplugin analyze recipe.yaml --write-recipe suggested.yaml"
 
@@ -37,13 +37,10 @@ def analyze(
     loaded = load_recipe(recipe, settings or ())
 
     from granplugin.pipelines.analyze import analyze
-    from granplugin.report.analysis_text import lines
 
     found = analyze(loaded, costs, statistics, out, write_recipe)
-    if json_:
-        print(found.analysis.model_dump_json(indent=1))
-    else:
-        print("\n".join(lines(found.analysis, all_)))
+    show(found.analysis, json_, all_layers=all_)
+    if not json_:
         print(f"analysis: {found.folder / 'analysis.md'}")
     if write_recipe:
         found.write_recipe(write_recipe)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from granplugin.cli import Json, Out, Recipes, Settings
+from granplugin.cli import Json, Out, Recipes, Settings, show
 
 if TYPE_CHECKING:
     from granplugin.pipelines.apply import Applied
@@ -23,17 +21,12 @@ def apply(recipes: Recipes, settings: Settings = None, out: Out = None, json_: J
     from granplugin.pipelines.apply import apply
 
     applied = apply(loaded, out)
-    show(applied, json_)
+    show_report(applied, json_)
     return applied.exit_code
 
 
-def show(applied: Applied, json_: bool) -> None:
-    """A run's report on stdout."""
-    if json_:
-        print(applied.report.model_dump_json(indent=1))
-        return
-    from granplugin.report.terminal import WIDTH, render
-
-    console = Console(width=WIDTH, highlight=False)
-    console.print(render(applied.report))
-    console.print(f"report: {applied.folder / 'report.md'}", soft_wrap=True)
+def show_report(applied: Applied, json_: bool) -> None:
+    """A run's report on stdout, and where the whole of it is."""
+    show(applied.report, json_)
+    if not json_:
+        print(f"report: {applied.folder / 'report.md'}")

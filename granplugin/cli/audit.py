@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from granplugin.cli import Json
+from granplugin.cli import Json, show
 from granplugin.engines import AUDITED
 
 EXAMPLE = "granplugin audit model.onnx --layers layers.json"
@@ -29,8 +29,8 @@ def audit(
 ) -> int:
     """What an engine does with any Q/DQ ONNX: a verdict for every quantized site, and lint."""
     from granplugin.audits.audit_file import audit_file
-    from granplugin.report import audit_text as text
+    from granplugin.report.build.verbs import audit_output
 
     found = audit_file(onnx, backend, layers, profile, plan, batch)
-    print(text.to_json(found) if json_ else "\n".join(text.lines(found)))
+    show(audit_output(found), json_)
     return found.exit_code

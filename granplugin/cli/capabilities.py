@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from granplugin.cli import Json
+from granplugin.cli import Json, show
 from granplugin.engines import AUDITED
 
 EXAMPLE = "granplugin capabilities --backend tensorrt_rtx"
@@ -21,12 +21,11 @@ def capabilities(
 ) -> int:
     """What an engine has, by operation and granularity; --probe compares it with its builds."""
     from granplugin.pipelines.capabilities import listed, probed
-    from granplugin.report import capabilities_text as text
+    from granplugin.report.build.verbs import capabilities_output, probe_output
 
     if not probe:
-        table, lines = listed(backend)
-        print(text.table_json(table, lines) if json_ else "\n".join(text.table_lines(table, lines)))
+        show(capabilities_output(*listed(backend)), json_)
         return 0
     table, cells = probed(backend)
-    print(text.probe_json(table, cells) if json_ else "\n".join(text.probe_lines(cells)))
+    show(probe_output(table, cells), json_)
     return 3 if any(cell.differs for cell in cells) else 0

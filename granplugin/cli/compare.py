@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from granplugin.cli import Json
+from granplugin.cli import Json, show
 from granplugin.engines import AUDITED
 
 EXAMPLE = "granplugin compare runs/x/variants/fp32 runs/x/variants/x"
@@ -25,8 +25,8 @@ def compare(
 ) -> int:
     """Two engines side by side: engine folders, layers files, ONNX files or variants of a run."""
     from granplugin.audits.compare_engines import compare_engines
-    from granplugin.report import compare_text as text
+    from granplugin.report.build.verbs import compare_output
 
     found = compare_engines(a, b, backend, batch, profile or ())
-    print(text.to_json(found) if json_ else "\n".join(text.lines(found)))
+    show(compare_output(found), json_)
     return 0

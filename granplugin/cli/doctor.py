@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from granplugin.cli import Json
+from granplugin.cli import Json, show
 
 
 def doctor(json_: Json = False) -> int:
     """What is installed, which engines work, and why the others do not."""
-    from granplugin.pipelines.doctor import examine, lines
+    from granplugin.pipelines.doctor import examine
 
     found = examine()
-    print(found.model_dump_json(indent=1) if json_ else "\n".join(lines(found)))
+    show(found, json_)
     return 0 if not found.missing else 2

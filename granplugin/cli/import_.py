@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from granplugin.cli import Json
-from granplugin.cli.apply import show
+from granplugin.cli.apply import show_report
 
 EXAMPLE = "granplugin import runs/digits_mobilenet results"
 
@@ -25,5 +25,5 @@ def import_(
     from granplugin.pipelines.import_ import import_
 
     applied = import_(run_folder, files, variant)
-    show(applied, json_)
+    show_report(applied, json_)
     return applied.exit_code

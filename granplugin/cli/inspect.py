@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from granplugin.cli import Json, OneRecipe, Out, Settings
+from granplugin.cli import Json, OneRecipe, Out, Settings, show
 from granplugin.errors import RecipeError
 
 EXAMPLE = "granplugin inspect recipes/digits_mobilenet.yaml"
@@ -17,10 +17,10 @@ def inspect(
     loaded = load_recipe(recipe, settings or (), data=False)
 
     from granplugin.pipelines.inspect import inspect
-    from granplugin.report import inspect_text as text
+    from granplugin.report.build.verbs import inspect_output
 
     found = inspect(loaded, out)
-    print(text.to_json(found) if json_ else "\n".join(text.lines(found)))
+    show(inspect_output(found), json_)
     # The layers are what one needs to see to mend a rule.
     if found.refused:
         raise RecipeError(found.refused)

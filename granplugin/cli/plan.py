@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from granplugin.cli import Json, OneRecipe, Out, Settings
+from granplugin.cli import Json, OneRecipe, Out, Settings, show
 
 EXAMPLE = "granplugin plan recipe.yaml --why features.0.0"
 
@@ -27,16 +27,14 @@ def plan(
     loaded = load_recipe(recipe, settings or ())
 
     from granplugin.pipelines.plan import plan
-    from granplugin.report import plan_text as text
+    from granplugin.report.build.verbs import plan_output
+    from granplugin.report.schema.verbs import WhyOutput
 
     found = plan(loaded, variant, out)
     if modelopt:
         print(json.dumps(found.config(), indent=1))
     elif why:
-        story = found.why(why)
-        print(text.why_json(why, story) if json_ else "\n".join([why, *story]))
-    elif json_:
-        print(text.plan_json(str(recipe), found.variant, found.plan, found.written))
+        show(WhyOutput(layer=why, story=list(found.why(why))), json_)
     else:
-        print("\n".join(text.plan_lines(found.plan, found.written)))
+        show(plan_output(str(recipe), found.variant, found.plan, found.written), json_)
     return 0

@@ -28,8 +28,8 @@ from granplugin.errors import EngineError, RunError, UserError
 from granplugin.measures import metrics, timing
 from granplugin.planning.plan import Row
 from granplugin.report.build.run import engine_result
-from granplugin.report.markdown import to_markdown
 from granplugin.report.schema.run import Report
+from granplugin.report.show import as_markdown
 from granplugin.runs.latency import Timing
 from granplugin.runs.measure import Measured
 from granplugin.store.run_folder import RunFolder
@@ -130,7 +130,7 @@ def import_results(run: RunFolder, paths: Sequence[Path], variant: str | None = 
         for stale in folder.iterdir():
             if stale.name not in files:
                 stale.unlink()
-    run.publish("report.md", to_markdown(report))
+    run.publish("report.md", as_markdown(report))
     run.publish("report.json", report.model_dump_json(indent=1))
     return report
 

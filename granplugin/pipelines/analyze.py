@@ -7,8 +7,8 @@ from pathlib import Path
 
 from granplugin.analysis import result
 from granplugin.recipe.loaded import Loaded
-from granplugin.report.analysis_markdown import to_markdown
 from granplugin.report.schema.analysis import Analysis
+from granplugin.report.show import as_markdown
 from granplugin.runs.session import Session
 from granplugin.store.run_folder import default_folder, open_run
 
@@ -48,6 +48,6 @@ def analyze(
             result.check_target(target, loaded)
         session = Session(loaded, run)
         found = result.analyze(session, costs, statistics)
-        run.publish("analysis.md", to_markdown(found))
+        run.publish("analysis.md", as_markdown(found))
         run.publish("analysis.json", found.model_dump_json(indent=1))
         return Analyzed(found, run.path, session)

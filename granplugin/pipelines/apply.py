@@ -25,8 +25,8 @@ from granplugin.planning.quantize_config import config
 from granplugin.progress import track
 from granplugin.recipe.loaded import Loaded
 from granplugin.report.build.run import make_report
-from granplugin.report.markdown import to_markdown
 from granplugin.report.schema.run import Report
+from granplugin.report.show import as_markdown
 from granplugin.runs.build_options import check_build
 from granplugin.runs.latency import Timing, measure_latency, profile
 from granplugin.runs.measure import Measured, check_data, measure, open_backends
@@ -163,7 +163,7 @@ def publish(
                     ("statistics", "export"), f"{target} cannot be written: {err.strerror}"
                 ) from err
     report = enter(run, report)
-    run.publish("report.md", to_markdown(report))
+    run.publish("report.md", as_markdown(report))
     run.publish("report.json", report.model_dump_json(indent=1))
     return report
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from importlib.metadata import PackageNotFoundError, requires, version
 
 import granplugin
@@ -63,36 +62,3 @@ def _gpu() -> str:
     if found:
         return f"{found.name} ({found.target}), driver {found.driver}"
     return f"none; {trouble()}" if trouble() else "none"
-
-
-def lines(found: DoctorOutput) -> list[str]:
-    """The same as text, at most 80 columns where names are not longer."""
-    machine = found.machine
-    told = [
-        f"granplugin {found.granplugin}, Python {machine.python}, {machine.system}",
-        f"{machine.processor}, {machine.cores} cores",
-        *_wrapped("NVIDIA GPU", found.gpu),
-        "",
-    ]
-    told += [f"{name:<18} {number}" for name, number in machine.packages.items()]
-    told += [f"{name:<18} missing; pip install {name}" for name in found.missing]
-    for engine in found.engines:
-        told += ["", *_wrapped(engine.engine, engine.what_for)]
-        if engine.unavailable:
-            told += _wrapped("", engine.unavailable)
-            continue
-        if engine.cannot_run:
-            told += _wrapped("", f"{engine.version} builds and audits here, and cannot run:")
-            told += _wrapped("", engine.cannot_run)
-        else:
-            told += _wrapped("", f"{engine.version} works")
-        if engine.targets:
-            told += _wrapped("", f"builds for {', '.join(engine.targets)}")
-    return told
-
-
-def _wrapped(name: str, text: str) -> list[str]:
-    return textwrap.wrap(
-        f"{name:<18} {text}", 80, subsequent_indent=" " * 19,
-        break_long_words=False, break_on_hyphens=False, drop_whitespace=True,
-    )  # fmt: skip

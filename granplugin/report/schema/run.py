@@ -240,6 +240,13 @@ class Report(Part):
     notes: list[str] = []
     limits: list[LimitResult] = []
 
+    @property
+    def by_engine(self) -> list[list[EngineResult]]:
+        """Of each engine what it did with each variant, in the order of the variants."""
+        return [
+            list(of) for of in zip(*(variant.engines for variant in self.variants), strict=True)
+        ]
+
 
 def json_schema() -> dict:
     """report.json's JSON Schema."""

@@ -27,6 +27,7 @@ class SiteRow(Part):
     dynamic: bool = Field(description="Scales are computed at run time, sample by sample.")
     on_unsupported: list[str] | None = Field(description="As a rule says; null: the recipe's.")
     bn: str | None
+    bn_name: str | None = Field(default=None, description="The batch norm that `bn` is of.")
     rule: str
     where: str
     note: str | None
@@ -146,6 +147,7 @@ class CapabilitiesOutput(Part):
     version: int = 1
     backend: str
     table: str = Field(description="The version the table is of.")
+    note: str | None = Field(default=None, description="What to know of the whole table.")
     rows: list[CapabilityRow] = []
     probed: int | None = Field(default=None, description="Cells that were rebuilt.")
     differing: list[ProbedCell] = []
@@ -247,6 +249,11 @@ class InspectedLayer(Part):
     bn: str | None = Field(description="The batch norm that can be folded into it.")
     weight: ChannelFacts | None = Field(description="As the model has it.")
     folded: ChannelFacts | None = Field(description="With that batch norm folded in.")
+    unfolded: float | None = Field(
+        default=None,
+        description="How many times the median the range of the widest folded channel is without "
+        "the folding.",
+    )
     defaults: list[SiteRow] = Field(description="What the recipe's defaults alone give its sites.")
     rules: list[SiteRow] = Field(description="Sites of which the rules make something else.")
     unusable: str | None = Field(description="Why it cannot be quantized.")

@@ -1,0 +1,235 @@
+"""What the verbs found -> what they print with --json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Literal
+
+from granplugin.capabilities import Line, Table
+from granplugin.capabilities.legality import Written
+from granplugin.planning.plan import Plan, Row
+from granplugin.planning.plan_file import row_json
+from granplugin.quant.folding import typical
+from granplugin.report.schema.run import LintFinding
+from granplugin.report.schema.verbs import (
+    AuditedSite,
+    AuditOutput,
+    CapabilitiesOutput,
+    CapabilityRow,
+    ChangedLayer,
+    ChannelFacts,
+    ComparedSide,
+    CompareOutput,
+    EngineTotals,
+    InspectedLayer,
+    InspectOutput,
+    PlanOutput,
+    ProbedCell,
+    RuleRow,
+    SitePromise,
+    SiteRow,
+    Unsited,
+)
+
+if TYPE_CHECKING:
+    from granplugin.audits.audit_file import FileAudit
+    from granplugin.audits.compare_engines import Comparison
+    from granplugin.capabilities.probe import Probed
+    from granplugin.network.weight_facts import WeightFacts
+    from granplugin.pipelines.inspect import Inspected, Inspection
+
+
+def audit_output(audit: FileAudit) -> AuditOutput:
+    """Every site of an audited file."""
+    return AuditOutput(
+        onnx=str(audit.onnx),
+        engine=audit.engine,
+        engine_version=audit.version,
+        plan=audit.source,
+        kernels=len(audit.plan.kernels),
+        traffic_bytes=audit.plan.traffic,
+        sites=[
+            AuditedSite(
+                layer=site.row.layer,
+                type=site.row.type,
+                role=site.row.role,
+                format=site.row.format,
+                granularity=site.row.granularity,
+                promise=site.promise.kind if site.promise else None,
+                verdict=site.verdict.kind,
+                detail=site.verdict.detail,
+                where=site.where,
+                ms=site.time_ms,
+            )
+            for site in audit.sites
+        ],
+        findings=[LintFinding(**vars(found)) for found in audit.findings],
+        notes=list(audit.notes),
+        exit_code=audit.exit_code,
+    )
+
+
+def compare_output(found: Comparison) -> CompareOutput:
+    """Every layer of two engines."""
+    a, b = (
+        EngineTotals(name=name, kernels=len(plan.kernels), traffic_bytes=plan.traffic)
+        for name, plan in zip(found.names, found.plans, strict=True)
+    )
+    return CompareOutput(
+        a=a,
+        b=b,
+        layers=[
+            ChangedLayer(
+                layer=layer.layer,
+                nodes=list(layer.nodes),
+                changed=layer.changed,
+                a=ComparedSide(**vars(layer.a)),
+                b=ComparedSide(**vars(layer.b)),
+            )
+            for layer in found.layers
+        ],
+        notes=list(found.notes),
+    )
+
+
+def capabilities_output(table: Table, lines: Sequence[Line]) -> CapabilitiesOutput:
+    """What a table promises."""
+    rows = [
+        CapabilityRow(
+            op=line.op,
+            formats=list(line.formats),
+            graphs=list(line.graphs),
+            weight=line.weight,
+            input=line.input,
+            output=line.output,
+            size=line.size,
+            stored=line.stored,
+            engine=line.engine,
+            promise=line.promise.kind,
+            reason=line.promise.reason,
+            source=line.promise.source,
+        )
+        for line in lines
+    ]
+    return CapabilitiesOutput(
+        backend=table.backend, table=table.version, note=table.note or None, rows=rows
+    )
+
+
+def probe_output(table: Table, cells: Sequence[Probed]) -> CapabilitiesOutput:
+    """The cells of a table that differ from what was built."""
+    differing = [
+        ProbedCell(
+            op=found.cell.op,
+            format=found.cell.format,
+            weight=found.cell.weight,
+            input=found.cell.input,
+            graph=found.cell.graph,
+            table=found.table,
+            observed=found.observed,
+            detail=found.detail,
+        )
+        for found in cells
+        if found.differs
+    ]
+    return CapabilitiesOutput(
+        backend=table.backend, table=table.version, probed=len(cells), differing=differing
+    )
+
+
+def plan_output(
+    recipe: str, variant: str, plan: Plan, written: Mapping[str, Written]
+) -> PlanOutput:
+    """Every site of a plan, with what each engine promises of it as it is written there."""
+    return PlanOutput(
+        recipe=recipe,
+        variant=variant,
+        rows=list(map(site_row, plan.rows)),
+        rules=[
+            RuleRow(rule=use.rule, where=use.where, matched=use.matched, decides=use.decides)
+            for use in plan.uses
+        ],
+        notes=list(plan.notes),
+        promises={engine: _promises(of_engine) for engine, of_engine in written.items()},
+    )
+
+
+def site_row(row: Row) -> SiteRow:
+    """One decision."""
+    return SiteRow(**row_json(row), bn_name=row.bn_name if row.bn else None)
+
+
+def _promises(written: Written) -> dict[str, SitePromise]:
+    return {
+        site: SitePromise(
+            kind=promise.kind,
+            reason=promise.reason,
+            source=promise.source,
+            made=written.made.get(site),
+        )
+        for site, promise in written.promises.items()
+    }
+
+
+def inspect_output(found: Inspection) -> InspectOutput:
+    """Every layer of a model."""
+    return InspectOutput(
+        recipe=str(found.recipe),
+        defaults=found.defaults,
+        parameters=found.parameters,
+        layers=[_layer(each, found.missing) for each in found.layers],
+        others=[Unsited(**asdict(each)) for each in found.others],
+        missing=found.missing,
+        refused=found.refused,
+    )
+
+
+def _layer(each: Inspected, missing: str | None) -> InspectedLayer:
+    layer, facts = each.layer, each.weight
+    calls = layer.calls if layer.input_shape is not None else 0
+    folded = facts if facts and layer.bn else None
+    return InspectedLayer(
+        name=layer.name,
+        type=layer.type,
+        traits=sorted(layer.traits),
+        calls=None if missing else calls,
+        parameters=each.parameters,
+        macs=each.macs,
+        **{
+            f"{role}_shape": None if layer.shape(role) is None else list(layer.shape(role))
+            for role in ("weight", "input", "output", "skip")
+        },
+        bn=layer.bn,
+        weight=facts and _channels(facts, "before"),
+        folded=folded and _channels(folded, "after"),
+        unfolded=folded and _unfolded(folded),
+        defaults=list(map(site_row, each.defaults)),
+        rules=list(map(site_row, each.rules)),
+        unusable=layer.unusable,
+    )
+
+
+def _channels(facts: WeightFacts, when: Literal["before", "after"]) -> ChannelFacts:
+    if when == "before":
+        return ChannelFacts(
+            amax=float(facts.ranges_before.max()),
+            spread=facts.spread_before,
+            widest=facts.widest_before,
+            dead=list(facts.dead_before),
+            outliers=list(facts.outliers_before),
+        )
+    return ChannelFacts(
+        amax=float(facts.ranges_after.max()),
+        spread=facts.spread_after,
+        widest=facts.widest_after,
+        dead=list(facts.dead_after),
+        outliers=list(facts.outliers_after),
+    )
+
+
+def _unfolded(facts: WeightFacts) -> float | None:
+    before, channel = facts.ranges_before, facts.widest_after
+    if channel is None or not before.any():
+        return None
+    return float(before[channel]) / typical(before)

@@ -1,0 +1,90 @@
+"""The audit of a file: what came of it, a table of the sites, those alike on one line, and lint."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from granplugin.report.schema.verbs import AuditedSite, AuditOutput
+from granplugin.report.view.elements import (
+    Cell,
+    Column,
+    Item,
+    Row,
+    Section,
+    Sense,
+    Table,
+    cells,
+    columns,
+    items,
+)
+from granplugin.report.view.findings import findings_items
+from granplugin.report.words import first, with_lines
+
+_SENSES: dict[str, Sense] = {
+    "honoured": "good", "degraded": "doubtful", "wrong": "bad", "unknown": "plain",
+}  # fmt: skip
+
+
+def audit_view(audit: AuditOutput) -> Section:
+    """What became of each site of an ONNX file on an engine."""
+    version = f" {audit.engine_version}" if audit.engine_version else ""
+    counts = Counter(site.verdict for site in audit.sites)
+    told = ", ".join(f"{counts[kind]} {kind}" for kind in _SENSES if counts[kind])
+    moved = "" if audit.traffic_bytes is None else f", {audit.traffic_bytes / 1e6:.2f} MB moved"
+    head = (
+        Item(f"{Path(audit.onnx).name} on {audit.engine}{version}, {audit.plan}"),
+        Item(f"{told or 'no site'} of {len(audit.sites)}; {audit.kernels} kernels{moved}"),
+    )
+    parts = [
+        (_table(audit.sites),) if audit.sites else (),
+        (*findings_items(audit.findings), *items(f"note: {note}" for note in audit.notes)),
+    ]
+    return Section("", (*head, *(Section("", part) for part in parts if part)))
+
+
+def _table(sites: Sequence[AuditedSite]) -> Table:
+    groups: dict[tuple[str | None, ...], list[AuditedSite]] = {}
+    for site in sites:
+        degraded = site.verdict == "degraded" and site.detail
+        verdict = f"{site.verdict}: {site.detail}" if degraded else site.verdict
+        reason = site.detail if site.verdict in ("wrong", "unknown") else ""
+        alike = (site.role, f"{site.format} {site.granularity}", site.promise, verdict, reason)
+        groups.setdefault(alike, []).append(site)
+    return Table(
+        columns(
+            Column("layer", "name", fills=True),
+            *(Column(head) for head in ("role", "scales", "promise", "verdict")),
+            "ms",
+        ),
+        tuple(_row(alike, found) for alike, found in groups.items()),
+        spaced=True,
+    )
+
+
+def _row(alike: tuple[str | None, ...], found: Sequence[AuditedSite]) -> Row:
+    *told, verdict, reason = alike
+    known = [site.ms for site in found if site.ms is not None]
+    return Row(
+        cells(
+            Cell(found[0].layer, more=len(found) - 1),
+            *told,
+            Cell(verdict or "", _SENSES[found[0].verdict]),
+            f"{sum(known):.3f}" if known else None,
+        ),
+        notes=tuple(_notes(reason or "", found)),
+    )
+
+
+def _notes(reason: str, found: Sequence[AuditedSite]) -> Iterator[str]:
+    """The reason; and of what is not honoured all layers by name, and the recipe's lines."""
+    if reason:
+        yield reason
+    if found[0].verdict != "honoured":
+        where = [site.where for site in found]
+        layers = [site.layer for site in found]
+        if len(found) > 1 or any(where):
+            yield with_lines(layers, where)
+        elif len(layers[0]) > 40:
+            yield first(layers)

@@ -1,0 +1,47 @@
+"""What an engine has: for each operation and promise the scales it holds for, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from granplugin.report.schema.verbs import CapabilitiesOutput, CapabilityRow, ProbedCell
+from granplugin.report.view.elements import Block, Item, Paragraph, Section, items
+
+
+def capabilities_view(found: CapabilitiesOutput) -> Section:
+    """A table of capabilities, or what became of its cells when they were rebuilt."""
+    if found.probed is not None:
+        return Section("", items(_probed(found.probed, found.differing)))
+    note = (Paragraph(found.note),) if found.note else ()
+    return Section(f"{found.backend} {found.table}", (*note, *_ops(found.rows)))
+
+
+def _probed(cells: int, differing: Sequence[ProbedCell]) -> Iterator[str]:
+    for cell in differing:
+        yield (
+            f"{cell.op} {cell.format}, weight {cell.weight}, input {cell.input}, {cell.graph} "
+            f"graph: the table says {cell.table}, observed {cell.observed} ({cell.detail})"
+        )
+    yield f"{cells} cells rebuilt, {len(differing)} differ from the table"
+
+
+def _ops(rows: Sequence[CapabilityRow]) -> Iterator[Block]:
+    for op, of_op in groupby(rows, key=lambda row: row.op):
+        groups: dict[tuple[str, str], list[CapabilityRow]] = {}
+        for row in of_op:
+            groups.setdefault((row.promise, row.reason), []).append(row)
+        told: list[Item] = []
+        for (promise, reason), found in groups.items():
+            scales = dict.fromkeys(map(_scales, found))
+            told += [Item(f"{promise}: {reason}", 1), Item("; ".join(scales), 3)]
+        yield Section(op, tuple(told))
+
+
+def _scales(row: CapabilityRow) -> str:
+    formats = "/".join(row.formats)
+    if row.output != "float":
+        return f"{formats} output {row.output}"
+    size = f" of {row.size}" if row.size else ""
+    stored = "" if row.stored else " (not stored)"
+    return f"{formats} weight {row.weight}{stored} x input {row.input}{size}"

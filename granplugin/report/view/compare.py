@@ -1,0 +1,84 @@
+"""Two engines side by side: both in all, then the layers that differ, most bytes first."""
+
+from __future__ import annotations
+
+from granplugin.report.schema.verbs import ChangedLayer, ComparedSide, CompareOutput, EngineTotals
+from granplugin.report.view.elements import (
+    Column,
+    Item,
+    Row,
+    Section,
+    Table,
+    cells,
+    columns,
+    items,
+)
+
+_LISTED = 30
+"""Changed layers that are told one by one: those that change most bytes."""
+
+
+def compare_view(found: CompareOutput) -> Section:
+    """What one engine does otherwise than the other."""
+    changed = [layer for layer in found.layers if layer.changed]
+    changed.sort(key=lambda layer: -abs((layer.b.bytes or 0) - (layer.a.bytes or 0)))
+    more = len(changed) - _LISTED
+    same = len(found.layers) - len(changed)
+    table = (
+        Table(
+            columns(
+                Column("layer", "name", fills=True), "kernels", "MB A", "MB B",
+                Column("arithmetic"), "ms A", "ms B",
+            ),
+            tuple(map(_row, changed[:_LISTED])),
+        ),
+    )  # fmt: skip
+    listed = (Item(f"and {more} more; --json lists them all"),) if more > 0 else ()
+    return Section(
+        "",
+        (
+            Item(f"A: {found.a.name}: {found.a.kernels} kernels, {_moved(found.a)}"),
+            Item(f"B: {found.b.name}: {found.b.kernels} kernels, {_moved(found.b)}"),
+            *_difference(found.a, found.b),
+            *((Section("", (*table, *listed)),) if changed else ()),
+            Section(
+                "",
+                (
+                    Item(f"{len(changed)} layers differ, {same} are the same"),
+                    *items(f"note: {note}" for note in found.notes),
+                ),
+            ),
+        ),
+    )
+
+
+def _difference(a: EngineTotals, b: EngineTotals) -> tuple[Item, ...]:
+    if not a.traffic_bytes or b.traffic_bytes is None:
+        return ()
+    moved = b.traffic_bytes - a.traffic_bytes
+    share = 100 * moved / a.traffic_bytes
+    told = f"B - A: {b.kernels - a.kernels:+d} kernels, {moved / 1e6:+.2f} MB ({share:+.1f} %)"
+    return (Item(told),)
+
+
+def _moved(engine: EngineTotals) -> str:
+    if engine.traffic_bytes is None:
+        return "bytes unknown (open sizes)"
+    return f"{engine.traffic_bytes / 1e6:.2f} MB moved"
+
+
+def _row(layer: ChangedLayer) -> Row:
+    a, b = layer.a, layer.b
+    kernels = f"{a.kernels}" if a.kernels == b.kernels else f"{a.kernels} > {b.kernels}"
+    arithmetic = (
+        a.arithmetic if a.arithmetic == b.arithmetic else f"{a.arithmetic} | {b.arithmetic}"
+    )
+    return Row(cells(layer.layer, kernels, _mb(a), _mb(b), arithmetic, _ms(a), _ms(b)))
+
+
+def _mb(side: ComparedSide) -> str | None:
+    return None if side.bytes is None else f"{side.bytes / 1e6:.3f}"
+
+
+def _ms(side: ComparedSide) -> str | None:
+    return None if side.time_ms is None else f"{side.time_ms:.3f}"

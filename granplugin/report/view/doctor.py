@@ -1,0 +1,44 @@
+"""What is installed, which engines work, and why the others do not; what a check found."""
+
+from __future__ import annotations
+
+from granplugin.report.schema.verbs import DoctorOutput, EngineState, WhyOutput
+from granplugin.report.view.elements import Paragraph, Section, Terms, Verbatim
+
+
+def doctor_view(found: DoctorOutput) -> Section:
+    """The machine, its packages, and each engine."""
+    machine = found.machine
+    packages = (
+        *machine.packages.items(),
+        *((name, f"missing; pip install {name}") for name in found.missing),
+    )
+    return Section(
+        "",
+        (
+            Paragraph(f"granplugin {found.granplugin}, Python {machine.python}, {machine.system}"),
+            Paragraph(f"{machine.processor}, {machine.cores} cores"),
+            Terms((("NVIDIA GPU", found.gpu),)),
+            Section("", (Terms(packages),)),
+            *(Section("", (Terms(_engine(engine)),)) for engine in found.engines),
+        ),
+    )
+
+
+def _engine(engine: EngineState) -> tuple[tuple[str, str], ...]:
+    told = [engine.what_for]
+    if engine.unavailable:
+        told.append(engine.unavailable)
+    else:
+        if engine.cannot_run:
+            told += [f"{engine.version} builds and audits here, and cannot run:", engine.cannot_run]
+        else:
+            told.append(f"{engine.version} works")
+        if engine.targets:
+            told.append(f"builds for {', '.join(engine.targets)}")
+    return tuple(zip((engine.engine, *[""] * len(told)), told, strict=False))
+
+
+def why_view(found: WhyOutput) -> Section:
+    """What each rule said of one layer."""
+    return Section(found.layer, (Verbatim(tuple(found.story)),))

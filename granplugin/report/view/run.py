@@ -1,0 +1,268 @@
+"""A run in short: the table of its variants, then what the figures need to be read rightly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from granplugin.report.schema.run import EngineResult, LimitResult, Report, VariantResult
+from granplugin.report.view.elements import (
+    Block,
+    Cell,
+    Column,
+    Item,
+    Paragraph,
+    Row,
+    Section,
+    Sense,
+    Table,
+    cells,
+    columns,
+)
+from granplugin.report.view.findings import findings_items
+from granplugin.report.view.run_facts import (
+    agreement_sentences,
+    gpu_sentences,
+    int8_layers,
+    made,
+    megabytes,
+    moved,
+    overrides,
+    provable,
+    ratio_text,
+    seconds,
+    version_of,
+)
+
+EngineOf = Callable[[VariantResult], EngineResult]
+"""Which of a variant's engines is shown."""
+
+_LISTED = 5
+"""Rows of a variant that an engine does not honour, told one by one."""
+
+
+def run_view(report: Report) -> Section:
+    """The variants on the main engine, every engine's plan, sentences, overrides and limits."""
+    parts: tuple[Iterable[Block], ...] = (
+        (_table(report, lambda variant: variant.main_engine),),
+        _engines(report),
+        (*_reading(report), *_broken(report)),
+        made(report),
+        overrides(report),
+        map(Paragraph, (f"note: {note}" for note in report.notes)),
+        map(_limit, report.limits),
+    )
+    told = (tuple(part) for part in parts)
+    return Section(_heading(report), tuple(Section("", part) for part in told if part))
+
+
+def _heading(report: Report) -> str:
+    engine = report.variants[0].main_engine
+    source = "" if report.evaluated_on == "evaluation" else " (the calibration data)"
+    low = report.variants[-1].precision
+    return (
+        f"{report.name}: {report.evaluation_samples} samples{source}, "
+        f"{engine.engine} {engine.version}, {report.machine.cores} cores"
+    ) + (f", {low} where not quantized" if low != "fp32" else "")
+
+
+def _headline_metric(report: Report) -> str | None:
+    """The metric of the table's accuracy column."""
+    names = list(report.variants[-1].main_engine.metrics)
+    return next((name for name in ("top1", "top5") if name in names), names[0] if names else None)
+
+
+def _table(report: Report, engine_of: EngineOf) -> Table:
+    metric = _headline_metric(report)
+    engines = [engine_of(variant) for variant in report.variants]
+    batches = sorted({latency.batch for engine in engines for latency in engine.latency})
+    unit = report.variants[-1].main_engine.metrics[metric].unit if metric else ""
+    heads = columns(
+        Column("variant", fills=True),
+        f"{metric} {unit}".strip() if metric else "",
+        "against fp32 (95 %)",
+        "SQNR",
+        *(f"ms b{batch}" for batch in batches),
+        "MB",
+        "int8",
+    )
+    rows = []
+    for variant, engine in zip(report.variants, engines, strict=True):
+        times = {latency.batch: f"{latency.median_ms:.2f}" for latency in engine.latency}
+        rows.append(
+            Row(
+                cells(
+                    Cell(variant.name, "strong" if variant.kind == "recipe" else "plain"),
+                    _value(engine, metric),
+                    _against(engine, metric),
+                    _sqnr(engine),
+                    *map(times.get, batches),
+                    megabytes(variant.onnx_bytes),
+                    int8_layers(engine),
+                )
+            )
+        )
+    return Table(heads, tuple(rows))
+
+
+def _value(engine: EngineResult, metric: str | None) -> str | None:
+    found = engine.metrics.get(metric) if metric else None
+    return f"{found.value:.2f}" if found else None
+
+
+def _against(engine: EngineResult, metric: str | None) -> Cell | None:
+    found = engine.metrics.get(metric) if metric else None
+    if found is None:
+        return None
+    interval = found.vs.get("fp32")
+    if interval is None:
+        return Cell(f"[{found.low:.2f}, {found.high:.2f}]") if found.low is not None else None
+    senses: dict[str, Sense] = {"worse": "bad", "better": "good"}
+    sense = senses.get(interval.verdict, "plain")
+    if interval.low is None:
+        return Cell(f"{interval.value:+.2f}", sense)
+    mark = " =" if interval.verdict == "no measurable difference" else ""
+    return Cell(f"{interval.value:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]{mark}", sense)
+
+
+def _sqnr(engine: EngineResult) -> str | None:
+    found = engine.metrics.get("sqnr_db")
+    if found is None:
+        return None
+    return f"{found.value:.1f}" if math.isfinite(found.value) else "equal"
+
+
+def _engines(report: Report) -> Iterator[Section]:
+    """Each engine beside the main one: what was imported of it, and its plan."""
+    for position, engines in enumerate(report.by_engine):
+        if engines[0].imported and any(engine.metrics or engine.latency for engine in engines):
+            yield _imported(report, position)
+        if any(engine.kernels is not None for engine in engines):
+            yield _built(report, engines)
+
+
+def _imported(report: Report, position: int) -> Section:
+    def engine_of(variant: VariantResult) -> EngineResult:
+        return variant.engines[position]
+
+    engines = report.by_engine[position]
+    return Section(
+        f"{engines[0].engine} {version_of(engines)}",
+        (_table(report, engine_of), *_latencies(report.variants, engine_of)),
+    )
+
+
+def _built(report: Report, engines: Sequence[EngineResult]) -> Section:
+    """What is known of an engine from its plan alone."""
+    engine = engines[0]
+    not_run = engine.cannot_run and not engine.imported
+    reason = f"not run: {engine.cannot_run}" if not_run else "its plan"
+    heads = columns(Column("variant"), "honoured", "kernels", "MB moved", "engine MB", "build s")
+    rows = tuple(
+        Row(
+            cells(
+                variant.name,
+                f"{found.honoured}/{len(found.verdicts)}" if found.verdicts else None,
+                None if found.kernels is None else str(found.kernels),
+                moved(found),
+                megabytes(found.engine_bytes),
+                seconds(found.build_seconds),
+            )
+        )
+        for variant, found in zip(report.variants, engines, strict=True)
+    )
+    told = [
+        item
+        for variant, found in zip(report.variants, engines, strict=True)
+        for item in _unhonoured(variant.name, found)
+    ]
+    counts = [
+        f"{variant.name} {len(found.findings)}"
+        for variant, found in zip(report.variants, engines, strict=True)
+        if found.findings
+    ]
+    listed = (
+        [Paragraph(f"findings on {engine.engine}, all in report.md: {', '.join(counts)}")]
+        if counts
+        else []
+    )
+    findings = [
+        item
+        for variant, found in zip(report.variants, engines, strict=True)
+        if variant.kind == "recipe"
+        for item in findings_items(found.findings, most=2, depth=1)
+    ]
+    return Section(
+        f"{engine.engine} {version_of(engines)}, batch {report.batch_size}, {reason}",
+        (Table(heads, rows, spaced=True), *told, *listed, *findings),
+    )
+
+
+def _unhonoured(variant: str, engine: EngineResult) -> Iterator[Item]:
+    """The rows that an engine does not honour, and those of which it is not known."""
+    bad = [v for v in engine.verdicts if v.verdict in ("degraded", "wrong")]
+    for verdict in bad[:_LISTED]:
+        told = f"{variant}: {verdict.site} {verdict.verdict}: {verdict.detail} ({verdict.where})"
+        yield Item(told, 1, sense="doubtful" if verdict.verdict == "degraded" else "bad")
+    if len(bad) > _LISTED:
+        yield Item(f"{variant}: and {len(bad) - _LISTED} more", 1, sense="doubtful")
+    unknown = tuple(v.site for v in engine.verdicts if v.verdict == "unknown")
+    if unknown:
+        yield Item(f"{variant}: not known of {len(unknown)}:", 1, unknown)
+
+
+def _broken(report: Report) -> Iterator[Item]:
+    """Rows an engine that was run computes in float, though it has kernels for them."""
+    for variant in report.variants:
+        for engine in variant.engines:
+            if engine.broken_promises and engine.kernels is None and variant.kind != "baseline":
+                sites = tuple(verdict.site for verdict in engine.broken_promises)
+                told = f"{engine.engine} ran {len(sites)} rows of {variant.name} in float:"
+                yield Item(told, names=sites, sense="doubtful")
+
+
+def _reading(report: Report) -> Iterator[Block]:
+    """The sentences below the table."""
+    metric = _headline_metric(report)
+    shown = [v for v in report.variants if v.name != "fp32"]
+    same = [
+        v.name
+        for v in shown
+        if metric in v.main_engine.metrics
+        and (interval := v.main_engine.metrics[metric].vs.get("fp32"))
+        and interval.verdict == "no measurable difference"
+    ]
+    if same:
+        yield Paragraph(f"= no measurable difference from fp32: {', '.join(same)}")
+    yield from map(Paragraph, provable(report))
+    yield from _latencies(shown, lambda variant: variant.main_engine)
+    yield from map(Paragraph, gpu_sentences(report))
+    yield from map(Paragraph, agreement_sentences(report))
+
+
+def _latencies(variants: Sequence[VariantResult], engine_of: EngineOf) -> Iterator[Block]:
+    """Latencies against fp32's, with their intervals."""
+    found = [(v.name, engine_of(v).latency) for v in variants]
+    found = [(name, latency) for name, latency in found if any("fp32" in x.vs for x in latency)]
+    if not found:
+        return
+    batches = sorted({each.batch for _, latency in found for each in latency})
+    yield Paragraph("latency as a multiple of fp32's (95 %; = no measurable difference):")
+    rows = []
+    for name, latency in found:
+        ratios = {each.batch: each.vs.get("fp32") for each in latency}
+        told = [
+            f"{ratio_text(r)}{' =' if r.low <= 1 <= r.high else ''}"
+            if (r := ratios.get(b))
+            else None
+            for b in batches
+        ]
+        rows.append(Row(cells(name, *told)))
+    heads = (Column("variant"), *(Column(f"batch {batch}") for batch in batches))
+    yield Table(heads, tuple(rows), spaced=True)
+
+
+def _limit(limit: LimitResult) -> Paragraph:
+    senses: dict[str, Sense] = {"met": "good", "missed": "bad", "cannot tell": "doubtful"}
+    told = f"limit {limit.limit} <= {limit.bound:g} ({limit.variant}): {limit.verdict}; {limit.why}"
+    return Paragraph(told, senses[limit.verdict])

@@ -1,0 +1,128 @@
+"""What the short and the whole view of a run both say: figures of an engine, and sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from granplugin.report.schema.run import ClockValue, EngineResult, Override, Ratio, Report
+from granplugin.report.view.elements import Item
+
+
+def moved(engine: EngineResult) -> str | None:
+    """MB that its kernels move; unknown where sizes are open, None where there is no plan."""
+    if engine.kernels is None:
+        return None
+    return "unknown" if engine.traffic_bytes is None else f"{engine.traffic_bytes / 1e6:.1f}"
+
+
+def int8_layers(engine: EngineResult) -> str | None:
+    """Weighted layers the engine ran in INT8, of all; None where it does not tell."""
+    return f"{engine.int8_layers}/{len(engine.layers)}" if engine.layers else None
+
+
+def megabytes(count: int | None, decimals: int = 2) -> str | None:
+    return None if count is None else f"{count / 1e6:.{decimals}f}"
+
+
+def seconds(taken: float | None) -> str | None:
+    return None if taken is None else f"{taken:.1f}"
+
+
+def version_of(engines: Sequence[EngineResult]) -> str:
+    """Their version; of an imported engine, where any variant's is known."""
+    if engines[0].imported:
+        return max((engine.version for engine in engines), key=len)
+    return engines[0].version
+
+
+def ratio_text(ratio: Ratio | None) -> str | None:
+    """A ratio of latencies and its 95 % interval."""
+    return f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio else None
+
+
+def provable(report: Report) -> Iterator[str]:
+    """The smallest drop that the samples can prove, where a metric is a proportion."""
+    if report.smallest_provable_drop is not None:
+        yield (
+            f"The smallest drop that {report.evaluation_samples} samples can prove: "
+            f"{report.smallest_provable_drop:.2f} points."
+        )
+
+
+def gpu_sentences(report: Report) -> Iterator[str]:
+    """What latencies on a GPU need besides: CUDA graphs, the builds' spread, clocks."""
+    for engines in report.by_engine:
+        for index, timed in enumerate(engines[0].latency):
+            if not timed.clocks:
+                continue
+            graphs = {
+                variant.name: engine.latency[index].graph_ms
+                for variant, engine in zip(report.variants, engines, strict=True)
+            }
+            told = [f"{name} {ms:.3f}" for name, ms in graphs.items() if ms is not None]
+            name = engines[0].engine
+            yield (
+                f"{name}, batch {timed.batch}, ms as a CUDA graph: "
+                f"{', '.join(told) or 'none could be captured, log.txt says why'}"
+            )
+            yield (
+                f"{name}, batch {timed.batch}: two builds of one network differ by up to "
+                f"{100 * timed.build_spread:.1f} %, which the intervals include; GPU before and "
+                f"after: {'; '.join(map(_clocks, timed.clocks))}"
+            )
+
+
+def _clocks(read: ClockValue) -> str:
+    told = [(read.sm_mhz, " MHz"), (read.memory_mhz, " MHz memory"), (read.temperature_c, " C")]
+    return ", ".join(f"{value:.0f}{unit}" for value, unit in told if value is not None)
+
+
+def agreement_sentences(report: Report) -> Iterator[str]:
+    """How many values were compared, and what differed."""
+    checked = [v.agreement for v in report.variants if v.agreement]
+    if checked:
+        values = sum(a.values for a in checked)
+        differs = sum(a.oracle_differs for a in checked)
+        modelopt = sum(a.modelopt_differs for a in checked)
+        yield (
+            f"Agreement over {values:,} values: ONNX Runtime differs from the numpy "
+            f"oracle in {differs}, modelopt in {modelopt} (rounding ties)."
+        )
+        same = [a.network_agreement for a in checked if a.network_agreement is not None]
+        quality = min(a.network_sqnr_db for a in checked)
+        yield (
+            "Whole networks against modelopt's fake-quant, "
+            f"{checked[0].network_samples} samples: SQNR at least {quality:.0f} dB"
+            + (f", same class for at least {min(same):.0f} %." if same else ".")
+        )
+
+
+def overrides(report: Report) -> Iterator[Item]:
+    """The sites where each recipe and variant leaves the defaults, by rule."""
+    if report.overrides:
+        yield Item(f"overrides of {report.defaults}:")
+    by_rule: dict[tuple[str, str, str], dict[tuple[str, str, str], list[Override]]] = {}
+    for o in report.overrides:
+        changes = by_rule.setdefault((o.variant, o.rule, o.where), {})
+        changes.setdefault((o.role, o.default, o.now), []).append(o)
+    for (variant, rule, where), changes in by_rule.items():
+        yield Item(f"{variant}: {rule} ({where})", 1)
+        for (role, default, now), sites in changes.items():
+            yield Item(f"{role}: {default} -> {now},", 2, tuple(site.layer for site in sites))
+            floats = [site.layer for site in sites if site.ran == "float" and now != "float"]
+            if floats:
+                yield Item("of these the engine ran in float:", 3, tuple(floats))
+
+
+def made(report: Report) -> Iterator[Item]:
+    """What engines got in place of rows they do not have, by what was made of them."""
+    for variant in report.variants:
+        for engine in variant.engines:
+            sites: dict[str, list[str]] = {}
+            for site, what in engine.made.items():
+                sites.setdefault(what, []).append(site)
+            if sites:
+                yield Item(f"{variant.name} on {engine.engine}, made of what it does not have:")
+            for what, of_what in sites.items():
+                simulated = " (float on the device, accuracy only)" if what == "simulated" else ""
+                yield Item(f"{what}{simulated}:", 1, tuple(of_what))

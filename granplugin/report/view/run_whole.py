@@ -1,0 +1,172 @@
+"""A run as a document: every engine's table with every metric, overrides, limits, notes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from granplugin.report.schema.run import EngineResult, Interval, MetricValue, Report
+from granplugin.report.view.elements import (
+    Block,
+    Column,
+    Item,
+    Paragraph,
+    Row,
+    Section,
+    Table,
+    cells,
+    columns,
+)
+from granplugin.report.view.findings import findings_items
+from granplugin.report.view.run_facts import (
+    agreement_sentences,
+    gpu_sentences,
+    int8_layers,
+    made,
+    megabytes,
+    moved,
+    overrides,
+    provable,
+    ratio_text,
+    seconds,
+    version_of,
+)
+
+
+def run_whole_view(report: Report) -> Section:
+    """All that report.json has to be read by people."""
+    packages = ", ".join(f"{name} {version}" for name, version in report.machine.packages.items())
+    sentences = [*provable(report), *(f"{told}." for told in gpu_sentences(report))]
+    return Section(
+        report.name,
+        (
+            Paragraph(
+                f"{', '.join(report.recipes)}; {report.created}; granplugin {report.granplugin}. "
+                f"Calibrated on {report.calibration_samples} samples, measured on "
+                f"{report.evaluation_samples} ({report.evaluated_on} data)."
+            ),
+            Paragraph(
+                f"Machine: {report.machine.processor}, {report.machine.cores} cores, "
+                f"{report.machine.system}, Python {report.machine.python}, {packages}."
+            ),
+            *(_engine(report, engines) for engines in report.by_engine),
+            *map(Paragraph, [*sentences, *agreement_sentences(report)]),
+            *overrides(report),
+            *made(report),
+            *_limits(report),
+            *(Paragraph(f"Note: {note}") for note in report.notes),
+        ),
+    )
+
+
+def _engine(report: Report, engines: Sequence[EngineResult]) -> Section:
+    last = engines[-1]
+    title = f"{last.engine} {version_of(engines) if last.imported else last.version}"
+    if last.cannot_run and not last.imported:
+        why = f"Built for batch {report.batch_size} and audited, not run: {last.cannot_run}."
+        return Section(title, (Paragraph(why), *_made_of_rows(report, engines)))
+    rows = _made_of_rows(report, engines) if last.imported else ()
+    return Section(title, (_figures(report, engines), *_timing(engines), *rows))
+
+
+def _figures(report: Report, engines: Sequence[EngineResult]) -> Table:
+    batches = sorted({latency.batch for engine in engines for latency in engine.latency})
+    measured = {name: value for engine in engines for name, value in engine.metrics.items()}
+    heads = []
+    for metric, value in measured.items():
+        heads += [f"{metric} {value.unit}".strip(), f"{metric} against fp32"]
+    heads += [f"ms, batch {batch}" for batch in batches]
+    heads += [f"against fp32, batch {batch}" for batch in batches]
+    heads += ["ONNX MB", "engine MB", "int8 layers", "scales"]
+    rows = []
+    for variant, engine in zip(report.variants, engines, strict=True):
+        told = []
+        for metric in measured:
+            found = engine.metrics.get(metric)
+            told += [_value(found), _difference(found.vs.get("fp32") if found else None)]
+        own = {latency.batch: latency for latency in engine.latency}
+        found = [own.get(batch) for batch in batches]
+        told += [f"{x.median_ms:.3f} (p90 {x.p90_ms:.3f})" if x else None for x in found]
+        told += [ratio_text(x.vs.get("fp32")) if x else None for x in found]
+        told += [megabytes(variant.onnx_bytes, 3), megabytes(engine.engine_bytes, 3)]
+        rows.append(Row(cells(variant.name, *told, int8_layers(engine), str(variant.scales))))
+    return Table(columns(Column("variant"), *heads), tuple(rows))
+
+
+def _timing(engines: Sequence[EngineResult]) -> Iterator[Paragraph]:
+    latencies = [latency for engine in engines for latency in engine.latency]
+    if latencies:
+        spread = 100 * max(latency.spread for latency in latencies)
+        yield Paragraph(
+            f"Latency: median of {latencies[0].rounds} interleaved rounds; largest spread "
+            f"(interquartile range over median) {spread:.0f} %."
+        )
+    elif not engines[-1].imported:
+        yield Paragraph(
+            f"{engines[-1].engine} is the numerical reference (optimizations off); its latency "
+            "says nothing."
+        )
+
+
+def _made_of_rows(report: Report, engines: Sequence[EngineResult]) -> Iterator[Block]:
+    """What an engine's plan says."""
+    heads = columns(
+        Column("variant"), "rows honoured", "degraded", "kernels", "MB moved", "engine MB",
+        "build s",
+    )  # fmt: skip
+    variants = list(zip((variant.name for variant in report.variants), engines, strict=True))
+    yield Table(heads, tuple(_plan_row(name, engine) for name, engine in variants))
+    for name, engine in variants:
+        if engine.findings:
+            yield Paragraph(f"{name}: {len(engine.findings)} findings.")
+            yield from findings_items(engine.findings)
+    yield from (
+        Item(f"{name}: {v.site} {v.verdict}: {v.detail} ({v.where})")
+        for name, engine in variants
+        for v in engine.verdicts
+        if v.verdict != "honoured"
+    )
+
+
+def _plan_row(name: str, engine: EngineResult) -> Row:
+    told, count = engine.verdicts, len(engine.verdicts)
+    degraded = sum(v.verdict in ("degraded", "wrong") for v in told)
+    return Row(
+        cells(
+            name,
+            f"{engine.honoured} of {count}" if told else None,
+            str(degraded) if told else None,
+            None if engine.kernels is None else str(engine.kernels),
+            moved(engine),
+            megabytes(engine.engine_bytes),
+            seconds(engine.build_seconds),
+        )
+    )
+
+
+def _limits(report: Report) -> Iterator[Table]:
+    if not report.limits:
+        return
+    heads = (Column("limit"), Column("variant"), Column("bound", "figure"), Column("verdict"))
+    yield Table(
+        (*heads, Column("")),
+        tuple(
+            Row(cells(each.limit, each.variant, f"{each.bound:g}", each.verdict, each.why))
+            for each in report.limits
+        ),
+    )
+
+
+def _value(found: MetricValue | None) -> str | None:
+    if found is None:
+        return None
+    value = f"{found.value:.2f}" if math.isfinite(found.value) else "equal"
+    return value if found.low is None else f"{value} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def _difference(interval: Interval | None) -> str | None:
+    if interval is None:
+        return None
+    if interval.low is None:
+        return f"{interval.value:+.2f} ({interval.verdict})"
+    return f"{interval.value:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}] {interval.verdict}"
