@@ -25,7 +25,7 @@ STAGES = {
     "granplugin.network.trace:trace": "trace",
     "granplugin.runs.variants:plan_jobs": "plan",
     "granplugin.modelopt_bridge:convert": "convert and calibrate",
-    "granplugin.graph.export:export_float": "export",
+    "granplugin.network.export:export_float": "export",
     "granplugin.runs.variants:build_variant": "write Q/DQ and read it back",
     "granplugin.runs.variants:_agreement": "agreement",
     "granplugin.runs.measure:build_engine": "build engines",

@@ -18,7 +18,7 @@ from granplugin.errors import ModelError
 from granplugin.graph.edit.fold import weights_of
 from granplugin.graph.edit.nodes import markers, site_of
 from granplugin.graph.edit.qdq import insert
-from granplugin.graph.export import export_float
+from granplugin.network.export import export_float
 from granplugin.graph.files import load_float, save
 from granplugin.graph.read.agreement import agreement
 from granplugin.graph.read.verify import read_back

@@ -26,7 +26,7 @@ from granplugin.calibration.statistics import find_amax, needs_of, share_amax
 from granplugin.errors import ModelError, RecipeError, Unhonoured
 from granplugin.graph.edit.fold import weights_of
 from granplugin.graph.edit.qdq import insert
-from granplugin.graph.export import export_float
+from granplugin.network.export import export_float
 from granplugin.graph.files import load_float, save
 from granplugin.graph.read.verify import read_back
 from granplugin.network.trace import trace

@@ -19,7 +19,7 @@ from granplugin.quant.calibrators import refusal
 from granplugin.engines import ENGINES, REFERENCE
 from granplugin.errors import ModelError, RecipeError, UserError
 from granplugin.quant.granularity import reduce_blocks
-from granplugin.graph.export import export_float
+from granplugin.network.export import export_float
 from granplugin.graph.files import load_float, save
 from granplugin.graph.edit.fold import weights_of
 from granplugin.graph.edit.precision import convert, too_large
