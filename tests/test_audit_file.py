@@ -17,6 +17,7 @@ from qdq_files import Net, inspected, residual
 from test_audit import needs_rtx
 from test_qdq import edit, marker, model_of, node_named, row_of
 
+import granplugin
 from granplugin.audits.audit_file import audit_file
 from granplugin.errors import EngineError, Unhonoured
 from granplugin.graph.edit.qdq import insert
@@ -232,6 +233,14 @@ def test_layers_that_are_cut_off_are_refused(tmp_path_factory, data):
     layers.write_text(text[: data.draw(st.integers(0, len(text) - 1))])
     with pytest.raises(EngineError, match="layers.json: "):
         audit_file(path, "tensorrt", layers=layers)
+
+
+def test_an_audit_in_a_script_prints_as_the_command_does(exported):
+    path, layers = exported
+    found = granplugin.audit(str(path), "tensorrt", layers=layers)
+    done = run_main("audit", path, "--backend", "tensorrt", "--layers", layers)
+    assert (f"{found}\n", found.exit_code) == (done.stdout, done.code)
+    assert "<table" in found._repr_html_()
 
 
 def test_layers_of_another_model_are_told_as_such(exported):

@@ -3,11 +3,14 @@ every form."""
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
 import pytest
 import yaml
+
+from conftest import run_main
 
 import granplugin
 from granplugin import errors
@@ -65,7 +68,7 @@ follow_imports = skip
 
 def test_all_names_are_listed_and_there():
     assert set(granplugin.__all__) == {*VERBS, *SCRIPTS, *ERRORS, "__version__"}
-    assert set(granplugin.__all__) <= set(dir(granplugin))
+    assert dir(granplugin) == granplugin.__all__ == sorted(granplugin.__all__)
     assert all(getattr(granplugin, name) is getattr(errors, name) for name in ERRORS)
     with pytest.raises(AttributeError, match="no attribute 'quantise'"):
         granplugin.quantise  # noqa: B018
@@ -200,3 +203,33 @@ def test_a_recipe_in_no_file_cannot_be_extended(project, monkeypatch, tmp_path):
     monkeypatch.chdir(project.folder)
     with pytest.raises(granplugin.UserError, match="which is in no file; write that to one first"):
         check_target(tmp_path / "suggested.yaml", granplugin.load(text))
+
+
+def test_results_print_as_their_verbs_do_and_as_tables_in_a_notebook(applied):
+    recipe = applied.recipe(rules=[{"match": "conv", "weight": "per_tensor"}])
+    out = applied.out
+    found = {
+        "plan": granplugin.plan(recipe, out=out),
+        "inspect": granplugin.inspect(recipe, out=str(out)),
+        "apply": granplugin.apply(recipe, out=out),
+    }
+    for verb, result in found.items():
+        done = run_main(verb, recipe, "--out", out)
+        where = f"report: {out / 'report.md'}\n" if verb == "apply" else ""
+        assert f"{result}\n{where}" == done.stdout
+        if verb != "apply":  # a report has its date
+            done = run_main(verb, recipe, "--out", out, "--json")
+            assert result.output().model_dump_json(indent=1) + "\n" == done.stdout
+        html = result._repr_html_()
+        assert "<table" in html and "<script" not in html
+    for result, field in zip(found.values(), ("plan", "layers", "report"), strict=True):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(result, field, None)
+
+
+def test_html_of_results_is_escaped(project):
+    rules = [{"match": "conv", "weight": "per_tensor"}]
+    planned = granplugin.plan(project.recipe("a<b>bold.yaml", rules=rules), out=project.out)
+    assert "a<b>bold.yaml" in str(planned)
+    html = planned._repr_html_()
+    assert "<b>" not in html and "a&lt;b&gt;bold.yaml" in html

@@ -63,6 +63,17 @@ def test_the_script_writes_the_quickstarts_network(clone, quickstart):
     assert [node.op_type for node in written.node] == ops
 
 
+def test_the_first_script_prints_what_the_command_prints(clone):
+    (script,) = [block for block in blocks("python") if "granplugin.plan" in block]
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    recipe = "recipes/digits_mobilenet.yaml"
+    command = run_main("plan", recipe, "--set", "rules.rescue.weight=per_tensor")
+    assert done.stdout == command.stdout
+
+
 def test_the_recipes_in_the_readme_are_good(clone):
     recipe, variants, skips, build = blocks("yaml")
     text = recipe.replace(": networks.py", ": recipes/networks.py").replace(

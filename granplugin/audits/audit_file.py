@@ -28,6 +28,9 @@ from granplugin.graph.read.loading import load
 from granplugin.planning.plan import Row
 from granplugin.report.words import first
 from granplugin.recipe.settings import FLOAT
+from granplugin.report.build.verbs import audit_output
+from granplugin.report.result import Result
+from granplugin.report.schema.verbs import AuditOutput
 
 _EMBEDDED = 2**31 - 2**20
 """What one ONNX file holds; protobuf's limit, less what stands around the weights."""
@@ -46,7 +49,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class FileAudit:
+class FileAudit(Result):
     """What an engine made of a file. `source` says where its plan is from."""
 
     onnx: Path
@@ -57,6 +60,10 @@ class FileAudit:
     sites: tuple[Site, ...]
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
+
+    def output(self) -> AuditOutput:
+        """Every site, and lint."""
+        return audit_output(self)
 
     @property
     def exit_code(self) -> int:

@@ -12,6 +12,9 @@ from granplugin.backends.engine_plan import EngineLayer, EnginePlan
 from granplugin.backends.kernels import multiplies
 from granplugin.errors import EngineError
 from granplugin.graph.read.loading import load
+from granplugin.report.build.verbs import compare_output
+from granplugin.report.result import Result
+from granplugin.report.schema.verbs import CompareOutput
 
 _QDQ = re.compile(r"(quantize|(^|[/_.])d?q([/_.\d]|$))", re.IGNORECASE)
 """Q/DQ nodes by their names, which is all a plan has: they are of the layer that reads them."""
@@ -45,13 +48,17 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Result):
     """Two plans, by the names they were given, and their layers in the order of the first."""
 
     names: tuple[str, str]
     plans: tuple[EnginePlan, EnginePlan]
     layers: tuple[Change, ...]
     notes: tuple[str, ...]
+
+    def output(self) -> CompareOutput:
+        """Every layer."""
+        return compare_output(self)
 
 
 def compare_engines(

@@ -29,8 +29,7 @@ def audit(
 ) -> int:
     """What an engine does with any Q/DQ ONNX: a verdict for every quantized site, and lint."""
     from granplugin.audits.audit_file import audit_file
-    from granplugin.report.build.verbs import audit_output
 
     found = audit_file(onnx, backend, layers, profile, plan, batch)
-    show(audit_output(found), json_)
+    show(found.output(), json_)
     return found.exit_code

@@ -25,8 +25,7 @@ def compare(
 ) -> int:
     """Two engines side by side: engine folders, layers files, ONNX files or variants of a run."""
     from granplugin.audits.compare_engines import compare_engines
-    from granplugin.report.build.verbs import compare_output
 
     found = compare_engines(a, b, backend, batch, profile or ())
-    show(compare_output(found), json_)
+    show(found.output(), json_)
     return 0

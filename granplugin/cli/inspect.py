@@ -17,10 +17,9 @@ def inspect(
     loaded = load_recipe(recipe, settings or (), data=False)
 
     from granplugin.pipelines.inspect import inspect
-    from granplugin.report.build.verbs import inspect_output
 
     found = inspect(loaded, out)
-    show(inspect_output(found), json_)
+    show(found.output(), json_)
     # The layers are what one needs to see to mend a rule.
     if found.refused:
         raise RecipeError(found.refused)

@@ -27,7 +27,6 @@ def plan(
     loaded = load_recipe(recipe, settings or ())
 
     from granplugin.pipelines.plan import plan
-    from granplugin.report.build.verbs import plan_output
     from granplugin.report.schema.verbs import WhyOutput
 
     found = plan(loaded, variant, out)
@@ -36,5 +35,5 @@ def plan(
     elif why:
         show(WhyOutput(layer=why, story=list(found.why(why))), json_)
     else:
-        show(plan_output(str(recipe), found.variant, found.plan, found.written), json_)
+        show(found.output(), json_)
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from granplugin.analysis import result
 from granplugin.recipe.loaded import Loaded
+from granplugin.report.result import Result
 from granplugin.report.schema.analysis import Analysis
 from granplugin.report.show import as_markdown
 from granplugin.runs.session import Session
@@ -14,12 +15,16 @@ from granplugin.store.run_folder import default_folder, open_run
 
 
 @dataclass(frozen=True, slots=True)
-class Analyzed:
+class Analyzed(Result):
     """An analysis, and the run folder that has it."""
 
     analysis: Analysis
     folder: Path
     session: Session
+
+    def output(self) -> Analysis:
+        """The analysis."""
+        return self.analysis
 
     def write_recipe(self, target: Path) -> None:
         """Write the suggested recipe, which extends the analyzed one. Raises UserError where no

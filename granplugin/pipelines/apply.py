@@ -25,6 +25,7 @@ from granplugin.planning.quantize_config import config
 from granplugin.progress import track
 from granplugin.recipe.loaded import Loaded
 from granplugin.report.build.run import make_report
+from granplugin.report.result import Result
 from granplugin.report.schema.run import Report
 from granplugin.report.show import as_markdown
 from granplugin.runs.build_options import check_build
@@ -39,11 +40,15 @@ ENGINE_FILES = ("layers.txt", "layers.json", "profile.json")
 
 
 @dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(Result):
     """What a run came to: its report, and the folder that has it and all results."""
 
     report: Report
     folder: Path
+
+    def output(self) -> Report:
+        """The report."""
+        return self.report
 
     @property
     def exit_code(self) -> int:

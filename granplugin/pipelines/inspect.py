@@ -16,6 +16,9 @@ from granplugin.network.weight_facts import WeightFacts, weight_facts
 from granplugin.planning.plan import Plan, Row, make_plan, preset_plan
 from granplugin.quant.layers import Layer
 from granplugin.recipe.loaded import Loaded
+from granplugin.report.build.verbs import inspect_output
+from granplugin.report.result import Result
+from granplugin.report.schema.verbs import InspectOutput
 from granplugin.runs.session import Session
 from granplugin.store.run_folder import default_folder, open_run
 
@@ -47,7 +50,7 @@ class Unsited:
 
 
 @dataclass(frozen=True, slots=True)
-class Inspection:
+class Inspection(Result):
     """`layers` in the order they run. `parameters` counts the model's, each once.
 
     `missing` says why no forward pass could be run: then `layers` are what the modules alone say,
@@ -62,6 +65,10 @@ class Inspection:
     others: tuple[Unsited, ...]
     missing: str | None
     refused: str | None
+
+    def output(self) -> InspectOutput:
+        """Every layer."""
+        return inspect_output(self)
 
 
 def inspect(loaded: Loaded, out: Path | None = None) -> Inspection:

@@ -16,6 +16,9 @@ from granplugin.planning.quantize_config import config
 from granplugin.quant.layers import Layer
 from granplugin.recipe.load import RECIPE, load_variants
 from granplugin.recipe.loaded import Loaded
+from granplugin.report.build.verbs import plan_output
+from granplugin.report.result import Result
+from granplugin.report.schema.verbs import PlanOutput
 from granplugin.runs.session import Session
 from granplugin.runs.variants import plan_jobs
 from granplugin.store.run_folder import default_folder, open_run
@@ -23,7 +26,7 @@ from granplugin.suggest import did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class Planned(Result):
     """The plan of a recipe or, by its name, of a variant; `loaded` is what that variant says.
 
     `written` has for each engine the plan as it is written for it, with what the engine promises.
@@ -34,6 +37,10 @@ class Planned:
     layers: tuple[Layer, ...]
     plan: Plan
     written: Mapping[str, Written]
+
+    def output(self) -> PlanOutput:
+        """Every site, rule and promise."""
+        return plan_output(str(self.loaded.path), self.variant, self.plan, self.written)
 
     def why(self, layer: str) -> tuple[str, ...]:
         """One layer's story: what each rule said of it. UserError where there is no such layer."""

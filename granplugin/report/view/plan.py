@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import groupby
@@ -21,6 +22,8 @@ from granplugin.report.view.elements import (
     items,
 )
 
+_COLUMN = re.compile(r"(?<=\d):\d+$")
+"""Of a place `file:line:column`; one in a dict, `<recipe>:rules[0]`, has none."""
 _LISTED = 5
 """Sites of an engine that are told one by one."""
 
@@ -63,7 +66,7 @@ def _table(plan: PlanOutput, rules: set[str]) -> Table:
 def _row(row: SiteRow, first: SiteRow, by_rule: bool) -> Row:
     batch = [] if row.role == "weight" else ["N"]
     shape = "x".join([*batch, *map(str, row.shape[len(batch) :])])
-    by = Path(row.where.rpartition(":")[0]).name if by_rule else row.rule
+    by = Path(_COLUMN.sub("", row.where)).name if by_rule else row.rule
     bn = f", bn {first.bn} ({first.bn_name})" if first.bn else ""
     quantized = row.format != FLOAT
     return Row(

@@ -1,0 +1,25 @@
+"""What a function of `import granplugin` returns: a value that prints as its verb does."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from granplugin.report.schema.parts import Part
+from granplugin.report.show import as_html, as_text
+
+
+class Result:
+    """A frozen value: `str` gives the lines that its verb prints, and a notebook shows the same as
+    HTML tables."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def output(self) -> Part:
+        """What its verb prints with --json, as `granplugin schema` documents it."""
+
+    def __str__(self) -> str:
+        return as_text(self.output())
+
+    def _repr_html_(self) -> str:
+        return as_html(self.output())
