@@ -14,7 +14,7 @@ from pathlib import Path
 from measure import HERE, Figure, main, of_latency
 
 from granplugin.audits.audit_file import audit_file
-from granplugin.backends.engine_plan import read_plan
+from granplugin.backends.nvidia.plan_reader import read_plan
 from granplugin.capabilities import Cell
 from granplugin.capabilities.networks import network
 from granplugin.measures.timing import measure_interleaved

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from measure import HERE, Figure, main, of_latency, of_ratio
 
-from granplugin.backends import openvino
+from granplugin import backends
 from granplugin.measures.timing import measure_interleaved, ratio
 from granplugin.modelopt_bridge import quiet
 from granplugin.recipe.load import load_recipe
@@ -52,6 +52,7 @@ def time_network(network: str, goal: float, run: RunFolder, rounds: int) -> list
         calls: dict[str, Callable[[], object]] = {}
         int8 = {}
         for name, onnx in files.items():
+            openvino = backends.load("openvino")
             engine = openvino.build(onnx, run.cache / f"engine-{name}")
             ran = [layer.precision for layer in openvino.layers(engine)]
             int8[name] = f"{ran.count('int8')} of {len(ran)} layers in INT8"

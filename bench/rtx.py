@@ -19,9 +19,9 @@ from measure import HERE, Figure, main, of_values
 
 from granplugin.audits.audit import audit
 from granplugin.audits.audit_file import examine
-from granplugin.backends import tensorrt_rtx
-from granplugin.backends.base import Options
-from granplugin.backends.engine_plan import read_layers_text
+from granplugin import backends
+from granplugin.backends.nvidia.build import Options
+from granplugin.backends.nvidia.plan_reader import read_layers_text
 from granplugin.recipe.load import load_recipe
 from granplugin.runs.session import Session
 from granplugin.runs.variants import Built, build_variant, calibrate, plan_jobs
@@ -30,6 +30,8 @@ from granplugin.store.run_folder import RunFolder, open_run
 GOALS = {"resnet_50": 4.0, "mobilenet_v2": 2.0, "vit_b_16": 8.0}
 """Seconds for building and auditing the defaults."""
 TIMED = "tensorrt@11"
+
+RTX = backends.load("tensorrt_rtx")
 
 
 def measure(rounds: int) -> Sequence[Figure]:
@@ -57,7 +59,7 @@ def of_network(network: str, goal: float, run: RunFolder, rounds: int) -> list[F
 
 def moved(network: str, built: Built, run: RunFolder) -> Figure:
     _, verdicts, engine = build_and_audit(built, run)
-    plan = tensorrt_rtx.plan(engine)
+    plan = RTX.plan(engine)
     kept = len(built.float32_nodes)
     honoured = sum(verdict.kind == "honoured" for verdict in verdicts)
     note = (
@@ -74,10 +76,10 @@ def build_and_audit(built: Built, run: RunFolder) -> tuple[float, tuple, object]
     shutil.rmtree(folder, ignore_errors=True)
     start = perf_counter()
     file = built.file("tensorrt_rtx")
-    engine = tensorrt_rtx.build(file, folder, Options(batch=1))
+    engine = RTX.build(file, folder, Options(batch=1))
     rows = [row for row in built.job.plan.quantized if row.site in built.amax]
-    sites, _ = examine("tensorrt_rtx", file, tensorrt_rtx.plan(engine), rows)
-    verdicts = audit(rows, (*tensorrt_rtx.layers(engine), *sites), {})
+    sites, _ = examine("tensorrt_rtx", file, RTX.plan(engine), rows)
+    verdicts = audit(rows, (*RTX.layers(engine), *sites), {})
     return perf_counter() - start, verdicts, engine
 
 

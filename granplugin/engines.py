@@ -79,7 +79,7 @@ ENGINES: Mapping[str, EngineFacts] = {
     for each in (
         EngineFacts(
             name="onnxruntime",
-            backend="granplugin.backends.onnxruntime",
+            backend="granplugin.backends.onnxruntime:OnnxRuntime",
             what_for="the numerical reference on the CPU (graph optimizations off; no latency)",
             package="onnxruntime",
             distributions=("onnxruntime",),
@@ -91,7 +91,7 @@ ENGINES: Mapping[str, EngineFacts] = {
         ),
         EngineFacts(
             name="openvino",
-            backend="granplugin.backends.openvino",
+            backend="granplugin.backends.openvino:OpenVino",
             what_for="accuracy and latency on the CPU, with real INT8 kernels",
             package="openvino",
             distributions=("openvino",),
@@ -102,7 +102,7 @@ ENGINES: Mapping[str, EngineFacts] = {
         ),
         EngineFacts(
             name="tensorrt",
-            backend="granplugin.backends.tensorrt",
+            backend="granplugin.backends.nvidia.backend:Nvidia",
             what_for="the target: builds and runs on an NVIDIA GPU (TensorRT 10 and 11)",
             package="tensorrt",
             distributions=("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
@@ -133,7 +133,7 @@ ENGINES: Mapping[str, EngineFacts] = {
         ),
         EngineFacts(
             name="tensorrt_rtx",
-            backend="granplugin.backends.tensorrt_rtx",
+            backend="granplugin.backends.nvidia.backend:Nvidia",
             what_for="NVIDIA's compiler without a GPU: what the engine does; runs on RTX GPUs",
             package="tensorrt_rtx",
             distributions=("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),

@@ -169,15 +169,22 @@ def test_an_engine_says_what_it_is(backend, tmp_path):
 
 @pytest.mark.parametrize(
     "feeds",
-    [{}, {"y": images(1)}, {"x": images(1), "y": images(1)}, {"x": images(1)[:, :, :5]}],
-    ids=["none", "unknown", "too many", "wrong shape"],
+    [
+        {},
+        {"y": images(1)},
+        {"x": images(1), "y": images(1)},
+        {"x": images(1)[:, :, :5]},
+        {"x": images(1)[0]},
+        {"x": images(1).astype(np.float64)},
+    ],
+    ids=["none", "unknown", "too many", "wrong shape", "wrong rank", "wrong type"],
 )
 def test_feeds_that_are_not_the_graphs_inputs_are_refused_on_one_line(running, tmp_path, feeds):
     backend = running
     engine = backend.build(small_net(tmp_path / "model.onnx"), tmp_path / "engine")
     with backend.open(engine) as runner:
         runner.run({"x": images(1)})
-        with pytest.raises(EngineError, match=f"^{backend.name} cannot run .+") as error:
+        with pytest.raises(EngineError, match=f"^{backend.name} cannot run .+: .*input") as error:
             runner.run(feeds)
     assert "\n" not in str(error.value)
 
@@ -250,7 +257,7 @@ def test_an_engine_of_another_onnx_is_rebuilt_not_loaded(running, tmp_path):
 
 def test_an_unavailable_backend_says_what_to_install(backend, monkeypatch):
     monkeypatch.setattr(base, "find_spec", lambda name: None)
-    extra = f'"granplugin[{backend.EXTRA}]"' if backend.EXTRA else backend.name
+    extra = f'"granplugin[{backend.facts.extra}]"' if backend.facts.extra else backend.name
     assert backend.unavailable() == f"{backend.name} is not installed; pip install {extra}"
 
 

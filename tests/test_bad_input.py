@@ -138,10 +138,10 @@ def test_a_name_that_would_leave_the_folder_of_runs(project, name):
 
 
 def test_an_engine_that_is_not_installed(project, monkeypatch):
-    from granplugin.backends import openvino
+    from granplugin import backends
 
     told = 'openvino is not installed; pip install "granplugin[openvino]"'
-    monkeypatch.setattr(openvino, "unavailable", lambda: told)
+    monkeypatch.setattr(backends.load("openvino"), "unavailable", lambda: told)
     project.recipe(engines=["onnxruntime", "openvino"])
     refused(project, "recipe.yaml:", told)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from granplugin import backends
 from granplugin.backends import gpu
-from granplugin.backends.base import BuildFailed, Options
+from granplugin.backends.base import BuildFailed, DeviceRunner, Runner
+from granplugin.backends.nvidia.build import Options
 from granplugin.backends.gpu import Clocks, Gpu
 from granplugin.engines import ENGINES
 from granplugin.capabilities import legality
@@ -196,11 +197,15 @@ def test_an_input_that_shapes_leave_out_has_the_batch_of_the_others():
 # Engines that run on a GPU: ours around a stand-in for one.
 
 
-class Stand:
-    """What nvidia_run.Runner has besides `run`; each call takes `ms` by a clock of its own."""
+@dataclass(frozen=True)
+class Stand(DeviceRunner):
+    """Around another runner; each call takes `ms` by a clock of its own."""
 
-    def __init__(self, runner, ms):
-        self.run, self.ms = runner.run, ms
+    inner: Runner
+    ms: float
+
+    def _infer(self, feeds):
+        return self.inner.run(feeds)
 
     def resident(self, feeds):
         self.run(feeds)
@@ -214,7 +219,7 @@ class Stand:
         return self.ms
 
     def captured(self):
-        return Stand(self, self.ms / 2)
+        return replace(self, ms=self.ms / 2)
 
     def profile(self, feeds, folder):
         for file in ("layers.json", "profile.json"):
@@ -227,7 +232,8 @@ def test_a_gpus_report_has_graphs_the_builds_spread_clocks_and_profiles(applied,
     @contextmanager
     def on_gpu(engine, threads=None, batch=None):
         with opened(engine, threads, batch) as runner:
-            yield Stand(runner, 1.1 if engine.path.name.endswith("-again") else 1.0)
+            ms = 1.1 if engine.path.name.endswith("-again") else 1.0
+            yield Stand(engine, runner.inputs, runner, ms)
 
     monkeypatch.setattr(openvino, "open", on_gpu)
     facts = replace(ENGINES["openvino"], device="gpu", builds_vary=True)
@@ -282,6 +288,18 @@ def test_the_gpu_is_what_nvidia_smi_says(tmp_path, monkeypatch, forgotten):
     assert gpu.trouble() is None
     assert gpu.clocks() == Clocks(1980.0, 2619.0, 41.0, None)
     assert "NVIDIA H200 (sm90), driver 570.86.15" in run_main("doctor").stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell script")
+@pytest.mark.parametrize("visible", ["", "-1"])
+def test_a_gpu_that_is_hidden_is_not_there(tmp_path, monkeypatch, forgotten, visible):
+    smi(tmp_path, monkeypatch, "echo 'NVIDIA H200, 570.86.15, 9.0'")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpu.gpu() is None and gpu.clocks() is None
+    assert gpu.trouble() == "CUDA_VISIBLE_DEVICES hides it"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    gpu.gpu.cache_clear()
+    assert gpu.gpu() == Gpu("NVIDIA H200", "570.86.15", "sm90")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell script")

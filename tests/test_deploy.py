@@ -22,9 +22,14 @@ from conftest import Done, Project, run_main
 from hypothesis import given
 from hypothesis import strategies as st
 
-from granplugin.backends import tensorrt_rtx, trtexec
-from granplugin.backends.base import Options
-from granplugin.backends.engine_plan import inspector_json, read_inspector_json, read_profile_json
+from granplugin import backends
+from granplugin.backends.nvidia import trtexec
+from granplugin.backends.nvidia.build import Options
+from granplugin.backends.nvidia.plan_reader import (
+    inspector_json,
+    read_inspector_json,
+    read_profile_json,
+)
 from granplugin.engines import EXPORTED
 from granplugin.errors import EngineError
 from granplugin.report.schema.run import EngineResult
@@ -94,8 +99,10 @@ def _deployed(_tiny, tmp_path_factory) -> Path:
             sha = hashlib.sha256(model.read_bytes()).hexdigest()
             layers = folder / "layers" / f"{sha}.json"
             if not layers.exists():
-                built = tensorrt_rtx.build(model, folder / "engines" / sha, Options(batch=16))
-                layers.write_text(inspector_json(tensorrt_rtx.plan(built)))
+                built = backends.load("tensorrt_rtx").build(
+                    model, folder / "engines" / sha, Options(batch=16)
+                )
+                layers.write_text(inspector_json(backends.load("tensorrt_rtx").plan(built)))
     for script, rounds in (("run_10.sh", 1), ("run_11.sh", 7), ("run_rtx.sh", 1)):
         ran = project.run_script(script, rounds)
         assert ran.returncode == 0, ran.stderr

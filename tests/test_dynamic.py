@@ -12,7 +12,7 @@ from test_lowering import KINDS, LINEAR3, LINEAR4, RNG, asking, build, inputs_of
 from test_qdq import run
 
 import granplugin
-from granplugin.backends import openvino
+from granplugin import backends
 from granplugin.graph.read.agreement import agreement
 from granplugin.graph.read.verify_lowered import run_time_scales
 from granplugin.modelopt_bridge import fake_quantize, sites_of
@@ -59,6 +59,7 @@ def test_modelopts_scales_are_each_samples_own_too(kind, granularity):
 
 def test_openvino_multiplies_them_in_int8(tmp_path):
     pytest.importorskip("openvino")
+    openvino = backends.load("openvino")
     for number, (kind, granularity) in enumerate(CASES):
         path, x = tmp_path / f"{number}.onnx", inputs_of(RNG(0), (2, *kind.shape[1:]))
         rows, asked = asking(kind.rows("layer", granularity), "dynamic")

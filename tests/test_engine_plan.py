@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from granplugin.backends.engine_plan import (
-    EngineTensor,
+from granplugin.backends.engine_plan import EngineTensor
+from granplugin.backends.nvidia.plan_reader import (
     read_inspector_json,
     read_layers_text,
     read_profile_json,

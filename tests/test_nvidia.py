@@ -18,19 +18,23 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from granplugin.backends import base, kernels, nvidia, nvidia_run, tensorrt, tensorrt_rtx
-from granplugin.backends.base import BuildFailed, Options
-from granplugin.backends.engine_plan import (
-    EngineLayer,
-    EngineTensor,
+from granplugin import backends
+from granplugin.backends import base
+from granplugin.backends.base import BuildFailed
+from granplugin.backends.engine_plan import EngineLayer, EngineTensor
+from granplugin.backends.nvidia import backend as nvidia
+from granplugin.backends.nvidia import kernels
+from granplugin.backends.nvidia import run as nvidia_run
+from granplugin.backends.nvidia.build import Options, run_build
+from granplugin.backends.nvidia.plan_reader import (
     read_inspector_json,
     read_layers_text,
     read_profile_json,
 )
-from granplugin.backends.nvidia_build import run_build
 from granplugin.errors import EngineError
 from granplugin.measures.timing import Timed, measure_interleaved
 
+tensorrt = backends.load("tensorrt")
 PLANS = Path(__file__).parent / "data" / "engine_plans"
 NETS = ["conv_per_tensor", "conv_per_channel", "depthwise", "gemm"]
 RTX = "1.7.1.116"
@@ -40,7 +44,7 @@ BATCH = 4
 @pytest.fixture
 def rtx():
     pytest.importorskip("tensorrt_rtx")
-    return tensorrt_rtx
+    return backends.load("tensorrt_rtx")
 
 
 def net(path, kind, weights_only=False, zero_point=0):
@@ -168,7 +172,7 @@ def test_precision_is_that_of_both_operands(library, kind, dtypes, precision):
 def test_an_engine_is_reused_for_the_same_onnx_version_and_options_only(rtx, tmp_path, monkeypatch):
     builds = []
     monkeypatch.setattr(
-        nvidia.nvidia_build, "run_build", lambda *args: builds.append(1) or run_build(*args)
+        nvidia.building, "run_build", lambda *args: builds.append(1) or run_build(*args)
     )
     path, out = net(tmp_path / "model.onnx", "gemm"), tmp_path / "engine"
     options = Options(batch=1, targets=("sm86",), optimization_level=1, workspace_mb=64)
@@ -181,7 +185,7 @@ def test_an_engine_is_reused_for_the_same_onnx_version_and_options_only(rtx, tmp
     rtx.build(
         net(path, "gemm", weights_only=True), out, options=Options(batch=1, targets=("sm89",))
     )
-    monkeypatch.setattr(tensorrt_rtx, "version", lambda: "another")
+    monkeypatch.setattr(rtx, "version", lambda: "another")
     assert rtx.build(path, out, options=Options(batch=1, targets=("sm89",))).version == "another"
     assert len(builds) == 4
     assert not list(tmp_path.glob(".making-*"))
@@ -215,7 +219,7 @@ def test_a_refused_build_leaves_the_engine_that_was_there(rtx, tmp_path):
 def test_unless_told_it_builds_for_all_batches_only_where_it_can_run(
     rtx, tmp_path, monkeypatch, reason, shape
 ):
-    monkeypatch.setattr(nvidia, "can_run", lambda library: reason)
+    monkeypatch.setattr(rtx, "can_run", lambda: reason)
     plan = rtx.plan(rtx.build(net(tmp_path / "model.onnx", "gemm"), tmp_path / "engine"))
     assert plan.io[0].shape == shape
 
@@ -490,7 +494,7 @@ def stand_in(request, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     monkeypatch.setattr(tensorrt, "version", lambda: f"{request.param}.4.0")
-    monkeypatch.setattr(nvidia, "can_run", lambda library: None)
+    monkeypatch.setattr(tensorrt, "can_run", lambda: None)
     monkeypatch.setattr(nvidia_run, "DEVICE", "cpu")
     stream = SimpleNamespace(cuda_stream=7, synchronize=lambda: None)
     monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
@@ -638,6 +642,23 @@ def test_a_call_that_fails_says_why(runner):
             run()
 
 
+def test_what_the_bindings_or_torch_raise_is_translated(runner, monkeypatch):
+    import torch
+
+    call = runner.resident(X)
+    for error in (RuntimeError, ValueError, MemoryError, TypeError, torch.OutOfMemoryError):
+
+        def execute(stream, error=error):
+            raise error("it\nbroke")
+
+        runner.context.execute_async_v3 = execute
+        runs = (lambda: runner.run(X), lambda: runner.resident(X), call, lambda: call.timed(2))
+        for run in runs:
+            with pytest.raises(EngineError, match="^tensorrt cannot run engine: it broke") as said:
+                run()
+            assert type(said.value.__cause__) is error
+
+
 def test_the_profile_is_trtexecs_and_joins_the_plan(runner, tmp_path):
     runner.profile(X, tmp_path)
     told = json.loads((tmp_path / "profile.json").read_text())
@@ -711,7 +732,7 @@ RTX_ONLY = {
 
 def names_used():
     """(owner, name): every attribute of the library or of one of its objects that we name."""
-    for file in ("nvidia.py", "nvidia_build.py", "nvidia_run.py"):
+    for file in ("backend.py", "build.py", "run.py"):
         for node in ast.walk(ast.parse((Path(nvidia.__file__).parent / file).read_text())):
             if not isinstance(node, ast.Attribute):
                 continue

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from test_lowering import CONV, DEPTHWISE, KINDS, LINEAR3, RNG, build, cases, inputs_of
 from test_qdq import model_of, run
 
-from granplugin.backends import tensorrt_rtx
-from granplugin.backends.base import Options
+from granplugin import backends
+from granplugin.backends.nvidia.build import Options
 from granplugin.errors import Unhonoured
 from granplugin.graph.edit.precision import LARGEST, convert, too_large
 from granplugin.graph.edit.qdq import insert
@@ -148,7 +148,10 @@ def test_a_file_that_was_not_converted_is_not_taken_for_one(tmp_path):
         read_back(tmp_path / "model.onnx", rows, amax, {"layer": w}, {}, "fp16")
 
 
-@pytest.mark.skipif(tensorrt_rtx.unavailable() is not None, reason="tensorrt_rtx is not installed")
+RTX = backends.load("tensorrt_rtx")
+
+
+@pytest.mark.skipif(RTX.unavailable() is not None, reason="tensorrt_rtx is not installed")
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize(
     ("kind", "how", "granularity"),
@@ -168,6 +171,6 @@ def test_rtx_has_int8_kernels_in_a_graph_of_low_precision(
     asked = {"layer.input": how} if how else {}
     build(tmp_path / "model.onnx", kind, rows, asked, x)
     low, _ = lower(tmp_path / "model.onnx", rows, asked, precision, x)
-    engine = tensorrt_rtx.build(low, tmp_path / "engine", Options(batch=2))
-    (layer,) = tensorrt_rtx.layers(engine)
+    engine = RTX.build(low, tmp_path / "engine", Options(batch=2))
+    (layer,) = RTX.layers(engine)
     assert layer.precision == "int8"

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from granplugin.backends import trtexec
+from granplugin.backends.nvidia import trtexec
 from granplugin.report.schema.run import Report
 from granplugin.report.show import as_markdown, as_text
 

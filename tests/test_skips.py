@@ -21,7 +21,7 @@ from torch import nn
 import granplugin
 import granplugin.modelopt_bridge as bridge
 from granplugin.backends import load as load_backend
-from granplugin.backends.engine_plan import read_layers_text
+from granplugin.backends.nvidia.plan_reader import read_layers_text
 from granplugin.calibration.statistics import find_amax, needs_of, share_amax
 from granplugin.errors import ModelError, RecipeError, Unhonoured
 from granplugin.graph.edit.fold import weights_of

@@ -18,7 +18,7 @@ import granplugin
 from granplugin import backends
 from granplugin.backends.engine_plan import EnginePlan
 from granplugin.backends.gpu import gpu
-from granplugin.backends.kernels import Kernels
+from granplugin.backends.nvidia.kernels import Kernels
 from granplugin.calibration.statistics import Statistics
 from granplugin.capabilities import KINDS, Promise
 from granplugin.capabilities.legality import decide, targets_of
@@ -310,9 +310,8 @@ def _build(session: Session, plan: Plan, engine: str, float_onnx: Path, key: str
 
     def build() -> dict:
         built = build_variant(session, job, float_onnx, None, [engine], agree=False)
-        batch = recipe.data.batch_size
         # Only where every size is fixed does the plan say how large tensors are.
-        options = replace(options_of(session, built, engine), min_batch=batch, shapes={})
+        options = options_of(session, built, module, fixed=True)
         file = built.file(engine)
         with TemporaryDirectory(dir=session.run.cache, prefix=".making-") as folder:
             try:

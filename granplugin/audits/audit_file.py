@@ -17,9 +17,10 @@ import onnx
 from granplugin import backends, capabilities
 from granplugin.audits.audit import Verdict, audit
 from granplugin.audits.lint import Finding, lint
-from granplugin.backends.base import LayerPrecision, Options
-from granplugin.backends.engine_plan import EnginePlan, read_plan, read_profile_json
-from granplugin.backends.kernels import Kernels
+from granplugin.backends.base import LayerPrecision
+from granplugin.backends.engine_plan import EnginePlan
+from granplugin.backends.nvidia.kernels import Kernels
+from granplugin.backends.nvidia.plan_reader import read_plan, read_profile_json
 from granplugin.capabilities import Promise
 from granplugin.engines import AUDITED
 from granplugin.errors import EngineError, ModelError, UserError
@@ -180,8 +181,7 @@ def build_plan(
         tempfile.TemporaryDirectory(prefix="granplugin-") as folder,
         _written(model, path, Path(folder)) as onnx_path,
     ):
-        options = Options(batch=batch)
-        engine = module.build(onnx_path, Path(folder) / "engine", options=options)
+        engine = module.build(onnx_path, Path(folder) / "engine", module.options(batch=batch))
         return module.plan(engine), engine.version
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from granplugin.audits.audit_file import build_plan, profile_of, read_plan_file
 from granplugin.backends.engine_plan import EngineLayer, EnginePlan
-from granplugin.backends.kernels import multiplies
+from granplugin.backends.nvidia.kernels import multiplies
 from granplugin.errors import EngineError
 from granplugin.graph.read.loading import load
 from granplugin.report.build.verbs import compare_output

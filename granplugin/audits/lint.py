@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from granplugin.backends.engine_plan import EngineLayer, EngineTensor
-from granplugin.backends.kernels import LOW, Kernels, multiplies
+from granplugin.backends.nvidia.kernels import LOW, Kernels, multiplies
 from granplugin.graph.read.found import Found, Operand
 from granplugin.graph.read.graph import quantizes
 

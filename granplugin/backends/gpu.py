@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from dataclasses import dataclass
 from functools import cache
@@ -39,7 +40,8 @@ def gpu() -> Gpu | None:
 
 
 def trouble() -> str | None:
-    """Why `gpu` finds none, in nvidia-smi's words; None where it does or is not installed."""
+    """Why `gpu` finds none, mostly in nvidia-smi's words; None where it does or that is not
+    installed."""
     told = _query("name,driver_version,compute_cap")
     return told if isinstance(told, str) and told else None
 
@@ -52,13 +54,14 @@ def clocks() -> Clocks | None:
 
 def _query(fields: str) -> list[str] | str:
     """The values of these fields, or what nvidia-smi says instead: '' where there is none."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if visible in ("", "-1"):
+        return "CUDA_VISIBLE_DEVICES hides it" if shutil.which("nvidia-smi") else ""
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(
-            [*command, *(["-i", visible] if visible else [])],
-            capture_output=True, text=True, timeout=20, check=False,
-        )  # fmt: skip
+            [*command, "-i", visible], capture_output=True, text=True, timeout=20, check=False
+        )
     except FileNotFoundError:
         return ""
     except (OSError, subprocess.TimeoutExpired) as err:

@@ -1,7 +1,6 @@
 """ONNX Runtime with graph optimizations off: the numerical reference, never a latency figure.
 
-With optimizations on it rounds biases to INT32 (WeightBiasQuantization) and is no reference. The
-engine is the ONNX file itself.
+The engine is the ONNX file itself.
 """
 
 from __future__ import annotations
@@ -9,96 +8,75 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from granplugin.backends.base import Engine, LayerPrecision, Options, missing, one_line
-from granplugin.errors import EngineError
+from granplugin.backends.base import (
+    Backend,
+    Engine,
+    Feeds,
+    Input,
+    LayerPrecision,
+    Options,
+    Runner,
+)
+from granplugin.translate import translated
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-name = "onnxruntime"
-EXTRA = None
+_DTYPES = {
+    f"tensor({word})": np.dtype(word)
+    for word in (
+        "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool",
+    )
+} | {"tensor(float)": np.dtype(np.float32), "tensor(double)": np.dtype(np.float64)}  # fmt: skip
 
 
-def unavailable() -> str | None:
-    return missing("onnxruntime", EXTRA)
+class OnnxRuntime(Backend):
+    """ONNX Runtime's CPU provider."""
 
+    def build(self, onnx: Path, out: Path, options: Options | None = None) -> Engine:
+        """Checks that the file loads; nothing is written to `out`."""
+        start = perf_counter()
+        self._session(onnx, None)
+        return Engine(self.name, onnx, onnx.stat().st_size, perf_counter() - start, self.version())
 
-def version() -> str:
-    return metadata.version("onnxruntime")
+    @contextmanager
+    def open(
+        self, engine: Engine, threads: int | None = None, batch: int | None = None
+    ) -> Iterator[_Runner]:
+        """`batch` makes no difference here."""
+        session = self._session(engine.path, threads)
+        yield _Runner(engine, tuple(map(_input, session.get_inputs())), session)
 
+    def layers(self, engine: Engine) -> tuple[LayerPrecision, ...]:
+        """Empty: each node runs as the graph says it, Q/DQ by Q/DQ."""
+        return ()
 
-def can_run() -> None:
-    """It runs wherever it is installed."""
+    def _session(self, onnx: Path, threads: int | None) -> InferenceSession:
+        self.library()
+        from granplugin.graph import reference
 
-
-def plan(engine: Engine) -> None:
-    """It tells of its layers, not of what they move."""
-
-
-def build(onnx: Path, out: Path, options: Options = Options()) -> Engine:
-    """Checks that the file loads; nothing is written to `out`."""
-    start = perf_counter()
-    _session(onnx, None)
-    return Engine(name, onnx, onnx.stat().st_size, perf_counter() - start, version())
-
-
-@contextmanager
-def open(engine: Engine, threads: int | None = None, batch: int | None = None) -> Iterator[_Runner]:
-    """`batch` makes no difference here."""
-    yield _Runner(engine.path, _session(engine.path, threads))
-
-
-def layers(engine: Engine) -> tuple[LayerPrecision, ...]:
-    """Empty: each node runs as the graph says it, Q/DQ by Q/DQ."""
-    return ()
+        with translated(f"{self.name} refused {onnx.name}", reference.ERRORS):
+            return reference.open_session(onnx, threads)
 
 
 @dataclass(frozen=True)
-class _Runner:
-    path: Path
+class _Runner(Runner):
     session: InferenceSession
 
-    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _infer(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        from granplugin.graph import reference
+
         names = [output.name for output in self.session.get_outputs()]
-        try:
+        with translated(self._said, reference.ERRORS):
             return dict(zip(names, self.session.run(names, feeds), strict=True))
-        except _errors() as err:
-            raise EngineError(f"onnxruntime cannot run {self.path.name}: {one_line(err)}") from err
 
 
-def _session(onnx: Path, threads: int | None) -> InferenceSession:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4  # what it would print comes with the exception too
-    options.intra_op_num_threads = threads or 0
-    try:
-        return ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-    except _errors() as err:
-        raise EngineError(f"onnxruntime refused {onnx.name}: {one_line(err)}") from err
-
-
-def _errors() -> tuple[type[Exception], ...]:
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    # They share no base; a ValueError is a missing input.
-    return (
-        state.EPFail,
-        state.Fail,
-        state.InvalidArgument,
-        state.InvalidGraph,
-        state.InvalidProtobuf,
-        state.NoModel,
-        state.NoSuchFile,
-        state.NotImplemented,
-        state.RuntimeException,
-        ValueError,
-    )
+def _input(node: Any) -> Input:
+    sizes = tuple(size if isinstance(size, int) else -1 for size in node.shape)
+    return Input(frozenset({node.name}), _DTYPES.get(node.type), sizes)

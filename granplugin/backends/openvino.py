@@ -1,36 +1,39 @@
 """OpenVINO on the CPU: real INT8 kernels, accuracy and latency where there is no NVIDIA GPU.
 
 The engine is a folder: the model as OpenVINO IR (model.xml, model.bin), which is compiled when it
-is opened, and engine.json with what it was made of. OpenVINO's compiled blobs open 0.1-0.3 s
-sooner, but cannot be given a static batch and are loaded without a check of their content.
+is opened, and its card. OpenVINO's compiled blobs open 0.1-0.3 s sooner, but cannot be given a
+static batch and are loaded without a check of their content.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from granplugin.backends.base import Engine, LayerPrecision, Options, missing, one_line
-from granplugin.errors import EngineError, ModelError
+from granplugin.backends.base import (
+    Backend,
+    Engine,
+    Feeds,
+    Input,
+    LayerPrecision,
+    Options,
+    Runner,
+)
+from granplugin.backends.card import card_of, kept
+from granplugin.errors import ModelError
 from granplugin.graph.read.graph import ReadGraph, read
+from granplugin.translate import errors_of, load_library, translated
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, InferRequest, Model
 
-name = "openvino"
-EXTRA = "openvino"
-
 _FILES = ("model.xml", "model.bin")
-_WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _KERNELS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
 # What it adds to the name of a node it has split, of a bias or a multiplication by scales.
 _SUFFIXES = ("/DequantizationMultiply", "/WithoutBiases")
@@ -38,129 +41,105 @@ _SUFFIXES = ("/DequantizationMultiply", "/WithoutBiases")
 _PRECISIONS = {"u8": "int8", "i8": "int8", "f32": "float"}
 
 
-def unavailable() -> str | None:
-    return missing("openvino", EXTRA)
+class OpenVino(Backend):
+    """OpenVINO's CPU plugin."""
 
+    def build(self, onnx: Path, out: Path, options: Options | None = None) -> Engine:
+        """Converts and, to know that it can be, compiles; `bytes` are those of the IR. It takes any
+        batch, so no option makes it another."""
+        made_of = {"library": self.name, "version": self.version()}
 
-def version() -> str:
-    return metadata.version("openvino")
+        def make(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+            start = perf_counter()
+            ov = self.library()
+            with translated(f"{self.name} refused {onnx.name}", (*_errors(), ModelError)):
+                graph = read(onnx)
+                model = ov.Core().read_model(onnx)
+                _compile(ov, model, None, None)
+                ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
+            said = {
+                "build_seconds": perf_counter() - start,
+                "outputs": list(graph.outputs),
+                "layers": _known_as(graph),
+            }
+            return said, _FILES
 
+        card = kept(out, onnx, made_of, make)
+        size = sum((out / file).stat().st_size for file in _FILES)
+        return Engine(self.name, out, size, card["build_seconds"], card["version"])
 
-def can_run() -> None:
-    """It runs wherever it is installed."""
+    @contextmanager
+    def open(
+        self, engine: Engine, threads: int | None = None, batch: int | None = None
+    ) -> Iterator[_Runner]:
+        """One compiled model, with a dynamic batch or with a static one of size `batch`. The static
+        one took 0.7-0.8 of the time for a MobileNetV2 on 32x32 images, 0.9-1.1 for nets at 224.
+        """
+        outputs = tuple(card_of(engine)["outputs"])
+        with translated(f"{self.name} refused {engine.path.name}", _errors()):
+            compiled = self._compiled(engine, threads, batch)
+            inputs = tuple(map(_input, compiled.inputs))
+            request = compiled.create_infer_request()
+        yield _Runner(engine, inputs, request, outputs)
 
+    def layers(self, engine: Engine) -> tuple[LayerPrecision, ...]:
+        """From OpenVINO's runtime model at batch 1.
 
-def plan(engine: Engine) -> None:
-    """It tells of its layers, not of what they move."""
-
-
-def build(onnx: Path, out: Path, options: Options = Options()) -> Engine:
-    """Converts and, to know that it can be, compiles; `bytes` are those of the IR."""
-    made_of = {"version": version(), "onnx_sha256": _sha256(onnx)}
-    card = _intact_card(out)
-    if card is None or {key: card[key] for key in made_of} != made_of:
-        start = perf_counter()
-        import openvino as ov
-
-        try:
-            graph = read(onnx)
-            model = ov.Core().read_model(onnx)
-            _compile(model, None, None)
-            out.mkdir(parents=True, exist_ok=True)
-            # The card is removed first and written last: files without it are no engine.
-            (out / "engine.json").unlink(missing_ok=True)
-            ov.save_model(model, out / "model.xml", compress_to_fp16=False)
-        except (ModelError, RuntimeError) as err:
-            raise EngineError(f"openvino refused {onnx.name}: {one_line(err)}") from err
-        card = made_of | {
-            "build_seconds": perf_counter() - start,
-            "files_sha256": {file: _sha256(out / file) for file in _FILES},
-            "outputs": list(graph.outputs),
-            "layers": _known_as(graph),
-        }
-        (out / "engine.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
-    size = sum((out / file).stat().st_size for file in _FILES)
-    return Engine(name, out, size, card["build_seconds"], card["version"])
-
-
-@contextmanager
-def open(engine: Engine, threads: int | None = None, batch: int | None = None) -> Iterator[_Runner]:
-    """One compiled model, with a dynamic batch or with a static one of size `batch`. The static
-    one took 0.7-0.8 of the time for a MobileNetV2 on 32x32 images, 0.9-1.1 for nets at 224.
-    """
-    card, compiled = _open(engine, threads, batch)
-    inputs = tuple(frozenset(port.get_names()) for port in compiled.inputs)
-    yield _Runner(engine.path, compiled.create_infer_request(), inputs, tuple(card["outputs"]))
-
-
-def layers(engine: Engine) -> tuple[LayerPrecision, ...]:
-    """From OpenVINO's runtime model at batch 1.
-
-    A kernel lists the nodes that were fused into it. A convolution with a batch norm behind it is
-    there under the batch norm's name only, and a linear layer under its bias's or the graph
-    output's, so a layer is also known by what directly follows it.
-    """
-    card, compiled = _open(engine, None, 1)
-    kernels = {}
-    for op in compiled.get_runtime_model().get_ops():
-        info = {key: value.astype(str) for key, value in op.get_rt_info().items()}
-        if info["layerType"] in _KERNELS:
-            precision = _PRECISIONS.get(info["runtimePrecision"], "unknown")
-            for node in info["originalLayersNames"].split(","):
-                for suffix in _SUFFIXES:
-                    node = node.removesuffix(suffix)
-                kernels[node] = (precision, info["primitiveType"])
-    return tuple(
-        LayerPrecision(
-            layer, *next((kernels[node] for node in nodes if node in kernels), ("unknown", ""))
+        A kernel lists the nodes that were fused into it. A convolution with a batch norm behind it
+        is there under the batch norm's name only, and a linear layer under its bias's or the graph
+        output's, so a layer is also known by what directly follows it.
+        """
+        listed = card_of(engine)["layers"]
+        kernels = {}
+        with translated(f"{self.name} refused {engine.path.name}", _errors()):
+            for op in self._compiled(engine, None, 1).get_runtime_model().get_ops():
+                info = {key: value.astype(str) for key, value in op.get_rt_info().items()}
+                if info["layerType"] in _KERNELS:
+                    precision = _PRECISIONS.get(info["runtimePrecision"], "unknown")
+                    for node in info["originalLayersNames"].split(","):
+                        for suffix in _SUFFIXES:
+                            node = node.removesuffix(suffix)
+                        kernels[node] = (precision, info["primitiveType"])
+        return tuple(
+            LayerPrecision(
+                layer, *next((kernels[node] for node in nodes if node in kernels), ("unknown", ""))
+            )
+            for layer, nodes in listed
         )
-        for layer, nodes in card["layers"]
-    )
+
+    def _compiled(self, engine: Engine, threads: int | None, batch: int | None) -> CompiledModel:
+        ov = self.library()
+        return _compile(ov, ov.Core().read_model(engine.path / "model.xml"), threads, batch)
 
 
 @dataclass(frozen=True)
-class _Runner:
-    path: Path
+class _Runner(Runner):
     request: InferRequest
-    inputs: tuple[frozenset[str], ...]
-    """The names of each: with a cast behind it, it has that one's too."""
     outputs: tuple[str, ...]
 
-    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        # OpenVINO would take what is left in an input from the last call.
-        if len(feeds) != len(self.inputs) or any(map(feeds.keys().isdisjoint, self.inputs)):
-            names = sorted(min(names) for names in self.inputs)
-            raise EngineError(
-                f"openvino cannot run {self.path.name}: its inputs are {names}, not {sorted(feeds)}"
-            )
-        try:
+    def _infer(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        with translated(self._said, _errors()):
             results = self.request.infer(feeds, share_inputs=True)
-        except RuntimeError as err:
-            raise EngineError(f"openvino cannot run {self.path.name}: {one_line(err)}") from err
-        return {output: results[output] for output in self.outputs}
+            return {output: results[output] for output in self.outputs}
 
 
-def _open(
-    engine: Engine, threads: int | None, batch: int | None
-) -> tuple[dict[str, Any], CompiledModel]:
-    import openvino as ov
-
-    card = _intact_card(engine.path)
-    if card is None:
-        raise EngineError(
-            f"{engine.path}: the engine's files are not as they were built; delete the folder "
-            "and build it again"
-        )
-    try:
-        model = ov.Core().read_model(engine.path / "model.xml")
-        return card, _compile(model, threads, batch)
-    except RuntimeError as err:
-        raise EngineError(f"openvino refused {engine.path.name}: {one_line(err)}") from err
+def _input(port: Any) -> Input:
+    """With a cast behind it, it has that one's name too."""
+    shape = port.get_partial_shape()
+    sizes = (
+        None
+        if shape.rank.is_dynamic
+        else tuple(-1 if each.is_dynamic else each.get_length() for each in shape)
+    )
+    return Input(frozenset(port.get_names()), port.get_element_type().to_dtype(), sizes)
 
 
-def _compile(model: Model, threads: int | None, batch: int | None) -> CompiledModel:
-    import openvino as ov
+def _errors() -> tuple[type[Exception], ...]:
+    """Its frontends' share no base with those of the rest."""
+    return errors_of(load_library("openvino.frontend"), load_library("openvino.exceptions"))
 
+
+def _compile(ov: Any, model: Model, threads: int | None, batch: int | None) -> CompiledModel:
     if batch is not None:
         shapes = {}
         for port in model.inputs:
@@ -168,7 +147,7 @@ def _compile(model: Model, threads: int | None, batch: int | None) -> CompiledMo
             if len(shapes[port]) and shapes[port][0].is_dynamic:
                 shapes[port][0] = batch
         model.reshape(shapes)
-    properties = {
+    properties: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
         "LOG_LEVEL": "LOG_NONE",
@@ -176,21 +155,6 @@ def _compile(model: Model, threads: int | None, batch: int | None) -> CompiledMo
     if threads is not None:
         properties["INFERENCE_NUM_THREADS"] = threads
     return ov.Core().compile_model(model, "CPU", properties)
-
-
-def _intact_card(folder: Path) -> dict[str, Any] | None:
-    """engine.json, where the files are those it was written for."""
-    try:
-        card = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
-        intact = {file: _sha256(folder / file) for file in _FILES} == card["files_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return card if intact else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _known_as(graph: ReadGraph) -> list[tuple[str, list[str]]]:

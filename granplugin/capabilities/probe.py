@@ -24,14 +24,10 @@ import numpy as np
 import onnx
 
 from granplugin import backends
-from granplugin.backends import nvidia_build
-from granplugin.backends.base import Options
-from granplugin.backends.engine_plan import (
-    EnginePlan,
-    read_inspector_json,
-    read_layers_text,
-)
-from granplugin.backends.kernels import Kernels
+from granplugin.backends.engine_plan import EnginePlan
+from granplugin.backends.nvidia import build as building
+from granplugin.backends.nvidia.kernels import Kernels
+from granplugin.backends.nvidia.plan_reader import read_plan
 from granplugin.capabilities.cells import ADDS, WEIGHTS, cells
 from granplugin.capabilities.networks import OP, READER, network
 from granplugin.capabilities.table import OPS, Cell, load
@@ -135,7 +131,7 @@ class _Builder:
             "library": self.library,
             "onnx": str(folder / "cell.onnx"),
             "folder": str(folder),
-            **asdict(Options(seconds=self.seconds)),
+            **asdict(building.Options(seconds=self.seconds)),
         }
         if self.process is None:
             self.process = subprocess.Popen(
@@ -152,10 +148,8 @@ class _Builder:
         told = json.loads((folder / "build.json").read_text(encoding="utf-8"))
         if "refused" in told:
             raise EngineError(told["refused"])
-        text, inspected = folder / "layers.txt", folder / "layers.json"
-        if text.exists():
-            return read_layers_text(text.read_text(encoding="utf-8"))
-        return read_inspector_json(inspected.read_text(encoding="utf-8"))
+        written = next(path for file in building.LAYERS if (path := folder / file).exists())
+        return read_plan(written.read_text(encoding="utf-8"))
 
     def _wait(self, done: Path) -> None:
         end = monotonic() + self.seconds
@@ -270,9 +264,9 @@ scales along the wrong axis 0.12."""
 def main() -> None:
     """Builds what each line of the standard input says, and marks its folder when that is done."""
     for line in sys.stdin:
-        sys.argv[1:] = [line]  # where nvidia_build takes its request from
+        sys.argv[1:] = [line]  # where building takes its request from
         with suppress(SystemExit):
-            nvidia_build.main()
+            building.main()
         (Path(json.loads(line)["folder"]) / _DONE).touch()
 
 

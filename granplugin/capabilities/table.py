@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -90,29 +89,29 @@ class Cell:
     stored: bool = True
 
 
-def _words(value: Any) -> Any:
-    return [value] if isinstance(value, (str, int)) else value
+_Words = frozenset[str] | None
 
 
-def _some(word: Any) -> Any:
-    return Annotated[frozenset[word] | None, BeforeValidator(lambda v: _set(_words(v)))]
+def _some(known: Collection[str] = ()) -> BeforeValidator:
+    """One word or a list of them; where they are `known`, none but these."""
+
+    def check(value: Any) -> Any:
+        words = [value] if isinstance(value, (str, int)) else value
+        if not isinstance(words, list):
+            return words
+        if len(set(map(str, words))) < max(len(words), 1):
+            raise ValueError("a list of words is not empty and has each of them once")
+        if unknown := [word for word in words if known and word not in known]:
+            raise ValueError(f"{unknown[0]!r} is none of {', '.join(known)}")
+        return frozenset(words)
+
+    return BeforeValidator(check)
 
 
-def _word(known: Collection[str]) -> Any:
-    """One of the words that others say, such as the engines' entries."""
-
-    def check(value: str) -> str:
-        if value not in known:
-            raise ValueError(f"{value!r} is none of {', '.join(known)}")
-        return value
-
-    return Annotated[str, AfterValidator(check)]
-
-
-def _set(value: Any) -> Any:
-    if isinstance(value, list) and len(set(map(str, value))) < max(len(value), 1):
-        raise ValueError("a list of words is not empty and has each of them once")
-    return frozenset(value) if isinstance(value, list) else value
+def _lowering(value: Any) -> Any:
+    if value is not None and value not in LOWERINGS:
+        raise ValueError(f"{value!r} is none of {', '.join(LOWERINGS)}")
+    return value
 
 
 class _Strict(BaseModel):
@@ -126,17 +125,17 @@ Sentence = Annotated[str, Field(pattern=r"^[^\s].*[^\s.;]$")]
 class Rule(_Strict):
     """One line of the table: the keys down to `stored` say which cells, the others what is so."""
 
-    op: _some(Op) = None
-    format: _some(Formats) = None
-    weight: _some(Scales) = None
-    input: _some(Scales) = None
-    output: _some(Scales) = None
-    size: _some(int) = None
-    graph: _some(_word(PRECISIONS)) = None
-    target: _some(_word(TARGETS)) = None
+    op: Annotated[_Words, _some(get_args(Op))] = None
+    format: Annotated[_Words, _some(get_args(Formats))] = None
+    weight: Annotated[_Words, _some(get_args(Scales))] = None
+    input: Annotated[_Words, _some(get_args(Scales))] = None
+    output: Annotated[_Words, _some(get_args(Scales))] = None
+    size: Annotated[frozenset[int] | None, _some()] = None
+    graph: Annotated[_Words, _some(PRECISIONS)] = None
+    target: Annotated[_Words, _some(TARGETS)] = None
     stored: bool | None = None
     engine: Outcome
-    lowering: _word(LOWERINGS) | None = None
+    lowering: Annotated[str | None, BeforeValidator(_lowering)] = None
     why: Sentence
     source: Sentence = ""
 
@@ -233,7 +232,6 @@ def backends() -> dict[str, tuple[str, ...]]:
     return {name: tuple(sorted(found[name], key=_numbers)) for name in sorted(found)}
 
 
-@cache
 @cache
 def load(backend: str, version: str | None = None) -> Table:
     """The table for a backend's version: the nearest not newer, of the same major if there is one.

@@ -20,8 +20,9 @@ import numpy as np
 import onnx
 
 import granplugin
-from granplugin.backends import trtexec
-from granplugin.backends.nvidia_build import profile_shapes
+from granplugin import backends
+from granplugin.backends.nvidia import trtexec
+from granplugin.backends.nvidia.build import Options, profile_shapes
 from granplugin.capabilities.legality import Written
 from granplugin.data.batches import Batch, Batches
 from granplugin.deploy.imported import FORMAT, Exported, ExportedVariant, Manifest, ManifestVariant
@@ -93,7 +94,8 @@ def _write(
     name, batch = session.recipe.name, session.recipe.data.batch_size
     graph = onnx.load(built[0].onnx).graph
     inputs = {each.name: _shape(each) for each in graph.input}
-    options = replace(options_of(session, built[0], engine), min_batch=1)
+    options = replace(options_of(session, built[0], backends.load(engine)), min_batch=1)
+    assert isinstance(options, Options), "only NVIDIA's engines have programs"
     shapes = profile_shapes(inputs, options.shapes, options.batch, options.min_batch)
     low = next(iter(shapes.values()))[0][0]
     counts = _write_inputs(folder / "inputs", session.evaluation, samples, low)

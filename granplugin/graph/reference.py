@@ -1,21 +1,38 @@
-"""The reference: a model in memory on ONNX Runtime, without optimizations."""
+"""The reference: ONNX Runtime on the CPU, each node as the graph says it.
+
+With optimizations on it rounds biases to INT32 (WeightBiasQuantization) and is no reference.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state
+
+from granplugin.translate import errors_of, translated
+
+ERRORS = errors_of(onnxruntime_pybind11_state)
+"""All that its calls may raise; they share no base."""
+
+
+def open_session(model: Path | bytes, threads: int | None = None) -> onnxruntime.InferenceSession:
+    """A file or a serialized model on `threads` threads; without it, one per physical core. Raises
+    one of ERRORS."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # what it would print comes with the exception too
+    options.intra_op_num_threads = threads or 0
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def run(
     model: onnx.ModelProto, names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]
 ) -> list[np.ndarray]:
-    """The named outputs (None: all of them), in that order."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return session.run(names, dict(feeds))
+    """The named outputs (None: all of them), in that order. Raises EngineError where ONNX Runtime
+    does not take the graph."""
+    with translated("onnxruntime cannot run the graph", ERRORS):
+        return open_session(model.SerializeToString()).run(names, dict(feeds))

@@ -12,11 +12,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
 
-from granplugin.backends.engine_plan import inspector_json
+from granplugin.backends.nvidia.plan_reader import inspector_json
 from granplugin.calibration.statistics import export_amax
 from granplugin.deploy.imported import enter
 from granplugin.engines import ENGINES
@@ -79,6 +80,7 @@ def apply(recipes: Sequence[Loaded], out: Path | None = None) -> Applied:
 
 def apply_in(run: RunFolder, recipes: Sequence[Loaded]) -> Report:
     """The stages, in a run folder that is held."""
+    start = monotonic()
     check_common(recipes)
     engines = open_backends(recipes[0])
     session = Session(recipes[0], run)
@@ -92,7 +94,7 @@ def apply_in(run: RunFolder, recipes: Sequence[Loaded]) -> Report:
     results = measure(session, built, engines)
     latencies = measure_latency(session, built, results, engines)
     profiles = profile(session, results, engines)
-    report = make_report(recipes, session, built, results, latencies)
+    report = make_report(recipes, session, built, results, latencies, monotonic() - start)
     report = publish(run, recipes, session, built, results, latencies, profiles, report, float_onnx)
     run.forget_unused()
     return report

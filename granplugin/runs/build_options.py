@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from typing import Any
 
-from granplugin.backends.base import Options
+from granplugin.backends.base import Backend, Options
 from granplugin.backends.gpu import gpu
 from granplugin.engines import ENGINES, taking
 from granplugin.recipe.schema import Recipe
@@ -13,20 +13,28 @@ from granplugin.suggest import did_you_mean
 from granplugin.runs.variants import Built
 
 
-def options_of(session: Session, built: Built, engine: str) -> Options:
-    """What the recipe's `build` says, as far as this engine has it."""
-    build = session.recipe.build
-    cache = build.timing_cache if engine in taking("timing_cache") else None
-    return Options(
-        batch=session.recipe.data.batch_size,
-        shapes=_shapes(session),
-        targets=tuple(build.targets) if engine in taking("targets") else (),
-        optimization_level=build.optimization_level,
-        workspace_mb=build.workspace_mb,
-        timing_cache=str(cache) if cache else None,
-        seconds=build.seconds,
-        memory_mb=build.memory_mb,
-        plan=built.file(engine).stem.partition("-")[2],
+def options_of(
+    session: Session, built: Built, module: Backend, again: bool = False, fixed: bool = False
+) -> Options:
+    """What the recipe's `build` says, as far as this engine takes it.
+
+    For a second build, `again`, that is without the timings of the first; where sizes are to be
+    `fixed`, for data.batch_size samples alone.
+    """
+    batch = session.recipe.data.batch_size
+    own: dict[str, Any] = {}
+    for key in module.facts.build:
+        value = getattr(session.recipe.build, key)
+        if key == "shapes":
+            value = {} if fixed else _shapes(session)
+        elif key == "timing_cache":
+            value = None if again or value is None else str(value)
+        own[key] = tuple(value) if isinstance(value, list) else value
+    return module.options(
+        batch=batch,
+        min_batch=batch if fixed else None,
+        plan=built.file(module.name).stem.partition("-")[2],
+        **own,
     )
 
 
@@ -83,7 +91,7 @@ def check_build(session: Session) -> None:
                 )
 
 
-def cannot_run(recipe: Recipe, module: ModuleType) -> str | None:
+def cannot_run(recipe: Recipe, module: Backend) -> str | None:
     """Why this engine, built as the recipe says, cannot run here, or None."""
     targets = recipe.build.targets if module.name in taking("targets") else []
     reason = module.can_run()

@@ -11,9 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
-from types import ModuleType
 
-from granplugin.backends.base import BuildFailed, Options
+from granplugin.backends.base import Backend, BuildFailed, Options
 from granplugin.runs.culprit import culprit
 from granplugin.errors import EngineError
 from granplugin.planning.plan import Row
@@ -29,7 +28,7 @@ HANGS = 10
 
 
 def explain(
-    built: Built, module: ModuleType, options: Options, cache: Path, failed: BuildFailed
+    built: Built, module: Backend, options: Options, cache: Path, failed: BuildFailed
 ) -> EngineError:
     """The same failure with the variant, and where it can be found the layer and its rule."""
     rows = built.quantized_for(module.name)
@@ -52,7 +51,7 @@ _FLOAT = ": write format: float for it"
 
 def _search(
     built: Built,
-    module: ModuleType,
+    module: Backend,
     options: Options,
     cache: Path,
     wheres: dict[str, str],

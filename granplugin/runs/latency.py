@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from granplugin.backends.base import Engine
+from granplugin.backends.base import Backend, DeviceRunner, Engine, Runner
 from granplugin.runs.build_options import cannot_run, latency_batches
 from granplugin.backends.gpu import Clocks, clocks
 from granplugin.engines import ENGINES
@@ -45,7 +44,7 @@ def measure_latency(
     session: Session,
     built: Sequence[Built],
     results: Mapping[tuple[str, str], Measured],
-    engines: Mapping[str, ModuleType],
+    engines: Mapping[str, Backend],
 ) -> dict[tuple[str, str, int], Timing]:
     """(variant, engine, batch size) -> latency, all variants of an engine interleaved."""
     timings: dict[tuple[str, str, int], Timing] = {}
@@ -101,7 +100,7 @@ def _timings(
 def profile(
     session: Session,
     results: Mapping[tuple[str, str], Measured],
-    engines: Mapping[str, ModuleType],
+    engines: Mapping[str, Backend],
 ) -> dict[tuple[str, str], Path]:
     """(variant, engine) -> a folder with layers.json and profile.json, where the engine can time
     its layers: in a run of its own, which is no latency of the whole."""
@@ -129,7 +128,5 @@ def _feeds(session: Session, batch: int) -> dict[str, np.ndarray]:
     }
 
 
-def _call(runner: Any, feeds: dict[str, np.ndarray]) -> Any:
-    if hasattr(runner, "resident"):
-        return runner.resident(feeds)
-    return lambda: runner.run(feeds)
+def _call(runner: Runner, feeds: dict[str, np.ndarray]) -> Any:
+    return runner.resident(feeds) if isinstance(runner, DeviceRunner) else lambda: runner.run(feeds)

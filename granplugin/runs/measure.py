@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from granplugin.measures import metrics
 from granplugin.audits.audit import Verdict, audit
 from granplugin.audits.audit_file import examine
 from granplugin.audits.lint import Finding
-from granplugin.backends.base import BuildFailed, Engine, LayerPrecision
+from granplugin.backends.base import Backend, BuildFailed, Engine, LayerPrecision
 from granplugin.backends.engine_plan import EnginePlan
 from granplugin.runs.failed_build import explain
 from granplugin.runs.build_options import cannot_run, options_of
@@ -52,7 +51,7 @@ class Measured:
     values: Mapping[str, metrics.Measured] = field(default_factory=dict)
 
 
-def open_backends(loaded: Loaded) -> dict[str, ModuleType]:
+def open_backends(loaded: Loaded) -> dict[str, Backend]:
     """The backends of the recipe's engines; RecipeError for one that is not installed and is not
     optional."""
     found = {}
@@ -92,7 +91,7 @@ def check_data(session: Session) -> None:
 
 
 def measure(
-    session: Session, built: Sequence[Built], engines: Mapping[str, ModuleType]
+    session: Session, built: Sequence[Built], engines: Mapping[str, Backend]
 ) -> dict[tuple[str, str], Measured]:
     """(variant, engine) -> what came out on all evaluation samples."""
     work = [(name, module, each) for name, module in engines.items() for each in built]
@@ -114,13 +113,11 @@ def measure(
     return results
 
 
-def build_engine(session: Session, built: Built, module: ModuleType, again: bool = False) -> Engine:
+def build_engine(session: Session, built: Built, module: Backend, again: bool = False) -> Engine:
     """The backend's engine of a variant, kept by the ONNX file's content; or a second one, `again`,
     made without the timings of the first."""
-    onnx, options = built.file(module.name), options_of(session, built, module.name)
-    folder = session.run.cache / f"engine-{onnx.stem}-{module.name}"
-    if again:
-        folder, options = Path(f"{folder}-again"), replace(options, timing_cache=None)
+    onnx, options = built.file(module.name), options_of(session, built, module, again)
+    folder = session.run.cache / f"engine-{onnx.stem}-{module.name}{'-again' if again else ''}"
     session.run.used.add(folder)
     try:
         return module.build(onnx, folder, options)
@@ -131,7 +128,7 @@ def build_engine(session: Session, built: Built, module: ModuleType, again: bool
 
 
 def _layers(
-    session: Session, built: Built, engine: Engine, module: ModuleType
+    session: Session, built: Built, engine: Engine, module: Backend
 ) -> tuple[LayerPrecision, ...]:
     """What ran in what; kept, since OpenVINO compiles the model to tell."""
     file = built.file(module.name).name
@@ -143,14 +140,14 @@ def _layers(
     return tuple(LayerPrecision(**layer) for layer in found)
 
 
-def _built_for(session: Session, built: Built, module: ModuleType) -> dict[str, Any]:
+def _built_for(session: Session, built: Built, module: Backend) -> dict[str, Any]:
     """What two engines of one file can differ in."""
-    said = asdict(options_of(session, built, module.name))
+    said = asdict(options_of(session, built, module))
     return {key: said[key] for key in said if key not in ("seconds", "memory_mb")}
 
 
 def _outputs(
-    session: Session, built: Built, engine: Engine, module: ModuleType
+    session: Session, built: Built, engine: Engine, module: Backend
 ) -> dict[str, np.ndarray]:
     def run_all(path: Path) -> None:
         with module.open(engine) as runner:
@@ -171,7 +168,7 @@ def _values(
     session: Session,
     built: Built,
     engine: Engine,
-    module: ModuleType,
+    module: Backend,
     outputs: Mapping[str, np.ndarray],
     reference: Mapping[str, np.ndarray],
 ) -> dict[str, metrics.Measured]:

@@ -15,6 +15,11 @@ def content_key(*parts: Any) -> str:
 
 
 def file_key(path: Path) -> str:
-    """A hash of a file's bytes."""
+    """A file's bytes, as a key."""
+    return file_sha256(path)[:20]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal. Raises OSError where it cannot be read."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:20]
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
     Timings = Mapping[tuple[str, str, int], Timing]
     """By variant, engine and batch size."""
 
-_STARTED = time.time()
-
 
 def make_report(
     recipes: Sequence[Loaded],
@@ -50,8 +47,10 @@ def make_report(
     built: Sequence[Built],
     results: Results,
     latencies: Timings,
+    seconds: float,
 ) -> Report:
-    """The report of a run: what was built of each variant, and what it did on each engine."""
+    """The report of a run, which took `seconds`: what was built of each variant, and what it did on
+    each engine."""
     recipe = recipes[0].recipe
     baselines = [each.job.name for each in built if each.job.kind == "baseline"]
     variants = [_variant(each, baselines, results, latencies) for each in built]
@@ -70,7 +69,7 @@ def make_report(
         name=recipe.name,
         recipes=[str(loaded.path) for loaded in recipes],
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        seconds=round(time.time() - _STARTED, 1),
+        seconds=round(seconds, 1),
         machine=machine(),
         defaults=preset,
         calibration_samples=session.calibration.samples,

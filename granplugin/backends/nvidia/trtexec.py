@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from granplugin.backends.base import Options, Shape
+from granplugin.backends.base import Shape
+from granplugin.backends.nvidia.build import Options
 from granplugin.engines import Program
 from granplugin.errors import EngineError
 

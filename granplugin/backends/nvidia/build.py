@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -22,12 +22,32 @@ from time import monotonic, perf_counter, sleep
 from types import ModuleType
 from typing import Any
 
-from granplugin.backends.base import BuildFailed, Options, Shape, one_line
+from granplugin.backends import base
+from granplugin.backends.base import BuildFailed, Shape
+from granplugin.backends.nvidia.libraries import LIBRARIES, Library
 from granplugin.errors import EngineError
+from granplugin.translate import one_line
 
 ENGINE = "model.engine"
 LAYERS = ("layers.txt", "layers.json")
 """The plan as the library writes it: TensorRT-RTX's message, or the engine inspector's JSON."""
+
+
+@dataclass(frozen=True)
+class Options(base.Options):
+    """What TensorRT and TensorRT-RTX are built for.
+
+    `shapes` gives an input's (min, opt, max) shapes; any other input with a dynamic batch is built
+    for `min_batch` to `batch` samples. Without `min_batch` that is for 1 to `batch` samples where
+    the engine can run, and for `batch` alone where it cannot. `targets` are compute capabilities;
+    without them it builds for all it can. `timing_cache` is a file.
+    """
+
+    shapes: Mapping[str, tuple[Shape, Shape, Shape]] = field(default_factory=dict)
+    targets: tuple[str, ...] = ()
+    optimization_level: int | None = None
+    workspace_mb: int | None = None
+    timing_cache: str | None = None
 
 
 class _Refused(EngineError):
@@ -127,10 +147,10 @@ def main() -> None:
 def _build(trt: ModuleType, request: Mapping[str, Any]) -> dict[str, Any]:
     folder = Path(request["folder"])
     start = perf_counter()
-    rtx = request["library"] == "tensorrt_rtx"
+    library = LIBRARIES[request["library"]]
     logger = _logger(trt)
     builder = trt.Builder(logger)
-    network = builder.create_network(_network_flags(trt, rtx))
+    network = builder.create_network(_network_flags(trt, library))
     parser = trt.OnnxParser(network, logger)
     try:
         parsed = parser.parse_from_file(request["onnx"])
@@ -154,7 +174,7 @@ def _build(trt: ModuleType, request: Mapping[str, Any]) -> dict[str, Any]:
         temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
         temporary.write_bytes(cache.serialize())
         os.replace(temporary, kept)
-    if rtx:
+    if library.logs_plan:
         (folder / "layers.txt").write_text(logger.layers, encoding="utf-8")
     else:
         runtime = trt.Runtime(logger)
@@ -168,9 +188,9 @@ def _build(trt: ModuleType, request: Mapping[str, Any]) -> dict[str, Any]:
     return {"build_seconds": seconds, "peak_mb": round(peak) or None}
 
 
-def _network_flags(trt: ModuleType, rtx: bool) -> int:
-    """TensorRT 10 is strongly typed only when told so; the others always are."""
-    if rtx or int(trt.__version__.partition(".")[0]) >= 11:
+def _network_flags(trt: ModuleType, library: Library) -> int:
+    """Strongly typed, which some versions are only when told so, and the others always."""
+    if int(trt.__version__.partition(".")[0]) >= library.typed_from:
         return 0
     return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
@@ -274,7 +294,7 @@ def _named(message: str, network: Any) -> _Refused:
     return _Refused(one_line(ValueError(told)), named)
 
 
-def _logger(trt: ModuleType) -> Any:
+def _logger(trt: Any) -> Any:
     severities = trt.ILogger.Severity
 
     class Logger(trt.ILogger):

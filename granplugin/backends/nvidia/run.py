@@ -9,17 +9,24 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from granplugin.backends.base import Engine, one_line
-from granplugin.backends.nvidia_build import ENGINE
+from granplugin.backends.base import (
+    DeviceRunner,
+    Engine,
+    Feeds,
+    Input,
+)
+from granplugin.backends.nvidia.build import ENGINE
+from granplugin.backends.nvidia.libraries import LIBRARIES
 from granplugin.errors import EngineError
+from granplugin.translate import errors_of, one_line, translated
 
 log = logging.getLogger(__name__)
 
@@ -27,26 +34,45 @@ DEVICE = "cuda"
 PROFILED_CALLS = 20
 
 
-def open_runner(engine: Engine) -> Runner:
+def open_runner(engine: Engine, trt: Any) -> Runner:
     """The engine on the first GPU. Raises EngineError where the library cannot open it."""
     import torch
 
-    trt = import_module(engine.backend)
-    logger = _errors_of(trt)
-    runtime = trt.Runtime(logger)
-    loaded = runtime.deserialize_cuda_engine((engine.path / ENGINE).read_bytes())
-    context = loaded and _context(trt, engine, loaded)
-    if context is None:
-        told = logger.told[-1] if logger.told else "it gave no reason"
-        raise EngineError(
-            f"{engine.backend} cannot open {engine.path.name}: {one_line(ValueError(told))}"
+    said = f"{engine.backend} cannot open {engine.path.name}"
+    with translated(said, _errors(trt)):
+        logger = _errors_of(trt)
+        runtime = trt.Runtime(logger)
+        loaded = runtime.deserialize_cuda_engine((engine.path / ENGINE).read_bytes())
+        context = loaded and _context(trt, engine, loaded)
+        if context is None:
+            told = logger.told[-1] if logger.told else "it gave no reason"
+            raise EngineError(f"{said}: {one_line(ValueError(told))}")
+        # The default stream would make TensorRT synchronize more often.
+        stream = torch.cuda.Stream()
+        return Runner(engine, _inputs(trt, loaded), trt, logger, loaded, context, stream)
+
+
+def _errors(trt: Any) -> tuple[type[Exception], ...]:
+    """The libraries name no exception class; torch's, of the GPU, are RuntimeErrors. A TypeError is
+    a type that NumPy does not have."""
+    return (*errors_of(trt), TypeError)
+
+
+def _inputs(trt: Any, loaded: Any) -> tuple[Input, ...]:
+    names = [loaded.get_tensor_name(index) for index in range(loaded.num_io_tensors)]
+    return tuple(
+        Input(
+            frozenset({name}),
+            np.dtype(trt.nptype(loaded.get_tensor_dtype(name))),
+            tuple(loaded.get_tensor_shape(name)),
         )
-    # The default stream would make TensorRT synchronize more often.
-    return Runner(engine, trt, logger, loaded, context, torch.cuda.Stream())
+        for name in names
+        if loaded.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+    )
 
 
 def _context(trt: Any, engine: Engine, loaded: Any) -> Any:
-    if engine.backend != "tensorrt_rtx":
+    if not LIBRARIES[engine.backend].compiles_at_run_time:
         return loaded.create_execution_context()
     # By default it compiles kernels for dynamic shapes behind one's back while others run: a
     # latency would change under measurement, and nothing could be captured.
@@ -58,75 +84,75 @@ def _context(trt: Any, engine: Engine, loaded: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Runner:
-    """base.Runner, and what only a GPU has."""
+class Runner(DeviceRunner):
+    """An engine with its context, on a stream of its own."""
 
-    engine: Engine
     trt: Any
     logger: Any
     loaded: Any
     context: Any
     stream: Any
 
-    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        held = self._bind(feeds)
-        self._enqueue()
-        self.stream.synchronize()
-        return {name: tensor.cpu().numpy() for name, tensor in held.items() if name not in feeds}
-
-    def resident(self, feeds: dict[str, np.ndarray]) -> Resident:
-        """The same call over and over, its data on the device."""
-        resident = Resident(self, self._bind(feeds))
-        resident()
-        return resident
-
-    def profile(self, feeds: dict[str, np.ndarray], folder: Path) -> None:
-        """Write layers.json and profile.json, as trtexec's --exportLayerInfo and --exportProfile.
-
-        What is measured so runs layer by layer: no latency of the whole can be read from it.
-        """
-        held = self._bind(feeds)
-        self._enqueue()  # allocations and lazy loading
-        self.stream.synchronize()
-        profiler = _profiler_of(self.trt)
-        self.context.profiler = profiler
-        for _ in range(PROFILED_CALLS):
+    def _infer(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        with self.translated():
+            held = self._bind(feeds)
             self._enqueue()
             self.stream.synchronize()
-        del held
+            return {
+                name: tensor.cpu().numpy() for name, tensor in held.items() if name not in feeds
+            }
+
+    def resident(self, feeds: Feeds) -> Resident:
+        """The same call over and over, its data on the device."""
+        self.check(feeds)
+        with self.translated():
+            resident = Resident(self, self._bind(feeds))
+            resident()
+        return resident
+
+    def profile(self, feeds: Feeds, folder: Path) -> None:
+        self.check(feeds)
+        with self.translated():
+            held = self._bind(feeds)
+            self._enqueue()  # allocations and lazy loading
+            self.stream.synchronize()
+            profiler = _profiler_of(self.trt)
+            self.context.profiler = profiler
+            for _ in range(PROFILED_CALLS):
+                self._enqueue()
+                self.stream.synchronize()
+            del held
+            inspector = self.loaded.create_engine_inspector()
+            inspector.execution_context = self.context  # shapes, where they are dynamic
+            layers = inspector.get_engine_information(self.trt.LayerInformationFormat.JSON)
         told = profile_json(profiler.told, PROFILED_CALLS)
         (folder / "profile.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
-        inspector = self.loaded.create_engine_inspector()
-        inspector.execution_context = self.context  # shapes, where they are dynamic
-        told = inspector.get_engine_information(self.trt.LayerInformationFormat.JSON)
-        (folder / "layers.json").write_text(told, encoding="utf-8")
+        (folder / "layers.json").write_text(layers, encoding="utf-8")
 
-    def _bind(self, feeds: dict[str, np.ndarray]) -> dict[str, Any]:
+    def translated(self) -> AbstractContextManager[None]:
+        """Where the library or the GPU is called."""
+        return translated(self._said, _errors(self.trt))
+
+    def _bind(self, feeds: Feeds) -> dict[str, Any]:
         """Inputs and outputs on the device, which the context reads and writes from now on; they
         live as long as the caller holds them."""
         import torch
 
-        inputs, outputs = self._io()
-        if feeds.keys() != set(inputs):
-            raise self._refused(f"its inputs are {sorted(inputs)}, not {sorted(feeds)}")
         with torch.cuda.stream(self.stream):
             held = {}
             for name, array in feeds.items():
-                wanted = self.trt.nptype(self.loaded.get_tensor_dtype(name))
-                if array.dtype != wanted:
-                    raise self._refused(f"input {name!r} is {array.dtype}, not {wanted.__name__}")
                 held[name] = torch.from_numpy(np.ascontiguousarray(array)).to(DEVICE)
                 if not self.context.set_input_shape(name, array.shape):
                     # A graph without dynamic sizes has no profile.
                     profile = self.loaded.get_tensor_profile_shape(name, 0)
                     largest = [self.loaded.get_tensor_shape(name), *profile][-1]
-                    raise self._refused(
+                    raise self.refusal(
                         f"input {name!r} has shape {list(array.shape)}; it was built for up to "
                         f"{list(largest)}"
                     )
             if missing := self.context.infer_shapes():
-                raise self._refused(f"it needs more inputs: {missing}")
-            for name in outputs:
+                raise self.refusal(f"it needs more inputs: {missing}")
+            for name in self._outputs():
                 dtype = np.dtype(self.trt.nptype(self.loaded.get_tensor_dtype(name)))
                 kind = torch.from_numpy(np.empty(0, dtype)).dtype
                 shape = tuple(self.context.get_tensor_shape(name))
@@ -138,17 +164,15 @@ class Runner:
 
     def _enqueue(self) -> None:
         if not self.context.execute_async_v3(self.stream.cuda_stream):
-            raise self._refused(self.logger.told[-1] if self.logger.told else "it gave no reason")
+            raise self.refusal(self.logger.told[-1] if self.logger.told else "it gave no reason")
 
-    def _io(self) -> tuple[list[str], list[str]]:
+    def _outputs(self) -> list[str]:
         names = [self.loaded.get_tensor_name(index) for index in range(self.loaded.num_io_tensors)]
-        mode = self.trt.TensorIOMode.INPUT
-        inputs = [name for name in names if self.loaded.get_tensor_mode(name) == mode]
-        return inputs, [name for name in names if name not in inputs]
-
-    def _refused(self, reason: str) -> EngineError:
-        where = f"{self.engine.backend} cannot run {self.engine.path.name}"
-        return EngineError(f"{where}: {one_line(ValueError(reason))}")
+        return [
+            name
+            for name in names
+            if self.loaded.get_tensor_mode(name) == self.trt.TensorIOMode.OUTPUT
+        ]
 
 
 @dataclass(frozen=True)
@@ -161,20 +185,22 @@ class Resident:
     """A captured CUDA graph of the call, which is replayed in its place."""
 
     def __call__(self) -> None:
-        self._launch()
-        self.runner.stream.synchronize()
+        with self.runner.translated():
+            self._launch()
+            self.runner.stream.synchronize()
 
     def timed(self, calls: int) -> float:
         """Mean ms of `calls` calls in a row, between two CUDA events."""
         import torch
 
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record(self.runner.stream)
-        for _ in range(calls):
-            self._launch()
-        end.record(self.runner.stream)
-        end.synchronize()
-        return start.elapsed_time(end) / calls
+        with self.runner.translated():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record(self.runner.stream)
+            for _ in range(calls):
+                self._launch()
+            end.record(self.runner.stream)
+            end.synchronize()
+            return start.elapsed_time(end) / calls
 
     def captured(self) -> Resident | None:
         """The same call as a CUDA graph: one launch for all kernels. None, and the log says why,
@@ -182,7 +208,7 @@ class Resident:
         import torch
 
         runner = self.runner
-        if runner.engine.backend == "tensorrt_rtx":
+        if LIBRARIES[runner.engine.backend].compiles_at_run_time:
             context = runner.context
             if not context.is_stream_capturable(runner.stream.cuda_stream):
                 log.info("%s: no CUDA graph: it says it cannot be captured", runner.engine.path)

@@ -10,6 +10,7 @@ import numpy as np
 
 from granplugin.backends.base import LayerPrecision
 from granplugin.backends.engine_plan import EngineLayer, EnginePlan
+from granplugin.backends.nvidia.libraries import LIBRARIES
 
 _MULTIPLIES = ("correlation", "conv", "gemm", "matrixmultiply", "fusion")
 """What is in the kinds of layers that multiply with weights; CaskConvolution is TensorRT's own."""
@@ -56,7 +57,7 @@ class Kernels:
         own = [self.products[node] for node in kernel.onnx_nodes if node in self.products]
         if multiplies(kernel) and len(own) > 1:
             held = max((math.prod(t.shape) for t in kernel.constants if t.dtype in LOW), default=0)
-            if None in own or held != sum(own):
+            if None in own or held != sum(filter(None, own)):
                 return "unknown", ""
         return precision(self.library, kernel)
 
@@ -121,8 +122,8 @@ def precision(library: str, kernel: EngineLayer) -> tuple[str, str]:
         if (inputs + constants).count(dtype) < 2:
             continue
         if kernel.kind == "runtime_fusion":
-            # TensorRT-RTX's reads Int8 and multiplies in float; TensorRT's is not known.
-            return ("float", "fused-dequant") if library == "tensorrt_rtx" else ("unknown", "")
+            known = LIBRARIES[library].runtime_fusion
+            return (known, "fused-dequant") if known else ("unknown", "")
         return (_WORDS.get(dtype, dtype), "") if multiplies(kernel) else ("unknown", "")
     if LOW.intersection(inputs):
         return "float", "fused-dequant"

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: one code path, since their Python APIs are the same."""
