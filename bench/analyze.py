@@ -193,7 +193,7 @@ def naive_loop(session: Session) -> Callable[[Clock], None]:
 
     analyzer = Analyzer(session)
     none = {"quant_cfg": [{"quantizer_name": "*", "enable": False}], "algorithm": None}
-    model = mtq.quantize(copy.deepcopy(session.model), none)
+    model = mtq.quantize(copy.deepcopy(session.network.module()), none)
     names = [each.layer.name for each in analyzer.asked]
     names = [names[0], names[len(names) // 2], names[-1]]
 
@@ -206,7 +206,7 @@ def naive_loop(session: Session) -> Callable[[Clock], None]:
         )
         with mtq.set_quantizer_by_cfg_context(model, config):
             for batch in analyzer._batches(np.arange(session.analysis.samples)):
-                forward(model, session.tensors(batch))
+                forward(model, session.network.tensors(batch))
                 seen.pop().square().sum()
         hook.remove()
 
@@ -253,7 +253,7 @@ def on_device(network: str, samples: int, rounds: int, device: str) -> list[Figu
     clock = Clock()
     with session_of(network, samples, [*FOUR, f"device={device}", "data.batch_size=64"]) as session:
         analyzer = fresh(session)
-        batches = [session.tensors(batch) for batch in session.analysis]
+        batches = [session.network.tensors(batch) for batch in session.analysis]
         local = LocalErrors(
             analyzer.model,
             analyzer.tried,
@@ -263,7 +263,9 @@ def on_device(network: str, samples: int, rounds: int, device: str) -> list[Figu
         top = dict(list(network_.start().items())[:TOP])
         alone = {alone_name(network_, *each): each for each in top.items()}
         restored = {restored_name(network_, name): name for name in top}
-        effects = Effects(network_, {}, alone, restored, None, session.example)
+        effects = Effects(
+            network_, {}, alone, restored, None, session.network.tensors(session.example)
+        )
 
         @contextmanager
         def lap(name: str) -> Iterator[None]:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from measure import HERE, Figure, main, of_latency, of_ratio, of_values, run
+from measure import HERE, Figure, main, of_latency, of_ratio, of_values, run, forward_loop
 
 from granplugin import modelopt_bridge
 from granplugin.calibration.statistics import find_amax, needs_of
@@ -47,13 +47,13 @@ def time_network(network: str, samples: int, rounds: int) -> list[Figure]:
         session = open_session(network, samples, run_folder)
         rows = input_rows(session)
         every = [replace(row, calibrator=c) for row in rows for c in CALIBRATORS]
-        bare = copy.deepcopy(session.model)
-        converted, _ = modelopt_bridge.convert(session.model, (), session.forward_loop)
+        bare = copy.deepcopy(session.network.module())
+        converted, _ = modelopt_bridge.convert(session.network.module(), (), forward_loop(session))
         found = measure_interleaved(
             {
-                "bare": lambda: session.forward_loop(bare),
-                "max": lambda: observe(converted, needs_of(rows), session.forward_loop),
-                "every": lambda: calibrate_all(converted, every, session.forward_loop),
+                "bare": lambda: forward_loop(session)(bare),
+                "max": lambda: observe(converted, needs_of(rows), forward_loop(session)),
+                "every": lambda: calibrate_all(converted, every, forward_loop(session)),
             },
             warmup=1,
             rounds=rounds,
@@ -106,7 +106,7 @@ def child(network: str, samples: int) -> None:
         session = open_session(network, samples, run_folder)
         every = [replace(row, calibrator=c) for row in input_rows(session) for c in CALIBRATORS]
         _, statistics = modelopt_bridge.convert(
-            session.model, needs_of(every), session.forward_loop
+            session.network.module(), needs_of(every), forward_loop(session)
         )
         for row in every:
             find_amax(row, statistics)

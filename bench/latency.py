@@ -20,14 +20,15 @@ from pathlib import Path
 import modelopt.torch.quantization as mtq
 import numpy as np
 import torch
-from measure import HERE, Figure, main, of_latency, of_ratio
+from measure import HERE, Figure, main, of_latency, of_ratio, forward_loop
 
 from granplugin import backends
 from granplugin.measures.timing import measure_interleaved, ratio
 from granplugin.modelopt_bridge import quiet
 from granplugin.recipe.load import load_recipe
 from granplugin.runs.session import Session
-from granplugin.runs.variants import FP32, build_variant, calibrate, plan_jobs
+from granplugin.results.values import FP32
+from granplugin.runs.variants import build_variant, calibrate, plan_jobs
 from granplugin.store.run_folder import RunFolder, open_run
 
 GOALS = {"mobilenet_v2": 0.65, "resnet_50": 0.40}
@@ -77,15 +78,15 @@ def time_network(network: str, goal: float, run: RunFolder, rounds: int) -> list
 def write_variants(session: Session) -> dict[str, Path]:
     jobs = plan_jobs([session.loaded], session.layers)
     float_onnx, statistics = calibrate(session, jobs)
-    return {job.name: build_variant(session, job, float_onnx, statistics).onnx for job in jobs}
+    return {job.name: build_variant(session, job, float_onnx, statistics).onnx.path for job in jobs}
 
 
 def export_own(session: Session, image: dict[str, np.ndarray], path: Path) -> None:
     """INT8_DEFAULT_CFG, calibrated on the same data, through modelopt's exporter."""
-    model = copy.deepcopy(session.model)
+    model = copy.deepcopy(session.network.module())
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = mtq.quantize(model, mtq.INT8_DEFAULT_CFG, session.forward_loop)
+        model = mtq.quantize(model, mtq.INT8_DEFAULT_CFG, forward_loop(session))
         model.config.return_dict = False
         torch.onnx.export(
             model,

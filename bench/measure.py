@@ -13,10 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from granplugin.measures.timing import Latency, Ratio
+
+if TYPE_CHECKING:
+    from granplugin.runs.session import Session
 
 HERE = Path(__file__).parent
 _PACKAGES = ("granplugin", "torch", "nvidia-modelopt", "onnxruntime", "openvino", "transformers")
@@ -43,6 +47,18 @@ class Figure:
             return "PASS"
         reaches = self.low is not None and self.low <= self.goal
         return "not measurably over the goal" if reaches else "OVER THE GOAL"
+
+
+def forward_loop(session: Session) -> Callable[[object], None]:
+    """What mtq.quantize runs a model with: the calibration data, in calibration's own batches."""
+    from granplugin.network.forward import call
+    from granplugin.runs.session import whole
+
+    def loop(model: object) -> None:
+        for batch in whole(session.calibration):
+            call(model, session.network.tensors(batch))
+
+    return loop
 
 
 def of_values(name: str, values: Sequence[float], unit: str, **more: object) -> Figure:

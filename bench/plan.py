@@ -19,7 +19,8 @@ from granplugin.planning.plan import make_plan
 from granplugin.quant.layers import Layer
 from granplugin.recipe.load import load_recipe
 from granplugin.runs.session import Session
-from granplugin.runs.variants import FP32, build_variant, calibrate, plan_jobs
+from granplugin.results.values import FP32
+from granplugin.runs.variants import build_variant, calibrate, plan_jobs
 from granplugin.store.run_folder import RunFolder, open_run
 
 LAYERS = 10_000
@@ -73,8 +74,10 @@ def write(recipe: Path, run: RunFolder, goal: float, rounds: int) -> list[Figure
     jobs = [job for job in plan_jobs([loaded], session.layers) if job.name in (FP32, PRESET)]
     float_onnx, statistics = calibrate(session, jobs)
     fp32, int8 = (build_variant(session, job, float_onnx, statistics) for job in jobs)
-    size = int8.onnx.stat().st_size / fp32.onnx.stat().st_size
-    megabytes = f"{int8.onnx.stat().st_size / 1e6:.2f} of {fp32.onnx.stat().st_size / 1e6:.2f} MB"
+    size = int8.onnx.path.stat().st_size / fp32.onnx.path.stat().st_size
+    megabytes = (
+        f"{int8.onnx.path.stat().st_size / 1e6:.2f} of {fp32.onnx.path.stat().st_size / 1e6:.2f} MB"
+    )
     figures = [Figure(f"{recipe.stem}: ONNX, INT8 / FP32", size, "x", goal=goal, note=megabytes)]
     if recipe.parent == HERE:
         out = run.cache / "inserted.onnx"

@@ -24,7 +24,8 @@ from granplugin.backends.nvidia.build import Options
 from granplugin.backends.nvidia.plan_reader import read_layers_text
 from granplugin.recipe.load import load_recipe
 from granplugin.runs.session import Session
-from granplugin.runs.variants import Built, build_variant, calibrate, plan_jobs
+from granplugin.results.values import Built
+from granplugin.runs.variants import build_variant, calibrate, plan_jobs
 from granplugin.store.run_folder import RunFolder, open_run
 
 GOALS = {"resnet_50": 4.0, "mobilenet_v2": 2.0, "vit_b_16": 8.0}
@@ -75,7 +76,7 @@ def build_and_audit(built: Built, run: RunFolder) -> tuple[float, tuple, object]
     folder = run.cache / "engine"
     shutil.rmtree(folder, ignore_errors=True)
     start = perf_counter()
-    file = built.file("tensorrt_rtx")
+    file = built.file("tensorrt_rtx").path
     engine = RTX.build(file, folder, Options(batch=1))
     rows = [row for row in built.job.plan.quantized if row.site in built.amax]
     sites, _ = examine("tensorrt_rtx", file, RTX.plan(engine), rows)

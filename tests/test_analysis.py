@@ -28,14 +28,13 @@ SOURCE = {"npz": "data.npz", "inputs": {"image": "images"}}
 
 def naive(session, plan, ranges) -> tuple[np.ndarray, np.ndarray]:
     """The outputs of FP32 and of the plan as modelopt computes it, over all analysis samples."""
-    import torch
-
     found = []
     amax = {row.site: ranges[row] for row in plan.quantized if ranges.get(row) is not None}
-    for model in (session.model, session.quantized(plan, amax)):
-        with torch.no_grad():
-            parts = [model(**session.tensors(batch)) for batch in session.analysis]
-        found.append(torch.cat(parts).double().numpy())
+    network = session.network
+    quantized = network.quantized(plan, amax, session.layers, session.example)
+    for outputs in (network.outputs, quantized):
+        parts = [outputs(batch)["output"] for batch in session.analysis]
+        found.append(np.concatenate(parts).astype(np.float64))
     return found[0], found[1]
 
 

@@ -21,6 +21,7 @@ from granplugin.backends.nvidia.build import Options
 from granplugin.backends.gpu import Clocks, Gpu
 from granplugin.engines import ENGINES
 from granplugin.capabilities import legality
+from granplugin.results.values import OnnxFile
 from granplugin.runs import build_options, failed_build, latency
 
 pytestmark = pytest.mark.skipif(
@@ -397,7 +398,7 @@ def explained(tmp_path, monkeypatch):
     built = SimpleNamespace(
         job=SimpleNamespace(name="recipe"),
         quantized_for=lambda engine: rows,
-        file=lambda engine: tmp_path / "v.onnx",
+        file=lambda engine: OnnxFile(tmp_path / "v.onnx", "key"),
     )
 
     def write(built, engine, kept, path):
@@ -518,7 +519,7 @@ def test_a_real_crash_of_the_compiler_is_traced_to_its_layer(tmp_path, monkeypat
     built = SimpleNamespace(
         job=SimpleNamespace(name="recipe"),
         quantized_for=lambda engine: rows,
-        file=lambda engine: path,
+        file=lambda engine: OnnxFile(path, "key"),
     )
     monkeypatch.setattr(
         failed_build, "write_quantized", lambda built, engine, kept, path: crashing_net(path, kept)

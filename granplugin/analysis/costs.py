@@ -34,7 +34,8 @@ from granplugin.recipe.loaded import Loaded
 from granplugin.recipe.schema import Recipe, StatisticsSpec
 from granplugin.runs.build_options import options_of
 from granplugin.runs.session import Session
-from granplugin.runs.variants import Job, build_variant
+from granplugin.results.values import Job
+from granplugin.runs.variants import build_variant
 from granplugin.store.keys import content_key, file_key
 
 log = logging.getLogger(__name__)
@@ -312,7 +313,7 @@ def _build(session: Session, plan: Plan, engine: str, float_onnx: Path, key: str
         built = build_variant(session, job, float_onnx, None, [engine], agree=False)
         # Only where every size is fixed does the plan say how large tensors are.
         options = options_of(session, built, module, fixed=True)
-        file = built.file(engine)
+        file = built.file(engine).path
         with TemporaryDirectory(dir=session.run.cache, prefix=".making-") as folder:
             try:
                 told = module.plan(module.build(file, Path(folder) / "engine", options))

@@ -47,7 +47,8 @@ from granplugin.measures.metrics import METRICS
 from granplugin.planning.plan import Plan, Row, make_plan
 from granplugin.progress import track
 from granplugin.quant.calibrators import BINS
-from granplugin.runs.session import CALIBRATION_BATCH, Session, located, whole
+from granplugin.recipe.loaded import located
+from granplugin.runs.session import CALIBRATION_BATCH, Session, whole
 from granplugin.store.keys import content_key, file_key
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class Analyzer:
             self.sites[row.site] = rows
             self.skipped += over
         skips = [row.layer for row in self.others if row.role == "skip"]
-        self.model = analysis_copy(session.model, skips)
+        self.model = analysis_copy(session.network.module(), skips)
 
     @cached_property
     def device(self) -> Any:
@@ -248,7 +249,7 @@ class Analyzer:
         by_restored = {restored_name(network, layer): layer for layer in restored}
         kept = self._kept("effects", str(self.metric))
         made: list[Effects] = []
-        example = self.session.example
+        example = self.session.network.tensors(self.session.example)
 
         def step(batch: Batch, wanted: frozenset[str]) -> Mapping[str, np.ndarray]:
             if not made:
@@ -329,7 +330,9 @@ class Analyzer:
             yield _joined(held)
 
     def _tensors(self, batch: Batch) -> dict[str, Any]:
-        return self.session.tensors({n: array for n, array in batch.items() if n != _LABELS})
+        return self.session.network.tensors(
+            {n: array for n, array in batch.items() if n != _LABELS}
+        )
 
     def _forward(self, batch: Batch) -> Any:
         return run(self.model, self._tensors(batch))

@@ -8,39 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
 
 from granplugin.backends.base import LayerPrecision
 from granplugin.capabilities import Promise
 from granplugin.capabilities.legality import LEFT_FLOAT
 from granplugin.planning.plan import Row
 from granplugin.quant.layers import WEIGHTED
-
-Kind = Literal["honoured", "degraded", "wrong", "unknown"]
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What an engine made of one row.
-
-    honoured: the layer's kernels multiply in the row's format, or, where its weight alone is
-    quantized, read it in the format; degraded: `detail` is fused-dequant (read in the format,
-    multiplied in float), weight-only (the input is float) or float; wrong: built although it is
-    known to be computed wrongly; unknown: the engine does not tell. `as_promised` is False where
-    the engine was to have it natively and does not.
-    """
-
-    site: str
-    where: str
-    promise: str | None
-    kind: Kind
-    detail: str
-
-    @property
-    def as_promised(self) -> bool:
-        return self.kind == "honoured" or (self.kind == "degraded" and self.promise != "native")
+from granplugin.results.audited import Kind, Verdict
 
 
 def audit(

@@ -15,8 +15,8 @@ from typing import Any
 import onnx
 
 from granplugin import backends, capabilities
-from granplugin.audits.audit import Verdict, audit
-from granplugin.audits.lint import Finding, lint
+from granplugin.audits.audit import audit
+from granplugin.audits.lint import lint
 from granplugin.backends.base import LayerPrecision
 from granplugin.backends.engine_plan import EnginePlan
 from granplugin.backends.nvidia.kernels import Kernels
@@ -31,6 +31,7 @@ from granplugin.report.words import first
 from granplugin.recipe.settings import FLOAT
 from granplugin.report.build.verbs import audit_output
 from granplugin.report.result import Result
+from granplugin.results.audited import Finding, Verdict
 from granplugin.report.schema.verbs import AuditOutput
 
 _EMBEDDED = 2**31 - 2**20

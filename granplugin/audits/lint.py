@@ -4,40 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 from granplugin.backends.engine_plan import EngineLayer, EngineTensor
 from granplugin.backends.nvidia.kernels import LOW, Kernels, multiplies
 from granplugin.graph.read.found import Found, Operand
 from granplugin.graph.read.graph import quantizes
+from granplugin.results.audited import Finding
 
 _WIDE = ("float", "half", "bf16")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that costs, or is wrong.
-
-    `code` is stable, a key of CODES; `layer` is the ONNX node, or the kernel where no node has it;
-    `where` is the rule's line, where there is a recipe. `says` is what it costs and `instead` what
-    to write; `bytes` are those that it moves for one batch, by the plan, None where that is not
-    known.
-    """
-
-    code: str
-    layer: str
-    where: str | None
-    says: str
-    instead: str
-    bytes: int | None = None
-
-    @property
-    def wrong(self) -> bool:
-        return self.code in WRONG
-
-
-WRONG = ("scale-broadcast", "uint8-zero-point")
-"""Codes of what computes wrong numbers; the others are advice."""
 
 
 def lint(

@@ -31,9 +31,10 @@ from granplugin.errors import RunError
 from granplugin.planning.plan_file import plan_file, row_json
 from granplugin.progress import track
 from granplugin.recipe.loaded import Loaded
+from granplugin.results.values import Built
 from granplugin.runs.build_options import check_build, options_of
 from granplugin.runs.session import Session
-from granplugin.runs.variants import Built, build_variant, calibrate, plan_jobs
+from granplugin.runs.variants import build_variant, calibrate, plan_jobs
 from granplugin.store.keys import content_key
 from granplugin.store.run_folder import RunFolder
 
@@ -82,7 +83,7 @@ def export(
         shutil.rmtree(scratch, ignore_errors=True)
     for each in built:
         if engine in each.own:
-            run.publish(f"variants/{each.job.name}/{engine}.onnx", each.file(engine))
+            run.publish(f"variants/{each.job.name}/{engine}.onnx", each.file(engine).path)
     known = _known(session, built, manifest)
     run.publish(f"export-{engine}.json", known.model_dump_json())
     return manifest
@@ -92,7 +93,7 @@ def _write(
     folder: Path, session: Session, built: Sequence[Built], engine: str, samples: int | None
 ) -> Manifest:
     name, batch = session.recipe.name, session.recipe.data.batch_size
-    graph = onnx.load(built[0].onnx).graph
+    graph = onnx.load(built[0].onnx.path).graph
     inputs = {each.name: _shape(each) for each in graph.input}
     options = replace(options_of(session, built[0], backends.load(engine)), min_batch=1)
     assert isinstance(options, Options), "only NVIDIA's engines have programs"
@@ -142,7 +143,7 @@ def _check_free(out: Path) -> None:
 def _write_variant(folder: Path, each: Built, session: Session, engine: str) -> ManifestVariant:
     own = folder / "variants" / each.job.name
     own.mkdir(parents=True)
-    shutil.copyfile(each.file(engine), own / "model.onnx")
+    shutil.copyfile(each.file(engine).path, own / "model.onnx")
     plan = plan_file(session.key, session.text_key, session.layers, {each.job.name: each.job.plan})
     (own / "plan.json").write_text(plan)
     # Where the recipe lies, and which line says it, is no part of what was decided.
@@ -192,7 +193,7 @@ def _known(session: Session, built: Sequence[Built], manifest: Manifest) -> Expo
         job = each.job
         written = job.written.get(engine, Written(()))
         variants[job.name] = ExportedVariant(
-            model_sha256=_sha256(each.onnx),
+            model_sha256=_sha256(each.onnx.path),
             rows=[asdict(row) | {"calibrator": None} for row in each.quantized],
             promises={site: asdict(promise) for site, promise in written.promises.items()},
             made=dict(written.made),

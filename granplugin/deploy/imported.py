@@ -31,8 +31,7 @@ from granplugin.planning.plan import Row
 from granplugin.report.build.run import engine_result
 from granplugin.report.schema.run import Report
 from granplugin.report.show import as_markdown
-from granplugin.runs.latency import Timing
-from granplugin.runs.measure import Measured
+from granplugin.results.values import Audited, Measured, Timing
 from granplugin.store.run_folder import RunFolder
 from granplugin.suggest import did_you_mean
 
@@ -196,7 +195,7 @@ def _entered(
     for each in report.variants:
         result = results.get((each.name, engine)) or _nothing(engine)
         against = [name for name in baselines if name != each.name and (name, engine) in results]
-        made = exported.variants[each.name].made if result.layers else {}
+        made = exported.variants[each.name].made if result.audited.layers else {}
         entry = engine_result(each.name, engine, result, against, results, latencies, made)
         entry = entry.model_copy(update={"imported": True})
         variants.append(each.model_copy(update={"engines": [*each.engines, entry]}))
@@ -206,7 +205,7 @@ def _entered(
 
 def _nothing(engine: str) -> Measured:
     nothing = Engine(engine, Path(), None, None, "(imported)")
-    return Measured(nothing, (), None, (), cannot_run="nothing of it was imported")
+    return Measured(nothing, Audited(), "nothing of it was imported")
 
 
 def _result(
@@ -249,7 +248,7 @@ def _result(
             continue
         if not (known_metric.needs_labels and labels is None):
             values[metric] = known_metric.measure(outputs[name], reference, labels)
-    return Measured(built, layers, plan, verdicts, findings, values=values)
+    return Measured(built, Audited(layers, plan, verdicts, findings), values=values)
 
 
 def _outputs(

@@ -1,7 +1,7 @@
 """How good outputs are: one function and one METRICS entry per metric, on numpy arrays alone.
 
 Outputs and reference are name -> array over all N evaluation samples, first axis N; reference
-holds the FP32 outputs. A user's own `evaluate:` function returns the same `Measured` values.
+holds the FP32 outputs. A user's own `evaluate:` function returns the same `Score` values.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Outputs = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class Score:
     """One metric of one variant on one engine.
 
     `per_sample` has shape (N,): bool where each sample is a hit or a miss (`value` is their
@@ -33,7 +33,7 @@ class Measured:
 class Measure(Protocol):
     def __call__(
         self, outputs: Outputs, reference: Outputs | None, labels: np.ndarray | None
-    ) -> Measured: ...
+    ) -> Score: ...
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,12 @@ def check_finite(outputs: Outputs, what: str = "output") -> None:
         )
 
 
-def top1(outputs: Outputs, reference: Outputs | None, labels: np.ndarray | None) -> Measured:
+def top1(outputs: Outputs, reference: Outputs | None, labels: np.ndarray | None) -> Score:
     """Percent of samples whose highest score is the label's; of equal scores the first counts."""
     return _hits("top1", outputs, labels, 1)
 
 
-def top5(outputs: Outputs, reference: Outputs | None, labels: np.ndarray | None) -> Measured:
+def top5(outputs: Outputs, reference: Outputs | None, labels: np.ndarray | None) -> Score:
     """Percent of samples whose label is among the 5 highest scores; of equal scores, the first.
 
     With 5 classes it is 100 by definition; with fewer there is no top 5, a ModelError.
@@ -90,7 +90,7 @@ def top5(outputs: Outputs, reference: Outputs | None, labels: np.ndarray | None)
     return _hits("top5", outputs, labels, 5)
 
 
-def agreement(outputs: Outputs, reference: Outputs | None, labels: np.ndarray | None) -> Measured:
+def agreement(outputs: Outputs, reference: Outputs | None, labels: np.ndarray | None) -> Score:
     """Percent of decisions (argmax) that equal the reference's; needs no labels.
 
     Of the first (N, classes) output, else of the first one with a decision per position - classes
@@ -107,12 +107,12 @@ def agreement(outputs: Outputs, reference: Outputs | None, labels: np.ndarray | 
     axis = 1 if outputs[name].ndim > 3 else -1
     same = outputs[name].argmax(axis) == reference[name].argmax(axis)
     if same.ndim == 1:
-        return Measured(100 * float(same.mean()), same)
+        return Score(100 * float(same.mean()), same)
     per_sample = 100 * same.reshape(len(same), -1).mean(axis=1)
-    return Measured(float(per_sample.mean()), per_sample)
+    return Score(float(per_sample.mean()), per_sample)
 
 
-def sqnr_db(outputs: Outputs, reference: Outputs | None, labels: np.ndarray | None) -> Measured:
+def sqnr_db(outputs: Outputs, reference: Outputs | None, labels: np.ndarray | None) -> Score:
     """Signal to quantization noise, 10 log10(sum ref^2 / sum (ref - out)^2), in dB.
 
     Over all floating outputs together, and per sample; inf where nothing differs. The value
@@ -124,7 +124,7 @@ def sqnr_db(outputs: Outputs, reference: Outputs | None, labels: np.ndarray | No
         raise ModelError(f"sqnr_db needs a floating output, and {_shapes(outputs)}")
     signal = sum(_energy(reference[name]) for name in names)
     noise = sum(_energy(np.subtract(reference[n], outputs[n], dtype=np.float64)) for n in names)
-    return Measured(float(_db(signal.sum(), noise.sum())), _db(signal, noise))
+    return Score(float(_db(signal.sum(), noise.sum())), _db(signal, noise))
 
 
 METRICS: dict[str, Metric] = {
@@ -135,7 +135,7 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def _hits(metric: str, outputs: Outputs, labels: np.ndarray | None, k: int) -> Measured:
+def _hits(metric: str, outputs: Outputs, labels: np.ndarray | None, k: int) -> Score:
     if labels is None:
         raise DataError(f"{metric} needs labels; without them take agreement or sqnr_db")
     name = scores_of(outputs)
@@ -156,7 +156,7 @@ def _hits(metric: str, outputs: Outputs, labels: np.ndarray | None, k: int) -> M
     own = scores[np.arange(samples), labels][:, None]
     earlier = np.arange(classes) < labels[:, None]
     hits = ((scores > own) | ((scores == own) & earlier)).sum(axis=1) < k
-    return Measured(100 * float(hits.mean()), hits)
+    return Score(100 * float(hits.mean()), hits)
 
 
 def scores_of(outputs: Outputs, positions: bool = False) -> str | None:

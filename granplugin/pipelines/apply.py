@@ -30,10 +30,11 @@ from granplugin.report.result import Result
 from granplugin.report.schema.run import Report
 from granplugin.report.show import as_markdown
 from granplugin.runs.build_options import check_build
-from granplugin.runs.latency import Timing, measure_latency, profile
-from granplugin.runs.measure import Measured, check_data, measure, open_backends
+from granplugin.results.values import Built, Measured, Timing
+from granplugin.runs.latency import measure_latency, profile
+from granplugin.runs.measure import check_data, measure, open_backends
 from granplugin.runs.session import Session
-from granplugin.runs.variants import Built, build_variant, calibrate, plan_jobs
+from granplugin.runs.variants import build_variant, calibrate, plan_jobs
 from granplugin.store.run_folder import RunFolder, default_folder, open_run
 
 ENGINE_FILES = ("layers.txt", "layers.json", "profile.json")
@@ -94,7 +95,12 @@ def apply_in(run: RunFolder, recipes: Sequence[Loaded]) -> Report:
     results = measure(session, built, engines)
     latencies = measure_latency(session, built, results, engines)
     profiles = profile(session, results, engines)
-    report = make_report(recipes, session, built, results, latencies, monotonic() - start)
+    report = make_report(
+        recipes, session.layers, built, results, latencies,
+        calibration_samples=session.calibration.samples,
+        evaluation_samples=session.evaluation.samples,
+        seconds=monotonic() - start,
+    )  # fmt: skip
     report = publish(run, recipes, session, built, results, latencies, profiles, report, float_onnx)
     run.forget_unused()
     return report
@@ -137,13 +143,13 @@ def publish(
     """Put every result in place, now that all exist; the report last, with what was imported of
     these very files."""
     for each in built:
-        run.publish(f"variants/{each.job.name}/model.onnx", each.onnx)
-        for engine, path in each.own.items():
-            run.publish(f"variants/{each.job.name}/{engine}.onnx", path)
+        run.publish(f"variants/{each.job.name}/model.onnx", each.onnx.path)
+        for engine, file in each.own.items():
+            run.publish(f"variants/{each.job.name}/{engine}.onnx", file.path)
     for (variant, engine), result in results.items():
         folder = f"variants/{variant}/{engine}"
-        if result.plan:
-            run.publish(f"{folder}/layers.json", inspector_json(result.plan))
+        if result.audited.plan:
+            run.publish(f"{folder}/layers.json", inspector_json(result.audited.plan))
         told = profiles.get((variant, engine), result.engine.path)
         for file in ENGINE_FILES:
             if (told / file).is_file():

@@ -8,11 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
 from granplugin.errors import DataError, RecipeError
-from granplugin.network.modules import untraced
-from granplugin.network.weight_facts import WeightFacts, weight_facts
+from granplugin.network.weight_facts import WeightFacts
 from granplugin.planning.plan import Plan, Row, make_plan, preset_plan
 from granplugin.quant.layers import Layer
 from granplugin.recipe.loaded import Loaded
@@ -20,6 +17,7 @@ from granplugin.report.build.verbs import inspect_output
 from granplugin.report.result import Result
 from granplugin.report.schema.verbs import InspectOutput
 from granplugin.runs.session import Session
+from granplugin.sources.protocol import LayerFacts, Unsited
 from granplugin.store.run_folder import default_folder, open_run
 
 
@@ -38,15 +36,6 @@ class Inspected:
     weight: WeightFacts | None
     defaults: tuple[Row, ...]
     rules: tuple[Row, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Unsited:
-    """Modules of one class that hold parameters and always stay float: embeddings, recurrences."""
-
-    type: str
-    modules: int
-    parameters: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +84,8 @@ def _look(session: Session) -> Inspection:
         session.example
     except DataError as err:
         missing = str(err)
-    layers = untraced(session.model) if missing else session.layers
-    loaded = session.loaded
+    layers = session.network.untraced() if missing else session.layers
+    facts, loaded = session.network.facts(layers), session.loaded
     said = loaded.recipe.defaults
     defaults, _ = _rows(lambda: preset_plan(said, layers, loaded))
     # A rule may ask for what only a forward pass shows.
@@ -104,12 +93,14 @@ def _look(session: Session) -> Inspection:
     return Inspection(
         recipe=loaded.path,
         defaults=said if isinstance(said, str) else "defaults",
-        parameters=sum(parameter.numel() for parameter in session.model.parameters()),
+        parameters=facts.parameters,
         layers=tuple(
-            _inspected(session.model, layer, defaults[layer.name], rules.get(layer.name, ()))
+            _inspected(
+                layer, facts.layers[layer.name], defaults[layer.name], rules.get(layer.name, ())
+            )
             for layer in layers
         ),
-        others=_others(session.model, layers),
+        others=facts.others,
         missing=missing,
         refused=refused,
     )
@@ -130,16 +121,14 @@ def macs(layer: Layer) -> int | None:
 
 
 def _inspected(
-    model: nn.Module, layer: Layer, defaults: Sequence[Row], rules: Sequence[Row]
+    layer: Layer, facts: LayerFacts, defaults: Sequence[Row], rules: Sequence[Row]
 ) -> Inspected:
-    module = model.get_submodule(layer.name)
-    bn = model.get_submodule(layer.bn) if layer.bn else None
     given = {_decision(row) for row in defaults}
     return Inspected(
         layer=layer,
-        parameters=_parameters(module),
+        parameters=facts.parameters,
         macs=macs(layer),
-        weight=weight_facts(module, bn, layer) if layer.weight_shape else None,
+        weight=facts.weight,
         defaults=tuple(defaults),
         rules=tuple(row for row in rules if _decision(row) not in given),
     )
@@ -162,16 +151,3 @@ def _decision(row: Row) -> tuple:
         row.role, row.format, row.granularity, row.block, row.calibrator, row.amax, row.bn,
         row.share,
     )  # fmt: skip
-
-
-def _others(model: nn.Module, layers: Sequence[Layer]) -> tuple[Unsited, ...]:
-    known = {layer.name for layer in layers}
-    found: dict[str, list[int]] = defaultdict(list)
-    for name, module in model.named_modules():
-        if name not in known and (count := _parameters(module)):
-            found[type(module).__name__].append(count)
-    return tuple(Unsited(cls, len(counts), sum(counts)) for cls, counts in found.items())
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters(recurse=False))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from granplugin.errors import RecipeError
+from granplugin.errors import DataError, ModelError, RecipeError
 from granplugin.recipe.schema import Recipe, RecipePart
 from granplugin.recipe.source import Document, Mark
 
@@ -39,3 +40,15 @@ class Loaded(LoadedPart):
     """A validated recipe with its model and data, and the text it came from."""
 
     recipe: Recipe
+
+
+@contextmanager
+def located(loaded: Loaded, *location: str) -> Iterator[None]:
+    """What goes wrong with a section of the recipe is said at its line."""
+    try:
+        yield
+    except (ModelError, DataError) as err:
+        mark = loaded.mark(*location)
+        if str(err).startswith(f"{mark.file}:"):
+            raise
+        raise type(err)(f"{mark}: {err}") from err

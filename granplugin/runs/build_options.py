@@ -10,7 +10,7 @@ from granplugin.engines import ENGINES, taking
 from granplugin.recipe.schema import Recipe
 from granplugin.runs.session import Session
 from granplugin.suggest import did_you_mean
-from granplugin.runs.variants import Built
+from granplugin.results.values import Built
 
 
 def options_of(
@@ -33,7 +33,7 @@ def options_of(
     return module.options(
         batch=batch,
         min_batch=batch if fixed else None,
-        plan=built.file(module.name).stem.partition("-")[2],
+        plan=built.file(module.name).key,
         **own,
     )
 

@@ -17,7 +17,8 @@ from granplugin.runs.culprit import culprit
 from granplugin.errors import EngineError
 from granplugin.planning.plan import Row
 from granplugin.planning.presets import PRESETS
-from granplugin.runs.variants import Built, write_quantized
+from granplugin.results.values import Built
+from granplugin.runs.variants import write_quantized
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def explain(
     # Of a layer's rules one that the user wrote, if there is one.
     wheres = {row.layer: row.where for row in rows}
     wheres |= {row.layer: row.where for row in reversed(rows) if row.rule not in PRESETS}
-    file = built.file(module.name).name
+    file = built.file(module.name).path.name
     told = f"variant {built.job.name}: {str(failed).replace(file, 'it')}"
     of = next(filter(None, (_row(node, rows) for node in failed.nodes)), None)
     if of:

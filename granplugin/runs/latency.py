@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +12,18 @@ import numpy as np
 
 from granplugin.backends.base import Backend, DeviceRunner, Engine, Runner
 from granplugin.runs.build_options import cannot_run, latency_batches
-from granplugin.backends.gpu import Clocks, clocks
+from granplugin.backends.gpu import clocks
 from granplugin.engines import ENGINES
-from granplugin.runs.measure import Measured, build_engine
+from granplugin.runs.measure import build_engine
 from granplugin.store.keys import content_key, file_key
 from granplugin.runs.session import Session
-from granplugin.measures.timing import Latency, Timed, build_spread, measure_interleaved, ratio
-from granplugin.runs.variants import Built
+from granplugin.measures.timing import Timed, build_spread, measure_interleaved, ratio
+from granplugin.results.values import Built, Measured, Timing
 
 log = logging.getLogger(__name__)
 
 DEVICE_CALLS = 10
 """Calls between two CUDA events: one alone may be shorter than what its launch varies by."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """A variant's latency at one batch size. The rest is for engines on a GPU: with its launches
-    in a CUDA `graph`, where they can be captured; how far apart two builds of one network were
-    (`build_spread`, as a part); and the GPU's clocks before and after.
-    """
-
-    latency: Latency
-    graph: Latency | None = None
-    build_spread: float = 0.0
-    clocks: tuple[Clocks, ...] = ()
 
 
 def measure_latency(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,9 @@ import numpy as np
 import granplugin
 from granplugin import backends
 from granplugin.measures import metrics
-from granplugin.audits.audit import Verdict, audit
+from granplugin.audits.audit import audit
 from granplugin.audits.audit_file import examine
-from granplugin.audits.lint import Finding
 from granplugin.backends.base import Backend, BuildFailed, Engine, LayerPrecision
-from granplugin.backends.engine_plan import EnginePlan
 from granplugin.runs.failed_build import explain
 from granplugin.runs.build_options import cannot_run, options_of
 from granplugin.data.batches import Batches
@@ -26,29 +24,13 @@ from granplugin.errors import EngineError, ModelError, UserError
 from granplugin.capabilities.legality import Written
 from granplugin.recipe.callables import blame, resolve
 from granplugin.progress import track
-from granplugin.recipe.loaded import Loaded
+from granplugin.recipe.loaded import Loaded, located
 from granplugin.recipe.strict import Target
 from granplugin.store.keys import content_key
-from granplugin.runs.session import Session, located
-from granplugin.network.forward import call, flatten_outputs
-from granplugin.runs.variants import FP32, Built
+from granplugin.runs.session import Session
+from granplugin.results.values import FP32, Audited, Built, Measured
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A variant on one engine: what the engine is and does, and its outputs on all evaluation
-    samples - none where it cannot run here, for the reason `cannot_run`."""
-
-    engine: Engine
-    layers: tuple[LayerPrecision, ...]
-    plan: EnginePlan | None
-    verdicts: tuple[Verdict, ...]
-    findings: tuple[Finding, ...] = ()
-    cannot_run: str | None = None
-    outputs: Mapping[str, np.ndarray] = field(default_factory=dict)
-    values: Mapping[str, metrics.Measured] = field(default_factory=dict)
 
 
 def open_backends(loaded: Loaded) -> dict[str, Backend]:
@@ -83,8 +65,7 @@ def check_data(session: Session) -> None:
                 "data.evaluation.labels, or measure agreement and sqnr_db",
             )
     with located(session.loaded, "data", "evaluation"):
-        told = flatten_outputs(call(session.model, session.example))
-        outputs = {output: tensor.cpu().numpy() for output, tensor in told.items()}
+        outputs = session.network.outputs(session.example)
         scores = metrics.scores_of(outputs)
         if scores and labelled:
             metrics.check_labels(session.evaluation.labels(), outputs[scores].shape[1])
@@ -101,9 +82,11 @@ def measure(
         layers, reason = _layers(session, each, engine, module), cannot_run(session.recipe, module)
         written = each.job.written.get(name, Written(()))
         plan = module.plan(engine)
-        sites, findings = examine(name, each.file(name), plan, each.quantized) if plan else ((), ())
+        sites, findings = (
+            examine(name, each.file(name).path, plan, each.quantized) if plan else ((), ())
+        )
         verdicts = audit(each.quantized, (*layers, *sites), written.promises, written.made)
-        found = Measured(engine, layers, plan, verdicts, findings, reason)
+        found = Measured(engine, Audited(layers, plan, verdicts, findings), reason)
         if reason is None:
             outputs = _outputs(session, each, engine, module)
             reference = outputs if each.job.name == FP32 else results[FP32, name].outputs
@@ -116,7 +99,7 @@ def measure(
 def build_engine(session: Session, built: Built, module: Backend, again: bool = False) -> Engine:
     """The backend's engine of a variant, kept by the ONNX file's content; or a second one, `again`,
     made without the timings of the first."""
-    onnx, options = built.file(module.name), options_of(session, built, module, again)
+    onnx, options = built.file(module.name).path, options_of(session, built, module, again)
     folder = session.run.cache / f"engine-{onnx.stem}-{module.name}{'-again' if again else ''}"
     session.run.used.add(folder)
     try:
@@ -131,7 +114,7 @@ def _layers(
     session: Session, built: Built, engine: Engine, module: Backend
 ) -> tuple[LayerPrecision, ...]:
     """What ran in what; kept, since OpenVINO compiles the model to tell."""
-    file = built.file(module.name).name
+    file = built.file(module.name).path.name
     key = content_key(
         file, module.name, engine.version, _built_for(session, built, module),
         granplugin.__version__,
@@ -157,7 +140,7 @@ def _outputs(
         np.savez(path, **outputs)
 
     key = content_key(
-        built.file(module.name).name, module.name, engine.version, session.evaluation.key(),
+        built.file(module.name).path.name, module.name, engine.version, session.evaluation.key(),
         _built_for(session, built, module),
     )  # fmt: skip
     with np.load(session.run.made("outputs", key, ".npz", run_all)) as arrays:
@@ -171,7 +154,7 @@ def _values(
     module: Backend,
     outputs: Mapping[str, np.ndarray],
     reference: Mapping[str, np.ndarray],
-) -> dict[str, metrics.Measured]:
+) -> dict[str, metrics.Score]:
     labels = session.evaluation.labels()
     values = {}
     for name in session.recipe.metrics:
@@ -185,7 +168,7 @@ def _values(
     return values
 
 
-def user_metrics(target: Target, predict: Callable, data: Batches) -> dict[str, metrics.Measured]:
+def user_metrics(target: Target, predict: Callable, data: Batches) -> dict[str, metrics.Score]:
     """What the user's `evaluate` says: metric -> value, and its per-sample values where given.
 
     It returns {metric: value, "per_sample": {metric: values}, "lower_is_better": [metric]}, the
@@ -214,7 +197,7 @@ def user_metrics(target: Target, predict: Callable, data: Batches) -> dict[str, 
             raise ModelError(f"{target}: a metric of one's own cannot be called {name!r}")
         try:
             samples = np.asarray(per_sample[name], float) if name in per_sample else None
-            values[name] = metrics.Measured(float(said[name]), samples, name not in lower)
+            values[name] = metrics.Score(float(said[name]), samples, name not in lower)
         except (TypeError, ValueError):
             raise ModelError(
                 f"{target}: metric {name!r} is not a number: {said[name]!r:.40}"

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from granplugin.quant.calibrators import refusal
 from granplugin.engines import ENGINES, REFERENCE
 from granplugin.errors import ModelError, RecipeError, UserError
 from granplugin.quant.granularity import reduce_blocks
-from granplugin.network.export import export_float
 from granplugin.graph.files import load_float, save
 from granplugin.graph.edit.fold import weights_of
 from granplugin.graph.edit.precision import convert, too_large
@@ -30,11 +29,12 @@ from granplugin.quant.layers import Layer
 from granplugin.capabilities.legality import Written, decide, engines_of, targets_of
 from granplugin.planning.plan import Plan, Row, make_plan, preset_plan
 from granplugin.recipe.load import RECIPE, load_variants
-from granplugin.recipe.loaded import Loaded
+from granplugin.recipe.loaded import Loaded, located
 from granplugin.recipe.settings import FLOAT
-from granplugin.report.schema.run import Agreement
+from granplugin.results.agreed import Agreement
+from granplugin.results.values import FP32, Built, Job, OnnxFile
 from granplugin.store.keys import content_key, file_key
-from granplugin.runs.session import Session, located
+from granplugin.runs.session import Session
 from granplugin.calibration.statistics import (
     Statistics,
     find_amax,
@@ -42,69 +42,11 @@ from granplugin.calibration.statistics import (
     needs_of,
     share_amax,
 )
-from granplugin.network.forward import call, flatten_outputs
 
 log = logging.getLogger(__name__)
 
-FP32 = "fp32"
 SITE_SAMPLES = 4
 """Samples whose tensors are compared value by value at every site."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One variant to build: a baseline, a recipe, or a recipe's variant."""
-
-    name: str
-    kind: str
-    loaded: Loaded
-    plan: Plan
-    precision: str
-    """Of all that is not quantized."""
-    written: Mapping[str, Written] = field(default_factory=dict)
-    """Engine -> the plan as it is written for that engine."""
-
-    @property
-    def calibrated(self) -> tuple[Row, ...]:
-        """The rows of any file whose ranges are constants: the plan's, and those that engines get
-        in their place."""
-        files = [self.plan.rows, *(written.rows for written in self.written.values())]
-        found = dict.fromkeys(row for rows in files for row in rows)
-        return tuple(row for row in found if row.quantized and not row.dynamic)
-
-
-@dataclass(frozen=True)
-class Built:
-    """A variant's ONNX file, with what is in it; `own` has the file of each engine that needs
-    another. All were made of `floats`, the marked float model, with these `ranges` (amax, None
-    where only zeros were seen). `float32_nodes` are computed in float32 in a file of float16: they
-    could overflow."""
-
-    job: Job
-    floats: Path
-    ranges: Mapping[Row, np.ndarray | None]
-    onnx: Path
-    amax: Mapping[str, np.ndarray]
-    zero_sites: tuple[str, ...]
-    agreement: Agreement | None
-    own: Mapping[str, Path]
-    float32_nodes: tuple[str, ...]
-
-    @property
-    def quantized(self) -> tuple[Row, ...]:
-        """The plan's rows that are quantized in the file: not those that only saw zeros."""
-        return tuple(r for r in self.job.plan.quantized if r.dynamic or r.site in self.amax)
-
-    def quantized_for(self, engine: str) -> tuple[Row, ...]:
-        """The rows that are quantized in what this engine is built of."""
-        rows = self.job.written.get(engine, self.job.plan).rows
-        return tuple(
-            r for r in rows if r.quantized and (r.dynamic or self.ranges.get(r) is not None)
-        )
-
-    def file(self, engine: str) -> Path:
-        """What this engine is built of."""
-        return self.own.get(engine, self.onnx)
 
 
 def plan_jobs(
@@ -176,22 +118,18 @@ def calibrate(session: Session, jobs: Sequence[Job]) -> tuple[Path, Statistics |
     kept = run.cache / f"statistics-{key}.safetensors"
     run.used.add(kept)
     statistics = Statistics.load(kept, key) if kept.exists() else None
-    shapes = {name: tuple(tensor.shape[1:]) for name, tensor in session.example.items()}
+    shapes = {name: array.shape[1:] for name, array in session.example.items()}
     float_key = content_key(session.key, shapes, version)
     missing = {need for need in needs if statistics is None or not statistics.covers([need])}
     if missing:
-        seen = session.convert(missing)
+        seen = session.collect(missing)
         statistics = statistics.join(seen) if statistics else seen
         statistics.save(kept, key)
 
     def export(path: Path) -> None:
-        from granplugin import modelopt_bridge
-
-        if session.converted is None:
-            session.convert(())
         log.info("exporting the float model with a marker at each site")
-        with located(session.loaded, "model"), modelopt_bridge.marked(session.converted):
-            export_float(session.converted, session.example, path)
+        with located(session.loaded, "model"):
+            session.network.export(session.layers, session.example, path)
 
     return run.made("float", float_key, ".onnx", export), statistics
 
@@ -241,7 +179,7 @@ def build_variant(
 
     kept: list[str] = []
 
-    def file(of: Written, precision: str) -> Path:
+    def file(of: Written, precision: str) -> OnnxFile:
         """The file in float32, or with its float part in this precision."""
         amax = _amax(of.rows, ranges)
         rows = _edited(of.rows, amax)
@@ -261,7 +199,7 @@ def build_variant(
 
         path = session.run.made("variant", key, ".onnx", write)
         if precision == FP32:
-            return path
+            return OnnxFile(path, key)
         keep = _float32_nodes(session, path) if precision == "fp16" else []
         kept.extend(keep)
 
@@ -272,19 +210,19 @@ def build_variant(
                 agreement(low, rows, amax, _few(session), how=how, weights=weights)
 
         key = content_key(file_key(path), keep, how, granplugin.__version__)
-        return session.run.made(precision, key, ".onnx", write_low)
+        return OnnxFile(session.run.made(precision, key, ".onnx", write_low), key)
 
     planned = Written(job.plan.rows)
     amax, float32 = _amax(planned.rows, ranges), file(planned, FP32)
     quantized = any(row.quantized for row in _edited(job.plan.rows, amax))
-    found = _agreement(session, job, float32, amax) if quantized and agree else None
+    found = _agreement(session, job, float32.path, amax) if quantized and agree else None
     onnx, own = file(planned, job.precision), {}
     for engine in engines or engines_of(job.loaded.recipe):
         written = job.written.get(engine, planned)
         has = job.precision in ENGINES[engine].precisions
-        path = file(written, job.precision if has else FP32)
-        if written.made or path != onnx:
-            own[engine] = path
+        each = file(written, job.precision if has else FP32)
+        if written.made or each != onnx:
+            own[engine] = each
     float32_nodes = tuple(dict.fromkeys(kept))
     return Built(job, float_onnx, ranges, onnx, amax, zero_sites, found, own, float32_nodes)
 
@@ -369,8 +307,9 @@ def _agreement(session: Session, job: Job, onnx: Path, amax: Mapping[str, np.nda
         batch = next(iter(session.evaluation))
         rows = _edited(job.plan.rows, amax)
         sites = agreement(onnx, rows, amax, _few(session), fake_quantize)
-        told = flatten_outputs(call(session.quantized(job.plan, amax), session.tensors(batch)))
-        theirs = {name: tensor.cpu().numpy() for name, tensor in told.items()}
+        with located(session.loaded, "model"):
+            quantized = session.network.quantized(job.plan, amax, session.layers, session.example)
+        theirs = quantized(batch)
         reference = backends.load(REFERENCE)
         with reference.open(reference.build(onnx, onnx.parent)) as runner:
             ours = runner.run(batch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from granplugin import backends
 from granplugin.engines import ENGINES, taking
@@ -11,9 +10,7 @@ from granplugin.recipe.build import Build
 from granplugin.recipe.schema import Recipe
 from granplugin.report.schema.run import VariantResult
 from granplugin.report.words import first
-
-if TYPE_CHECKING:
-    from granplugin.runs.variants import Built
+from granplugin.results.values import Built
 
 
 def notes(recipe: Recipe, built: Sequence[Built], variants: Sequence[VariantResult]) -> list[str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import granplugin
 from granplugin.measures import intervals, metrics, timing
 from granplugin.planning.plan import Plan, Row, preset_plan
+from granplugin.quant.layers import Layer
 from granplugin.recipe.loaded import Loaded
 from granplugin.recipe.decisions import PRESETS
 from granplugin.report.build.limits import limits
@@ -28,25 +28,22 @@ from granplugin.report.schema.run import (
     SiteVerdict,
     VariantResult,
 )
+from granplugin.results.values import Built, Job, Measured, Timing
 
-if TYPE_CHECKING:
-    from granplugin.runs.latency import Timing
-    from granplugin.runs.measure import Measured
-    from granplugin.runs.session import Session
-    from granplugin.runs.variants import Built, Job
-
-    Results = Mapping[tuple[str, str], Measured]
-    """By variant and engine."""
-    Timings = Mapping[tuple[str, str, int], Timing]
-    """By variant, engine and batch size."""
+Results = Mapping[tuple[str, str], Measured]
+"""By variant and engine."""
+Timings = Mapping[tuple[str, str, int], Timing]
+"""By variant, engine and batch size."""
 
 
 def make_report(
     recipes: Sequence[Loaded],
-    session: Session,
+    layers: Sequence[Layer],
     built: Sequence[Built],
     results: Results,
     latencies: Timings,
+    calibration_samples: int,
+    evaluation_samples: int,
     seconds: float,
 ) -> Report:
     """The report of a run, which took `seconds`: what was built of each variant, and what it did on
@@ -55,14 +52,13 @@ def make_report(
     baselines = [each.job.name for each in built if each.job.kind == "baseline"]
     variants = [_variant(each, baselines, results, latencies) for each in built]
     preset = _preset(recipes[0])
-    defaults = preset_plan(preset, session.layers, recipes[0])
+    defaults = preset_plan(preset, layers, recipes[0])
     overrides = [
         override
         for each, result in zip(built, variants, strict=True)
         if each.job.kind != "baseline"
         for override in _overrides(each.job, defaults, result)
     ]
-    evaluation = session.evaluation
     drops = [m for m in recipe.metrics if metrics.METRICS[m].kind == "proportion"]
     return Report(
         granplugin=granplugin.__version__,
@@ -72,11 +68,11 @@ def make_report(
         seconds=round(seconds, 1),
         machine=machine(),
         defaults=preset,
-        calibration_samples=session.calibration.samples,
-        evaluation_samples=evaluation.samples,
+        calibration_samples=calibration_samples,
+        evaluation_samples=evaluation_samples,
         evaluated_on="evaluation" if recipe.data.evaluation else "calibration",
         batch_size=recipe.data.batch_size,
-        smallest_provable_drop=intervals.smallest_provable_drop(evaluation.samples)
+        smallest_provable_drop=intervals.smallest_provable_drop(evaluation_samples)
         if drops
         else None,
         variants=variants,
@@ -111,7 +107,7 @@ def _variant(
         kind=job.kind,
         recipe=None if job.kind == "baseline" else str(job.loaded.path),
         onnx=f"variants/{job.name}/model.onnx",
-        onnx_bytes=each.onnx.stat().st_size,
+        onnx_bytes=each.onnx.path.stat().st_size,
         precision=job.precision,
         float32_nodes=list(each.float32_nodes),
         quantized_sites=len(quantized),
@@ -144,9 +140,10 @@ def engine_result(
     latencies: Timings,
     made: Mapping[str, str],
 ) -> EngineResult:
-    """One variant on one engine; what `result` is compared with are
-    the baselines `against` that have results and latencies of as many rounds."""
+    """One variant on one engine, compared with the baselines `against` that have results and
+    latencies of as many rounds."""
     batches = sorted(batch for variant, on, batch in latencies if (variant, on) == (name, engine))
+    plan = result.audited.plan
     return EngineResult(
         engine=engine,
         version=result.engine.version,
@@ -166,24 +163,24 @@ def engine_result(
         ],
         layers=[
             LayerRan(**vars(ran))
-            for ran in result.layers
+            for ran in result.audited.layers
         ],
         cannot_run=result.cannot_run,
-        kernels=len(result.plan.kernels) if result.plan else None,
-        traffic_bytes=result.plan.traffic if result.plan else None,
+        kernels=len(plan.kernels) if plan else None,
+        traffic_bytes=plan.traffic if plan else None,
         verdicts=[
             SiteVerdict(
                 site=v.site, where=v.where, promise=v.promise, verdict=v.kind, detail=v.detail
             )
-            for v in result.verdicts
+            for v in result.audited.verdicts
         ],
         made=dict(made),
-        findings=[LintFinding(**vars(finding)) for finding in result.findings],
+        findings=[LintFinding(**vars(finding)) for finding in result.audited.findings],
     )  # fmt: skip
 
 
 def _metric(
-    name: str, value: metrics.Measured, baselines: Mapping[str, Mapping[str, metrics.Measured]]
+    name: str, value: metrics.Score, baselines: Mapping[str, Mapping[str, metrics.Score]]
 ) -> MetricValue:
     known = metrics.METRICS.get(name)
     unit = known.unit if known else ""

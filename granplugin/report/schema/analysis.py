@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from granplugin.report.schema.parts import Machine, Number, Part
+from granplugin.report.schema.parts import Machine
+from granplugin.results.parts import Number, Part
 
 VERSION = 1
 ALL = "all"

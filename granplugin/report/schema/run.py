@@ -7,7 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from granplugin.report.schema.parts import Machine, Number, Part
+from granplugin.report.schema.parts import Machine
+from granplugin.results.agreed import Agreement
+from granplugin.results.parts import Number, Part
 
 VERSION = 1
 
@@ -146,22 +148,6 @@ class EngineResult(Part):
     @property
     def int8_layers(self) -> int:
         return sum(layer.precision in ("int8", "fp8") for layer in self.layers)
-
-
-class Agreement(Part):
-    """How far the oracle, ONNX Runtime (optimizations off) and modelopt's fake-quant agree, on
-    the values of every activation site and every weight."""
-
-    sites: int
-    values: int
-    oracle_differs: int = Field(description="Values where ONNX Runtime is not the oracle's: 0.")
-    modelopt_differs: int = Field(description="Values where modelopt rounds a tie the other way.")
-    modelopt_worst_steps: float = Field(description="Largest such difference, in steps.")
-    network_samples: int = Field(description="Samples for the two figures below.")
-    network_agreement: float | None = Field(
-        description="Percent of samples that modelopt's network and ONNX Runtime class the same."
-    )
-    network_sqnr_db: Number = Field(description="Of ONNX Runtime's outputs against modelopt's.")
 
 
 class VariantResult(Part):

@@ -7,8 +7,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from granplugin.report.schema.analysis import Analysis
-from granplugin.report.schema.parts import Machine, Part
+from granplugin.report.schema.parts import Machine
 from granplugin.report.schema.run import LintFinding
+from granplugin.results.parts import Part
 
 
 class SiteRow(Part):

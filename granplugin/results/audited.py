@@ -1,0 +1,56 @@
+"""What an audit says: a verdict on each row, and findings on what costs or is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["honoured", "degraded", "wrong", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an engine made of one row.
+
+    honoured: the layer's kernels multiply in the row's format, or, where its weight alone is
+    quantized, read it in the format; degraded: `detail` is fused-dequant (read in the format,
+    multiplied in float), weight-only (the input is float) or float; wrong: built although it is
+    known to be computed wrongly; unknown: the engine does not tell. `as_promised` is False where
+    the engine was to have it natively and does not.
+    """
+
+    site: str
+    where: str
+    promise: str | None
+    kind: Kind
+    detail: str
+
+    @property
+    def as_promised(self) -> bool:
+        return self.kind == "honoured" or (self.kind == "degraded" and self.promise != "native")
+
+
+WRONG = ("scale-broadcast", "uint8-zero-point")
+"""Codes of what computes wrong numbers; the others are advice."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that costs, or is wrong.
+
+    `code` is stable, a key of CODES; `layer` is the ONNX node, or the kernel where no node has it;
+    `where` is the rule's line, where there is a recipe. `says` is what it costs and `instead` what
+    to write; `bytes` are those that it moves for one batch, by the plan, None where that is not
+    known.
+    """
+
+    code: str
+    layer: str
+    where: str | None
+    says: str
+    instead: str
+    bytes: int | None = None
+
+    @property
+    def wrong(self) -> bool:
+        return self.code in WRONG

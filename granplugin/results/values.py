@@ -1,0 +1,124 @@
+"""What was built, audited, measured and timed: frozen values, of files and arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from granplugin.backends.base import Engine, LayerPrecision
+from granplugin.backends.engine_plan import EnginePlan
+from granplugin.backends.gpu import Clocks
+from granplugin.capabilities.legality import Written
+from granplugin.measures.metrics import Score
+from granplugin.measures.timing import Latency
+from granplugin.planning.plan import Plan, Row
+from granplugin.recipe.loaded import Loaded
+from granplugin.results.agreed import Agreement
+from granplugin.results.audited import Finding, Verdict
+
+FP32 = "fp32"
+"""The baseline that every run has, and the precision of a graph that nothing was converted in."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One variant to build: a baseline, a recipe, or a recipe's variant."""
+
+    name: str
+    kind: str
+    loaded: Loaded
+    plan: Plan
+    precision: str
+    """Of all that is not quantized."""
+    written: Mapping[str, Written] = field(default_factory=dict)
+    """Engine -> the plan as it is written for that engine."""
+
+    @property
+    def calibrated(self) -> tuple[Row, ...]:
+        """The rows of any file whose ranges are constants: the plan's, and those that engines get
+        in their place."""
+        files = [self.plan.rows, *(written.rows for written in self.written.values())]
+        found = dict.fromkeys(row for rows in files for row in rows)
+        return tuple(row for row in found if row.quantized and not row.dynamic)
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A variant's ONNX file, and the key of the decisions, ranges and floats it was made of."""
+
+    path: Path
+    key: str
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """A variant's ONNX file, with what is in it; `own` has the file of each engine that needs
+    another. All were made of `floats`, the marked float model, with these `ranges` (amax, None
+    where only zeros were seen). `float32_nodes` are computed in float32 in a file of float16: they
+    could overflow."""
+
+    job: Job
+    floats: Path
+    ranges: Mapping[Row, np.ndarray | None]
+    onnx: OnnxFile
+    amax: Mapping[str, np.ndarray]
+    zero_sites: tuple[str, ...]
+    agreement: Agreement | None
+    own: Mapping[str, OnnxFile]
+    float32_nodes: tuple[str, ...]
+
+    @property
+    def quantized(self) -> tuple[Row, ...]:
+        """The plan's rows that are quantized in the file: not those that only saw zeros."""
+        return tuple(r for r in self.job.plan.quantized if r.dynamic or r.site in self.amax)
+
+    def quantized_for(self, engine: str) -> tuple[Row, ...]:
+        """The rows that are quantized in what this engine is built of."""
+        rows = self.job.written.get(engine, self.job.plan).rows
+        return tuple(
+            r for r in rows if r.quantized and (r.dynamic or self.ranges.get(r) is not None)
+        )
+
+    def file(self, engine: str) -> OnnxFile:
+        """What this engine is built of."""
+        return self.own.get(engine, self.onnx)
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What an engine does with a variant: what each layer ran in, its kernels where it tells them,
+    and what they make of the variant's rows."""
+
+    layers: tuple[LayerPrecision, ...] = ()
+    plan: EnginePlan | None = None
+    verdicts: tuple[Verdict, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A variant on one engine: what the engine is and does, its outputs on all evaluation samples
+    and what they are worth (metric -> score) - none where it cannot run here, for the reason
+    `cannot_run`."""
+
+    engine: Engine
+    audited: Audited
+    cannot_run: str | None = None
+    outputs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    values: Mapping[str, Score] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A variant's latency at one batch size. The rest is for engines on a GPU: with its launches
+    in a CUDA `graph`, where they can be captured; how far apart two builds of one network were
+    (`build_spread`, as a part); and the GPU's clocks before and after.
+    """
+
+    latency: Latency
+    graph: Latency | None = None
+    build_spread: float = 0.0
+    clocks: tuple[Clocks, ...] = ()

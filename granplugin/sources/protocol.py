@@ -1,0 +1,100 @@
+"""What stages need of a network, whatever it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self
+
+import numpy as np
+
+from granplugin.calibration.statistics import Need, Statistics
+from granplugin.planning.plan import Plan
+from granplugin.quant.layers import Layer
+from granplugin.recipe.loaded import Loaded
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from granplugin.network.weight_facts import WeightFacts
+
+Batch = Mapping[str, np.ndarray]
+"""Input -> array with the samples on axis 0."""
+Outputs = dict[str, np.ndarray]
+"""Output -> array with the samples on axis 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFacts:
+    """What a layer holds: `parameters` are its own, bias included; `weight` where it has one."""
+
+    parameters: int
+    weight: WeightFacts | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unsited:
+    """Parts of one type that hold parameters and always stay float: embeddings, recurrences."""
+
+    type: str
+    modules: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkFacts:
+    """What a network holds: `parameters` counts each once, `layers` are by name."""
+
+    parameters: int
+    layers: Mapping[str, LayerFacts]
+    others: tuple[Unsited, ...]
+
+
+class Network(Protocol):
+    """A float network of which the recipe is; everything but its class is said in arrays, files and
+    values. An `example` is one small batch, of two samples or more."""
+
+    key: str
+    """A hash of everything its outputs depend on, the same in every process."""
+    input_names: tuple[str, ...]
+    """What it takes; empty where it takes any name."""
+
+    @classmethod
+    def open(cls, loaded: Loaded) -> Self:
+        """The recipe's network, ready to run. Raises ModelError, at the recipe's line."""
+
+    def layers(self, example: Batch) -> tuple[Layer, ...]:
+        """The layers, in the order they run, and what reads what. Raises ModelError, DataError."""
+
+    def untraced(self) -> tuple[Layer, ...]:
+        """As far as they can be told without running it."""
+
+    def facts(self, layers: Sequence[Layer]) -> NetworkFacts:
+        """What these layers, and what is no layer, hold."""
+
+    def outputs(self, batch: Batch) -> Outputs:
+        """The float outputs. Raises ModelError with what running it raised."""
+
+    def collect(
+        self, needs: Collection[Need], layers: Sequence[Layer], batches: Iterable[Batch]
+    ) -> Statistics:
+        """What is needed at each site, in one float pass over the batches. Raises ModelError."""
+
+    def export(self, layers: Sequence[Layer], example: Batch, path: Path) -> None:
+        """Write the float ONNX with a marker at each site (granplugin.network.export). Raises
+        ModelError."""
+
+    def quantized(
+        self,
+        plan: Plan,
+        amax: Mapping[str, np.ndarray],
+        layers: Sequence[Layer],
+        example: Batch,
+    ) -> Callable[[Batch], Outputs]:
+        """A copy with the plan's choices set, batch norms folded, as modelopt computes it; sites
+        without an amax that are not dynamic stay float. Raises ModelError."""
+
+    def module(self) -> nn.Module:
+        """The network as torch runs it, for what looks at it module by module (analyze). Raises
+        ModelError where it is none."""

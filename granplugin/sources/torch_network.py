@@ -1,0 +1,132 @@
+"""A network that the user's callable makes: a torch module, converted by modelopt when needed."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from granplugin.calibration.statistics import Need, Statistics
+from granplugin.network.batch_norms import fold_batch_norms
+from granplugin.network.export import export_float
+from granplugin.network.forward import call, flatten_outputs
+from granplugin.network.models import build_model, device, input_names, model_key
+from granplugin.network.modules import untraced
+from granplugin.network.trace import Traced, trace
+from granplugin.network.weight_facts import weight_facts
+from granplugin.planning.plan import Plan
+from granplugin.quant.layers import Layer
+from granplugin.recipe.loaded import Loaded, located
+from granplugin.sources.protocol import Batch, LayerFacts, NetworkFacts, Outputs, Unsited
+
+
+class TorchNetwork:
+    """A module on its device. What modelopt makes of it is made once, when first needed: importing
+    modelopt takes 7 s, and most second runs need no conversion."""
+
+    def __init__(self, model: nn.Module, key: str) -> None:
+        self.model, self.key = model, key
+        self.input_names = input_names(model)
+        self._converted: nn.Module | None = None
+
+    @classmethod
+    def open(cls, loaded: Loaded) -> Self:
+        with located(loaded, "device"):
+            where = device(loaded.recipe.device)
+        with located(loaded, "model", "callable"):
+            model = build_model(loaded.recipe.model, where)
+        return cls(model, model_key(loaded.recipe.model, model))
+
+    def layers(self, example: Batch) -> tuple[Layer, ...]:
+        return trace(self.model, self.tensors(example)).layers
+
+    def untraced(self) -> tuple[Layer, ...]:
+        return untraced(self.model)
+
+    def facts(self, layers: Sequence[Layer]) -> NetworkFacts:
+        known = {layer.name: self._facts(layer) for layer in layers}
+        others: dict[str, list[int]] = defaultdict(list)
+        for name, module in self.model.named_modules():
+            if name not in known and (count := _parameters(module)):
+                others[type(module).__name__].append(count)
+        return NetworkFacts(
+            sum(parameter.numel() for parameter in self.model.parameters()),
+            known,
+            tuple(Unsited(cls, len(counts), sum(counts)) for cls, counts in others.items()),
+        )
+
+    def _facts(self, layer: Layer) -> LayerFacts:
+        module = self.model.get_submodule(layer.name)
+        bn = self.model.get_submodule(layer.bn) if layer.bn else None
+        weight = weight_facts(module, bn, layer) if layer.weight_shape else None
+        return LayerFacts(_parameters(module), weight)
+
+    def outputs(self, batch: Batch) -> Outputs:
+        return self._outputs(self.model, batch)
+
+    def collect(
+        self, needs: Collection[Need], layers: Sequence[Layer], batches: Iterable[Batch]
+    ) -> Statistics:
+        from granplugin import modelopt_bridge
+
+        def loop(model: nn.Module) -> None:
+            for batch in batches:
+                call(model, self.tensors(batch))
+
+        skips = [layer.name for layer in layers if layer.skip_shape]
+        self._converted, seen = modelopt_bridge.convert(self.model, needs, loop, skips)
+        return seen
+
+    def export(self, layers: Sequence[Layer], example: Batch, path: Path) -> None:
+        from granplugin import modelopt_bridge
+
+        converted = self._convert(layers)
+        with modelopt_bridge.marked(converted):
+            export_float(converted, self.tensors(example), path)
+
+    def quantized(
+        self,
+        plan: Plan,
+        amax: Mapping[str, np.ndarray],
+        layers: Sequence[Layer],
+        example: Batch,
+    ) -> Callable[[Batch], Outputs]:
+        """The proof that folding did not change outputs is part of it (fold_batch_norms)."""
+        from granplugin import modelopt_bridge
+
+        # A recurrent layer holds this module, of which there is no copy.
+        model = copy.deepcopy(self._convert(layers), {id(torch._VF): torch._VF})
+        norms = {layer.name: layer.bn for layer in layers if layer.bn}
+        traced = Traced(tuple(layers), norms, {}, {})
+        fold_batch_norms(model, traced, plan.folded, self.tensors(example))
+        rows = [replace(r, bn=None) for r in plan.quantized if r.site in amax or r.dynamic]
+        modelopt_bridge.load_amax(model, rows, amax)
+        return lambda batch: self._outputs(model, batch)
+
+    def module(self) -> nn.Module:
+        return self.model
+
+    def tensors(self, batch: Batch) -> dict[str, Tensor]:
+        """A batch where the model is."""
+        where = next(self.model.parameters(), torch.empty(0)).device
+        return {name: torch.as_tensor(array).to(where) for name, array in batch.items()}
+
+    def _convert(self, layers: Sequence[Layer]) -> Any:
+        if self._converted is None:
+            self.collect((), layers, ())
+        return self._converted
+
+    def _outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        tensors = flatten_outputs(call(model, self.tensors(batch)))
+        return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters(recurse=False))
