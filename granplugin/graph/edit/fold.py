@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from granplugin.errors import ModelError
+from granplugin.graph.edit.contract import Before, contract, gone
 from granplugin.graph.edit.nodes import (
     add_constant,
     bypass,
@@ -15,6 +16,7 @@ from granplugin.graph.edit.nodes import (
     is_marker,
     markers,
     only_user,
+    scope_of,
     site_of,
 )
 from granplugin.planning.plan import Row
@@ -23,11 +25,29 @@ from granplugin.quant import folding
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
+def _requires(graph: ir.Graph, rows: Sequence[Row]) -> str | None:
+    unnamed = next((row for row in rows if row.bn == "fold" and not row.bn_name), None)
+    return unnamed and f"{unnamed.site} has a batch norm to fold, without a name"
+
+
+def _ensures(before: Before, result: None, graph: ir.Graph, rows: Sequence[Row]) -> str | None:
+    folded = {row.bn_name for row in rows if row.bn == "fold"}
+    quantized = {row.observed for row in rows if row.quantized}
+    if lost := next((site for site in gone(before, graph) if site in quantized), None):
+        return f"{lost} has lost a marker"
+    for node in graph:
+        if node.op_type == "BatchNormalization" and scope_of(node) in folded:
+            return f"{node.name} is still there"
+    return None
+
+
+@contract(_requires, _ensures)
 def fold_batch_norms(graph: ir.Graph, rows: Sequence[Row]) -> None:
     """Fold, in place, the batch norm of each layer whose rows say so.
 
-    The markers between the layer and its batch norm go, the one behind the batch norm stays.
-    Raises ModelError where the graph does not have the two in a row.
+    Requires that rows with bn: fold name their batch norm. Ensures that none of these is left, and
+    that no marker of a quantized row goes (those between a layer and its batch norm do). Raises
+    ModelError where the graph does not have the two in a row.
     """
     folded = {row.layer: row.bn_name for row in rows if row.bn == "fold"}
     if folded:
@@ -90,7 +110,7 @@ def _fold(
     if (
         after is None
         or after.op_type != "BatchNormalization"
-        or after.name.rpartition("/")[0] != bn_name
+        or scope_of(after) != bn_name
         or quantized.intersection(map(site_of, between))
     ):
         raise ModelError(
@@ -133,4 +153,4 @@ def _bias_add(matmul: ir.Node) -> ir.Node | None:
     add = only_user(matmul.outputs[0])
     if add is None or add.op_type != "Add" or constant(add.inputs[1]) is None:
         return None
-    return add if add.name.rpartition("/")[0] == matmul.name.rpartition("/")[0] else None
+    return add if scope_of(add) == scope_of(matmul) else None

@@ -30,6 +30,11 @@ def site_of(marker: ir.Node) -> str:
     return marker.attributes["site"].as_string()
 
 
+def scope_of(node: ir.Node) -> str:
+    """The module a node is of."""
+    return (node.name or "").rpartition("/")[0]
+
+
 def markers(graph: ir.Graph) -> Iterator[ir.Node]:
     """All markers, in the order of computation."""
     return filter(is_marker, list(graph.all_nodes()))
@@ -52,7 +57,11 @@ def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 
 
 def replace(old: ir.Value, new: ir.Value) -> None:
-    """Let everything that reads `old` read `new`; the graph's outputs keep their names."""
+    """Let everything that reads `old` read `new`; the graph's outputs keep their names.
+
+    (onnx_ir's OutputFixPass would give an input that is an output a new name, and leaves a constant
+    that is one.)
+    """
     if old.is_graph_output():
         name = old.name
         if new.is_graph_input() or new.is_graph_output() or new.is_initializer():
@@ -67,7 +76,13 @@ def replace(old: ir.Value, new: ir.Value) -> None:
 
 
 def bypass(node: ir.Node) -> None:
-    """Take out a node; its readers read its first input."""
+    """Take out a node; its readers read its first input.
+
+    Requires that it is in a graph and has one output, for which the input can stand. Ensures that
+    it is in none. Raises PreconditionError.
+    """
+    if len(node.outputs) != 1 or not node.inputs or node.inputs[0] is None or node.graph is None:
+        raise ir.passes.PreconditionError(f"{node.name} has no one output with an input for it")
     replace(node.outputs[0], node.inputs[0])
     node.graph.remove(node, safe=True)
 

@@ -10,15 +10,34 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from granplugin.graph.edit.contract import Before, contract, gone
 from granplugin.graph.edit.nodes import bypass, constant, is_marker, only_user, site_of
 from granplugin.planning.plan import Row
 
 
+def _requires(graph: ir.Graph, rows: Mapping[str, Row]) -> str | None:
+    other = next((site for site, row in rows.items() if row.observed != site), None)
+    return other and f"{other} is not where {rows[other].site} is observed"
+
+
+def _ensures(before: Before, result: None, graph: ir.Graph, rows: Mapping[str, Row]) -> str | None:
+    if lost := gone(before, graph):
+        return f"{lost[0]} has lost a marker"
+    for node in graph:
+        if node.op_type == "Pad":
+            pads = constant(node.inputs[1])
+            if pads is not None and not pads.any():
+                return f"{node.name} pads by nothing and is still there"
+    return None
+
+
+@contract(_requires, _ensures)
 def merge_pads(graph: ir.Graph, rows: Mapping[str, Row]) -> None:
     """Move zero Pads, in place, where it is exact; `rows` are the quantized ones by marker.
 
     Exact means: all between the Pad and the convolution are markers, nothing else reads the
-    padded tensor, and no scale depends on a place in it. A Pad by nothing goes anyway.
+    padded tensor, and no scale depends on a place in it. Requires that each row is under the marker
+    where it is observed. Ensures that no Pad by nothing is left; all markers stay.
     """
     for node in list(graph.all_nodes()):
         if node.op_type == "Pad":

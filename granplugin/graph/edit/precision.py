@@ -20,6 +20,7 @@ from onnxruntime.transformers import float16
 
 from granplugin.graph import reference
 from granplugin.graph.names import CASTS
+from granplugin.graph.edit.contract import seam, unsound
 from granplugin.graph.edit.nodes import replace, unique
 
 DTYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -78,9 +79,36 @@ def _between(size: np.ndarray) -> np.ndarray:
     return (size > LARGEST) & (size < INFINITE)
 
 
+def _requires(
+    path: Path, precision: str, sites: Collection[str], keep: Collection[str]
+) -> str | None:
+    return None if precision in DTYPES else f"{precision} is none of {', '.join(DTYPES)}"
+
+
+def _ensures(
+    result: ir.Model, path: Path, precision: str, sites: Collection[str], keep: Collection[str]
+) -> str | None:
+    graph, low = result.graph, set(DTYPES.values())
+    if why := unsound(graph):
+        return why
+    for value in (*graph.inputs, *graph.outputs):
+        if value.dtype in low:
+            return f"{value.name} is {value.dtype}"
+    for node in graph:
+        if node.op_type in _QDQ and node.inputs[1].dtype != _FLOAT:
+            return f"the scale of {node.name} is {node.inputs[1].dtype}"
+    other = low - {DTYPES[precision]}
+    held = next((v.name for v in graph.initializers.values() if v.dtype in other), None)
+    return held and f"{held} is not in {precision}"
+
+
+@seam(_requires, _ensures)
 def convert(path: Path, precision: str, sites: Collection[str], keep: Collection[str]) -> ir.Model:
-    """The float32 file with its float part in `precision`, fp16 or bf16; inputs and outputs stay
-    float32. `sites` are those of its rows, whose arithmetic stays float32, as do the nodes `keep`.
+    """The float32 file with its float part in `precision`, fp16 or bf16.
+
+    `sites` are those of its rows, whose arithmetic stays float32, as do the nodes `keep`. Requires
+    one of DTYPES. Ensures that inputs, outputs and the scales of Q/DQ are float32 still, and that
+    constants are in no other low precision.
     """
     model = onnx.load(path)
     blocked = {

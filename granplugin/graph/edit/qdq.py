@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from granplugin.graph.edit.additions import Additions
+from granplugin.graph.edit.contract import Before, contract, misfit
 from granplugin.graph.edit.fold import fold_batch_norms, weight_at
 from granplugin.graph.edit.lowering import lower
 from granplugin.graph.methods import How
@@ -19,7 +20,9 @@ from granplugin.graph.edit.nodes import (
     DOMAIN,
     bypass,
     markers,
+    only_user,
     replace,
+    scope_of,
     site_of,
 )
 from granplugin.graph.edit.pads import merge_pads
@@ -50,18 +53,54 @@ def insert(
     wanted = [row for row in rows if row.quantized and (row.dynamic or row.site in ranged)]
     merge_pads(graph, {row.observed: row for row in wanted})
     additions = Additions(graph)
-    wanted, amax = lower(additions, wanted, amax, how)
-    by_site = {row.observed: row for row in wanted}
+    write_pairs(additions, *lower(additions, wanted, amax, how))
+    model.opset_imports.pop(DOMAIN, None)
+    passes.RemoveUnusedNodesPass()(model)
+    return model
+
+
+def _requires(
+    additions: Additions, rows: Sequence[Row], amax: Mapping[str, np.ndarray]
+) -> str | None:
+    marked = {site_of(marker) for marker in markers(additions.graph)}
+    here = [row for row in rows if row.observed in marked]
+    dynamic = next((row.site for row in here if row.dynamic), None)
+    return f"{dynamic} is dynamic" if dynamic else misfit(here, amax)
+
+
+def _ensures(
+    before: Before,
+    result: None,
+    additions: Additions,
+    rows: Sequence[Row],
+    amax: Mapping[str, np.ndarray],
+) -> str | None:
+    if left := next(markers(additions.graph), None):
+        return f"{site_of(left)} has a marker still"
+    scopes = {row.site for row in rows}
+    for node in additions.graph:
+        if node.op_type == "QuantizeLinear" and scope_of(node) in scopes:
+            after = only_user(node.outputs[0])
+            if after is None or after.op_type != "DequantizeLinear":
+                return f"{node.name} is not followed by one DequantizeLinear"
+    return None
+
+
+@contract(_requires, _ensures)
+def write_pairs(additions: Additions, rows: Sequence[Row], amax: Mapping[str, np.ndarray]) -> None:
+    """Q/DQ, in place, in the markers' place: that of the row observed there, or nothing.
+
+    Requires that each row with a marker is not dynamic and has an amax for each of its blocks.
+    Ensures that no marker is left, and that each QuantizeLinear is read by one DequantizeLinear.
+    """
+    by_site = {row.observed: row for row in rows}
     writer = _Writer(additions)
-    for marker in markers(graph):
+    for marker in markers(additions.graph):
         row = by_site.get(site_of(marker))
         if row is None:
             bypass(marker)
         else:
             writer.quantize(marker, row, amax[row.site])
-    model.opset_imports.pop(DOMAIN, None)
-    passes.RemoveUnusedNodesPass()(model)
-    return model
 
 
 def _layout(row: Row, scale: np.ndarray) -> tuple[np.ndarray, dict[str, int], Shape | None]:

@@ -14,16 +14,51 @@ import numpy as np
 import onnx_ir as ir
 
 from granplugin.graph.edit.additions import Additions
+from granplugin.graph.edit.contract import Before, contract, gone, misfit
 from granplugin.graph.edit.lowering.division import Divisions, undivided
 from granplugin.graph.methods import How, methods
 from granplugin.graph.edit.lowering.row_scale import scale_rows
 from granplugin.graph.edit.lowering.simulated import multiply_back, simulate
 from granplugin.graph.edit.lowering.weights import WEIGHT_PASSES, change_weight
-from granplugin.graph.edit.nodes import markers, site_of
+from granplugin.graph.edit.nodes import markers, scope_of, site_of
 from granplugin.planning.plan import Row
 from granplugin.quant.formats import FORMATS, scale_of
 
 
+def _requires(
+    additions: Additions,
+    rows: Sequence[Row],
+    amax: Mapping[str, np.ndarray],
+    how: Mapping[str, How],
+) -> str | None:
+    if why := misfit(rows, amax):
+        return why
+    folded = {row.bn_name for row in rows if row.bn == "fold"}
+    for node in additions.graph:
+        if node.op_type == "BatchNormalization" and scope_of(node) in folded:
+            return f"{node.name} is not folded yet"
+    return None
+
+
+def _ensures(
+    before: Before,
+    left: tuple[Sequence[Row], Mapping[str, np.ndarray]],
+    additions: Additions,
+    rows: Sequence[Row],
+    amax: Mapping[str, np.ndarray],
+    how: Mapping[str, How],
+) -> str | None:
+    kept, ranges = left
+    marked = {site_of(marker) for marker in markers(additions.graph)}
+    for row in kept:
+        if row.dynamic and row.observed in marked:
+            return f"{row.site} is dynamic still"
+    if lost := {row.observed for row in kept}.intersection(gone(before, additions.graph)):
+        return f"{min(lost)} has lost a marker"
+    return misfit([row for row in kept if row.observed in marked], ranges)
+
+
+@contract(_requires, _ensures)
 def lower(
     additions: Additions,
     rows: Sequence[Row],
@@ -32,8 +67,10 @@ def lower(
 ) -> tuple[Sequence[Row], Mapping[str, np.ndarray]]:
     """Edit the marked graph, in place, where `how` (by row.site) or a dynamic row asks for it.
 
-    `rows` are all that are quantized, batch norms folded. Returned are the rows and amax that are
-    left to write as Q/DQ. Raises ModelError for what cannot be made as asked.
+    `rows` are all that are quantized. Returned are the rows and amax that are left to write as
+    Q/DQ. Requires that batch norms are folded and that each row that is not dynamic has an amax for
+    each of its blocks. Ensures the same of what is left, of which no row is dynamic, and that its
+    markers stay. Raises ModelError for what cannot be made as asked.
     """
     chosen = methods(rows, how)
     if not chosen:

@@ -26,6 +26,15 @@ def undivided(row: Row, cells: np.ndarray | None) -> tuple[Row, np.ndarray]:
     return dataclasses.replace(row, block=row.shape, dynamic=False), amax
 
 
+def divided(additions: Additions, marker: ir.Node, row: Row, scale: ir.Value) -> str | None:
+    """None where the marker reads a quotient by `scale`, else a sentence: what the edits behind a
+    division require."""
+    div = marker.inputs[0].producer()
+    if div is None or div.op_type != "Div" or div.inputs[1] is not scale:
+        return f"what {row.site} marks is not divided by its scales"
+    return None
+
+
 class Divisions:
     """Divides in front of markers, a tensor by the same scales once: layers that read one tensor
     alike (q, k, v) then share its Q/DQ."""

@@ -13,13 +13,33 @@ import onnx_ir as ir
 
 from granplugin.errors import ModelError
 from granplugin.graph.edit.additions import Additions
+from granplugin.graph.edit.contract import seam
+from granplugin.graph.edit.lowering.division import divided
 from granplugin.graph.edit.lowering.products import products
-from granplugin.graph.edit.nodes import constant, replace
+from granplugin.graph.edit.nodes import constant, only_user, replace
 from granplugin.planning.plan import Row
 
 
+def _scaled(
+    result: None, additions: Additions, marker: ir.Node, row: Row, scale: ir.Value
+) -> str | None:
+    for node, _ in marker.outputs[0].uses():
+        mul = only_user(node.outputs[0])
+        if mul is None or mul.op_type != "Mul" or mul.inputs[1] is not scale:
+            return f"{node.name} is read without the scales of {row.site}"
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            return f"{node.name} adds its bias before the scales of {row.site}"
+    return None
+
+
+@seam(divided, _scaled)
 def scale_rows(additions: Additions, marker: ir.Node, row: Row, scale: ir.Value) -> None:
-    """Multiply each product of the marked tensor by `scale`, in place. Raises ModelError."""
+    """Multiply each product of the marked tensor by `scale`, in place.
+
+    Requires that the marker reads the quotient by `scale`. Ensures that each node that reads the
+    marker has no bias and is read by the multiplication by `scale` alone. Raises ModelError for
+    readers that are no products, and for a bias that is computed.
+    """
     for node in products(marker, row):
         product = node.outputs[0]
         scaled = result = additions.node(row.layer, "Mul", [product, scale], after=node)

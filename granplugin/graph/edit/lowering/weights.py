@@ -18,6 +18,7 @@ import onnx_ir as ir
 from granplugin.calibration.statistics import find_amax
 from granplugin.errors import ModelError
 from granplugin.graph.edit.additions import Additions
+from granplugin.graph.edit.contract import misfit, seam
 from granplugin.graph.edit.fold import weight_at
 from granplugin.graph.methods import Method, spread, transposed, unit_of
 from granplugin.graph.edit.lowering.products import check_readers
@@ -28,6 +29,43 @@ from granplugin.quant.granularity import Shape
 _SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
 
 
+def _fits(
+    additions: Additions,
+    method: Method,
+    row: Row,
+    cells: np.ndarray,
+    inputs: Sequence[ir.Node],
+    weight_row: Row,
+    weights: Sequence[ir.Node],
+    amax: Mapping[str, np.ndarray],
+) -> str | None:
+    if method not in WEIGHT_PASSES:
+        return f"{method} changes no weight"
+    if cells.shape != row.grid:
+        return f"{row.site} has scales of shape {cells.shape}, not {row.grid}"
+    return misfit([weight_row], amax)
+
+
+def _changed(
+    result: tuple[Row, np.ndarray],
+    additions: Additions,
+    method: Method,
+    row: Row,
+    cells: np.ndarray,
+    inputs: Sequence[ir.Node],
+    weight_row: Row,
+    weights: Sequence[ir.Node],
+    amax: Mapping[str, np.ndarray],
+) -> str | None:
+    changed, ranges = result
+    if len({marker.inputs[0] for marker in weights}) != 1:
+        return f"the markers of {weight_row.site} read several weights"
+    if weight_at(weights[0]).shape != changed.shape:
+        return f"{weight_row.site} has another shape"
+    return misfit([changed], {changed.site: ranges})
+
+
+@seam(_fits, _changed)
 def change_weight(
     additions: Additions,
     method: Method,
@@ -42,7 +80,9 @@ def change_weight(
     being the input's scales.
 
     `inputs` and `weights` are the two rows' markers. Returned are the weight's row and amax.
-    Raises ModelError where the two do not meet in the same products.
+    Requires a method of WEIGHT_PASSES, scales for each block of the input and an amax for each of
+    the weight. Ensures that the weight's markers read one weight of its shape, and the same of the
+    amax returned. Raises ModelError where the two do not meet in the same products.
     """
     check_readers(row, inputs, weights)
     weight = weight_at(weights[0])
