@@ -1,0 +1,114 @@
+"""The named, versioned defaults: what a layer gets before any rule."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, WithJsonSchema
+
+from granplugin.quant.calibrators import Calibrator
+from granplugin.quant.granularity import ROLES, PerChannel, PerTensor
+from granplugin.quant.layers import BATCH_NORMS, CONVOLUTIONS, WEIGHTED, Layer
+from granplugin.recipe.decisions import Decision
+from granplugin.recipe.settings import Settings
+from granplugin.suggest import did_you_mean
+
+_MAX = Calibrator("max")
+_PER_TENSOR = Settings(format="int8", granularity=PerTensor(), calibrator=_MAX)
+_NOTHING = Decision()
+_TENSORRT = Decision(
+    weight=_PER_TENSOR.model_copy(update={"granularity": PerChannel()}),
+    input=_PER_TENSOR,
+    bn="fold",
+)
+_TENSORRT_CONV = _TENSORRT.model_copy(update={"skip": _PER_TENSOR})
+_TENSORRT_GROUPED = Decision(weight=_PER_TENSOR, input=_PER_TENSOR, bn="fold")
+_MODELOPT = Decision(
+    weight=_PER_TENSOR.model_copy(update={"granularity": PerChannel(axis=0)}),
+    input=_PER_TENSOR,
+    bn="keep",
+)
+_MODELOPT_PASSIVE = Decision(input=_PER_TENSOR)
+
+
+def tensorrt_11(layer: Layer) -> Decision:
+    """TensorRT 11's placement rules: of weighted layers, inputs per_tensor and weights per_channel
+    on the output channels (per_tensor where no axis has them), max; the skip inputs of residual
+    adds behind convolutions per_tensor; pools and norms float; batch norms folded, as the engine
+    does. Behind linear layers skip inputs stay float: the rule is about the INT8 epilogue of a
+    convolution, NVIDIA's own ResNet quantizes the identity and nothing more, and its ONNX
+    quantizer takes for residual only what a convolution is added to.
+
+    Source: NVIDIA TensorRT documentation, "Explicit Quantization", placement recommendations;
+    pytorch-quantization's models/resnet.py (_residual_quantizer); modelopt 0.47's
+    onnx/quantization/graph_utils.py (build_non_residual_input_map).
+    """
+    if layer.type not in WEIGHTED:
+        return _NOTHING
+    if layer.channel_axis("weight") is None:
+        return _TENSORRT_GROUPED
+    return _TENSORRT_CONV if layer.type in CONVOLUTIONS else _TENSORRT
+
+
+def modelopt_0_47(layer: Layer) -> Decision:
+    """modelopt 0.47's INT8_DEFAULT_CFG as it is: weights per_channel on axis 0 (for a transposed
+    convolution the *input* channels), every input per_tensor - pools and norms too - except of
+    batch norms, LeakyReLU and names it excludes; batch norms kept."""
+    if layer.type in BATCH_NORMS or layer.type == "LeakyReLU" or _modelopt_excludes(layer):
+        return _NOTHING
+    return _MODELOPT if layer.type in WEIGHTED else _MODELOPT_PASSIVE
+
+
+# The patterns of modelopt's default_disabled_quantizers that are about names.
+_MODELOPT_EXCLUDED = (
+    "*block_sparse_moe.gate*", "*linear_attn.conv1d*", "*self_attention.conv1d*",
+    "*linear_attn.in_proj_a*", "*linear_attn.in_proj_b*", "*lm_head*", "*mixer.conv1d*",
+    "*mlp.gate.*", "*mlp.shared_expert_gate.*", "*output_layer*", "*proj_out.*", "*router*",
+    "mtp.*", "output.*", "*embed_vision*", "*vision_tower*", "*visual*", "*vision_model*",
+    "*multi_modal_projector*",
+)  # fmt: skip
+
+
+def _modelopt_excludes(layer: Layer) -> bool:
+    quantizer = f"{layer.name}.input_quantizer"
+    return any(fnmatch.fnmatchcase(quantizer, glob) for glob in _MODELOPT_EXCLUDED)
+
+
+PRESETS: dict[str, Callable[[Layer], Decision]] = {
+    "tensorrt@11": tensorrt_11,
+    "modelopt@0.47": modelopt_0_47,
+}
+DEFAULT = "tensorrt@11"
+"""What a layer gets before any rule, where a recipe does not say."""
+
+
+def spelt_out(decision: Decision) -> Callable[[Layer], Decision]:
+    """Defaults written per role: what is not said of a role named is int8, per_tensor, max."""
+    roles = {
+        role: _PER_TENSOR.model_copy(update={k: v for k, v in given if v is not None})
+        for role in ROLES
+        if (given := getattr(decision, role)) is not None
+    }
+    complete = decision.model_copy(update=roles)
+    return lambda layer: complete if layer.type in WEIGHTED else _NOTHING
+
+
+def _defaults(value: Any) -> Any:
+    if isinstance(value, str) and value not in PRESETS:
+        raise ValueError(f"unknown defaults {value!r}{did_you_mean(value, PRESETS)}")
+    if not isinstance(value, (str, dict, Decision)):
+        raise ValueError(
+            f"defaults are a preset ({', '.join(PRESETS)}) or weight:, input: ... keys"
+        )
+    return value if isinstance(value, (str, Decision)) else Decision.model_validate(value)
+
+
+DefaultsKey = Annotated[
+    str | Decision,
+    BeforeValidator(
+        _defaults,
+        json_schema_input_type=Annotated[str, WithJsonSchema({"enum": list(PRESETS)})] | Decision,
+    ),
+]
