@@ -10,7 +10,7 @@ from torch import nn
 
 from granplugin.network.trace import trace
 from granplugin.planning.plan import make_plan
-from granplugin.planning.presets import _MODELOPT_EXCLUDED
+from granplugin.recipe.presets import _MODELOPT_EXCLUDED
 from granplugin.recipe.load import load_recipe
 
 

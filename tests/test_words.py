@@ -11,7 +11,7 @@ from granplugin import backends, capabilities
 from granplugin.capabilities.table import Formats, Rule
 from granplugin.engines import AUDITED, ENGINES, EXPORTED, PRECISIONS, REFERENCE, TARGETS, taking
 from granplugin.measures.metrics import METRICS
-from granplugin.planning.presets import PRESETS
+from granplugin.recipe.presets import PRESETS
 from granplugin.quant.formats import FORMATS
 from granplugin.quant.granularity import GRANULARITIES
 from granplugin.recipe.build import Build

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from granplugin.engines import AUDITED
 from granplugin.recipe.forms import RecipeForm
 from granplugin.recipe.load import load_recipe
 from granplugin.recipe.loaded import Loaded
@@ -99,7 +100,7 @@ def analyze(
 
 def audit(
     onnx: str | Path,
-    backend: str = "tensorrt_rtx",
+    backend: str = AUDITED[0],
     *,
     layers: str | Path | None = None,
     profile: str | Path | None = None,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from granplugin.backends.engine_plan import EngineLayer, EngineTensor
 from granplugin.backends.nvidia.kernels import LOW, Kernels, multiplies
+from granplugin.backends.nvidia.libraries import LIBRARIES
 from granplugin.graph.read.found import Found, Operand
 from granplugin.graph.read.graph import quantizes
 from granplugin.results.audited import Finding
@@ -27,7 +28,8 @@ class _Case:
     """A graph and its plan, with what several checks look up."""
 
     def __init__(self, library: str, found: Found, kernels: Kernels, where: dict[str, str]) -> None:
-        self.library, self.found, self.kernels, self.where = library, found, kernels, where
+        self.library, self.where = LIBRARIES[library], where
+        self.found, self.kernels = found, kernels
         self.graph = found.graph
         self.by_node: dict[str, dict[str, Operand]] = defaultdict(dict)
         for operand in found.operands:
@@ -110,7 +112,7 @@ def _fp32_output(case: _Case) -> Iterator[Finding]:
                     f"it writes FP32 in an {case.found.precision.upper()} graph, for a second kernel "
                     "to scale",
                     "write weight: per_tensor, with bn: keep where its batch norm is folded"
-                    if fine and case.library == "tensorrt_rtx"
+                    if fine and case.library.scales_in_second_kernel
                     else "write format: float for the layer",
                     None if held is None else held // 2,
                 )  # fmt: skip
@@ -205,7 +207,7 @@ def _float_skip(case: _Case) -> Iterator[Finding]:
         skip = [name for name in node.input if name not in branch]
         if len(branch) != 1 or len(skip) != 1:
             continue
-        pays = case.library == "tensorrt" or _pays_on_rtx(case, branch[0], skip[0])
+        pays = case.library.reads_any_skip or _is_read(case, branch[0], skip[0])
         if pays and _next_is_quantized(case, node.output[0]):
             yield case.find(
                 "float-residual", node.name,
@@ -215,7 +217,7 @@ def _float_skip(case: _Case) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _pays_on_rtx(case: _Case, branch: str, skip: str) -> bool:
+def _is_read(case: _Case, branch: str, skip: str) -> bool:
     """TensorRT-RTX reads a skip in 8 bits where a layer reads it through the same Q/DQ, and only in
     the kernel behind a weight with several scales (bench/rtx.py: ResNet-50 moves 115 MB with and
     127 without; with per_tensor weights 89 with and 75 without)."""
@@ -226,14 +228,15 @@ def _pays_on_rtx(case: _Case, branch: str, skip: str) -> bool:
 
 def _scalar(case: _Case) -> Iterator[Finding]:
     for operand in case.found.operands:
-        if operand.one_d and operand.op_type == "Conv" and operand.row.role == "input":
-            if case.library == "tensorrt_rtx":
-                yield case.find(
-                    "scale-shape-1", operand.node,
-                    "the scale of its input has shape [1], and TensorRT-RTX then runs it in float",
-                    "write the scale as a scalar, of shape [], as granplugin does",
-                    role="input",
-                )  # fmt: skip
+        wide = operand.one_d and case.library.vector_scale_is_float
+        if wide and operand.op_type == "Conv" and operand.row.role == "input":
+            yield case.find(
+                "scale-shape-1", operand.node,
+                f"the scale of its input has shape [1], and {case.library.title} then runs it in "
+                "float",
+                "write the scale as a scalar, of shape [], as granplugin does",
+                role="input",
+            )  # fmt: skip
 
 
 def _fp32_scales(case: _Case) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from granplugin.engines import ENGINES, taking
 from granplugin.errors import RecipeError
 from granplugin.graph.methods import How
 from granplugin.planning.plan import Plan, Row
-from granplugin.planning.presets import PRESETS
+from granplugin.recipe.presets import PRESETS
 from granplugin.quant.granularity import coarser
 from granplugin.quant.layers import MULTIPLIED, WEIGHTED, Layer
 from granplugin.recipe.schema import Recipe

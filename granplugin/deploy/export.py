@@ -6,7 +6,6 @@ and promises that the audit holds them against.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -35,7 +34,7 @@ from granplugin.results.values import Built
 from granplugin.runs.build_options import check_build, options_of
 from granplugin.runs.session import Session
 from granplugin.runs.variants import build_variant, calibrate, plan_jobs
-from granplugin.store.keys import content_key
+from granplugin.store.keys import content_key, file_sha256, text_sha256
 from granplugin.store.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -148,7 +147,7 @@ def _write_variant(folder: Path, each: Built, session: Session, engine: str) -> 
     (own / "plan.json").write_text(plan)
     # Where the recipe lies, and which line says it, is no part of what was decided.
     rows = [{**row_json(row), "where": None} for row in each.job.plan.rows]
-    return ManifestVariant(onnx_sha256=_sha256(own / "model.onnx"), plan_key=content_key(rows))
+    return ManifestVariant(onnx_sha256=file_sha256(own / "model.onnx"), plan_key=content_key(rows))
 
 
 def _write_inputs(folder: Path, data: Batches, samples: int | None, low: int) -> list[int]:
@@ -193,7 +192,7 @@ def _known(session: Session, built: Sequence[Built], manifest: Manifest) -> Expo
         job = each.job
         written = job.written.get(engine, Written(()))
         variants[job.name] = ExportedVariant(
-            model_sha256=_sha256(each.onnx.path),
+            model_sha256=file_sha256(each.onnx.path),
             rows=[asdict(row) | {"calibrator": None} for row in each.quantized],
             promises={site: asdict(promise) for site, promise in written.promises.items()},
             made=dict(written.made),
@@ -217,12 +216,7 @@ def _dtype(value: onnx.ValueInfoProto) -> str:
     return onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _folder_sha256(folder: Path) -> str:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    found = [[path.relative_to(folder).as_posix(), _sha256(path)] for path in files]
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    found = [[path.relative_to(folder).as_posix(), file_sha256(path)] for path in files]
+    return text_sha256(json.dumps(found))

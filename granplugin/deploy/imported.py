@@ -6,7 +6,6 @@ apply of the same recipe enters them again; what was built of another ONNX file 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -32,6 +31,7 @@ from granplugin.report.build.run import engine_result
 from granplugin.report.schema.run import Report
 from granplugin.report.show import as_markdown
 from granplugin.results.values import Audited, Measured, Timing
+from granplugin.store.keys import file_sha256
 from granplugin.store.run_folder import RunFolder
 from granplugin.suggest import did_you_mean
 
@@ -466,14 +466,11 @@ def _onnx(run: RunFolder, exported: Exported, variant: str) -> Path | None:
     """The run's file that this variant's engine was built of, if it is still the exported one."""
     folder = run.path / "variants" / variant
     lowered, model = folder / f"{exported.manifest.engine}.onnx", folder / "model.onnx"
-    if _sha256(model) != exported.variants[variant].model_sha256:
+    if not _has(model, exported.variants[variant].model_sha256):
         return None
     wanted = exported.manifest.variants[variant].onnx_sha256
-    return next((path for path in (lowered, model) if _sha256(path) == wanted), None)
+    return next((path for path in (lowered, model) if _has(path, wanted)), None)
 
 
-def _sha256(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _has(path: Path, sha256: str) -> bool:
+    return path.is_file() and file_sha256(path) == sha256

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from granplugin.errors import RecipeError, UserError
-from granplugin.planning.presets import PRESETS, spelt_out
+from granplugin.recipe.presets import PRESETS, spelt_out
 from granplugin.quant.calibrators import Calibrator, refusal
 from granplugin.quant.granularity import (
     DoesNotApply,

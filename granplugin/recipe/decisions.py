@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from granplugin.quant.granularity import ROLES
 from granplugin.recipe.match import MatchKey
 from granplugin.recipe.settings import FormatKey, SettingsKey
 from granplugin.recipe.strict import Strict, list_of, one_of
-from granplugin.suggest import did_you_mean
 
-PRESETS = ("tensorrt@11", "modelopt@0.47")
 WAYS = ("error", "lower", "coarsen", "simulate", "float")
 OnUnsupported = Annotated[list_of(one_of("choice", WAYS)), AfterValidator(tuple)]
 """The first of these that can be done is."""
@@ -87,22 +85,3 @@ class Variant(Strict):
         default={}, description="Keys to change: `rules.<id>.weight: per_tensor`, `defaults: ...`."
     )
     rules: list[Rule] = Field(default=[], description="Rules to add behind the others.")
-
-
-def _defaults(value: Any) -> Any:
-    if isinstance(value, str) and value not in PRESETS:
-        raise ValueError(f"unknown defaults {value!r}{did_you_mean(value, PRESETS)}")
-    if not isinstance(value, (str, dict, Decision)):
-        raise ValueError(
-            f"defaults are a preset ({', '.join(PRESETS)}) or weight:, input: ... keys"
-        )
-    return value if isinstance(value, (str, Decision)) else Decision.model_validate(value)
-
-
-DefaultsKey = Annotated[
-    str | Decision,
-    BeforeValidator(
-        _defaults,
-        json_schema_input_type=Annotated[str, WithJsonSchema({"enum": list(PRESETS)})] | Decision,
-    ),
-]

@@ -15,14 +15,13 @@ from granplugin.recipe.analyze import Analyze
 from granplugin.recipe.build import Build
 from granplugin.recipe.data import DataSpec
 from granplugin.recipe.decisions import (
-    PRESETS,
-    DefaultsKey,
     OnUnsupported,
     Rule,
     SharesKey,
     Variant,
 )
 from granplugin.recipe.model import ModelSpec
+from granplugin.recipe.presets import DEFAULT, PRESETS, DefaultsKey
 from granplugin.recipe.strict import Callable, File, Strict, at_key, list_of, one_of
 
 VERSION = 1
@@ -91,9 +90,7 @@ class RecipePart(Strict):
         description="fn(predict, data) -> {metric: value, per_sample: {metric: [..]}, "
         "lower_is_better: [metric]}.",
     )
-    defaults: DefaultsKey = Field(
-        default="tensorrt@11", description="What a layer gets before any rule."
-    )
+    defaults: DefaultsKey = Field(default=DEFAULT, description="What a layer gets before any rule.")
     rules: list[Rule] = Field(
         default=[], description="Overrides, in order: the last that matches decides, key by key."
     )
@@ -124,7 +121,7 @@ class RecipePart(Strict):
         "a baseline.",
     )
     baselines: list[one_of("baseline", ("fp32", "fp16", *PRESETS))] = Field(
-        default=["fp32", "tensorrt@11"],
+        default=["fp32", DEFAULT],
         description="What the recipe is compared with; fp16: nothing quantized, all in float16.",
     )
     on_unsupported: OnUnsupported = Field(

@@ -28,6 +28,7 @@ from granplugin.graph.read.verify import read_back
 from granplugin.quant.layers import Layer
 from granplugin.capabilities.legality import Written, decide, engines_of, targets_of
 from granplugin.planning.plan import Plan, Row, make_plan, preset_plan
+from granplugin.recipe.presets import DEFAULT
 from granplugin.recipe.load import RECIPE, load_variants
 from granplugin.recipe.loaded import Loaded, located
 from granplugin.recipe.settings import FLOAT
@@ -87,7 +88,7 @@ def plan_jobs(
 
 def _floating(layers: Sequence[Layer], loaded: Loaded) -> Plan:
     """Nothing quantized, batch norms folded: what TensorRT makes of the float network."""
-    rows = preset_plan("tensorrt@11", layers, loaded).rows
+    rows = preset_plan(DEFAULT, layers, loaded).rows
     return Plan(tuple(replace(row, **_NOTHING) for row in rows))
 
 

@@ -12,19 +12,42 @@ class Library:
     `compiles_at_run_time`: kernels for dynamic shapes are compiled while an engine runs, unless
     told otherwise, and a context says whether it can be captured. `runtime_fusion`: what a kernel
     of that kind multiplies in that reads 8 bits, None where that is not known.
+
+    `scales_in_second_kernel`: a convolution whose weight has several scales writes FP32, and a
+    kernel behind it scales; `reads_any_skip`: the kernel that adds reads a skip input in 8 bits
+    whatever else reads it; `vector_scale_is_float`: a convolution whose input's scale has shape
+    [1] runs in float.
     """
 
+    title: str
     logs_plan: bool
     typed_from: int
     compiles_at_run_time: bool
     runtime_fusion: str | None
+    scales_in_second_kernel: bool
+    reads_any_skip: bool
+    vector_scale_is_float: bool
 
 
 LIBRARIES = {
     "tensorrt": Library(
-        logs_plan=False, typed_from=11, compiles_at_run_time=False, runtime_fusion=None
+        title="TensorRT",
+        logs_plan=False,
+        typed_from=11,
+        compiles_at_run_time=False,
+        runtime_fusion=None,
+        scales_in_second_kernel=False,
+        reads_any_skip=True,
+        vector_scale_is_float=False,
     ),
     "tensorrt_rtx": Library(
-        logs_plan=True, typed_from=0, compiles_at_run_time=True, runtime_fusion="float"
+        title="TensorRT-RTX",
+        logs_plan=True,
+        typed_from=0,
+        compiles_at_run_time=True,
+        runtime_fusion="float",
+        scales_in_second_kernel=True,
+        reads_any_skip=False,
+        vector_scale_is_float=True,
     ),
 }

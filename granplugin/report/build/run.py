@@ -10,7 +10,7 @@ from granplugin.measures import intervals, metrics, timing
 from granplugin.planning.plan import Plan, Row, preset_plan
 from granplugin.quant.layers import Layer
 from granplugin.recipe.loaded import Loaded
-from granplugin.recipe.decisions import PRESETS
+from granplugin.recipe.presets import DEFAULT, PRESETS
 from granplugin.report.build.limits import limits
 from granplugin.report.build.machine import machine
 from granplugin.report.build.notes import notes
@@ -90,7 +90,7 @@ def make_report(
 def _preset(loaded: Loaded) -> str:
     named = [name for name in loaded.recipe.baselines if name in PRESETS]
     defaults = loaded.recipe.defaults
-    return named[0] if named else defaults if isinstance(defaults, str) else "tensorrt@11"
+    return named[0] if named else defaults if isinstance(defaults, str) else DEFAULT
 
 
 def _variant(
