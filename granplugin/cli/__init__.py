@@ -22,7 +22,7 @@ import granplugin
 from granplugin.progress import console
 
 if TYPE_CHECKING:
-    from granplugin.report.schema.parts import Part
+    from granplugin.results.parts import Part
 
 ORDER = (
     "apply", "export", "import", "inspect", "plan", "analyze", "check", "schema", "capabilities",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from granplugin.report.schema.parts import Part
+from granplugin.results.parts import Part
 from granplugin.report.show import as_html, as_text
 
 

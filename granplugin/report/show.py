@@ -9,7 +9,7 @@ from rich.text import Text
 
 from granplugin.report.render import html, markdown, terminal
 from granplugin.report.schema.analysis import Analysis
-from granplugin.report.schema.parts import Part
+from granplugin.results.parts import Part
 from granplugin.report.schema.run import Report
 from granplugin.report.schema.verbs import (
     AuditOutput,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from granplugin.capabilities.promise import Kind as PromiseKind
+
 Kind = Literal["honoured", "degraded", "wrong", "unknown"]
 
 
@@ -21,7 +23,7 @@ class Verdict:
 
     site: str
     where: str
-    promise: str | None
+    promise: PromiseKind | None
     kind: Kind
     detail: str
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import granplugin
 from granplugin.measures import intervals, metrics, timing
@@ -23,9 +24,11 @@ from granplugin.report.schema.run import (
     LintFinding,
     MetricValue,
     Override,
+    Precision,
     Ratio,
     Report,
     SiteVerdict,
+    VariantKind,
     VariantResult,
 )
 from granplugin.results.values import Built, Job, Measured, Timing
@@ -104,11 +107,11 @@ def _variant(
     quantized = each.quantized
     return VariantResult(
         name=job.name,
-        kind=job.kind,
+        kind=cast(VariantKind, job.kind),
         recipe=None if job.kind == "baseline" else str(job.loaded.path),
         onnx=f"variants/{job.name}/model.onnx",
         onnx_bytes=each.onnx.path.stat().st_size,
-        precision=job.precision,
+        precision=cast(Precision, job.precision),
         float32_nodes=list(each.float32_nodes),
         quantized_sites=len(quantized),
         scales=sum(row.scales for row in quantized),
@@ -245,8 +248,8 @@ def said(row: Row) -> str:
     if not row.quantized:
         return "float"
     words = [] if row.format == "int8" else [row.format]
-    words.append(row.granularity)
-    if row.calibrator.kind != "max":
+    words.append(str(row.granularity))
+    if row.calibrator is not None and row.calibrator.kind != "max":
         words.append(str(row.calibrator))
     if row.amax is not None:
         words.append(f"amax {row.amax:g}")

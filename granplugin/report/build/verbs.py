@@ -11,6 +11,7 @@ from granplugin.capabilities.legality import Written
 from granplugin.planning.plan import Plan, Row
 from granplugin.planning.plan_file import row_json
 from granplugin.quant.folding import typical
+from granplugin.quant.granularity import Shape
 from granplugin.report.schema.run import LintFinding
 from granplugin.report.schema.verbs import (
     AuditedSite,
@@ -55,7 +56,7 @@ def audit_output(audit: FileAudit) -> AuditOutput:
                 type=site.row.type,
                 role=site.row.role,
                 format=site.row.format,
-                granularity=site.row.granularity,
+                granularity=str(site.row.granularity),
                 promise=site.promise.kind if site.promise else None,
                 verdict=site.verdict.kind,
                 detail=site.verdict.detail,
@@ -196,18 +197,22 @@ def _layer(each: Inspected, missing: str | None) -> InspectedLayer:
         calls=None if missing else calls,
         parameters=each.parameters,
         macs=each.macs,
-        **{
-            f"{role}_shape": None if layer.shape(role) is None else list(layer.shape(role))
-            for role in ("weight", "input", "output", "skip")
-        },
+        weight_shape=_shape(layer.weight_shape),
+        input_shape=_shape(layer.input_shape),
+        output_shape=_shape(layer.output_shape),
+        skip_shape=_shape(layer.skip_shape),
         bn=layer.bn,
-        weight=facts and _channels(facts, "before"),
-        folded=folded and _channels(folded, "after"),
-        unfolded=folded and _unfolded(folded),
+        weight=_channels(facts, "before") if facts else None,
+        folded=_channels(folded, "after") if folded else None,
+        unfolded=_unfolded(folded) if folded else None,
         defaults=list(map(site_row, each.defaults)),
         rules=list(map(site_row, each.rules)),
         unusable=layer.unusable,
     )
+
+
+def _shape(shape: Shape | None) -> list[int] | None:
+    return None if shape is None else list(shape)
 
 
 def _channels(facts: WeightFacts, when: Literal["before", "after"]) -> ChannelFacts:

@@ -82,8 +82,8 @@ def _table(table: Table) -> Iterator[str]:
     notes = any(row.notes for row in table.rows)
     heads = [escaped(column.head) for column in table.columns]
     yield _row([*[""] * under, *heads, *[""] * notes])
-    kinds: list[Kind] = [*["text"] * under, *(c.kind for c in table.columns), *["text"] * notes]
-    yield "|" + "|".join("---:" if kind == "figure" else "---" for kind in kinds) + "|"
+    sides = ["---:" if column.kind == "figure" else "---" for column in table.columns]
+    yield f"|{'|'.join([*['---'] * under, *sides, *['---'] * notes])}|"
     for row in table.rows:
         told = [_cell(c, of.kind) for c, of in zip(row.cells, table.columns, strict=True)]
         told_under = [escaped(row.under)] * under

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 _PARTS = re.compile(r"[^./]+|[./]")
 """Modules are told apart by dots, ONNX nodes by slashes too."""
+_NUMBER = re.compile(r"_?\d+\Z")
 
 
 def shared(names: Sequence[str]) -> str | None:
@@ -50,6 +51,7 @@ def cut(name: str, room: int) -> str:
 
 def _shorter(part: str) -> str | None:
     """A part with one letter less, in front of its number; None where it has none to lose."""
-    stem, number = re.fullmatch(r"(.*?)((?:_?\d+)?)", part, re.DOTALL).groups()
+    stem = _NUMBER.sub("", part)
+    number = part[len(stem) :]
     stem = stem.removesuffix("~")[:-1]
     return f"{stem}~{number}" if stem and len(part) > 2 else None

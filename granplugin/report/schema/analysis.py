@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from granplugin.capabilities.promise import Kind as PromiseKind
 from granplugin.report.schema.parts import Machine
 from granplugin.results.parts import Number, Part
 
@@ -49,7 +50,7 @@ class NetworkEffect(Part):
 class EngineCost(Part):
     """What one engine makes of a setting, and what it costs there."""
 
-    promise: Literal["native", "lowered", "simulated", "refused"]
+    promise: PromiseKind
     reason: str
     kernels: int | None = Field(description="Of the layer, in a built engine; null: not measured.")
     mb: float | None = Field(description="MB that they read and write; null: not measured.")

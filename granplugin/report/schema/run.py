@@ -3,15 +3,20 @@ needed to print a run again."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from granplugin.capabilities.promise import Kind as PromiseKind
 from granplugin.report.schema.parts import Machine
 from granplugin.results.agreed import Agreement
+from granplugin.results.audited import Kind as VerdictKind
 from granplugin.results.parts import Number, Part
 
-VERSION = 1
+
+LimitVerdict = Literal["met", "missed", "cannot tell"]
+VariantKind = Literal["baseline", "recipe", "variant"]
+Precision = Literal["fp32", "fp16", "bf16"]
 
 
 class Interval(Part):
@@ -90,10 +95,10 @@ class SiteVerdict(Part):
 
     site: str
     where: str = Field(description="The deciding rule's file:line:column.")
-    promise: Literal["native", "lowered", "simulated", "refused"] | None = Field(
+    promise: PromiseKind | None = Field(
         description="Before the build; null where nothing is known of the engine."
     )
-    verdict: Literal["honoured", "degraded", "wrong", "unknown"]
+    verdict: VerdictKind
     detail: str
 
 
@@ -154,11 +159,11 @@ class VariantResult(Part):
     """One variant."""
 
     name: str
-    kind: Literal["baseline", "recipe", "variant"]
+    kind: VariantKind
     recipe: str | None = Field(description="The recipe's file; null for a baseline.")
     onnx: str = Field(description="Path within the run folder.")
     onnx_bytes: int
-    precision: Literal["fp32", "fp16", "bf16"] = Field(description="Of what is not quantized.")
+    precision: Precision = Field(description="Of what is not quantized.")
     float32_nodes: list[str] = Field(
         default=[], description="ONNX nodes in float32 all the same: float16 could overflow."
     )
@@ -199,14 +204,14 @@ class LimitResult(Part):
     variant: str
     bound: float
     measured: float | None
-    verdict: Literal["met", "missed", "cannot tell"]
+    verdict: LimitVerdict
     why: str
 
 
 class Report(Part):
     """One run of `granplugin apply`."""
 
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     granplugin: str
     name: str
     recipes: list[str]
@@ -234,7 +239,7 @@ class Report(Part):
         ]
 
 
-def json_schema() -> dict:
+def json_schema() -> dict[str, Any]:
     """report.json's JSON Schema."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

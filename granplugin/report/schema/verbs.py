@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
+from granplugin.capabilities.promise import Kind as PromiseKind
 from granplugin.report.schema.analysis import Analysis
 from granplugin.report.schema.parts import Machine
 from granplugin.report.schema.run import LintFinding
+from granplugin.results.audited import Kind as VerdictKind
 from granplugin.results.parts import Part
 
 
@@ -47,7 +49,7 @@ class RuleRow(Part):
 class SitePromise(Part):
     """What an engine makes of a site, known before a build."""
 
-    kind: Literal["native", "lowered", "simulated", "refused"]
+    kind: PromiseKind
     reason: str
     source: str
     made: str | None = Field(
@@ -124,7 +126,7 @@ class CapabilityRow(Part):
     size: int | None = Field(description="Block size.")
     stored: bool = Field(description="Whether the file holds the weight in its format.")
     engine: str = Field(description="What the engine does with the plain Q/DQ.")
-    promise: Literal["native", "lowered", "simulated", "refused"]
+    promise: PromiseKind
     reason: str
     source: str
 
@@ -162,8 +164,8 @@ class AuditedSite(Part):
     role: str = Field(description="weight, input (input 2: a second one) or skip.")
     format: str
     granularity: str
-    promise: Literal["native", "lowered", "simulated", "refused"] | None
-    verdict: Literal["honoured", "degraded", "wrong", "unknown"]
+    promise: PromiseKind | None
+    verdict: VerdictKind
     detail: str = Field(description="Of degraded: fused-dequant, weight-only or float.")
     where: str | None = Field(description="The recipe's line, with --plan.")
     ms: float | None = Field(description="Time of its node's kernels, with --profile.")

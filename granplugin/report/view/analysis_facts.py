@@ -61,8 +61,13 @@ def own_and_best(
 ) -> tuple[SettingFigures | None, SettingFigures | None]:
     """The recipe's own setting of a site, None where it is float, and the best of the others."""
     own = next((s for s in settings if s.start), None)
-    others = [s for s in settings if not s.start and s.alone and s.alone.db is not None]
-    return own, max(others, key=lambda s: s.alone.db, default=None)
+    others = [(db, s) for s in settings if not s.start and (db := db_alone(s)) is not None]
+    return own, max(others, key=lambda of: of[0])[1] if others else None
+
+
+def db_alone(setting: SettingFigures) -> float | None:
+    """Of the layer's output, this site alone rounded; None where it is not known."""
+    return setting.alone.db if setting.alone else None
 
 
 def promised(analysis: Analysis) -> Iterator[str]:
@@ -146,7 +151,7 @@ def rules_yaml(overrides: Sequence[Override]) -> Iterator[str]:
 
 
 def _dump(rule: object, flow: bool) -> list[str]:
-    text = yaml.safe_dump(
+    text: str = yaml.safe_dump(
         rule, sort_keys=False, allow_unicode=True, width=_YAML_WIDTH - 4, default_flow_style=flow
     )
     return text.splitlines()

@@ -13,7 +13,7 @@ from granplugin.report.schema.analysis import (
     LayerAnalysis,
     SettingFigures,
 )
-from granplugin.report.view.analysis_facts import own_and_best
+from granplugin.report.view.analysis_facts import db_alone, own_and_best
 from granplugin.report.view.analysis_figures import db_text
 from granplugin.report.view.elements import Item
 from granplugin.report.words import counted
@@ -108,8 +108,8 @@ def _matters(analysis: Analysis, layer: LayerAnalysis) -> bool:
     if layer.restored and analysis.start:
         costs.append(analysis.start.loss.value - layer.restored.loss.value)
     advised = any(layer.layer in override.layers for override in analysis.advice.overrides)
-    loud = layer.alone is not None and layer.alone.sqnr.db is not None
-    loud = loud and layer.alone.sqnr.db < _LOUD_DB
+    db = layer.alone.sqnr.db if layer.alone else None
+    loud = db is not None and db < _LOUD_DB
     return advised or loud or any(cost > analysis.tolerance for cost in costs)
 
 
@@ -133,6 +133,5 @@ def _change(a: EngineCost, b: EngineCost) -> str:
 
 def better(best: SettingFigures, own: SettingFigures | None) -> bool:
     """By what is shown: by a tenth of a dB."""
-    if own is None or own.alone is None or own.alone.db is None:
-        return True
-    return best.alone.db - own.alone.db >= 0.1
+    before, after = db_alone(own) if own else None, db_alone(best)
+    return before is None or after is None or after - before >= 0.1

@@ -145,8 +145,8 @@ def _settings(analysis: Analysis, layer: LayerAnalysis) -> Section:
         engines = list(dict.fromkeys(engine for each in settings for engine in each.costs))
         rows = [_setting("weight", each, engines) for each in layer.weights]
         rows += [_setting("input", each, engines) for each in layer.inputs]
-        heads = (Column("site"), Column("setting"), *_SETTING, *map(Column, engines))
-        every = Table(columns(*heads), tuple(rows))
+        heads = columns(Column("site"), Column("setting"), *_SETTING, *map(Column, engines))
+        every = Table(heads, tuple(rows))
         tables = (*_in_network(analysis, layer), every)
         blocks.append(Section(counted(settings, "setting"), tables, aside=True))
     return Section(f"{layer.rank} {layer.layer}", tuple(blocks))
@@ -198,7 +198,7 @@ def _cost(cost: EngineCost) -> str:
     >>> _cost(EngineCost(promise="native", reason="", kernels=1, mb=0.9, unmeasured=None))
     'native, 1 kernel, 0.90 MB'
     """
-    told = [cost.promise]
+    told: list[str] = [cost.promise]
     told += [counted(cost.kernels, "kernel")] if cost.kernels is not None else []
     told += [f"{cost.mb:.2f} MB"] if cost.mb is not None else []
     return ", ".join(told) + (f": {cost.reason}" if cost.promise != "native" else "")

@@ -21,8 +21,9 @@ from granplugin.report.view.elements import (
 )
 from granplugin.report.view.findings import findings_items
 from granplugin.report.words import first, with_lines
+from granplugin.results.audited import Kind as VerdictKind
 
-_SENSES: dict[str, Sense] = {
+_SENSES: dict[VerdictKind, Sense] = {
     "honoured": "good", "degraded": "doubtful", "wrong": "bad", "unknown": "plain",
 }  # fmt: skip
 

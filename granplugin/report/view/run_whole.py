@@ -85,9 +85,9 @@ def _figures(report: Report, engines: Sequence[EngineResult]) -> Table:
             found = engine.metrics.get(metric)
             told += [_value(found), _difference(found.vs.get("fp32") if found else None)]
         own = {latency.batch: latency for latency in engine.latency}
-        found = [own.get(batch) for batch in batches]
-        told += [f"{x.median_ms:.3f} (p90 {x.p90_ms:.3f})" if x else None for x in found]
-        told += [ratio_text(x.vs.get("fp32")) if x else None for x in found]
+        timed = [own.get(batch) for batch in batches]
+        told += [f"{x.median_ms:.3f} (p90 {x.p90_ms:.3f})" if x else None for x in timed]
+        told += [ratio_text(x.vs.get("fp32")) if x else None for x in timed]
         told += [megabytes(variant.onnx_bytes, 3), megabytes(engine.engine_bytes, 3)]
         rows.append(Row(cells(variant.name, *told, int8_layers(engine), str(variant.scales))))
     return Table(columns(Column("variant"), *heads), tuple(rows))
