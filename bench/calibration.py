@@ -23,7 +23,8 @@ from granplugin import modelopt_bridge
 from granplugin.calibration.statistics import find_amax, needs_of
 from granplugin.measures.timing import measure_interleaved, ratio
 from granplugin.modelopt_bridge.observe import observe
-from granplugin.planning.plan import Row, preset_plan
+from granplugin.planning.plan import preset_plan
+from granplugin.planning.rows import Row
 from granplugin.quant.calibrators import Calibrator
 from granplugin.recipe.load import load_recipe
 from granplugin.runs.session import Session
@@ -75,7 +76,7 @@ def open_session(network: str, samples: int, run_folder: object) -> Session:
 
 def input_rows(session: Session) -> list[Row]:
     plan = preset_plan("tensorrt@11", session.layers, session.loaded)
-    return [row for row in plan.quantized if row.role == "input"]
+    return [row for row in plan.quantized if row.operand == "input"]
 
 
 def calibrate_all(model: object, rows: Sequence[Row], forward_loop: Callable) -> None:

@@ -16,7 +16,7 @@ from granplugin.graph.edit.qdq import insert
 from granplugin.graph.files import load_float, save
 from granplugin.measures.timing import measure_interleaved
 from granplugin.planning.plan import make_plan
-from granplugin.quant.layers import Layer
+from granplugin.quant.layers import Layer, sites_of
 from granplugin.recipe.load import load_recipe
 from granplugin.runs.session import Session
 from granplugin.results.values import FP32
@@ -53,18 +53,16 @@ def promise_many(rounds: int) -> Figure:
 
 
 def many() -> list[Layer]:
+    shapes = {"weight": (384, 384), "input": (1, 197, 384), "output": (1, 197, 384)}
     return [
         Layer(
-            name=f"blocks.{i // len(PARTS)}.{PARTS[i % len(PARTS)]}",
-            type="Linear",
-            input_shape=(1, 197, 384),
-            output_shape=(1, 197, 384),
-            weight_shape=(384, 384),
+            name,
+            "Linear",
+            sites_of(name, "Linear", shapes, tensors={"input": i, "output": i + 1}),
             traits=frozenset({"last"} if i == LAYERS - 1 else ()),
-            input_id=i,
-            output_id=i + 1,
         )
         for i in range(LAYERS)
+        for name in [f"blocks.{i // len(PARTS)}.{PARTS[i % len(PARTS)]}"]
     ]
 
 

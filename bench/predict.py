@@ -25,7 +25,8 @@ from granplugin.analysis.network import Choice, Network
 from granplugin.analysis.run import Analyzer
 from granplugin.analysis.settings import same
 from granplugin.pipelines.apply import apply_in
-from granplugin.planning.plan import Plan, make_plan
+from granplugin.planning.plan import make_plan
+from granplugin.planning.rows import Plan
 from granplugin.quant.layers import WEIGHTED, Layer
 from granplugin.recipe.load import load_recipe, load_variants
 from granplugin.runs.session import Session
@@ -121,7 +122,7 @@ def _choice(network: Network, plan: Plan) -> Choice:
     """A plan in the settings that were asked about."""
     found = {}
     for name, tried in network.tried.items():
-        own = {row.role: row for row in plan.rows if row.layer == name}
+        own = {row.operand: row for row in plan.rows if row.layer == name}
         weights, inputs = tried.asked.weights, tried.asked.inputs
         found[name] = (
             next(i for i, row in enumerate(weights) if same(row, own["weight"])),

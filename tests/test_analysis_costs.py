@@ -10,6 +10,9 @@ from conftest import RECIPES, lend, run_main
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plan_values import layer_of
+from granplugin.planning.rows import QuantizedRow
+from granplugin.quant.granularity import PerTensor, PerChannel
 from granplugin import backends
 from granplugin.analysis.costs import (
     NO_LAYER,
@@ -20,9 +23,11 @@ from granplugin.analysis.costs import (
     whole_plans,
 )
 from granplugin.backends.engine_plan import EngineLayer, EnginePlan, EngineTensor
-from granplugin.planning.plan import Plan, Row, make_plan
+from granplugin.planning.plan import make_plan
+from granplugin.planning.rows import Plan
 from granplugin.quant.calibrators import Calibrator
-from granplugin.quant.layers import MULTIPLIED, WEIGHTED, Layer
+from granplugin.quant.layers import WEIGHTED, Layer
+from granplugin.quant.site import MULTIPLIED
 from granplugin.recipe.load import load_recipe
 from granplugin.runs.session import Session
 from granplugin.runs.variants import calibrate, plan_jobs
@@ -100,13 +105,13 @@ def test_kernels_and_mb_of_the_layers_sum_up_to_those_of_apply(known, quickstart
         assert sum(cost.kernels for cost in of_layers) == applied.kernels
         assert sum(cost.mb for cost in of_layers) == pytest.approx(applied.traffic_bytes / 1e6)
         assert sum(cost.scales for cost in of_layers) == sum(
-            row.scales for row in plans[variant.name].quantized if row.role in MULTIPLIED
+            row.scales for row in plans[variant.name].quantized if row.operand in MULTIPLIED
         )
     for layer in session.layers:
         if layer.type == "Conv2d":
             fine, kept = (found[n, layer.name]["tensorrt_rtx"] for n in ("tensorrt@11", "bn-kept"))
             assert (fine.promise, kept.promise) == ("native", "native")
-            assert (fine.scales, kept.scales) == (1 + layer.weight_shape[0], 2)
+            assert (fine.scales, kept.scales) == (1 + layer.shape("weight")[0], 2)
             assert fine.kernels >= 2 and fine.mb >= kept.mb > 0
 
 
@@ -164,8 +169,7 @@ def test_what_is_built_as_something_else_is_said_to_be(known):
     rows = []
     for row in plans["tensorrt@11"].rows:
         if row.site == "features.1.project.conv.input":
-            block = (1, 1, *row.shape[2:])
-            row = replace(row, granularity="per_channel", block=block)
+            row = replace(row, granularity=PerChannel())
         rows.append(row)
     found = costs(session, {"x": Plan(tuple(rows))}, float_onnx, statistics, ["tensorrt_rtx"])
     cost = found["x", "features.1.project.conv"]["tensorrt_rtx"]
@@ -175,19 +179,19 @@ def test_what_is_built_as_something_else_is_said_to_be(known):
     assert found["x", "features.2.expand.conv"]["tensorrt_rtx"].note is None
 
 
-LAYERS = (
-    Layer("a", "Conv2d", input_id=0),
-    Layer("b", "Conv2d", input_id=1, skip_id=1),
-    Layer("c", "Conv2d", input_id=2),
-)
 SHAPES = {"weight": (8, 8, 3, 3), "input": (1, 8, 4, 4), "skip": (1, 8, 4, 4)}
+LAYERS = (
+    layer_of("a", shapes=SHAPES, tensors={"input": 0}),
+    layer_of("b", shapes=SHAPES, tensors={"input": 1, "skip": 1}),
+    layer_of("c", shapes=SHAPES, tensors={"input": 2}),
+)
 
 
 def row(layer, role, bn="fold", calibrator="max"):
-    shape = SHAPES[role]
-    return Row(
-        layer, "Conv2d", role, shape, "int8", "per_tensor", shape, Calibrator(calibrator),
-        None, bn, None, "rule", "r.yaml:1:1",
+    (site,) = (s for each in LAYERS if each.name == layer for s in each.sites if s.operand == role)
+    return QuantizedRow(
+        at=site, type="Conv2d", format="int8", granularity=PerTensor(), bn=bn,
+        calibrator=Calibrator(calibrator), rule="rule", where="r.yaml:1:1",
     )  # fmt: skip
 
 
@@ -203,13 +207,13 @@ settings = st.lists(
 @given(st.dictionaries(st.sampled_from("abc"), settings))
 def test_as_few_whole_plans_as_the_layer_with_most_settings_has_hold_all_of_them(chosen):
     pairs = {
-        name: [tuple(row(name, role, *each) for role in MULTIPLIED) for each in of]
+        name: [tuple(row(name, role, *each) for role in ("weight", "input")) for each in of]
         for name, of in chosen.items()
     }
     plans = whole_plans(BASE, LAYERS, pairs)
     assert len(plans) == max(map(len, pairs.values()), default=0)
     for name, of in pairs.items():
-        got = [tuple(r for r in p.rows if r.layer == name and r.role != "skip") for p in plans]
+        got = [tuple(r for r in p.rows if r.layer == name and r.operand != "skip") for p in plans]
         assert got[: len(of)] == of
     for plan in plans:
         assert [r.site for r in plan.rows] == [r.site for r in BASE.rows]

@@ -24,10 +24,9 @@ from granplugin.errors import ModelError
 from granplugin.graph.read.verify_lowered import run_time_scales
 from granplugin.network.modules import folded
 from granplugin.network.trace import trace
-from granplugin.planning.plan import Plan, Row
-from granplugin.quant.calibrators import Calibrator
+from granplugin.planning.rows import Plan, QuantizedRow
 from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
-from granplugin.quant.granularity import parse_granularity
+from granplugin.quant.granularity import PerChannel, parse_granularity
 from granplugin.quant.layers import WEIGHTED
 from granplugin.recipe.analyze import Analyze
 
@@ -124,13 +123,10 @@ def networks(draw):
 
 def own_rows(layer):
     def row(role, granularity):
-        shape = layer.shape(role)
-        parsed = parse_granularity(granularity)
-        return Row(
-            layer=layer.name, type=layer.type, role=role, shape=shape, format="int8",
-            granularity=str(parsed), block=parsed.block(shape, role, layer.channel_axis(role)),
-            calibrator=Calibrator(), amax=None, bn="fold" if layer.bn else None, bn_name=layer.bn,
-            rule="r1", where="recipe.yaml:3:5",
+        return QuantizedRow(
+            at=layer.site(role), type=layer.type, format="int8",
+            granularity=parse_granularity(granularity), bn="fold" if layer.bn else None,
+            bn_name=layer.bn, rule="r1", where="recipe.yaml:3:5",
         )  # fmt: skip
 
     return row("weight", "per_tensor"), row("input", "per_tensor")
@@ -462,7 +458,7 @@ def test_modelopts_fake_quantization_of_the_folded_model_has_the_same_figure():
     plain = fold_batch_norms(copy.deepcopy(model), traced, ["first", "depthwise"], IMAGES)
     for each in asked:
         layer = each.layer.name
-        (row,) = (r for r in each.weights if r.granularity == "per_channel" and r.bn != "keep")
+        (row,) = (r for r in each.weights if r.granularity == PerChannel() and r.bn != "keep")
         quantized, _ = bridge.convert(copy.deepcopy(plain), (), lambda model: None, ())
         bridge.load_amax(quantized, [replace(row, bn=None)], {row.site: ranges[row]})
         outs = []

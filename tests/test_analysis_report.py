@@ -14,6 +14,7 @@ from conftest import run_main
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from granplugin.quant.site import Site
 from granplugin.quant.granularity import DoesNotApply, PerToken
 from granplugin.recipe.decisions import Rule
 from granplugin.report.schema.analysis import (
@@ -470,7 +471,7 @@ def test_a_layer_that_a_rule_changes_is_shown_with_what_the_rule_leads_to(rule, 
 
 def test_a_convolution_without_tokens_takes_one_short_line():
     with pytest.raises(DoesNotApply) as refused:
-        PerToken(dynamic=True).block((None, 3, 8, 8), "input", 1)
+        PerToken(dynamic=True).block(Site("a", "input", (1, 3, 8, 8), 1))
     found = [
         SkippedSetting(site=f"{n}.input", setting="per_token(dynamic)", reason=str(refused.value))
         for n in range(52)

@@ -8,12 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plan_values import quantized_row
 from granplugin.analysis.rounding import rounding
 from granplugin.graph.read.verify_lowered import run_time_scales
-from granplugin.planning.plan import Row
-from granplugin.quant.calibrators import Calibrator
 from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
-from granplugin.quant.granularity import DoesNotApply, parse_granularity
+from granplugin.quant.granularity import DoesNotApply
 
 CPU = torch.device("cpu")
 GRANULARITIES = [
@@ -30,13 +29,7 @@ DYNAMIC = [{"per_tensor": {"dynamic": True}}, {"per_token": {"dynamic": True}}]
 
 
 def make_row(shape, granularity, fmt):
-    parsed = parse_granularity(granularity)
-    return Row(
-        layer="l", type="Linear", role="input", shape=shape, format=fmt,
-        granularity=str(parsed), block=parsed.block(shape, "input", len(shape) - 1),
-        calibrator=Calibrator(), amax=None, bn=None, bn_name=None, rule="r1", where="r.yaml:3:5",
-        dynamic=parsed.at_run_time,
-    )  # fmt: skip
+    return quantized_row("l.input", shape, granularity, fmt, len(shape) - 1, type="Linear")
 
 
 @st.composite

@@ -9,12 +9,11 @@ from conftest import run_main
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plan_values import quantized_row
 from granplugin import backends
 from granplugin.audits.audit import audit
 from granplugin.backends.base import LayerPrecision
 from granplugin.capabilities import Promise
-from granplugin.planning.plan import Row
-from granplugin.quant.calibrators import Calibrator
 
 needs_rtx = pytest.mark.skipif(
     backends.load("tensorrt_rtx").unavailable() is not None,
@@ -28,10 +27,7 @@ PROMISES = {
 
 def row(layer="conv", role="weight"):
     shape = (8, 8, 3, 3) if role == "weight" else (1, 8, 8, 8)
-    return Row(
-        layer, "Conv2d", role, shape, "int8", "per_tensor", shape, Calibrator(), None, None, None,
-        "rule 1", "r.yaml:3:1",
-    )  # fmt: skip
+    return quantized_row(f"{layer}.{role}", shape, rule="rule 1", where="r.yaml:3:1")
 
 
 precisions = st.lists(st.sampled_from(["int8", "fp8", "float", "unknown"]), max_size=3)

@@ -18,6 +18,7 @@ from test_audit import needs_rtx
 from test_qdq import edit, marker, model_of, node_named, row_of
 
 import granplugin
+from granplugin.quant.site import Site
 from granplugin.audits.audit_file import audit_file
 from granplugin.errors import EngineError, Unhonoured
 from granplugin.graph.edit.qdq import insert
@@ -38,7 +39,9 @@ def written(model, folder, name="model.onnx"):
 def said(path):
     """(op type, role) -> what is found."""
     found = find(load(path), path)
-    return {(o.op_type, o.row.role): f"{o.row.format} {o.row.granularity}" for o in found.operands}
+    return {
+        (o.op_type, o.row.operand): f"{o.row.format} {o.row.granularity}" for o in found.operands
+    }
 
 
 # -- what is found in files of others ----------------------------------------------------------
@@ -110,14 +113,14 @@ def weights(draw):
 @given(weights())
 def test_what_granplugin_writes_is_found_as_its_plan_says_it(tmp_path_factory, case):
     shape, granularity = case
-    block = parse_granularity(granularity).block(shape, "weight", 0)
+    block = parse_granularity(granularity).block(Site("layer", "weight", shape, 0))
     row = row_of("layer.weight", shape, block=block)
     path = tmp_path_factory.mktemp("found") / "model.onnx"
     save(insert(layer_of(shape), [row], {"layer.weight": np.ones(grid(shape, block), "f4")}), path)
     (operand,) = find(load(path), path).operands
     assert operand.row.shape == shape
     assert operand.row.grid == row.grid
-    assert (operand.quantize, operand.row.role, operand.row.format) == (None, "weight", "int8")
+    assert (operand.quantize, operand.row.operand, operand.row.format) == (None, "weight", "int8")
 
 
 def layer_of(shape):
@@ -293,7 +296,7 @@ def test_uint8_is_wrong_whatever_the_engine_says(tmp_path):
     path, layers = written(model, tmp_path), tmp_path / "layers.json"
     layers.write_text(inspected(model))
     found = audit_file(path, "tensorrt", layers=layers)
-    (given_,) = [site for site in found.sites if site.row.role == "input"]
+    (given_,) = [site for site in found.sites if site.row.operand == "input"]
     assert given_.verdict.kind == "wrong" and "saturates" in given_.verdict.detail
     assert found.exit_code == 3
 

@@ -15,6 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plan_values import layer_of
+from granplugin.planning.rows import QuantizedRow, FloatRow
 from granplugin.backends import load as load_backend
 from granplugin.capabilities import (
     KINDS,
@@ -34,39 +36,35 @@ from granplugin.capabilities.promise import scales_of
 from granplugin.capabilities.table import OPS, parse
 from granplugin.errors import EngineError
 from granplugin.graph.edit.qdq import _layout
-from granplugin.planning.plan import Row
-from granplugin.quant.calibrators import Calibrator
+from granplugin.planning.rows import Row
 from granplugin.quant.granularity import DoesNotApply, parse_granularity
 from granplugin.quant.layers import Layer
 
 RTX = load("tensorrt_rtx", "1.7.1.116")
 
-CONV = Layer("conv", "Conv2d", 1, (1, 64, 16, 16), (1, 64, 16, 16), (64, 64, 3, 3))
-DEPTHWISE = Layer(
-    "dw",
-    "Conv2d",
-    1,
-    (1, 64, 16, 16),
-    (1, 64, 16, 16),
-    (64, 1, 3, 3),
-    64,
-    frozenset({"depthwise"}),
+
+def layer(name, type, given, output, weight=None, groups=1, traits=frozenset()):
+    shapes = {"weight": weight, "input": given, "output": output}
+    return layer_of(name, type, shapes, groups=groups, traits=traits)
+
+
+IMAGE = (1, 64, 16, 16)
+CONV = layer("conv", "Conv2d", IMAGE, IMAGE, (64, 64, 3, 3))
+DEPTHWISE = layer(
+    "dw", "Conv2d", IMAGE, IMAGE, (64, 1, 3, 3), groups=64, traits=frozenset({"depthwise"})
 )
-LINEAR = Layer("fc", "Linear", 1, (1, 8, 64), (1, 8, 64), (64, 64))
-GEMM = Layer("head", "Linear", 1, (1, 64), (1, 64), (64, 64))
-POOL = Layer("pool", "MaxPool2d", 1, (1, 64, 16, 16), (1, 64, 8, 8))
+LINEAR = layer("fc", "Linear", (1, 8, 64), (1, 8, 64), (64, 64))
+GEMM = layer("head", "Linear", (1, 64), (1, 64), (64, 64))
+POOL = layer("pool", "MaxPool2d", IMAGE, (1, 64, 8, 8))
 
 
 def row(layer: Layer, role: str, granularity, format: str = "int8") -> Row:
-    shape = layer.shape(role)
+    facts = dict(at=layer.site(role), type=layer.type, rule="r", where="r.yaml:1:1")
     if granularity == "float":
-        return Row(layer.name, layer.type, role, shape, "float", *[None] * 6, "r", "r.yaml:1:1")
-    chosen = parse_granularity(granularity)
-    block = chosen.block(shape, role, layer.channel_axis(role))
-    return Row(
-        layer.name, layer.type, role, shape, format, str(chosen), block, Calibrator(),
-        None, None, None, "r", "r.yaml:1:1", dynamic=chosen.at_run_time,
-    )  # fmt: skip
+        return FloatRow(**facts)
+    found = QuantizedRow(**facts, format=format, granularity=parse_granularity(granularity))
+    assert found.block  # DoesNotApply where it has none
+    return found
 
 
 INT8 = ("int8", "int8")
@@ -257,7 +255,7 @@ def test_a_pool_and_an_output_have_promises_of_their_own():
 
 @pytest.mark.parametrize("size, kind", [(64, "native"), (128, "native"), (16, "refused")])
 def test_tensorrt_documents_int4_weights_in_blocks_of_64_and_128(size, kind):
-    wide = replace(LINEAR, weight_shape=(64, 256), input_shape=(1, 8, 256))
+    wide = layer("fc", "Linear", (1, 8, 256), (1, 8, 64), (64, 256))
     weight = {"per_block": {"size": size}}
     assert kinds(wide, weight, "float", "tensorrt", ("int4", "int4")) == {"weight": kind}
 
@@ -287,10 +285,10 @@ def sites(layer: Layer, role: str) -> st.SearchStrategy[Row | None]:
     st.sampled_from([*backends()]),
 )
 def test_every_row_of_every_layer_has_a_promise_with_a_reason_and_a_source(data, layer, backend):
-    drawn = [data.draw(sites(layer, role)) for role in layer.roles]
+    drawn = [data.draw(sites(layer, role)) for role in layer.operands]
     of_layer = [each for each in drawn if each is not None]
     promised = promises(load(backend), layer, of_layer)
-    assert promised.keys() == {each.role for each in of_layer}
+    assert promised.keys() == {each.operand for each in of_layer}
     for promise in promised.values():
         assert promise.kind in KINDS and promise.reason and promise.source
         assert (promise.kind == "native") == (promise.cause is None)
@@ -301,9 +299,8 @@ def test_every_row_of_every_layer_has_a_promise_with_a_reason_and_a_source(data,
 def test_a_weights_scales_are_named_as_they_are_written(drawn):
     if drawn is None:
         return
-    layer = {"conv": CONV, "fc": LINEAR, "dw": DEPTHWISE}[drawn.layer]
     _, attributes, _ = _layout(drawn, np.ones(drawn.grid, np.float32))
-    said, size = scales_of(layer, drawn)
+    said, size = scales_of(drawn)
     axis = attributes.get("axis")
     if axis is None:
         assert said == "per_tensor"
@@ -337,7 +334,12 @@ def test_versions_find_the_nearest_table_that_is_not_newer():
 
 def test_the_table_is_asked_once_for_each_case_of_ten_thousand_rows():
     kinds_of = (CONV, DEPTHWISE, LINEAR, GEMM)
-    layers = [replace(kind, name=f"{n}.{kind.name}") for n in range(1250) for kind in kinds_of]
+    layers = [
+        replace(kind, name=name, sites=tuple(replace(site, place=name) for site in kind.sites))
+        for n in range(1250)
+        for kind in kinds_of
+        for name in [f"{n}.{kind.name}"]
+    ]
     of_all = [each for layer in layers for each in rows(layer, "per_channel", "per_tensor")]
     asked = []
 

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from plan_values import layer_of
 from granplugin.pipelines.check import check_recipe
 from granplugin.planning.plan_file import text_key
-from granplugin.quant.layers import Layer, layer_to_json
+from granplugin.quant.layers import layer_to_json
 from granplugin.recipe.load import load_recipe
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 HEAVY = {"torch", "modelopt", "onnx", "onnx_ir", "onnxruntime", "openvino", "tensorrt",
          "tensorrt_rtx", "transformers"}  # fmt: skip
 NET = [
-    Layer("conv", "Conv2d", input_shape=(1, 3, 8, 8), output_shape=(1, 8, 8, 8),
-          weight_shape=(8, 3, 3, 3)),
+    layer_of("conv", shapes={"input": (1, 3, 8, 8), "output": (1, 8, 8, 8),
+                             "weight": (8, 3, 3, 3)}),
 ]  # fmt: skip
 TEXT = """\
 version: 1

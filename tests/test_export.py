@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import nn
 
+from plan_values import quantized_row
+from granplugin.planning.rows import as_float
 from granplugin.errors import ModelError
 from granplugin.graph.edit.fold import weights_of
 from granplugin.graph.edit.nodes import markers, site_of
@@ -22,18 +24,12 @@ from granplugin.network.export import export_float
 from granplugin.graph.files import load_float, save
 from granplugin.graph.read.agreement import agreement
 from granplugin.graph.read.verify import read_back
-from granplugin.planning.plan import Row
-from granplugin.quant.calibrators import Calibrator
 from granplugin.quant.folding import fold
-from granplugin.quant.granularity import parse_granularity, reduce_blocks
+from granplugin.quant.granularity import reduce_blocks
 
 
 def row_of(site, shape, granularity="per_tensor", fmt="int8", bn=None, bn_name=None):
-    layer, _, role = site.rpartition(".")
-    block = parse_granularity(granularity).block(shape, role, 0)
-    return Row(
-        layer, "", role, shape, fmt, "", block, Calibrator(), None, bn, bn_name, rule="", where=""
-    )
+    return quantized_row(site, shape, granularity, fmt, type="", bn=bn, bn_name=bn_name)
 
 
 OPS = {
@@ -158,7 +154,7 @@ def net_rows(model, path, bn, **granularity):
 def amax_of(rows, weights):
     return {
         row.site: reduce_blocks(np.abs(weights[row.layer]), row.block)
-        if row.role == "weight"
+        if row.operand == "weight"
         else np.full(row.grid, 3.0, np.float32)
         for row in rows
     }
@@ -167,7 +163,7 @@ def amax_of(rows, weights):
 @pytest.mark.parametrize("bn", ["fold", "keep"])
 def test_without_quantized_rows_the_graph_is_the_model(net, tmp_path, bn):
     model, path = net
-    rows = [dataclasses.replace(r, format="float", block=None) for r in net_rows(model, path, bn)]
+    rows = [as_float(r) for r in net_rows(model, path, bn)]
     save(insert(load_float(path), rows, {}), tmp_path / "model.onnx")
     kinds = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
     assert ("BatchNormalization" in kinds) == (bn == "keep")

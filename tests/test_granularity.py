@@ -6,23 +6,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from granplugin.quant.site import Site
 from granplugin.quant.formats import FORMATS, fake_quantize, quantize, scale_of
 from granplugin.quant.granularity import (
     GRANULARITIES,
-    ROLES,
     DoesNotApply,
     PerBlock,
     PerChannel,
     PerElement,
     PerTensor,
     PerToken,
-    _dump,
+    written,
     expand,
     grid,
     parse_granularity,
     reduce_blocks,
     scales,
 )
+from granplugin.quant.site import OPERANDS
 
 axes = st.integers(-5, 5)
 granularities = st.one_of(
@@ -37,45 +38,43 @@ granularities = st.one_of(
 
 @st.composite
 def sites(draw):
-    """(shape, role, channel axis): inputs and outputs have 1 on axis 0, for any batch."""
-    role = draw(st.sampled_from(ROLES))
+    """Inputs and outputs have 1 on axis 0, for any batch."""
+    role = draw(st.sampled_from(OPERANDS))
     rank = draw(st.integers(2, 5))
     shape = tuple(draw(st.lists(st.integers(1, 12), min_size=rank, max_size=rank)))
     if role != "weight":
-        return (1, *shape[1:]), role, draw(st.sampled_from([1, rank - 1]))
-    return shape, role, draw(st.sampled_from([0, 1, None]))
+        return Site("a", role, (1, *shape[1:]), draw(st.sampled_from([1, rank - 1])))
+    return Site("a", role, shape, draw(st.sampled_from([0, 1, None])))
 
 
 @given(sites(), granularities)
 def test_blocks_tile_the_tensor_or_are_refused_in_one_sentence(site, granularity):
-    shape, role, channel_axis = site
     try:
-        block = granularity.block(shape, role, channel_axis)
+        block = granularity.block(site)
     except DoesNotApply as err:
         said = str(err)
         assert said and "\n" not in said and said == said.strip() and not said.endswith(".")
         return
-    cells = grid(shape, block)
-    assert tuple(np.multiply(cells, block)) == shape
-    assert scales(shape, block) == np.prod(cells)
+    cells = grid(site.shape, block)
+    assert tuple(np.multiply(cells, block)) == site.shape
+    assert scales(site.shape, block) == np.prod(cells)
 
 
 @given(sites(), granularities)
 def test_a_scale_of_an_input_never_depends_on_the_sample(site, granularity):
-    shape, role, channel_axis = site
-    if role == "weight":
-        role, shape, channel_axis = "input", (1, *shape[1:]), 1
+    if site.constant:
+        site = Site("a", "input", (1, *site.shape[1:]), 1)
     try:
-        block = granularity.block(shape, role, channel_axis)
+        block = granularity.block(site)
     except DoesNotApply:
         return
-    assert block[0] == 1 and grid(shape, block)[0] == 1
+    assert block[0] == 1 and grid(site.shape, block)[0] == 1
 
 
 @settings(deadline=None)
 @given(sites(), st.data())
 def test_each_value_has_the_scale_of_its_own_block(site, data):
-    shape, _, _ = site
+    shape = site.shape
     block = tuple(
         data.draw(st.sampled_from([d for d in range(1, n + 1) if n % d == 0])) for n in shape
     )
@@ -91,7 +90,7 @@ def test_each_value_has_the_scale_of_its_own_block(site, data):
 
 @given(granularities)
 def test_a_granularity_survives_its_own_text(granularity):
-    assert parse_granularity(_dump(granularity)) == granularity
+    assert parse_granularity(written(granularity)) == granularity
 
 
 moderate = st.floats(-(2.0**20), 2.0**20, width=32).map(lambda x: x if abs(x) > 2.0**-20 else 1.0)
@@ -111,7 +110,7 @@ def test_refining_the_blocks_never_enlarges_an_error_bound(data, name):
     ]
     bounds = []
     for granularity in chain:
-        block = granularity.block(shape, "weight", 0)
+        block = granularity.block(Site("a", "weight", shape, 0))
         scale = scale_of(reduce_blocks(np.abs(values), block), fmt)
         bound = expand(scale, block) / 2
         error = np.abs(fake_quantize(values, scale, block, fmt) - values)
@@ -127,7 +126,7 @@ def test_refining_the_blocks_never_enlarges_an_error_bound(data, name):
     hnp.arrays(np.int64, (4, 1), elements=st.integers(-8, 8)),
 )
 def test_per_channel_does_not_see_channels_scaled_by_powers_of_two(weight, exponents):
-    block = PerChannel().block(weight.shape, "weight", 0)
+    block = PerChannel().block(Site("a", "weight", weight.shape, 0))
     factors = np.exp2(exponents).astype(np.float32)
     fmt = FORMATS["int8"]
 
@@ -141,14 +140,15 @@ def test_per_channel_does_not_see_channels_scaled_by_powers_of_two(weight, expon
 def test_per_tensor_loses_the_channels_that_are_scaled_down():
     weight = np.array([[0.5, -1.0], [0.75, 1.0]], np.float32)
     factors = np.array([[1.0], [2.0**-10]], np.float32)
-    block = PerTensor().block(weight.shape, "weight", 0)
+    block = PerTensor().block(Site("a", "weight", weight.shape, 0))
     scale = scale_of(reduce_blocks(np.abs(weight * factors), block), FORMATS["int8"])
     assert not quantize(weight * factors, scale, block, FORMATS["int8"])[1].any()
 
 
 def test_an_axis_counts_from_either_end():
-    assert PerChannel(axis=-1).block((2, 3, 4), "weight", 0) == (2, 3, 1)
-    assert PerChannel(axis=2).block((2, 3, 4), "weight", 0) == (2, 3, 1)
+    site = Site("a", "weight", (2, 3, 4), 0)
+    assert PerChannel(axis=-1).block(site) == (2, 3, 1)
+    assert PerChannel(axis=2).block(site) == (2, 3, 1)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_an_axis_counts_from_either_end():
 )
 def test_what_cannot_be_is_refused_with_its_reason(granularity, shape, role, axis, said):
     with pytest.raises(DoesNotApply) as caught:
-        granularity.block(shape, role, axis)
+        granularity.block(Site("a", role, shape, axis))
     assert said in str(caught.value)
 
 
@@ -185,6 +185,16 @@ def test_what_cannot_be_is_refused_with_its_reason(granularity, shape, role, axi
         ({"per_block": {"size": 0}}, "a positive integer"),
         ({"per_block": {"size": True}}, "a positive integer"),
         ({"per_block": {"shape": [1, 0]}}, "a list of positive integers"),
+        (
+            {"per_block": {"shape": 4}},
+            "per_block: shape must be a list of positive integers, not 4",
+        ),
+        ({"per_channel": {"axis": None}}, "per_channel: axis must be an integer, not None"),
+        (
+            {"per_block": {"shape": 4}},
+            "per_block: shape must be a list of positive integers, not 4",
+        ),
+        ({"per_channel": {"axis": None}}, "per_channel: axis must be an integer, not None"),
         ({"per_block": {"shape": []}}, "a list of positive integers"),
         ({"per_block": {"siz": 4}}, "did you mean 'size'?"),
         ({"per_block": 16}, "by name"),

@@ -20,7 +20,7 @@ from granplugin import backends
 from granplugin.capabilities import load, promises
 from granplugin.capabilities.legality import decide
 from granplugin.errors import RecipeError
-from granplugin.planning.plan import Plan
+from granplugin.planning.rows import Plan
 from granplugin.quant.granularity import DoesNotApply
 
 ENGINES = ("tensorrt", "tensorrt_rtx")
@@ -63,14 +63,14 @@ def test_coarsen_takes_the_finest_coarser_granularity_the_engine_has(case, engin
         return
     module = backends.load(engine)
     table = load(engine, None if module.unavailable() else module.version())
-    (row,) = [row for row in asked if row.role == role]
+    (row,) = [row for row in asked if row.operand == role]
     native = []
     for granularity in every_granularity(layer.shape(role)):
         try:
             candidate = made_of(granularity)
         except DoesNotApply:
             continue
-        (coarse,) = [row for row in candidate if row.role == role]
+        (coarse,) = [row for row in candidate if row.operand == role]
         nested = all(c % b == 0 for c, b in zip(coarse.block, row.block, strict=True))
         if nested and promises(table, layer, candidate)[role].kind == "native":
             native.append(coarse)
@@ -79,7 +79,7 @@ def test_coarsen_takes_the_finest_coarser_granularity_the_engine_has(case, engin
             decided(layer, asked, engine, ("coarsen",))
         return
     written = decided(layer, asked, engine, ("coarsen",))
-    (found,) = [row for row in written.rows if row.role == role]
+    (found,) = [row for row in written.rows if row.operand == role]
     assert found.scales == max(row.scales for row in native)
     assert all(c % b == 0 for c, b in zip(found.block, row.block, strict=True))
     assert written.promises[found.site].kind == "native"

@@ -16,6 +16,9 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from test_qdq import marker, model_of, ops, row_of, run
 
+from plan_values import quantized_row
+from granplugin.quant.site import Site
+from granplugin.quant.granularity import PerBlock, PerTensor, PerToken
 from granplugin import capabilities
 from granplugin.calibration.statistics import find_amax
 from granplugin.errors import ModelError, Unhonoured
@@ -45,7 +48,9 @@ class Kind:
         return len(self.shape) - 1 if self.type == "Linear" else 1
 
     def block(self, granularity):
-        return parse_granularity(granularity).block(self.shape, "input", self.channels)
+        return parse_granularity(granularity).block(
+            Site("layer", "input", self.shape, self.channels)
+        )
 
     def compute(self, x, w, bias):
         """In float64."""
@@ -86,12 +91,11 @@ class Kind:
 
     def rows(self, name, granularity, fmt="int8", weight="per_channel", weight_fmt="int8"):
         axis = 1 if "Transpose" in self.type else 0
-        block = parse_granularity(weight).block(self.weight, "weight", axis)
-        rows = [
-            row_of(f"{name}.input", self.shape, fmt=fmt, block=self.block(granularity)),
-            row_of(f"{name}.weight", self.weight, fmt=weight_fmt, block=block),
+        facts = {"type": self.type}
+        return [
+            quantized_row(f"{name}.input", self.shape, granularity, fmt, self.channels, **facts),
+            quantized_row(f"{name}.weight", self.weight, weight, weight_fmt, axis, **facts),
         ]
-        return [dataclasses.replace(row, type=self.type) for row in rows]
 
 
 LINEAR3 = Kind("Linear", (1, 6, 8), (5, 8))
@@ -129,10 +133,15 @@ def choices(kind):
     return [*found, ("dynamic simulate", "per_tensor"), ("dynamic lower", "per_tensor")]
 
 
+def at_run_time(row):
+    chosen = PerTensor if row.scales == 1 else PerToken
+    return dataclasses.replace(row, granularity=chosen(dynamic=True))
+
+
 def asking(rows, how):
     """The layer's rows and what is asked of its input: a dynamic row asks by itself."""
     if "dynamic" in how:
-        rows = [dataclasses.replace(rows[0], dynamic=True), *rows[1:]]
+        rows = [at_run_time(rows[0]), *rows[1:]]
     asked = how.removeprefix("dynamic").strip()
     return rows, {"layer.input": asked} if asked else {}
 
@@ -156,7 +165,7 @@ def build(path, kind, rows, how, x, seed=0):
     )
     amax = {}
     for row in rows:
-        if row.role == "weight":
+        if row.operand == "weight":
             amax[row.site] = find_amax(row, weight=weights["layer.w"])
         elif not row.dynamic:
             cells = reduce_blocks(np.abs(x), (len(x), *row.block[1:]))
@@ -301,11 +310,11 @@ def qkv(how, granularity, shared_weight=False):
     model = model_of(nodes, {"x": ["n", *LINEAR3.shape[1:]]}, outputs, constants)
     rows = [row for name in "qk" for row in LINEAR3.rows(name, granularity)]
     if how == "dynamic":
-        rows = [dataclasses.replace(row, dynamic=row.role == "input") for row in rows]
+        rows = [at_run_time(row) if row.operand == "input" else row for row in rows]
     rows += LINEAR3.rows("v", "per_tensor")
     amax = {}
     for row in rows:
-        if row.role == "weight":
+        if row.operand == "weight":
             amax[row.site] = find_amax(
                 row,
                 weight=constants["q.w" if shared_weight and row.layer == "k" else f"{row.layer}.w"],
@@ -339,7 +348,7 @@ def test_a_weight_that_two_layers_share_changes_only_for_the_lowered_one(tmp_pat
     model, rows, amax, asked = qkv("lower", {"per_channel": {"axis": 2}}, shared_weight=True)
     weights = weights_of(model, rows)
     asked = {"q.input": "lower"}
-    rows = [row for row in rows if row.layer != "k" or row.role == "weight"]
+    rows = [row for row in rows if row.layer != "k" or row.operand == "weight"]
     save(insert(model, rows, amax, asked), tmp_path / "m.onnx")
     read_back(tmp_path / "m.onnx", rows, amax, weights, asked)
 
@@ -444,10 +453,7 @@ def test_an_output_can_be_simulated_and_be_the_models_own(tmp_path):
     ("kind", "how", "granularity"),
     [
         (LINEAR3, "lower", "per_element"),
-        (LINEAR3, "dynamic", {"per_channel": {"axis": 2}}),
-        (LINEAR3, "dynamic", {"per_block": {"shape": [1, 2, 8]}}),
         (CONV, "lower", {"per_channel": {"axis": 2}}),
-        (CONV, "dynamic", {"per_channel": {"axis": 1}}),
         (dataclasses.replace(CONV, type="MaxPool2d"), "lower", {"per_channel": {"axis": 1}}),
         (dataclasses.replace(CONV, type="MaxPool2d"), "dynamic", "per_tensor"),
     ],
@@ -563,7 +569,7 @@ def test_every_change_to_a_lowered_site_is_found(tmp_path, kind, how, granularit
     with pytest.raises(Unhonoured):  # a lowered file is not the plan's own, and the other way round
         read_back(
             tmp_path / "good.onnx",
-            [dataclasses.replace(row, dynamic=False) for row in rows],
+            [dataclasses.replace(row, granularity=PerBlock(shape=row.block)) for row in rows],
             amax | {"layer.input": np.ones(rows[0].grid, np.float32)},
             {"layer": w},
         )

@@ -12,15 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from plan_values import quantized_row
+from granplugin.planning.row_json import row_from_json
+from granplugin.planning.rows import as_float
 from granplugin import modelopt_bridge as bridge
 from granplugin.calibration.statistics import Need, Statistics, find_amax
 from granplugin.errors import DataError, ModelError
 from granplugin.modelopt_bridge.library import TensorQuantizer, mto, mtq
 from granplugin.modelopt_bridge.observe import observe
-from granplugin.planning.plan import Row
 from granplugin.quant.calibrators import Calibrator, histogram
 from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
-from granplugin.quant.granularity import DoesNotApply, parse_granularity, reduce_blocks
+from granplugin.quant.granularity import DoesNotApply, reduce_blocks
 
 GRANULARITIES = [
     "per_tensor",
@@ -33,23 +35,8 @@ GRANULARITIES = [
 
 
 def row(layer, role, shape, granularity="per_tensor", channel_axis=0, **changed):
-    parsed = parse_granularity(granularity)
-    row = Row(
-        layer=layer,
-        type="Conv2d",
-        role=role,
-        shape=shape,
-        format="int8",
-        granularity=str(parsed),
-        block=parsed.block(shape, role, channel_axis),
-        calibrator=Calibrator(),
-        amax=None,
-        bn=None,
-        bn_name=None,
-        rule="r1",
-        where="recipe.yaml:3:5",
-    )
-    return replace(row, **changed)
+    site = f"{layer}.{role}"
+    return quantized_row(site, shape, granularity, channel_axis=channel_axis, **changed)
 
 
 class Net(nn.Module):
@@ -152,7 +139,7 @@ def _expanded(scale, which):
 
 
 def test_the_config_is_everything_off_then_one_exact_entry_per_row():
-    config = bridge.config([*ROWS, row("conv", "output", (1, 8, 6, 6), format="float")])
+    config = bridge.config([*ROWS, as_float(row("conv", "output", (1, 8, 6, 6)))])
     assert config["quant_cfg"][:3] == [
         {"quantizer_name": "*", "enable": False},
         {"quantizer_name": "conv.weight_quantizer", "cfg": {"num_bits": 8, "axis": (0, 1)}},
@@ -160,7 +147,7 @@ def test_the_config_is_everything_off_then_one_exact_entry_per_row():
     ]
     assert len(config["quant_cfg"]) == 1 + len(ROWS)
     sites = json.loads(json.dumps(config["algorithm"]["sites"]))
-    assert [bridge.row_of(site) for site in sites] == ROWS
+    assert [row_from_json(site) for site in sites] == ROWS
 
 
 def test_names_that_look_like_patterns_match_only_themselves():
@@ -219,13 +206,14 @@ import sys
 sys.path.insert(0, {str(__file__.rpartition("/")[0])!r})
 import torch
 import granplugin.modelopt_bridge as bridge
+from granplugin.planning.row_json import row_from_json
 from test_modelopt_bridge import Net, OTHER_ROWS, ROWS, mto, predict
 for name, rows in (("first", ROWS), ("second", OTHER_ROWS)):
     torch.load({str(tmp_path)!r} + f"/{{name}}.pt", weights_only=True)
     model = mto.restore(Net(), {str(tmp_path)!r} + f"/{{name}}.pt").eval()
     assert torch.equal(predict(model), torch.load({str(tmp_path)!r} + f"/{{name}}.outputs.pt"))
     sites = bridge.sites_of(model)
-    assert [bridge.row_of(site) for site in sites] == rows
+    assert [row_from_json(site) for site in sites] == rows
     assert all(site["grid"].shape == row.grid for site, row in zip(sites, rows))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -241,7 +229,7 @@ def test_loading_the_same_amax_equals_quantizing(quantized):
     bridge.load_amax(converted, OTHER_ROWS[:1], {"conv.weight": np.ones((8, 3, 3, 3), "f4")})
     bridge.load_amax(converted, ROWS, grids)
     assert torch.equal(predict(converted), predict(quantized))
-    assert [bridge.row_of(site) for site in bridge.sites_of(converted)] == ROWS
+    assert [row_from_json(site) for site in bridge.sites_of(converted)] == ROWS
     with pytest.raises(ModelError, match=r"conv: the plan folds bn into it"):
         bridge.load_amax(converted, [replace(ROWS[0], bn="fold", bn_name="bn")], grids)
 

@@ -80,7 +80,7 @@ def test_modelopt_0_47_is_its_int8_default_cfg(model, example, tmp_path):
         name.rpartition(".")[0] for name in modules if name.endswith(".input_quantizer")
     }
     for row in plan.rows:
-        quantizer = modules[f"{row.layer}.{row.role}_quantizer"]
+        quantizer = modules[f"{row.layer}.{row.operand}_quantizer"]
         assert row.quantized == quantizer.is_enabled, row.site
         if row.quantized:
             assert (row.format, quantizer.num_bits) == ("int8", 8)

@@ -13,15 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from plan_values import quantized_row
+from granplugin.quant.site import Site
 from granplugin.errors import ModelError, Unhonoured
 from granplugin.graph.edit.qdq import insert
 from granplugin.graph.files import load_float, save
 from granplugin.graph.read.agreement import agreement
 from granplugin.graph.read.verify import read_back
-from granplugin.planning.plan import Row
-from granplugin.quant.calibrators import Calibrator
 from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
-from granplugin.quant.granularity import DoesNotApply, grid, parse_granularity, reduce_blocks
+from granplugin.quant.granularity import (
+    DoesNotApply,
+    PerBlock,
+    grid,
+    parse_granularity,
+    reduce_blocks,
+)
 
 
 def marker(value, site):
@@ -42,11 +48,8 @@ def model_of(nodes, inputs, outputs, constants):
 
 
 def row_of(site, shape, granularity="per_tensor", fmt="int8", block=None):
-    layer, _, role = site.rpartition(".")
-    block = block or parse_granularity(granularity).block(shape, role, 0 if role == "weight" else 1)
-    return Row(
-        layer, "", role, shape, fmt, "", block, Calibrator(), None, None, None, rule="", where=""
-    )
+    axis = 0 if site.endswith(".weight") else 1
+    return quantized_row(site, shape, granularity, fmt, axis, block, type="")
 
 
 def run(path, feeds, *names):
@@ -92,7 +95,7 @@ def cases(draw):
         )
     )
     try:
-        block = parse_granularity(granularity).block(shape, role, rank - 1)
+        block = parse_granularity(granularity).block(Site("layer", role, shape, rank - 1))
     except DoesNotApply:
         block = tuple(parts)
     fmt = draw(st.sampled_from(sorted(FORMATS)))
@@ -203,7 +206,7 @@ def network_rows(granularity="per_channel"):
 def network_amax(rows, constants):
     return {
         row.site: reduce_blocks(np.abs(constants[f"{row.layer}_w"]), row.block)
-        if row.role == "weight"
+        if row.operand == "weight"
         else np.full(row.grid, 3.0, np.float32)
         for row in rows
     }
@@ -301,7 +304,9 @@ def test_equal_weights_the_exporter_merged_get_their_own_scales(tmp_path):
             node.replace_input_with(0, model.graph.initializers["q_w"])
     weights = {k: constants["q_w" if k == "k" else f"{k}_w"] for k in ("conv", *"qkv")}
     rows = [
-        dataclasses.replace(row, block=(1, 4)) if row.site == "k.weight" else row
+        dataclasses.replace(row, granularity=PerBlock(shape=(1, 4)))
+        if row.site == "k.weight"
+        else row
         for row in network_rows()
     ]
     amax = network_amax(rows, {f"{k}_w": w for k, w in weights.items()})

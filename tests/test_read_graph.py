@@ -254,7 +254,7 @@ def test_a_bias_in_integers_is_no_operand(tmp_path, add):
         y = net.node("Gemm", net.qdq("x"), weight, bias)
     path = written(net.model(y, ("n", 64)), tmp_path)
     found = find(load(path), path)
-    assert {o.row.role for o in found.operands} == {"weight", "input"}
+    assert {o.row.operand for o in found.operands} == {"weight", "input"}
     assert found.biases == (net.nodes[-1].name,)
 
 

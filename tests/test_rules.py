@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from granplugin.quant.layers import Layer
+from plan_values import layer_of
 from granplugin.recipe.match import nearest, pattern, select
 from granplugin.recipe.match import Match, within
 
@@ -53,13 +53,13 @@ def test_only_stars_and_question_marks_are_special_in_a_glob(name, sign):
 
 
 LAYERS = [
-    Layer("stem.conv", "Conv2d", weight_shape=(8, 3, 3, 3), traits=frozenset({"first"}),
+    layer_of("stem.conv", "Conv2d", shapes={"weight": (8, 3, 3, 3)}, traits=frozenset({"first"}),
           spread=2.0),
-    Layer("block.0.conv", "Conv2d", weight_shape=(8, 1, 3, 3), traits=frozenset({"depthwise"}),
+    layer_of("block.0.conv", "Conv2d", shapes={"weight": (8, 1, 3, 3)}, traits=frozenset({"depthwise"}),
           spread=50.0, groups=8),
-    Layer("block.1.conv", "Conv2d", weight_shape=(16, 8, 1, 1), traits=frozenset({"pointwise"})),
-    Layer("head.fc", "Linear", weight_shape=(10, 16), traits=frozenset({"last"}), spread=1.0),
-    Layer("pool", "AvgPool2d", input_shape=(1, 16, 4, 4)),
+    layer_of("block.1.conv", "Conv2d", shapes={"weight": (16, 8, 1, 1)}, traits=frozenset({"pointwise"})),
+    layer_of("head.fc", "Linear", shapes={"weight": (10, 16)}, traits=frozenset({"last"}), spread=1.0),
+    layer_of("pool", "AvgPool2d", shapes={"input": (1, 16, 4, 4)}),
 ]  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from torch import nn
 
 import granplugin
 import granplugin.modelopt_bridge as bridge
+from plan_values import quantized_row
 from granplugin.backends import load as load_backend
 from granplugin.backends.nvidia.plan_reader import read_layers_text
 from granplugin.calibration.statistics import find_amax, needs_of, share_amax
@@ -30,7 +31,8 @@ from granplugin.network.export import export_float
 from granplugin.graph.files import load_float, save
 from granplugin.graph.read.verify import read_back
 from granplugin.network.trace import trace
-from granplugin.planning.plan import Plan, Row, make_plan, preset_plan
+from granplugin.planning.plan import make_plan, preset_plan
+from granplugin.planning.rows import Plan
 from granplugin.quant.layers import Layer, layer_from_json, layer_to_json
 from granplugin.recipe.load import load_recipe
 
@@ -158,13 +160,13 @@ def layers_of(model: nn.Module, example) -> tuple[Layer, ...]:
 
 
 def skips_of(layers) -> dict[str, Layer]:
-    return {layer.name: layer for layer in layers if layer.skip_shape}
+    return {layer.name: layer for layer in layers if layer.site("skip")}
 
 
 def joined(layers) -> int:
     """Skip inputs that a layer reads too."""
-    read = {layer.input_id for layer in layers if layer.weight_shape}
-    return sum(layer.skip_id in read for layer in skips_of(layers).values())
+    read = {layer.site("input").tensor for layer in layers if layer.site("weight")}
+    return sum(layer.site("skip").tensor in read for layer in skips_of(layers).values())
 
 
 # Finding them.
@@ -184,9 +186,9 @@ def test_the_last_layer_of_each_branch_has_the_skip_however_the_add_is_written(w
         found = by_name[f"blocks.{number}.conv2"]
         # x itself where nothing is done to it: the tensor that conv1 reads.
         untouched = number not in wider and ways[number] != "x += y"
-        same = found.skip_id == by_name[f"blocks.{number}.conv1"].input_id
+        same = found.site("skip").tensor == by_name[f"blocks.{number}.conv1"].site("input").tensor
         assert same == untouched
-        assert found.skip_shape == found.output_shape
+        assert found.shape("skip") == found.shape("output")
         assert layer_from_json(json.loads(json.dumps(layer_to_json(found)))) == found
 
 
@@ -251,18 +253,18 @@ IMAGE = torch.randn(2, 1, 8, 8)
 def test_tensorrt_11_quantizes_the_skips_of_convolutions_and_modelopt_none(tmp_path):
     model = MADE["residual"]()
     plan = planned(tmp_path, model, IMAGE)
-    skips = [row for row in plan.quantized if row.role == "skip"]
+    skips = [row for row in plan.quantized if row.operand == "skip"]
     assert [row.layer for row in skips] == [f"blocks.{n}.conv2" for n in range(7)]
     assert {(row.format, row.scales) for row in skips} == {("int8", 1)}
     loaded = load_recipe(tmp_path / "r.yaml")
     bare = preset_plan("modelopt@0.47", layers_of(model, IMAGE), loaded)
-    assert not [row for row in bare.quantized if row.role == "skip"]
+    assert not [row for row in bare.quantized if row.operand == "skip"]
     vit = MADE["from_transformers"](
         "ViT", image_size=16, patch_size=8, hidden_size=8, num_hidden_layers=1,
         num_attention_heads=2, intermediate_size=16,
     )  # fmt: skip
     plan = planned(tmp_path, vit, {"pixel_values": torch.randn(2, 3, 16, 16)})
-    assert [row.quantized for row in plan.rows if row.role == "skip"] == [False, False]
+    assert [row.quantized for row in plan.rows if row.operand == "skip"] == [False, False]
 
 
 @pytest.mark.parametrize(
@@ -276,7 +278,7 @@ def test_tensorrt_11_quantizes_the_skips_of_convolutions_and_modelopt_none(tmp_p
 )
 def test_a_skip_is_float_where_a_rule_says_so_or_its_layer_is_float(tmp_path, rules, quantized):
     plan = planned(tmp_path, MADE["residual"](), IMAGE, rules=rules)
-    found = {int(row.layer.split(".")[1]) for row in plan.quantized if row.role == "skip"}
+    found = {int(row.layer.split(".")[1]) for row in plan.quantized if row.operand == "skip"}
     assert found == quantized
 
 
@@ -324,12 +326,9 @@ def test_sites_around_a_concat_share_the_largest_amax_however_it_is_said(tmp_pat
 @given(st.lists(st.lists(st.floats(0.5, 9), min_size=4, max_size=4), min_size=2, max_size=4))
 def test_a_shared_per_channel_amax_is_the_largest_of_each_channel(cells):
     rows = [
-        Row(
-            f"c{n}", "Conv2d", "weight", (4, 2, 3, 3), "int8", "per_channel", (1, 2, 3, 3), None,
-            None, None, None, "r", "r.yaml:1:1", share="s",
-        )
+        quantized_row(f"c{n}.weight", (4, 2, 3, 3), "per_channel", share="s")
         for n in range(len(cells))
-    ]  # fmt: skip
+    ]
     amax = {r.site: np.float32(c).reshape(r.grid) for r, c in zip(rows, cells, strict=True)}
     found = share_amax(rows, amax)
     for row in rows:

@@ -9,6 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plan_values import quantized_row
+from granplugin.quant.site import Site
+from granplugin.planning.rows import as_float
 from granplugin.calibration.statistics import (
     Need,
     Statistics,
@@ -18,29 +21,13 @@ from granplugin.calibration.statistics import (
     needs_of,
 )
 from granplugin.errors import DataError, ModelError, UserError
-from granplugin.planning.plan import Row
 from granplugin.quant.calibrators import Calibrator, histogram, percentile
 from granplugin.quant.formats import FORMATS, scale_of
 from granplugin.quant.granularity import parse_granularity, reduce_blocks
 
 
 def row(role="weight", shape=(8, 4), block=None, **changed):
-    row = Row(
-        layer="body.fc",
-        type="Linear",
-        role=role,
-        shape=shape,
-        format="int8",
-        granularity="per_tensor",
-        block=shape if block is None else block,
-        calibrator=Calibrator(),
-        amax=None,
-        bn=None,
-        bn_name=None,
-        rule="r1",
-        where="recipe.yaml:3:5",
-    )
-    return replace(row, **changed)
+    return quantized_row(f"body.fc.{role}", shape, block=block, type="Linear", **changed)
 
 
 def seen(*needs, fill=3.0, samples=10):
@@ -63,7 +50,7 @@ def test_only_unpinned_inputs_and_outputs_need_data():
         row(),
         row("input", (1, 4)),
         row("input", (1, 4), amax=2.0),
-        row("output", (1, 8), format="float"),
+        as_float(row("output", (1, 8))),
         row("output", (1, 8), calibrator=Calibrator("mse")),
     ]
     assert needs_of(rows) == {
@@ -97,7 +84,7 @@ def weights(draw):
     shape = (*draw(st.lists(st.integers(1, 4), min_size=1, max_size=4)), 2)
     seed = draw(st.integers(0, 99))
     weight = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-    return weight, granularity.block(shape, "weight", 0)
+    return weight, granularity.block(Site("fc", "weight", shape, 0))
 
 
 @given(weights(), st.sampled_from(list(FORMATS)))

@@ -266,9 +266,14 @@ def test_a_layer_has_its_shapes_with_one_for_the_batch_and_its_traits():
     )  # fmt: skip
     layers = by_name(traced)
     assert list(layers) == ["0", "2", "3", "4", "6"]
-    assert layers["0"].input_shape == (1, 4, 6, 6) and layers["0"].output_shape == (1, 8, 6, 6)
-    assert layers["2"].weight_shape == (8, 1, 3, 3) and layers["2"].groups == 8
-    assert layers["4"].type == "AdaptiveAvgPool2d" and layers["4"].weight_shape is None
+    assert layers["0"].shape("input") == (1, 4, 6, 6) and layers["0"].shape("output") == (
+        1,
+        8,
+        6,
+        6,
+    )
+    assert layers["2"].shape("weight") == (8, 1, 3, 3) and layers["2"].groups == 8
+    assert layers["4"].type == "AdaptiveAvgPool2d" and layers["4"].site("weight") is None
     assert layers["0"].traits == {"pointwise", "first"}
     assert layers["2"].traits == {"depthwise"}
     assert layers["3"].traits == {"grouped"}
@@ -310,9 +315,13 @@ def test_layers_that_read_the_same_tensor_share_its_number():
 
     modules = {name: nn.Linear(4, 4) for name in "qkvw"}
     layers = by_name(trace(Net(forward, n=nn.LayerNorm(4), **modules), torch.ones(2, 3, 4)))
-    assert layers["n"].output_id == layers["q"].input_id == layers["k"].input_id
+
+    def tensor(name, operand="input"):
+        return layers[name].site(operand).tensor
+
+    assert tensor("n", "output") == tensor("q") == tensor("k")
     # It is changed in place before v, and by way of a view before w.
-    assert len({layers[name].input_id for name in "qvw"}) == 3
+    assert len({tensor(name) for name in "qvw"}) == 3
 
 
 def test_what_cannot_be_quantized_says_why():
@@ -369,7 +378,7 @@ def test_calls_of_different_shapes_are_told():
     net = Net(lambda m, x: (m.c(x), m.c(x[:, :, ::2]), m.d(x), m.d(x[:1])), c=conv(), d=conv())
     traced = trace(net, IMAGE)
     assert {layer.name for layer in traced.layers if layer.varying} == {"c"}  # d: two batch sizes
-    assert by_name(traced)["c"].input_shape == (1, 4, 6, 6)
+    assert by_name(traced)["c"].shape("input") == (1, 4, 6, 6)
 
 
 def test_spread_is_the_largest_over_the_median_range_with_the_batch_norm_folded():
@@ -488,6 +497,6 @@ def test_a_vision_transformer_shares_the_input_of_its_projections():
     assert named(traced, "last") == ["classifier"] and len(named(traced, "first")) == 1
     readers: dict = {}
     for layer in traced.layers:
-        readers.setdefault(layer.input_id, []).append(layer.name)
+        readers.setdefault(layer.site("input").tensor, []).append(layer.name)
     assert sum(len(names) == 3 for names in readers.values()) == 2  # q, k, v of two blocks
     assert not any(layer.unusable for layer in traced.layers)

@@ -25,11 +25,13 @@ from granplugin.capabilities.legality import decide, targets_of
 from granplugin.engines import ENGINES
 from granplugin.errors import EngineError, ModelError
 from granplugin.graph.read.graph import read
-from granplugin.planning.plan import Plan, Row
+from granplugin.planning.rows import Plan, Row
+from granplugin.planning.sharing import following, tensors_of
 from granplugin.progress import track
 from granplugin.quant.calibrators import Calibrator
-from granplugin.quant.granularity import ROLES
-from granplugin.quant.layers import MULTIPLIED, WEIGHTED, Layer
+from granplugin.quant.site import OPERANDS
+from granplugin.quant.layers import WEIGHTED, Layer
+from granplugin.quant.site import MULTIPLIED
 from granplugin.recipe.loaded import Loaded
 from granplugin.recipe.schema import Recipe, StatisticsSpec
 from granplugin.runs.build_options import options_of
@@ -115,7 +117,7 @@ def setting_costs(
 
 def _kind(setting: Setting) -> tuple:
     """What kernels depend on."""
-    return setting[0].bn, *((row.format, row.block, row.dynamic) for row in setting)
+    return setting[0].bn, *(row.form for row in setting)
 
 
 def whole_plans(
@@ -131,25 +133,14 @@ def whole_plans(
 
 
 def _with(base: Plan, layers: Sequence[Layer], chosen: Mapping[str, Setting]) -> Plan:
-    tensors = _tensors(layers)
     sites = {row.site: row for pair in chosen.values() for row in pair}
-    # A skip input that has one Q/DQ with a layer that reads the same tensor keeps it.
-    readers = {
-        (tensors.get(row.site), *_pair(row)): sites[row.site]
+    rows = [
+        replace(
+            sites.get(row.site, row), bn=chosen[row.layer][0].bn if row.layer in chosen else row.bn
+        )
         for row in base.rows
-        if row.role == "input" and row.quantized and row.site in sites
-    }
-    rows = []
-    for row in base.rows:
-        bn = chosen[row.layer][0].bn if row.layer in chosen else row.bn
-        if row.site in sites:
-            row = sites[row.site]
-        elif row.role == "skip" and row.quantized:
-            reader = readers.get((tensors.get(row.site), *_pair(row)))
-            if reader is not None and reader.quantized:
-                row = replace(row, calibrator=reader.calibrator, amax=reader.amax)
-        rows.append(replace(row, bn=bn))
-    return Plan(tuple(rows))
+    ]
+    return Plan(tuple(following(rows, base.rows)))
 
 
 def promises(
@@ -204,7 +195,7 @@ def costs(
 def _cost(
     layer: str, rows: Sequence[Row], promised: Mapping[str, Promise], built: _Built | str
 ) -> Cost:
-    multiplied = [row for row in rows if row.role in MULTIPLIED and row.quantized]
+    multiplied = [row for row in rows if row.operand in MULTIPLIED and row.quantized]
     told = [promised[row.site] for row in multiplied if row.site in promised]
     worst = max(told, key=lambda promise: KINDS.index(promise.kind), default=None)
     scales = sum(row.scales for row in multiplied if not row.dynamic)
@@ -266,7 +257,7 @@ def _pinned(plan: Plan, layers: Sequence[Layer], statistics: Statistics | None) 
     """The plan with ranges that need no data: weights' of max, others pinned to the largest value
     seen. Rows of one tensor that have one Q/DQ by their calibrators have one range, and those that
     have two have two."""
-    tensors = _tensors(layers)
+    tensors = tensors_of(layers)
     largest: dict[object, float] = {}
     for need, amax in (statistics.amax if statistics else {}).items():
         at = tensors.get(need.site, need.site)
@@ -277,7 +268,7 @@ def _pinned(plan: Plan, layers: Sequence[Layer], statistics: Statistics | None) 
         row = replace(row, rule="analyze", on_unsupported=None)
         if row.quantized and not row.dynamic:
             amax = None
-            if row.role != "weight":
+            if not row.at.constant:
                 at = tensors.get(row.observed, row.observed)
                 ways = said.setdefault(at, [])
                 if (row.calibrator, row.amax) not in ways:
@@ -291,7 +282,7 @@ def _pinned(plan: Plan, layers: Sequence[Layer], statistics: Statistics | None) 
 def _key(session: Session, plan: Plan, engine: str, float_key: str) -> str:
     recipe = session.recipe
     rows = [
-        [row.site, row.format, row.block, row.amax, row.bn, row.dynamic, row.share]
+        [row.site, row.bn, *row.form, *((row.amax, row.share) if row.quantized else ())]
         for row in plan.rows
     ]
     build = recipe.build.model_dump(mode="json", exclude={"seconds", "memory_mb", "shapes"})
@@ -371,7 +362,7 @@ def owners_of(
         taken = [multiplying.setdefault(number, layer) for number in own]
         if layer and layer not in taken:
             elsewhere[layer] = taken[0] if taken else NO_LAYER
-    scopes = {f"{layer.name}.{role}": layer.name for layer in layers for role in ROLES}
+    scopes = {f"{layer.name}.{operand}": layer.name for layer in layers for operand in OPERANDS}
     scopes |= {layer.name: layer.name for layer in layers}
     scopes |= {layer.bn: layer.name for layer in layers if layer.bn}
 
@@ -395,20 +386,3 @@ def owners_of(
             own = [behind[tensor.name][1] for tensor in outputs if tensor.name in behind]
             found[number] = next(iter((*owners, *own)), NO_LAYER)
     return found, elsewhere
-
-
-def _tensors(layers: Sequence[Layer]) -> dict[str, int]:
-    """Site -> the number of its tensor, where it has one."""
-    return {
-        f"{layer.name}.{role}": number
-        for layer in layers
-        for role, number in (
-            ("input", layer.input_id), ("output", layer.output_id), ("skip", layer.skip_id)
-        )
-        if number is not None
-    }  # fmt: skip
-
-
-def _pair(row: Row) -> tuple:
-    """What rows of one tensor have alike that have one Q/DQ."""
-    return row.format, row.block, row.calibrator, row.amax, row.share

@@ -27,7 +27,7 @@ from granplugin.analysis.rounding import Rounding, rounding
 from granplugin.analysis.settings import Asked
 from granplugin.errors import ModelError
 from granplugin.network.modules import folded, weight_axis
-from granplugin.planning.plan import Row
+from granplugin.planning.rows import Row
 from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
 
 _CHUNK_BYTES = 8 << 20
@@ -111,7 +111,7 @@ class Tried:
 
 def key(row: Row) -> str:
     """A row's setting as a name that tells it from the site's others."""
-    bn = row.bn if row.role == "weight" else None
+    bn = row.bn if row.operand == "weight" else None
     parts = (row.format, row.granularity, row.calibrator, row.amax, bn)
     return "/".join(str(part) for part in parts if part is not None)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from granplugin.analysis.figures import Sqnr, sqnr
 from granplugin.analysis.local import START, Tried, channels_of, key
-from granplugin.planning.plan import Row
+from granplugin.planning.rows import Row
 from granplugin.quant.formats import FORMATS
 
 

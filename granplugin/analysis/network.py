@@ -70,7 +70,7 @@ class Network:
         """What the recipe quantizes."""
         choice: dict[str, Pair] = {}
         for name, each in self.tried.items():
-            roles = {row.role for row in each.asked.start}
+            roles = {row.operand for row in each.asked.start}
             pair = (0 if "weight" in roles else None, 0 if "input" in roles else None)
             if pair != (None, None):
                 choice[name] = pair
@@ -110,7 +110,7 @@ class Network:
             chosen = choice.get(name, (None, 0))[1]
             goes = site.own.layer in choice if site.own.layer in self.tried else others
             if goes and chosen is not None and site.roundings[chosen] is not None:
-                role = "output" if site.own.role == "output" else "input"
+                role = "output" if site.own.operand == "output" else "input"
                 steps.setdefault(site.module, {})[role] = site.roundings[chosen]
         return {module: _change(module, **said) for module, said in steps.items()}
 

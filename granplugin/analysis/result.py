@@ -26,7 +26,8 @@ from granplugin.capabilities import KINDS
 from granplugin.engines import ENGINES
 from granplugin.errors import UserError
 from granplugin.network.weight_facts import WeightFacts, weight_facts
-from granplugin.planning.plan import Row, make_plan
+from granplugin.planning.plan import make_plan
+from granplugin.planning.rows import Row
 from granplugin.recipe.forms import IN_MEMORY
 from granplugin.recipe.load import load_recipe
 from granplugin.recipe.loaded import Loaded
@@ -219,7 +220,7 @@ class _Found:
 
     def _allowed(self, each: LayerLosses) -> dict[str, set[int]]:
         """The same; of a site whose range the recipe says, its own alone."""
-        fixed = {row.role for row in each.tried.asked.start if self._fixed(row)}
+        fixed = {row.operand for row in each.tried.asked.start if self._fixed(row)}
         return {
             role: had & {START} if role in fixed else had for role, had in self._had(each).items()
         }
@@ -297,14 +298,14 @@ class _Found:
     def _why(self, each: LayerLosses) -> str:
         told = why.why(each, self._weight_facts(each), self._input_facts(each))
         sites = [site for site in self.sites if site.own.layer == each.name]
-        lost = {site.own.role: self._site_lost(site, 0) or 0.0 for site in sites}
+        lost = {site.own.operand: self._site_lost(site, 0) or 0.0 for site in sites}
         role = max(lost, key=lost.get, default=None)
         if role is not None and lost[role] >= why.MATTERS and why.loss_in(each) == "neither":
             return (
                 f"its {role} loses, not its weight or input: rounding takes "
                 f"{100 * lost[role]:.2g} % of that tensor's channels' signal"
             )
-        own = {row.role: row for row in each.tried.asked.start}
+        own = {row.operand: row for row in each.tried.asked.start}
         where = why.loss_in(each)
         if where == "neither" and each.name in self.top:
             db = self._alone(each.name).sqnr.db
@@ -435,7 +436,7 @@ class _Found:
                 model.SettingFigures(
                     setting=label(row),
                     format=row.format,
-                    granularity=row.granularity,
+                    granularity=str(row.granularity),
                     calibrator=None if row.dynamic else str(row.calibrator),
                     bn=None,
                     start=index == 0,
@@ -453,7 +454,9 @@ class _Found:
                 )
             )
         own = each.own
-        return model.SiteAnalysis(site=own.site, layer=own.layer, role=own.role, settings=settings)
+        return model.SiteAnalysis(
+            site=own.site, layer=own.layer, role=own.operand, settings=settings
+        )
 
     def _site_costs(self, each: TriedSite) -> dict[str, model.EngineCost]:
         told = {engine: of.get(each.own.site) for engine, of in self.site_promises.items()}
@@ -491,7 +494,7 @@ class _Found:
         return model.SettingFigures(
             setting=label(row),
             format=row.format,
-            granularity=row.granularity,
+            granularity=str(row.granularity),
             calibrator=None if row.dynamic else str(row.calibrator),
             bn=row.bn if role == "weight" else None,
             start=start,
@@ -581,7 +584,7 @@ class _Found:
             for each in self.ranked
             if (where := why.loss_in(each)) != "neither"
             for row in each.tried.asked.start
-            if row.role == where and self._fixed(row)
+            if row.operand == where and self._fixed(row)
         ]
         first = ""
         if fixed and not advice.reached:

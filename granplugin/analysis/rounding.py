@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from granplugin.planning.plan import Row
+from granplugin.planning.rows import Row
 from granplugin.quant.formats import FORMATS, Format, scale_of
 from granplugin.quant.granularity import expand
 

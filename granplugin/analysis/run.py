@@ -44,7 +44,8 @@ from granplugin.calibration.statistics import (
 from granplugin.data.batches import Batch
 from granplugin.errors import DataError, RunError
 from granplugin.measures.metrics import METRICS
-from granplugin.planning.plan import Plan, Row, make_plan
+from granplugin.planning.plan import make_plan
+from granplugin.planning.rows import Plan, Row
 from granplugin.progress import track
 from granplugin.quant.calibrators import BINS
 from granplugin.recipe.loaded import located
@@ -81,7 +82,7 @@ class Analyzer:
         self.others = [
             row
             for row in self.plan.quantized
-            if row.role not in ("weight", "input") or row.layer not in analyzed
+            if row.operand not in ("weight", "input") or row.layer not in analyzed
         ]
         self.by_name = {layer.name: layer for layer in session.layers}
         self.sites: dict[str, tuple[Row, ...]] = {}
@@ -90,7 +91,7 @@ class Analyzer:
             rows, over = ask_of_site(self.by_name[row.layer], row, self.wanted, calibration)
             self.sites[row.site] = rows
             self.skipped += over
-        skips = [row.layer for row in self.others if row.role == "skip"]
+        skips = [row.layer for row in self.others if row.operand == "skip"]
         self.model = analysis_copy(session.network.module(), skips)
 
     @cached_property
@@ -199,7 +200,7 @@ class Analyzer:
                 else None
                 for row in rows
             )
-            axis = self.by_name[rows[0].layer].channel_axis(rows[0].role)
+            axis = rows[0].at.channel_axis
             axis = len(rows[0].shape) - 1 if axis is None else axis
             found.append(TriedSite(rows, roundings, module_of(self.model, rows[0]), axis))
         return tuple(found)
@@ -405,7 +406,8 @@ def input_needs(asked: Asked) -> InputNeeds | None:
     """None for a layer of whose input nothing is asked."""
     if not asked.inputs:
         return None
-    row, axis = asked.inputs[0], asked.layer.channel_axis("input")
+    row = asked.inputs[0]
+    axis = row.at.channel_axis
     channels = tuple(1 if at == axis else n for at, n in enumerate(row.shape))
     return InputNeeds(
         Need(row.observed, channels, False, row.shape),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from granplugin.planning.plan import Plan, Row, check_varying
+from granplugin.planning.plan import check_varying
+from granplugin.planning.rows import Plan, Row, as_quantized
 from granplugin.quant.calibrators import Calibrator, refusal
 from granplugin.quant.formats import FORMATS
-from granplugin.quant.granularity import DoesNotApply, PerTensor, Role
+from granplugin.quant.granularity import DoesNotApply, PerTensor
+from granplugin.quant.site import Operand
 from granplugin.quant.layers import WEIGHTED, Layer
 from granplugin.recipe.analyze import Analyze
 from granplugin.recipe.settings import FLOAT, Settings
@@ -45,9 +47,9 @@ def ask(
     `samples` is the number of calibration samples. A layer that cannot be quantized is skipped
     whole, with its reason.
     """
-    rows: dict[str, dict[Role, Row]] = {}
+    rows: dict[str, dict[Operand, Row]] = {}
     for row in plan.rows:
-        rows.setdefault(row.layer, {})[row.role] = row
+        rows.setdefault(row.layer, {})[row.operand] = row
     asked, skipped = [], []
     for layer in layers:
         if layer.type not in WEIGHTED:
@@ -57,7 +59,7 @@ def ask(
             skipped.append(Skipped(layer.name, "all", reason))
             continue
         of_layer = rows[layer.name]
-        found: dict[Role, tuple[Row, ...]] = {}
+        found: dict[Operand, tuple[Row, ...]] = {}
         for role, entries in (("weight", wanted.weights), ("input", wanted.inputs)):
             own = of_layer[role]
             tried = [own] if own.quantized else []
@@ -89,14 +91,15 @@ def ask_of_site(
 
 def label(row: Row) -> str:
     """A setting in a few words: `per_channel, bn keep`, `per_tensor, percentile 99.9`."""
-    parts = [row.granularity or FLOAT]
-    if row.format not in ("int8", FLOAT):
-        parts.append(row.format)
-    if row.amax is not None:
-        parts.append(f"amax {row.amax:g}")
-    elif row.calibrator and not row.dynamic and row.calibrator.kind != "max":
-        parts.append(str(row.calibrator))
-    if row.role == "weight" and row.bn:
+    parts = [str(row.granularity) if row.quantized else FLOAT]
+    if row.quantized:
+        if row.format != "int8":
+            parts.append(row.format)
+        if row.amax is not None:
+            parts.append(f"amax {row.amax:g}")
+        elif not row.dynamic and row.calibrator.kind != "max":
+            parts.append(str(row.calibrator))
+    if row.operand == "weight" and row.bn:
         parts.append(f"bn {row.bn}")
     return ", ".join(parts)
 
@@ -107,8 +110,9 @@ def same(a: Row, b: Row) -> bool:
 
 
 def _meaning(row: Row) -> tuple:
-    bn = row.bn if row.role == "weight" else None
-    return row.site, row.format, row.block, row.dynamic, row.calibrator, row.amax, bn
+    bn = row.bn if row.operand == "weight" else None
+    ranges = (row.calibrator, row.amax) if row.quantized else ()
+    return row.site, bn, *row.form, *ranges
 
 
 def _distinct(rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -134,24 +138,13 @@ def _row(layer: Layer, own: Row, settings: Settings, bn: str | None, samples: in
     calibrator = settings.calibrator or Calibrator()
     said = f"{granularity} {calibrator}" if calibrator.kind != "max" else str(granularity)
     try:
-        block = granularity.block(own.shape, own.role, layer.channel_axis(own.role))
-        check_varying(layer, own.role, block)
+        block = granularity.block(own.at)
+        check_varying(layer, own.at, block)
     except DoesNotApply as err:
         return Skipped(own.site, said, str(err))
-    if own.role == "weight" or not granularity.at_run_time:
-        seen = None if own.role == "weight" else samples
+    if own.operand == "weight" or not granularity.at_run_time:
+        seen = None if own.operand == "weight" else samples
         if refused := refusal(calibrator, own.shape, block, seen):
             return Skipped(own.site, said, refused)
-    return replace(
-        own,
-        format=form,
-        granularity=str(granularity),
-        block=block,
-        calibrator=calibrator,
-        amax=settings.amax,
-        bn=bn,
-        dynamic=granularity.at_run_time,
-        rule="analyze",
-        note=None,
-        share=None,
-    )
+    ranges = {"calibrator": calibrator, "amax": settings.amax}
+    return as_quantized(own, form, granularity, **ranges, bn=bn, rule="analyze", note=None)

@@ -13,8 +13,8 @@ import yaml
 
 from granplugin.analysis.local import Tried
 from granplugin.analysis.network import FLOATING, Network, Pair
-from granplugin.planning.plan import Row
-from granplugin.quant.granularity import spelt
+from granplugin.planning.rows import Row
+from granplugin.quant import calibrators, granularity
 from granplugin.quant.layers import Layer
 from granplugin.recipe.match import select
 from granplugin.recipe.match import Match
@@ -51,7 +51,7 @@ def suggest(
         if name in network.sites:
             rows = network.sites[name].rows
             settings = FLOAT if pair == FLOATING else _settings(rows[0], rows[pair[1]])
-            body = {rows[0].role: settings}
+            body = {rows[0].operand: settings}
         else:
             body = _body(network.tried[name], start[name], pair)
         if lowered.get(name):
@@ -109,12 +109,9 @@ def _settings(then: Row, now: Row) -> Any:
     if now.format != then.format:
         settings["format"] = now.format
     if now.block != then.block or now.dynamic != then.dynamic:
-        settings["granularity"] = spelt(now.granularity)
+        settings["granularity"] = granularity.written(now.granularity)
     if now.calibrator != then.calibrator and not now.dynamic:
-        kind = now.calibrator
-        settings["calibrator"] = (
-            kind.kind if kind.percentile is None else {kind.kind: kind.percentile}
-        )
+        settings["calibrator"] = calibrators.written(now.calibrator)
     if now.amax is not None and now.amax != then.amax:
         settings["amax"] = now.amax
     if list(settings) == ["granularity"]:

@@ -17,7 +17,7 @@ from granplugin.analysis.rounding import Rounding
 from granplugin.errors import ModelError
 from granplugin.network.skip_inputs import SKIP_QUANTIZER
 from granplugin.network.torch_calls import tensors_in
-from granplugin.planning.plan import Row
+from granplugin.planning.rows import Row
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class TriedSite:
 
 def module_of(model: nn.Module, row: Row) -> nn.Module:
     """The module whose input, or for role output whose output, the row's tensor is."""
-    if row.role == "skip":
+    if row.operand == "skip":
         return model.get_submodule(row.layer).get_submodule(SKIP_QUANTIZER)
     return model.get_submodule(row.observed.rpartition(".")[0])
 
@@ -99,7 +99,7 @@ class _Site:
 
 
 def _hook(tried: TriedSite, see: Callable[[Tensor], None]) -> torch.utils.hooks.RemovableHandle:
-    if tried.own.role == "output":
+    if tried.own.operand == "output":
         return tried.module.register_forward_hook(lambda m, args, out: see(next(tensors_in(out))))
     return tried.module.register_forward_pre_hook(
         lambda m, args, kwargs: see(next(tensors_in((args, kwargs)))), with_kwargs=True

@@ -156,7 +156,7 @@ def _input_remedy(among: Mapping[int, Loss]) -> str:
     start = among[START]
     better = _better(start, among)
     if not better:
-        tried = {loss.row.granularity for loss in among.values()}
+        tried = {str(loss.row.granularity) for loss in among.values()}
         others = [kind for kind in ("per_channel", "per_token(dynamic)") if kind not in tried]
         rest = f"; {' and '.join(others)} were not tried" if others else ""
         return f"; no setting that was tried does better{rest}"

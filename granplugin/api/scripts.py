@@ -19,6 +19,7 @@ from granplugin.network.batch_norms import fold_batch_norms
 from granplugin.network.forward import Example
 from granplugin.network.trace import trace
 from granplugin.planning.plan import make_plan
+from granplugin.planning.row_json import row_from_json
 from granplugin.quant.layers import Layer
 from granplugin.recipe.forms import RecipeForm
 from granplugin.recipe.load import load_part
@@ -80,7 +81,7 @@ def modelopt_config(recipe: RecipeForm | LoadedPart, model: nn.Module) -> dict[s
             f"the model was prepared for another recipe: the batch norm behind {name} is {was}; "
             "prepare a fresh model with this recipe"
         )
-    skips = [layer.name for layer in prepared.layers if layer.skip_shape]
+    skips = [layer.name for layer in prepared.layers if layer.site("skip")]
     modelopt_bridge.want_skip_quantizers(model, skips)
     return modelopt_bridge.config(plan.quantized)
 
@@ -101,8 +102,9 @@ def export_onnx(model: nn.Module, example: Example, path: str | Path) -> Path:
     path = Path(path)
     sites = modelopt_bridge.sites_of(model)
     # Whatever is folded has been folded in the model itself.
-    amax = {f"{s['layer']}.{s['role']}": s["grid"] for s in sites if s["grid"] is not None}
-    rows = [replace(modelopt_bridge.row_of(site), bn=None) for site in sites]
+    rows = [replace(row_from_json(site), bn=None) for site in sites]
+    grids = {row.site: site["grid"] for row, site in zip(rows, sites, strict=True)}
+    amax = {site: grid for site, grid in grids.items() if grid is not None}
     rows = [row for row in rows if row.site in amax or row.dynamic]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".granplugin-") as folder:
         scratch = Path(folder) / path.name

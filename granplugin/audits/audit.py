@@ -10,11 +10,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from granplugin.quant.layers import PRODUCTS
+from granplugin.quant.site import MULTIPLIED
 from granplugin.backends.base import LayerPrecision
 from granplugin.capabilities import Promise
 from granplugin.capabilities.legality import LEFT_FLOAT
-from granplugin.planning.plan import Row
-from granplugin.quant.layers import WEIGHTED
+from granplugin.planning.rows import Row
 from granplugin.results.audited import Kind, Verdict
 
 
@@ -37,7 +38,7 @@ def audit(
         return ()
     roles: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        roles[row.layer].add(row.role)
+        roles[row.layer].add(row.operand)
     return tuple(
         _verdict(
             row, calls.get(row.site), calls.get(row.layer, ()), promises.get(row.site),
@@ -64,7 +65,7 @@ def _verdict(
     wrong = [call.detail for call in calls if call.precision == "wrong"]
     if wrong or (promise is not None and promise.kind == "refused"):
         return say("wrong", wrong[0] if wrong else promise.reason)
-    if own is None and (row.role not in ("weight", "input") or row.type not in WEIGHTED):
+    if own is None and (row.operand not in MULTIPLIED or row.type not in PRODUCTS):
         return say("unknown", "engines do not say in what format they keep a tensor between layers")
     if not calls or any(call.precision == "unknown" for call in calls):
         return say("unknown", "the engine's plan does not tell which kernel computes this layer")

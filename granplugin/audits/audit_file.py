@@ -15,6 +15,8 @@ from typing import Any
 import onnx
 
 from granplugin import backends, capabilities
+from granplugin.planning.row_json import row_from_json
+from granplugin.quant.site import MULTIPLIED
 from granplugin.audits.audit import audit
 from granplugin.audits.lint import lint
 from granplugin.backends.base import LayerPrecision
@@ -26,9 +28,8 @@ from granplugin.engines import AUDITED
 from granplugin.errors import EngineError, ModelError, UserError
 from granplugin.graph.read.found import Found, Operand, find
 from granplugin.graph.read.loading import load
-from granplugin.planning.plan import Row
+from granplugin.planning.rows import Row, ScaledRow
 from granplugin.report.words import first
-from granplugin.recipe.settings import FLOAT
 from granplugin.report.build.verbs import audit_output
 from granplugin.report.result import Result
 from granplugin.results.audited import Finding, Verdict
@@ -43,7 +44,7 @@ class Site:
     """One quantized operand of the file with what was promised and what came of it; `time_ms` is
     that of its node's kernels in a profile, `where` the recipe's line where there is one."""
 
-    row: Row
+    row: ScaledRow
     promise: Promise | None
     verdict: Verdict
     time_ms: float | None = None
@@ -260,9 +261,8 @@ class _Asked:
             named = {name: rows for name, rows in variants.items() if rows}
             name = onnx_path.resolve().parent.name
             rows = named[name] if name in named else next(iter(named.values()))
-            self.rows = {
-                f"{row['layer']}.{row['role']}": _row(row) for row in rows if row["format"] != FLOAT
-            }
+            decided = map(row_from_json, rows)
+            self.rows = {row.site: row for row in decided if row.quantized}
         except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as err:
             raise UserError(f"{plan}: is no plan.json of a run: {err!r:.80}") from err
         if name not in named and len(named) > 1:
@@ -282,7 +282,7 @@ class _Asked:
         not quantize is float."""
         told = [self._told(site) for site in sites]
         for name, row in self.rows.items():
-            if name not in self.names.values() and row.role in ("weight", "input"):
+            if name not in self.names.values() and row.operand in MULTIPLIED:
                 verdict = Verdict(name, row.where, None, "degraded", "float")
                 told.append(Site(row, None, verdict, where=row.where))
         return told
@@ -306,7 +306,7 @@ def _row(row: dict[str, Any]) -> Row:
     )  # fmt: skip
 
 
-def _cells(row: Row) -> tuple[tuple[int, int], ...]:
+def _cells(row: ScaledRow) -> tuple[tuple[int, int], ...]:
     """Along which axes a row's scales differ, and how many there are."""
     return tuple((axis, count) for axis, count in enumerate(row.grid) if count > 1)
 

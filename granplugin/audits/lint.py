@@ -33,7 +33,7 @@ class _Case:
         self.graph = found.graph
         self.by_node: dict[str, dict[str, Operand]] = defaultdict(dict)
         for operand in found.operands:
-            self.by_node[operand.node][operand.row.role] = operand
+            self.by_node[operand.node][operand.row.at.word] = operand
         self.dequantizes = {operand.dequantize: operand for operand in found.operands}
         self.sixteen = found.precision != "fp32"
 
@@ -68,7 +68,7 @@ def _uint8(case: _Case) -> Iterator[Finding]:
                 "uint8-zero-point", operand.node,
                 f"{operand.row.format} is read as int8: what lies above 127 scales saturates",
                 "quantize to int8 with zero point 0, as granplugin does",
-                role=operand.row.role,
+                role=operand.row.at.word,
             )  # fmt: skip
 
 
@@ -126,7 +126,7 @@ def _padded(case: _Case) -> Iterator[Finding]:
             continue
         for kernel in ran:
             given = next((t for t in kernel.inputs if len(t.shape) == 4), None)
-            channels = layer.weight_shape[0]
+            channels = layer.shape("weight")[0]
             if given is not None and given.shape[1] > channels:
                 held = _moved([given], twice=True)
                 yield case.find(
@@ -160,7 +160,7 @@ def _reformat(case: _Case) -> Iterator[Finding]:
 def _two_scales(case: _Case) -> Iterator[Finding]:
     by_source: dict[str, dict[tuple, Operand]] = defaultdict(dict)
     for operand in case.found.operands:
-        if operand.quantize is not None and operand.row.role != "weight":
+        if operand.quantize is not None and operand.row.operand != "weight":
             if operand.scale is not None:
                 held = (operand.row.format, operand.scale.shape, operand.scale.tobytes())
                 by_source[operand.source].setdefault(held, operand)
@@ -176,7 +176,7 @@ def _two_scales(case: _Case) -> Iterator[Finding]:
                 f"the tensor it reads is quantized a second time: {first.node} has another scale",
                 "give both inputs one range (amax:), or take the same calibrator for both",
                 _moved(written[:1], twice=True) if written else None,
-                role=other.row.role,
+                role=other.row.at.word,
             )  # fmt: skip
 
 
@@ -229,7 +229,7 @@ def _is_read(case: _Case, branch: str, skip: str) -> bool:
 def _scalar(case: _Case) -> Iterator[Finding]:
     for operand in case.found.operands:
         wide = operand.one_d and case.library.vector_scale_is_float
-        if wide and operand.op_type == "Conv" and operand.row.role == "input":
+        if wide and operand.op_type == "Conv" and operand.row.operand == "input":
             yield case.find(
                 "scale-shape-1", operand.node,
                 f"the scale of its input has shape [1], and {case.library.title} then runs it in "
@@ -245,10 +245,10 @@ def _fp32_scales(case: _Case) -> Iterator[Finding]:
             kind = case.found.precision.upper()
             yield case.find(
                 "fp32-scale", operand.node,
-                f"the FP32 scale of its {operand.row.role} makes its operand FP32 in an {kind} "
+                f"the FP32 scale of its {operand.row.at.word} makes its operand FP32 in an {kind} "
                 "graph",
                 f"write the scale in {kind}, or give DequantizeLinear output_dtype",
-                role=operand.row.role,
+                role=operand.row.at.word,
             )  # fmt: skip
 
 

@@ -16,10 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from granplugin.errors import DataError, ModelError, UserError
-from granplugin.planning.plan import Row
+from granplugin.planning.rows import QuantizedRow, Row
 from granplugin.quant.calibrators import LEAST_VALUES, amax_of, histogram
 from granplugin.quant.formats import FORMATS, Format
-from granplugin.quant.granularity import Shape, grid
+from granplugin.quant.granularity import grid
+from granplugin.quant.site import Shape
 from granplugin.store.whole_file import write_whole
 
 _SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
@@ -46,12 +47,12 @@ def needs_of(rows: Iterable[Row]) -> frozenset[Need]:
     needs = {
         _need(row)
         for row in rows
-        if row.quantized and row.role != "weight" and row.amax is None and not row.dynamic
+        if row.quantized and not row.at.constant and row.amax is None and not row.dynamic
     }
     return frozenset(n for n in needs if n.histogram or replace(n, histogram=True) not in needs)
 
 
-def _need(row: Row) -> Need:
+def _need(row: QuantizedRow) -> Need:
     return Need(row.observed, row.block, row.calibrator.kind != "max", row.shape)
 
 
@@ -156,7 +157,7 @@ class Statistics:
 
 
 def find_amax(
-    row: Row, statistics: Statistics | None = None, weight: np.ndarray | None = None
+    row: QuantizedRow, statistics: Statistics | None = None, weight: np.ndarray | None = None
 ) -> np.ndarray | None:
     """The amax grid of a quantized row, float32, every scale a positive normal number.
 
@@ -169,7 +170,7 @@ def find_amax(
     fmt = FORMATS[row.format]
     if row.amax is not None:
         amax = np.full(row.grid, row.amax, np.float32)
-    elif row.role == "weight":
+    elif row.at.constant:
         cells = _cells(row, np.asarray(weight, np.float32))
         amax = _calibrate(row, fmt, cells.max(-1), lambda cell: histogram(cells[cell]))
     else:
@@ -187,9 +188,9 @@ def share_amax(
     Rows that were coarsened for an engine share with those that have as many scales; a row
     without an amax has none.
     """
-    groups: dict[tuple, list[Row]] = {}
+    groups: dict[tuple, list[QuantizedRow]] = {}
     for row in rows:
-        if row.share is not None and amax.get(row.site) is not None:
+        if row.quantized and row.share is not None and amax.get(row.site) is not None:
             groups.setdefault((row.share, row.scales), []).append(row)
     shared = dict(amax)
     for group in groups.values():
@@ -199,7 +200,7 @@ def share_amax(
 
 
 def _calibrate(
-    row: Row, fmt: Format, largest: np.ndarray, counts_of: Callable[[Shape], np.ndarray]
+    row: QuantizedRow, fmt: Format, largest: np.ndarray, counts_of: Callable[[Shape], np.ndarray]
 ) -> np.ndarray:
     if row.calibrator.kind == "max":
         return largest
@@ -215,7 +216,7 @@ def _calibrate(
     return amax
 
 
-def _cells(row: Row, weight: np.ndarray) -> np.ndarray:
+def _cells(row: QuantizedRow, weight: np.ndarray) -> np.ndarray:
     """|weight| as grid + (values of the block,)."""
     if weight.shape != row.shape:
         raise ModelError(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from granplugin.capabilities.table import CONVS, Cell
-from granplugin.quant.granularity import Shape
+from granplugin.quant.site import Shape
 
 CHANNELS = 64
 SIZE = 16

@@ -13,15 +13,17 @@ from itertools import groupby
 from types import MappingProxyType
 
 from granplugin import backends, capabilities
+from granplugin.planning.sharing import shared_skips
 from granplugin.backends.gpu import gpu
 from granplugin.capabilities import Book, Promise
 from granplugin.engines import ENGINES, taking
 from granplugin.errors import RecipeError
 from granplugin.graph.methods import How
-from granplugin.planning.plan import Plan, Row
+from granplugin.planning.rows import Plan, QuantizedRow, Row, as_float
 from granplugin.recipe.presets import PRESETS
-from granplugin.quant.granularity import coarser
-from granplugin.quant.layers import MULTIPLIED, WEIGHTED, Layer
+from granplugin.quant.granularity import PerTensor, coarser
+from granplugin.quant.layers import Layer, PRODUCTS
+from granplugin.quant.site import MULTIPLIED
 from granplugin.recipe.schema import Recipe
 from granplugin.recipe.settings import FLOAT
 
@@ -74,7 +76,7 @@ def decide(
     row of which nothing can be made.
     """
     by_name = {layer.name: layer for layer in layers}
-    shared = capabilities.shared_skips(layers, plan.rows)
+    shared = shared_skips(plan.rows)
     found = {}
     for engine in engines:
         if engine not in capabilities.backends():
@@ -124,10 +126,14 @@ class _Decision:
         for row in self.planned:
             promise = self.promises.get(row.site)
             made = self.made.get(row.site, "")
-            if promise is None or promise.kind == "native" or promise.cause not in (None, row.role):
+            if (
+                promise is None
+                or promise.kind == "native"
+                or promise.cause not in (None, row.operand)
+            ):
                 continue
             by_preset = row.rule in PRESETS and row.on_unsupported is None
-            idle = row.role == "skip" or row.type not in WEIGHTED
+            idle = row.operand == "skip" or row.type not in PRODUCTS
             if promise.kind == "simulated" and (idle or by_preset):
                 # Nothing multiplies in residual adds, pools and norms; and what a preset alone
                 # says of a layer is what the engine makes of it: the audit tells.
@@ -163,25 +169,25 @@ class _Decision:
                     self._replace(other)
                 else:
                     self.made[other.site] = LEFT_FLOAT
-                    self._replace(_left_float(other))
+                    self._replace(as_float(other))
             return True
         return False
 
     def _together(self, row: Row) -> list[Row]:
         """The rows that run in float with this one: its layer's weight and input, or it alone."""
-        if row.role not in MULTIPLIED:
+        if row.operand not in MULTIPLIED:
             return [row]
-        return [other for other in self.planned if other.quantized and other.role in MULTIPLIED]
+        return [other for other in self.planned if other.quantized and other.operand in MULTIPLIED]
 
-    def _coarser(self, row: Row) -> Row | None:
+    def _coarser(self, row: QuantizedRow) -> QuantizedRow | None:
         """The row with the finest coarser granularity that the engine has, beside the plainest
         partner."""
         partners = [
-            replace(other, format=row.format, block=other.shape, dynamic=False)
+            replace(other, format=row.format, granularity=PerTensor())
             for other in self._together(row)
             if other.site != row.site
         ]
-        for coarse in coarser_rows(row, self.layer):
+        for coarse in coarser_rows(row):
             if self._promised([coarse, *partners])[row.site].kind == "native":
                 return coarse
         return None
@@ -204,26 +210,16 @@ class _Decision:
             ways_out.insert(0, f"on_unsupported: coarsen makes it {coarse.granularity}")
         return (
             f"{row.where}: {self.engine} does not have {row.format} {row.granularity} for the "
-            f"{row.role} of {row.layer!r}: {promise.reason}; {', '.join(ways_out)}"
+            f"{row.operand} of {row.layer!r}: {promise.reason}; {', '.join(ways_out)}"
         )
 
 
-def coarser_rows(row: Row, layer: Layer) -> Iterator[Row]:
+def coarser_rows(row: QuantizedRow) -> Iterator[QuantizedRow]:
     """The row with each coarser granularity, finest first, its scales constants.
 
     Scales of run time are of one sample, constant ones of all: there the same block is coarser.
     """
-    channels = layer.channel_axis(row.role)
-    for granularity in coarser(row.shape, row.role, channels, row.block):
-        block = granularity.block(row.shape, row.role, channels)
-        if block != row.block or row.dynamic:
-            yield replace(
-                row, granularity=str(granularity), block=block, dynamic=False,
-                note=f"coarsened from {row.granularity}",
-            )  # fmt: skip
-
-
-def _left_float(row: Row) -> Row:
-    return replace(
-        row, format=FLOAT, granularity=None, block=None, calibrator=None, amax=None, dynamic=False
-    )
+    for granularity in coarser(row.at, row.block):
+        if granularity.block(row.at) != row.block or row.dynamic:
+            note = f"coarsened from {row.granularity}"
+            yield replace(row, granularity=granularity, note=note)

@@ -24,7 +24,8 @@ from granplugin.capabilities.cells import (
 )
 from granplugin.capabilities.table import CONVS, Cell
 from granplugin.quant.formats import FORMATS, quantize, scale_of
-from granplugin.quant.granularity import Shape, grid, reduce_blocks
+from granplugin.quant.granularity import grid, reduce_blocks
+from granplugin.quant.site import Shape
 
 OP, READER = "op", "reader"
 """The names of the node that a cell is about, and of the one that reads its quantized output."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from granplugin.capabilities.table import LOWERINGS, Cell, Rule, Table
-from granplugin.planning.plan import Row
-from granplugin.quant.granularity import Role
-from granplugin.quant.layers import MULTIPLIED, WEIGHTED, Layer
+from granplugin.planning.rows import Row, ScaledRow
+from granplugin.planning.sharing import shared_skips
+from granplugin.quant.site import Operand
+from granplugin.quant.layers import Layer
+from granplugin.quant.site import MULTIPLIED
 
 Kind = Literal["native", "lowered", "simulated", "refused"]
 KINDS: tuple[Kind, ...] = ("native", "lowered", "simulated", "refused")
@@ -31,7 +33,7 @@ class Promise:
     reason: str
     source: str
     lowering: str | None = None
-    cause: Role | None = None
+    cause: Operand | None = None
 
 
 def plan_promises(
@@ -50,7 +52,7 @@ def plan_promises(
     for row in rows:
         if row.quantized:
             of_layer[row.layer].append(row)
-    book = Book(table, graph, tuple(targets), shared_skips(layers, rows))
+    book = Book(table, graph, tuple(targets), shared_skips(rows))
     return {
         f"{layer.name}.{role}": promise
         for layer in layers
@@ -59,28 +61,14 @@ def plan_promises(
     }
 
 
-def shared_skips(layers: Sequence[Layer], rows: Sequence[Row]) -> frozenset[str]:
-    """The layers whose skip input another layer reads through the same Q/DQ."""
-    by_name = {layer.name: layer for layer in layers}
-    read, skips = set(), {}
-    for row in rows:
-        layer = by_name[row.layer]
-        same = (row.format, row.block, row.calibrator, row.amax, row.share)
-        if row.quantized and row.role == "input" and not row.dynamic:
-            read.add((layer.input_id, *same))
-        elif row.quantized and row.role == "skip":
-            skips[layer.name] = (layer.skip_id, *same)
-    return frozenset(name for name, key in skips.items() if key in read)
-
-
 def promises(
     table: Table,
     layer: Layer,
     rows: Sequence[Row],
     graph: str = "fp32",
     targets: Sequence[str] = (),
-) -> dict[Role, Promise]:
-    """Role -> promise, for the quantized ones of one layer's rows.
+) -> dict[Operand, Promise]:
+    """Operand -> promise, for the quantized ones of one layer's rows.
 
     They are decided together: an engine multiplies integers only where weight and input both are
     what it has, so one role's granularity can take the other to float; its promise then names
@@ -97,18 +85,26 @@ def cell_promise(table: Table, cell: Cell) -> Promise:
 
 def operation(layer: Layer) -> str:
     """The table's word for what a layer computes."""
-    if layer.type == "Linear":
-        return "gemm" if len(layer.input_shape or ()) <= 2 else "linear"
-    if layer.type not in WEIGHTED:
+    if layer.kind is None:
         return "maxpool" if layer.type.startswith("MaxPool") else "passive"
-    if layer.type.startswith("ConvTranspose"):
-        return "transposed"
+    return _OPERATIONS[layer.kind.operation](layer)
+
+
+def _convolution(layer: Layer) -> str:
     if "depthwise" in layer.traits:
         return "depthwise"
     return "grouped" if layer.groups > 1 else "conv"
 
 
-def scales_of(layer: Layer, row: Row | None) -> tuple[str, int | None]:
+_OPERATIONS: dict[str, Callable[[Layer], str]] = {
+    "convolution": _convolution,
+    "transposed": lambda layer: "transposed",
+    "linear": lambda layer: "gemm" if len(layer.shape("input") or ()) <= 2 else "linear",
+    "matmul": lambda layer: "activations",
+}
+
+
+def scales_of(row: Row | ScaledRow | None) -> tuple[str, int | None]:
     """A row's scales as they stand in the graph, a word of `Scales`, and the block size if cut.
 
     One scale per index of an axis, or for runs along it, is a vector along that axis. Where scales
@@ -122,15 +118,15 @@ def scales_of(layer: Layer, row: Row | None) -> tuple[str, int | None]:
         return ("per_token(dynamic)" if varying else "per_tensor(dynamic)"), None
     if not varying:
         return "per_tensor", None
-    words = {_axis_word(layer, row, axis) for axis in varying}
+    words = {_axis_word(row, axis) for axis in varying}
     if len(varying) == 1 or words == {"token"}:
         return _VECTORS[words.pop()], None
-    if row.role != "weight":
+    if not row.at.constant:
         return "reshaped", None
     axis = max(range(len(row.block)), key=lambda i: (row.block[i], i))
     if row.block[axis] == 1:
         return "per_element", None
-    return f"per_block({_axis_word(layer, row, axis)})", row.block[axis]
+    return f"per_block({_axis_word(row, axis)})", row.block[axis]
 
 
 _VECTORS = {
@@ -144,9 +140,9 @@ _VECTORS = {
 }
 
 
-def _axis_word(layer: Layer, row: Row, axis: int) -> str:
-    channel = layer.channel_axis(row.role)
-    if row.role != "weight":
+def _axis_word(row: ScaledRow, axis: int) -> str:
+    channel = row.at.channel_axis
+    if not row.at.constant:
         if axis == 0:
             return "batch"  # in a file of another's: no recipe cuts it
         if axis == channel:
@@ -170,15 +166,17 @@ class Book:
         shared: frozenset[str] = frozenset(),
     ) -> None:
         self.table, self.graph, self.targets, self.shared = table, graph, targets, shared
-        self.known: dict[tuple, Mapping[Role, Promise]] = {}
+        self.known: dict[tuple, Mapping[Operand, Promise]] = {}
 
-    def of_layer(self, layer: Layer, rows: Sequence[Row]) -> Mapping[Role, Promise]:
-        """Role -> promise for one layer's quantized rows, decided together."""
+    def of_layer(self, layer: Layer, rows: Sequence[Row]) -> Mapping[Operand, Promise]:
+        """Operand -> promise for one layer's quantized rows, decided together."""
         op = operation(layer)
-        sites = tuple((row.role, row.format, *scales_of(layer, row)) for row in rows)
-        if any(row.role == "skip" for row in rows):
+        sites = tuple((row.operand, row.format, *scales_of(row)) for row in rows)
+        if any(row.operand == "skip" for row in rows):
             # A batch norm that is kept scales each channel behind the product.
-            one = [row.scales for row in rows if row.role == "weight" and row.bn != "keep"] == [1]
+            one = [row.scales for row in rows if row.operand == "weight" and row.bn != "keep"] == [
+                1
+            ]
             add = Cell(
                 "add_shared" if layer.name in self.shared else "add",
                 "",
@@ -190,10 +188,12 @@ class Book:
             self.known[op, sites, add] = self._decide(op, sites, add)
         return self.known[op, sites, add]
 
-    def _decide(self, op: str, sites: tuple, add: Cell | None) -> dict[Role, Promise]:
-        found: dict[Role, Promise] = {}
+    def _decide(self, op: str, sites: tuple, add: Cell | None) -> dict[Operand, Promise]:
+        found: dict[Operand, Promise] = {}
         pair = {
-            role: (fmt, scales, size) for role, fmt, scales, size in sites if role in MULTIPLIED
+            operand: (fmt, scales, size)
+            for operand, fmt, scales, size in sites
+            if operand in MULTIPLIED
         }
         for role, fmt, scales, size in sites:
             if role == "output":
@@ -225,26 +225,27 @@ class Book:
         return found
 
     @staticmethod
-    def _beside(pair: Mapping[Role, tuple], role: Role) -> dict[Role, tuple]:
+    def _beside(pair: Mapping[Operand, tuple], role: Operand) -> dict[Operand, tuple]:
         return {
             other: values if other == role else (pair[role][0], "per_tensor", None)
             for other, values in pair.items()
         }
 
-    def _cell(self, op: str, pair: Mapping[Role, tuple]) -> Cell:
+    def _cell(self, op: str, pair: Mapping[Operand, tuple]) -> Cell:
         formats = {fmt for fmt, _, _ in pair.values()}
-        sizes = [size for role in ("weight", "input") if (size := pair.get(role, _NONE)[2])]
+        sizes = [size for operand in MULTIPLIED if (size := pair.get(operand, _NONE)[2])]
         return Cell(
             op,
             formats.pop() if len(formats) == 1 else "mixed",
             weight=pair.get("weight", _NONE)[1],
             input=pair.get("input", _NONE)[1],
+            other=pair.get("other", _NONE)[1],
             size=sizes[0] if sizes else None,
             graph=self.graph,
             targets=self.targets,
         )
 
-    def _alone(self, cell: Cell, role: Role) -> Promise:
+    def _alone(self, cell: Cell, role: Operand) -> Promise:
         promise = _promise(self.table.rule(cell), cell)
         return promise if promise.kind == "native" else replace(promise, cause=role)
 

@@ -70,7 +70,8 @@ LOWERINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One case of the table: an op with the scales of its weight and input, or of its output.
+    """One case of the table: an op with the scales of its weight and input - or, of a product of
+    two activations, of its input and the other one -, or of its output.
 
     `format` is that of all quantized tensors, mixed if they differ; `size` is a per_block
     weight's block size, or else a per_block input's; `graph` is the precision of what is not
@@ -87,6 +88,7 @@ class Cell:
     graph: str = "fp32"
     targets: tuple[str, ...] = ()
     stored: bool = True
+    other: str = "float"
 
 
 _Words = frozenset[str] | None
@@ -129,6 +131,7 @@ class Rule(_Strict):
     format: Annotated[_Words, _some(get_args(Formats))] = None
     weight: Annotated[_Words, _some(get_args(Scales))] = None
     input: Annotated[_Words, _some(get_args(Scales))] = None
+    other: Annotated[_Words, _some(get_args(Scales))] = None
     output: Annotated[_Words, _some(get_args(Scales))] = None
     size: Annotated[frozenset[int] | None, _some()] = None
     graph: Annotated[_Words, _some(PRECISIONS)] = None
@@ -152,6 +155,7 @@ class Rule(_Strict):
             and (self.format is None or cell.format in self.format)
             and (self.weight is None or cell.weight in self.weight)
             and (self.input is None or cell.input in self.input)
+            and (self.other is None or cell.other in self.other)
             and (self.output is None or cell.output in self.output)
             and (self.size is None or cell.size in self.size)
             and (self.graph is None or cell.graph in self.graph)
@@ -182,6 +186,7 @@ _KEYS = (
     "format",
     "weight",
     "input",
+    "other",
     "output",
     "size",
     "graph",

@@ -27,7 +27,8 @@ from granplugin.data.batches import Batch, Batches
 from granplugin.deploy.imported import FORMAT, Exported, ExportedVariant, Manifest, ManifestVariant
 from granplugin.engines import EXPORTED
 from granplugin.errors import RunError
-from granplugin.planning.plan_file import plan_file, row_json
+from granplugin.planning.plan_file import plan_file
+from granplugin.planning.row_json import row_to_json
 from granplugin.progress import track
 from granplugin.recipe.loaded import Loaded
 from granplugin.results.values import Built
@@ -146,7 +147,7 @@ def _write_variant(folder: Path, each: Built, session: Session, engine: str) -> 
     plan = plan_file(session.key, session.text_key, session.layers, {each.job.name: each.job.plan})
     (own / "plan.json").write_text(plan)
     # Where the recipe lies, and which line says it, is no part of what was decided.
-    rows = [{**row_json(row), "where": None} for row in each.job.plan.rows]
+    rows = [{**row_to_json(row), "where": None} for row in each.job.plan.rows]
     return ManifestVariant(onnx_sha256=file_sha256(own / "model.onnx"), plan_key=content_key(rows))
 
 
@@ -193,7 +194,7 @@ def _known(session: Session, built: Sequence[Built], manifest: Manifest) -> Expo
         written = job.written.get(engine, Written(()))
         variants[job.name] = ExportedVariant(
             model_sha256=file_sha256(each.onnx.path),
-            rows=[asdict(row) | {"calibrator": None} for row in each.quantized],
+            rows=[row_to_json(row) for row in each.quantized],
             promises={site: asdict(promise) for site, promise in written.promises.items()},
             made=dict(written.made),
         )

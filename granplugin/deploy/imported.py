@@ -26,7 +26,7 @@ from granplugin.backends.nvidia.kernels import layer_precisions
 from granplugin.capabilities import Promise
 from granplugin.errors import EngineError, RunError, UserError
 from granplugin.measures import metrics, timing
-from granplugin.planning.plan import Row
+from granplugin.planning.row_json import row_from_json
 from granplugin.report.build.run import engine_result
 from granplugin.report.schema.run import Report
 from granplugin.report.show import as_markdown
@@ -226,7 +226,7 @@ def _result(
             plan = plan.timed(_read(name, "profile.json", read_profile_json, files))
         layers = layer_precisions(engine, weighted_nodes(engine, onnx), plan)
         promises = {site: Promise(**promise) for site, promise in known.promises.items()}
-        rows = [_row(row) for row in known.rows]
+        rows = [row_from_json(row) for row in known.rows]
         sites, findings = examine(engine, onnx, plan, rows)
         verdicts = audit(rows, (*layers, *sites), promises, known.made)
     log = trtexec.read_log(files.get("build.log", ""))
@@ -309,10 +309,6 @@ def _read(name: str, file: str, read: Any, files: Files) -> Any:
         return read(files[file])
     except EngineError as err:
         raise EngineError(f"{name}/{file}: {err}") from err
-
-
-def _row(data: Mapping[str, Any]) -> Row:
-    return Row(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
 
 
 def _gather(

@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 
 from granplugin.errors import ModelError
-from granplugin.planning.plan import Row
+from granplugin.planning.rows import Row
+from granplugin.quant.layers import PRODUCTS
 from granplugin.quant.formats import Format
 
 How = Literal["lower", "simulate"]
@@ -39,9 +40,9 @@ def methods(rows: Iterable[Row], how: Mapping[str, How]) -> dict[str, Method]:
         if asked == "simulate":
             found[row.site] = "simulated"
         elif asked is not None:
-            if row.role != "input":
+            if row.operand != "input":
                 raise ModelError(
-                    f"{row.site}: only inputs are lowered, not a layer's {row.role}; write "
+                    f"{row.site}: only inputs are lowered, not a layer's {row.operand}; write "
                     "simulate, float, or a granularity the engine has"
                 )
             cut = cut_axes(row)
@@ -50,7 +51,7 @@ def methods(rows: Iterable[Row], how: Mapping[str, How]) -> dict[str, Method]:
                 weight = by_site.get(f"{row.layer}.weight")
                 _check_weight(row, weight, how)
                 # A depthwise filter reads one channel: no sum runs over channels.
-                if row.type.startswith("Conv") and not transposed(row) and weight.shape[1] == 1:
+                if operation(row) == "convolution" and weight.shape[1] == 1:
                     method = "fold"
             if method is not None:
                 found[row.site] = method
@@ -62,15 +63,16 @@ def cut_axes(row: Row) -> tuple[int, ...]:
     return tuple(axis for axis, cells in enumerate(row.grid) if cells > 1)
 
 
-def transposed(row: Row) -> bool:
-    return row.type.startswith("ConvTranspose")
+def operation(row: Row) -> str | None:
+    """That of the layer's kind of product, None where it has no product."""
+    kind = PRODUCTS.get(row.type)
+    return kind and kind.operation
 
 
 def product_axis(row: Row) -> int | None:
     """The axis of an input that the layer's product sums over, or None where it has no product."""
-    if row.type == "Linear":
-        return len(row.shape) - 1
-    return 1 if row.type.startswith("Conv") else None
+    kind = PRODUCTS.get(row.type)
+    return None if kind is None else kind.channel_axis(len(row.shape))
 
 
 def _static(row: Row, cut: Collection[int]) -> Method | None:
@@ -79,7 +81,7 @@ def _static(row: Row, cut: Collection[int]) -> Method | None:
         return None
     if axis is not None and set(cut) == {axis}:
         return "rescale"
-    if row.type == "Linear" and axis not in cut:
+    if operation(row) == "linear" and axis not in cut:
         return "row_scale"
     raise _cannot(row, "lowered")
 
@@ -87,7 +89,7 @@ def _static(row: Row, cut: Collection[int]) -> Method | None:
 def _dynamic(row: Row, cut: Collection[int]) -> Method:
     whole = all(part in (1, length) for part, length in zip(row.block, row.shape, strict=True))
     axis = product_axis(row)
-    if axis is None or not whole or axis in cut or (cut and row.type != "Linear"):
+    if axis is None or not whole or axis in cut or (cut and operation(row) != "linear"):
         raise _cannot(row, "dynamic")
     return "row_scale"
 

@@ -10,7 +10,7 @@ from granplugin.modelopt_bridge.mode import convert
 from granplugin.modelopt_bridge.observe import batches
 from granplugin.modelopt_bridge.quantizers import fake_quantize, load_amax, sites_of
 from granplugin.modelopt_bridge.skips import want_skip_quantizers
-from granplugin.planning.quantize_config import config, row_of, site_of
+from granplugin.planning.quantize_config import config, site_of
 
 __all__ = [
     "batches",
@@ -20,7 +20,6 @@ __all__ = [
     "load_amax",
     "marked",
     "quiet",
-    "row_of",
     "site_of",
     "sites_of",
     "want_skip_quantizers",

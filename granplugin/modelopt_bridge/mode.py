@@ -26,8 +26,9 @@ from granplugin.modelopt_bridge.library import (
 from granplugin.modelopt_bridge.observe import ForwardLoop, observe
 from granplugin.modelopt_bridge.quantizers import refuse_unfolded, set_quantizers
 from granplugin.modelopt_bridge.skips import want_skip_quantizers
-from granplugin.planning.plan import Row
-from granplugin.planning.quantize_config import METHOD, config, row_of
+from granplugin.planning.rows import Row
+from granplugin.planning.quantize_config import METHOD, config
+from granplugin.planning.row_json import row_from_json
 
 
 class CalibrationConfig(QuantizeAlgorithmConfig):
@@ -46,8 +47,8 @@ def calibrate(
     set its quantizer; every other quantizer is off afterwards. Raises DataError, ModelError.
     """
     # The model at hand is the one to calibrate: what the plan folds has been folded in it.
-    rows = [replace(row_of(site), bn=None) for site in sites]
-    refuse_unfolded(model, [row_of(site) for site in sites])
+    rows = [replace(row_from_json(site), bn=None) for site in sites]
+    refuse_unfolded(model, [row_from_json(site) for site in sites])
     needs = needs_of(rows)
     if needs and forward_loop is None:
         raise DataError(
@@ -100,7 +101,7 @@ def convert(
 
 def _weight_of(model: nn.Module, row: Row) -> np.ndarray | None:
     """The row's weight as float32 numpy, None for an input or output."""
-    if row.role != "weight":
+    if row.operand != "weight":
         return None
     weight = model.get_submodule(row.layer).weight
     return weight.detach().to(torch.float32).cpu().numpy()

@@ -16,15 +16,16 @@ from granplugin.modelopt_bridge.library import (
     QuantizerAttributeConfig,
     TensorQuantizer,
 )
-from granplugin.planning.plan import Row
+from granplugin.planning.row_json import row_from_json
+from granplugin.planning.rows import Row
 from granplugin.planning.quantize_config import (
     METHOD,
     attributes,
     quantizer_name,
-    row_of,
     site_of,
 )
-from granplugin.quant.granularity import Shape, expand
+from granplugin.quant.granularity import expand
+from granplugin.quant.site import Shape
 from granplugin.quant.layers import BATCH_NORMS
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def sites_of(model: nn.Module) -> list[dict[str, Any]]:
     for site in sites:
         quantizer = quantizers[site["quantizer"]]
         static = quantizer.is_enabled and not site["dynamic"]
-        site["grid"] = _grid(quantizer, row_of(site)) if static else None
+        site["grid"] = _grid(quantizer, row_from_json(site)) if static else None
     return sites
 
 

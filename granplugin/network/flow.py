@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from granplugin.quant.granularity import Shape
+from granplugin.quant.site import Shape
 
 Kind = Literal["add", "concat", "copy", "product", "other"]
 """What an operation is to the search for skip inputs: an add of two values, a concatenation, a copy

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from granplugin.errors import ModelError, UserError
-from granplugin.quant.granularity import Shape
+from granplugin.quant.site import Shape
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """One batch: the only argument of forward, its positional arguments, or its keyword arguments."""

@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from granplugin.quant.folding import channel_ranges, fold, spread
-from granplugin.quant.layers import PASSIVE, WEIGHTED, Layer
+from granplugin.quant.layers import Layer, PASSIVE, PRODUCTS, WEIGHTED, sites_of
 
 
 def sited(model: nn.Module) -> dict[str, nn.Module]:
@@ -42,7 +42,7 @@ def describe(name: str, module: nn.Module, bn: nn.Module | None) -> Layer:
     return Layer(
         name,
         base.__name__,
-        weight_shape=tuple(module.weight.shape),
+        sites_of(name, base.__name__, {"weight": tuple(module.weight.shape)}, groups),
         groups=groups,
         traits=frozenset(traits),
         spread=_spread(module, bn),
@@ -57,7 +57,7 @@ def _spread(module: nn.Module, bn: nn.Module | None) -> float | None:
 
 def weight_axis(module: nn.Module) -> int:
     """The output-channel axis of a layer's weight, as granplugin.quant.folding takes it."""
-    return 1 if base_class(module).__name__.startswith("ConvTranspose") else 0
+    return PRODUCTS[base_class(module).__name__].weight_channels
 
 
 def folded(module: nn.Module, bn: nn.Module) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from granplugin.network.flow import Flow
-from granplugin.quant.granularity import Shape
+from granplugin.quant.site import Shape
 
 
 @dataclass(frozen=True)

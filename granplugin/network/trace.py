@@ -29,8 +29,8 @@ from granplugin.network.forward import (
 from granplugin.network.modules import base_class, describe, sited
 from granplugin.network.residuals import find_concats, find_same, find_skips
 from granplugin.network.watch import LayerCall, Watch
-from granplugin.quant.granularity import Shape
-from granplugin.quant.layers import WEIGHTED, Layer
+from granplugin.quant.site import Shape
+from granplugin.quant.layers import Layer, WEIGHTED, sites_of
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,14 @@ def _describe_calls(
         layer = describe(name, modules[name], modules.get(batch_norms.get(name)))
         first, skip = calls[0], skips.get(name)
         tensors = {"input": first.input, "output": first.output, "skip": skip and skip.value}
-        tensors = {role: same.get(number, number) for role, number in tensors.items()}
+        tensors = {operand: same.get(number, number) for operand, number in tensors.items()}
+        shapes = {
+            "weight": layer.shape("weight"),
+            "input": first.input_shape,
+            "output": first.output_shape,
+            "skip": skip and skip.shape,
+        }
+        joined = {operand: concats[n] for operand, n in tensors.items() if n in concats}
         ends_here = {
             "first": any(made.input in from_input for made in calls),
             "last": any(made.output in to_output for made in calls),
@@ -143,13 +150,7 @@ def _describe_calls(
         return dataclasses.replace(
             layer,
             calls=len(calls),
-            input_shape=first.input_shape,
-            output_shape=first.output_shape,
-            input_id=tensors["input"],
-            output_id=tensors["output"],
-            skip_shape=skip and skip.shape,
-            skip_id=tensors["skip"],
-            concats=tuple((role, concats[n]) for role, n in tensors.items() if n in concats),
+            sites=sites_of(name, layer.type, shapes, layer.groups, tensors, joined),
             traits=layer.traits | {trait for trait, holds in ends_here.items() if holds},
             bn=batch_norms.get(name),
             varying=len({(made.input_shape, made.output_shape) for made in calls}) > 1,

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from granplugin.network.flow import Flow
 from granplugin.network.forward import batched_shape
 from granplugin.network.torch_calls import addends, kind_of, name_of, tensors_in
-from granplugin.quant.granularity import Shape
+from granplugin.quant.site import Shape
 
 # These return no tensor and yet look at the values.
 _READERS = frozenset(

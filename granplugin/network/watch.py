@@ -14,7 +14,7 @@ from torch import nn
 from granplugin.network.forward import batched_shape, finite
 from granplugin.network.torch_calls import tensors_in
 from granplugin.network.values import Values
-from granplugin.quant.granularity import Shape
+from granplugin.quant.site import Shape
 
 
 @dataclass(slots=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from granplugin.errors import DataError, RecipeError
 from granplugin.network.weight_facts import WeightFacts
-from granplugin.planning.plan import Plan, Row, make_plan, preset_plan
+from granplugin.planning.plan import make_plan, preset_plan
+from granplugin.planning.rows import Plan, Row
 from granplugin.quant.layers import Layer
 from granplugin.recipe.loaded import Loaded
 from granplugin.report.build.verbs import inspect_output
@@ -109,13 +110,15 @@ def _look(session: Session) -> Inspection:
 def macs(layer: Layer) -> int | None:
     """Multiply-accumulates for one sample: each of the weight's values is used once for each
     position of the output (of the input for a transposed convolution), in each call."""
-    transposed = layer.type.startswith("ConvTranspose")
-    shape = layer.input_shape if transposed or layer.type == "Linear" else layer.output_shape
-    if not layer.weight_shape or not shape or layer.varying:
+    weight = layer.shape("weight")
+    if layer.kind is None or weight is None or layer.varying:
         return None
-    if layer.type == "Linear":
+    shape = layer.shape("output" if layer.kind.operation == "convolution" else "input")
+    if not shape:
+        return None
+    if layer.kind.operation == "linear":
         return layer.calls * math.prod(shape[1:-1]) * layer.size
-    if len(shape) != len(layer.weight_shape):  # torch takes a convolution's input without a batch
+    if len(shape) != len(weight):  # torch takes a convolution's input without a batch
         return None
     return layer.calls * math.prod(shape[2:]) * layer.size
 
@@ -147,7 +150,9 @@ def _rows(make: Callable[[], Plan]) -> tuple[dict[str, list[Row]], str | None]:
 
 def _decision(row: Row) -> tuple:
     """What is decided, without who decided it."""
+    if not row.quantized:
+        return row.operand, row.bn
     return (
-        row.role, row.format, row.granularity, row.block, row.calibrator, row.amax, row.bn,
+        row.operand, row.bn, row.format, row.granularity, row.block, row.calibrator, row.amax,
         row.share,
     )  # fmt: skip

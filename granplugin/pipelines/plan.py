@@ -9,8 +9,8 @@ from typing import Any
 
 from granplugin.capabilities.legality import Written
 from granplugin.errors import UserError
-from granplugin.planning.plan import Plan
-from granplugin.planning.plan import why as story
+from granplugin.planning.rows import Plan
+from granplugin.planning.story import why as story
 from granplugin.planning.plan_file import plan_file
 from granplugin.planning.quantize_config import config
 from granplugin.quant.layers import Layer
@@ -44,7 +44,7 @@ class Planned(Result):
 
     def why(self, layer: str) -> tuple[str, ...]:
         """One layer's story: what each rule said of it. UserError where there is no such layer."""
-        return story(self.loaded, self.layers, layer)
+        return story(self.loaded, self.layers, self.plan, layer)
 
     def config(self) -> dict[str, Any]:
         """The plan as modelopt takes it: the config for mtq.quantize."""

@@ -9,12 +9,11 @@ cut convolutions along the kernel's width, and its `axis` over all dims is silen
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable
 from typing import Any
 
-from granplugin.planning.plan import Row
-from granplugin.quant.calibrators import Calibrator
+from granplugin.planning.row_json import row_to_json
+from granplugin.planning.rows import QuantizedRow, Row
 
 NUM_BITS = {"int8": 8, "int4": 4, "fp8": (4, 3)}
 METHOD = "granplugin"
@@ -39,7 +38,7 @@ def config(rows: Iterable[Row]) -> dict[str, Any]:
     }
 
 
-def quantizer_name(row: Row) -> str:
+def quantizer_name(row: QuantizedRow) -> str:
     """Where modelopt keeps the row's quantizer; the model itself has the layer name ''.
 
     A weight's is weight_quantizer, an input's input_quantizer, an output's output_quantizer.
@@ -47,7 +46,7 @@ def quantizer_name(row: Row) -> str:
     return f"{row.site}_quantizer".removeprefix(".")
 
 
-def attributes(row: Row) -> dict[str, Any]:
+def attributes(row: QuantizedRow) -> dict[str, Any]:
     """num_bits, and the axes on which the scale varies; None for one scale. What is found at run
     time is so sample by sample: modelopt's own per-tensor default would span the batch."""
     axis = tuple(i for i, cells in enumerate(row.grid) if cells > 1)
@@ -56,27 +55,6 @@ def attributes(row: Row) -> dict[str, Any]:
     return {"num_bits": NUM_BITS[row.format], "axis": axis or None}
 
 
-def site_of(row: Row) -> dict[str, Any]:
-    """The row as JSON values, with the name of its quantizer."""
-    site = asdict(row)
-    calibrator = site.pop("calibrator")
-    return {
-        "quantizer": quantizer_name(row),
-        **{key: list(value) if isinstance(value, tuple) else value for key, value in site.items()},
-        "calibrator": calibrator["kind"],
-        "percentile": calibrator["percentile"],
-    }
-
-
-def row_of(site: Mapping[str, Any]) -> Row:
-    """The inverse of site_of."""
-    values = {key: site[key] for key in Row.__slots__}
-    return Row(
-        **{
-            **values,
-            "shape": tuple(site["shape"]),
-            "block": tuple(site["block"]),
-            "on_unsupported": site["on_unsupported"] and tuple(site["on_unsupported"]),
-            "calibrator": Calibrator(site["calibrator"], site["percentile"]),
-        }
-    )
+def site_of(row: QuantizedRow) -> dict[str, Any]:
+    """The row as JSON values, with the name of its quantizer; row_from_json reads it."""
+    return {"quantizer": quantizer_name(row), **row_to_json(row)}

@@ -12,11 +12,14 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from typing import Any
 
 import numpy as np
 
 from granplugin.quant.formats import Format, fake_quantize, scale_of
-from granplugin.quant.granularity import Shape, grid
+from granplugin.quant.granularity import grid
+from granplugin.quant.site import Shape
+from granplugin.suggest import did_you_mean
 
 BINS = 64 << 8
 SHIFT = 23 - 8
@@ -46,6 +49,32 @@ class Calibrator:
 
     def __str__(self) -> str:
         return self.kind if self.percentile is None else f"{self.kind} {self.percentile:g}"
+
+
+def parse_calibrator(value: Any) -> Calibrator:
+    """`max`, `entropy`, `mse` or `{percentile: 99.99}`; ValueError, in one sentence, for others."""
+    if isinstance(value, Calibrator):
+        return value
+    if isinstance(value, str):
+        if value == "percentile":
+            raise ValueError("percentile needs its number: {percentile: 99.99}")
+        if value in ("max", "entropy", "mse"):
+            return Calibrator(value)
+        known = ["max", "percentile", "entropy", "mse"]
+        raise ValueError(f"unknown calibrator {value!r}{did_you_mean(value, known)}")
+    if isinstance(value, dict) and list(value) == ["percentile"]:
+        number = value["percentile"]
+        if isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number <= 100:
+            return Calibrator("percentile", float(number))
+        raise ValueError(f"percentile is a number above 0 and at most 100, not {number!r}")
+    raise ValueError("a calibrator is max, entropy, mse or {percentile: 99.99}")
+
+
+def written(calibrator: Calibrator) -> str | dict[str, float]:
+    """A calibrator as a recipe has it, which parse_calibrator takes."""
+    if calibrator.percentile is None:
+        return calibrator.kind
+    return {calibrator.kind: calibrator.percentile}
 
 
 def refusal(

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from granplugin.quant.granularity import Shape, expand
+from granplugin.quant.granularity import expand
+from granplugin.quant.site import Shape
 
 
 @dataclass(frozen=True)

@@ -9,20 +9,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
+from granplugin.quant.site import Shape, Site
 from granplugin.suggest import did_you_mean
-
-Shape = tuple[int, ...]
-Role = Literal["weight", "input", "skip", "output"]
-ROLES: tuple[Role, ...] = ("weight", "input", "skip", "output")
 
 
 class DoesNotApply(ValueError):
-    """A granularity that a tensor of this shape or role cannot have; the message says why."""
+    """A granularity that a tensor of this shape or operand cannot have; the message says why."""
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+_Size = Annotated[int, Field(ge=1)]
 
 
 class _Granularity(BaseModel):
@@ -44,24 +57,24 @@ class _Granularity(BaseModel):
 
 
 class _Dynamic(_Granularity):
-    dynamic: bool = False
+    dynamic: bool = Field(default=False, description="true or false")
 
     @property
     def at_run_time(self) -> bool:
         return self.dynamic
 
-    def _check(self, role: Role) -> None:
-        if self.dynamic and role != "input":
+    def _check(self, site: Site) -> None:
+        if self.dynamic and site.operand != "input":
             raise DoesNotApply(
-                f"{self.kind}: only an input has scales computed at run time, not the {role}; "
-                "leave dynamic out"
+                f"{self.kind}: only an input has scales computed at run time, not the "
+                f"{site.operand}; leave dynamic out"
             )
 
 
 class PerTensor(_Dynamic):
     """One scale for the whole tensor; `dynamic`: of each sample, computed at run time.
 
-    >>> PerTensor().block((8, 3, 3, 3), "weight", 0)
+    >>> PerTensor().block(Site("conv", "weight", (8, 3, 3, 3), 0))
     (8, 3, 3, 3)
     >>> print(PerTensor(dynamic=True))
     per_tensor(dynamic)
@@ -69,51 +82,54 @@ class PerTensor(_Dynamic):
 
     kind = "per_tensor"
 
-    def block(self, shape: Shape, role: Role, channel_axis: int | None) -> Shape:
-        self._check(role)
-        return shape
+    def block(self, site: Site) -> Shape:
+        self._check(site)
+        return site.shape
 
 
 class PerChannel(_Granularity):
     """One scale for each index along `axis`; without it, along the (output) channel axis.
 
-    >>> PerChannel().block((8, 3, 3, 3), "weight", 0)
+    >>> PerChannel().block(Site("conv", "weight", (8, 3, 3, 3), 0))
     (1, 3, 3, 3)
-    >>> PerChannel(axis=-1).block((1, 64), "input", 1)
+    >>> PerChannel(axis=-1).block(Site("fc", "input", (1, 64), 1))
     (1, 1)
     """
 
     kind = "per_channel"
-    axis: int | None = None
+    axis: int | None = Field(default=None, description="an integer")
 
-    def block(self, shape: Shape, role: Role, channel_axis: int | None) -> Shape:
-        if self.axis is None and channel_axis is None:
+    def block(self, site: Site) -> Shape:
+        axis = site.channel_axis if self.axis is None else _axis(self.axis, site)
+        if axis is None:
             raise DoesNotApply("per_channel: no single axis is the output channel here; give axis")
-        axis = channel_axis if self.axis is None else _axis(self.axis, shape, role)
-        if axis >= len(shape):
-            raise DoesNotApply(f"per_channel: a tensor of shape {list(shape)} has no channel axis")
-        return _replace(shape, {axis: 1})
+        if axis >= len(site.shape):
+            raise DoesNotApply(
+                f"per_channel: a tensor of shape {list(site.shape)} has no channel axis"
+            )
+        return _replace(site.shape, {axis: 1})
 
 
 class PerToken(_Dynamic):
     """One scale for each row (all axes but the last) of a layer's input, the same for all samples;
     `dynamic`: of each sample, computed at run time.
 
-    >>> PerToken().block((1, 197, 64), "input", 2)
+    >>> PerToken().block(Site("fc", "input", (1, 197, 64), 2))
     (1, 1, 64)
     """
 
     kind = "per_token"
 
-    def block(self, shape: Shape, role: Role, channel_axis: int | None) -> Shape:
-        if role == "weight":
+    def block(self, site: Site) -> Shape:
+        shape = site.shape
+        if site.constant:
             raise DoesNotApply("per_token: a weight has no tokens; use per_channel")
-        self._check(role)
-        if channel_axis != len(shape) - 1:
+        self._check(site)
+        if site.channel_axis != len(shape) - 1:
             raise DoesNotApply("per_token: only inputs whose last axis is the features have tokens")
         if len(shape) < 3 and not self.dynamic:
             raise DoesNotApply(
-                f"per_token: the only rows of a tensor of shape {_batched(shape)} are the samples, "
+                f"per_token: the only rows of a tensor of shape {_batched(site)} are the samples, "
                 "and a static scale cannot differ between samples; use per_tensor, or dynamic: true"
             )
         return (1,) * (len(shape) - 1) + shape[-1:]
@@ -122,34 +138,53 @@ class PerToken(_Dynamic):
 class PerBlock(_Granularity):
     """One scale for each run of `size` values along `axis`, or for each block of a given `shape`.
 
-    >>> PerBlock(size=4).block((8, 16), "weight", 0)
+    >>> PerBlock(size=4).block(Site("fc", "weight", (8, 16), 0))
     (1, 4)
-    >>> PerBlock(shape=(1, 4, 3, 3)).block((8, 16, 3, 3), "weight", 0)
+    >>> PerBlock(shape=(1, 4, 3, 3)).block(Site("conv", "weight", (8, 16, 3, 3), 0))
     (1, 4, 3, 3)
     """
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["size"]},
+                {"required": ["shape"], "properties": {"axis": False}},
+            ]
+        }
+    )
     kind = "per_block"
-    size: int | None = Field(default=None, ge=1)
-    axis: int | None = None
-    shape: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    size: int | None = Field(default=None, ge=1, description="a positive integer")
+    axis: int | None = Field(default=None, description="an integer")
+    shape: Annotated[tuple[_Size, ...], Field(min_length=1), BeforeValidator(_tupled)] | None = (
+        Field(default=None, description="a list of positive integers")
+    )
 
-    def block(self, shape: Shape, role: Role, channel_axis: int | None) -> Shape:
+    @model_validator(mode="after")
+    def _size_or_shape(self) -> PerBlock:
+        if (self.shape is None) == (self.size is None):
+            raise ValueError("per_block takes either size (and axis) or shape")
+        if self.shape is not None and self.axis is not None:
+            raise ValueError("per_block takes either size and axis, or shape, not both")
+        return self
+
+    def block(self, site: Site) -> Shape:
+        shape = site.shape
         if self.shape is not None:
             if len(self.shape) != len(shape):
                 raise DoesNotApply(
                     f"per_block: shape {list(self.shape)} has {len(self.shape)} axes, "
-                    f"the tensor {_batched(shape, role)} has {len(shape)}"
+                    f"the tensor {_batched(site)} has {len(shape)}"
                 )
             block = self.shape
         else:
-            axis = _axis(-1 if self.axis is None else self.axis, shape, role)
+            axis = _axis(-1 if self.axis is None else self.axis, site)
             block = _replace((1,) * len(shape), {axis: self.size})
         for axis, (length, part) in enumerate(zip(shape, block, strict=True)):
             if length % part:
-                if role != "weight" and axis == 0:
+                if not site.constant and axis == 0:
                     raise DoesNotApply("per_block: axis 0 is the batch and is never cut; write 1")
                 raise DoesNotApply(
-                    f"per_block: {part} does not divide axis {axis} of {_batched(shape, role)}"
+                    f"per_block: {part} does not divide axis {axis} of {_batched(site)}"
                     + _nearest_divisors(length, part)
                 )
         return block
@@ -158,23 +193,26 @@ class PerBlock(_Granularity):
 class PerElement(_Granularity):
     """One scale for each value (of one sample).
 
-    >>> PerElement().block((8, 3), "weight", 0)
+    >>> PerElement().block(Site("fc", "weight", (8, 3), 0))
     (1, 1)
     """
 
     kind = "per_element"
 
-    def block(self, shape: Shape, role: Role, channel_axis: int | None) -> Shape:
-        return (1,) * len(shape)
+    def block(self, site: Site) -> Shape:
+        return (1,) * len(site.shape)
 
 
-GRANULARITIES: dict[str, type[_Granularity]] = {
+Granularity = PerTensor | PerChannel | PerToken | PerBlock | PerElement
+GRANULARITIES: dict[str, type[Granularity]] = {
     cls.kind: cls for cls in (PerTensor, PerChannel, PerToken, PerBlock, PerElement)
 }
 
 
-def parse_granularity(value: Any) -> _Granularity:
+def parse_granularity(value: Any) -> Granularity:
     """`per_tensor`, or `{per_block: {size: 16, axis: 1}}`: a name, or a name with parameters.
+
+    Raises ValueError, in one sentence, for what is none.
 
     >>> print(parse_granularity({"per_block": {"size": 16, "axis": 1}}))
     per_block(size 16, axis 1)
@@ -193,92 +231,67 @@ def parse_granularity(value: Any) -> _Granularity:
         )
     if name not in GRANULARITIES:
         raise ValueError(f"unknown granularity {name!r}{did_you_mean(str(name), GRANULARITIES)}")
-    cls = GRANULARITIES[name]
     if not isinstance(parameters, dict):
         raise ValueError(f"{name} takes parameters by name, such as {{{name}: {{axis: 0}}}}")
-    for key in parameters:
+    cls = GRANULARITIES[name]
+    for key, given in parameters.items():
         if key not in cls.model_fields:
-            known = list(cls.model_fields)
+            hint = did_you_mean(str(key), cls.model_fields)
             raise ValueError(
-                f"{name} has no parameter {key!r}{did_you_mean(str(key), known)}"
-                if known
+                f"{name} has no parameter {key!r}{hint}"
+                if cls.model_fields
                 else f"{name} takes no parameters"
             )
-    for key, given in parameters.items():
-        if key == "dynamic":
-            if not isinstance(given, bool):
-                raise ValueError(f"{name}: dynamic is true or false, not {given!r}")
-            continue
-        numbers = given if key == "shape" and isinstance(given, list) else [given]
-        if not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers) or (
-            key != "axis" and (not numbers or min(numbers) < 1)
-        ):
-            wanted = "an integer" if key == "axis" else "a positive integer"
-            wanted = "a list of positive integers" if key == "shape" else wanted
-            raise ValueError(f"{name}: {key} must be {wanted}, not {given!r}")
-    if cls is PerBlock and ("shape" in parameters) == ("size" in parameters):
-        raise ValueError("per_block takes either size (and axis) or shape")
-    if cls is PerBlock and "shape" in parameters and "axis" in parameters:
-        raise ValueError("per_block takes either size and axis, or shape, not both")
-    if "shape" in parameters:
-        parameters = {**parameters, "shape": tuple(parameters["shape"])}
-    return cls(**parameters)
+        if given is None:
+            raise ValueError(_wanted(cls, key, given))
+    try:
+        return cls.model_validate(parameters)
+    except ValidationError as err:
+        first = err.errors()[0]
+        if not first["loc"]:
+            raise ValueError(str(first["ctx"]["error"])) from err
+        key = str(first["loc"][0])
+        raise ValueError(_wanted(cls, key, parameters[key])) from err
 
 
-def spelt(text: str) -> Any:
-    """The value that parse_granularity takes, from a granularity as str() shows it.
+def _wanted(cls: type[Granularity], key: str, given: Any) -> str:
+    wanted = cls.model_fields[key].description
+    word = "is" if key == "dynamic" else "must be"
+    return f"{cls.kind}: {key} {word} {wanted}, not {given!r}"
 
-    >>> spelt("per_block(size 16, axis 1)")
+
+def written(granularity: Granularity) -> Any:
+    """A granularity as a recipe has it, which parse_granularity takes.
+
+    >>> written(PerBlock(size=16, axis=1))
     {'per_block': {'size': 16, 'axis': 1}}
     """
-    kind, _, inside = text.rstrip(")").partition("(")
-    parameters: dict[str, Any] = {}
-    for part in filter(None, inside.split(", ")):
-        key, _, value = part.partition(" ")
-        if not value:
-            parameters[key] = True
-        else:
-            numbers = [int(number) for number in value.split("x")]
-            parameters[key] = numbers if key == "shape" else numbers[0]
-    return {kind: parameters} if parameters else kind
-
-
-def _dump(granularity: _Granularity) -> Any:
     parameters = granularity.model_dump(mode="json", exclude_defaults=True)
     return {granularity.kind: parameters} if parameters else granularity.kind
 
 
-_AXIS = {"axis": {"type": "integer"}}
-_SIZE = {"type": "integer", "minimum": 1}
-_DYNAMIC = {
-    "type": "object",
-    "properties": {"dynamic": {"type": "boolean"}},
-    "additionalProperties": False,
-}
-PARAMETERS: dict[str, dict[str, Any]] = {
-    "per_tensor": _DYNAMIC,
-    "per_token": _DYNAMIC,
-    "per_channel": {"type": "object", "properties": _AXIS, "additionalProperties": False},
-    "per_block": {
-        "type": "object",
-        "properties": {"size": _SIZE, **_AXIS, "shape": {"type": "array", "items": _SIZE}},
-        "additionalProperties": False,
-        "oneOf": [
-            {"required": ["size"]},
-            {"required": ["shape"], "properties": {"axis": False}},
-        ],
-    },
-}
+def _parameters(cls: type[Granularity]) -> dict[str, Any]:
+    """JSON Schema of a granularity's parameters, as parse_granularity takes them: never null."""
+    schema = cls.model_json_schema()
+    said = {
+        key: next(iter(prop.get("anyOf", [{"type": prop.get("type")}])))
+        for key, prop in schema["properties"].items()
+    }
+    kept = {key: schema[key] for key in ("additionalProperties", "oneOf") if key in schema}
+    return {"type": "object", "properties": said, **kept}
+
+
+PARAMETERS = {name: _parameters(cls) for name, cls in GRANULARITIES.items() if cls.model_fields}
 """JSON Schema of the parameters of those granularities that have any."""
 
-Granularity = Annotated[
-    _Granularity,
+GranularityKey = Annotated[
+    Granularity,
     BeforeValidator(parse_granularity),
-    PlainSerializer(_dump),
+    PlainSerializer(written),
     WithJsonSchema(
         {
             "oneOf": [
-                {"enum": [name for name in GRANULARITIES if name != "per_block"]},
+                {"enum": [name for name in GRANULARITIES if name != PerBlock.kind]},
                 {
                     "type": "object",
                     "properties": PARAMETERS,
@@ -290,6 +303,7 @@ Granularity = Annotated[
         }
     ),
 ]
+"""A recipe's value of `granularity`."""
 
 
 def grid(shape: Shape, block: Shape) -> Shape:
@@ -306,23 +320,22 @@ def scales(shape: Shape, block: Shape) -> int:
     return math.prod(grid(shape, block))
 
 
-def coarser(
-    shape: Shape, role: Role, channel_axis: int | None, block: Shape
-) -> Iterator[_Granularity]:
+def coarser(site: Site, block: Shape) -> Iterator[Granularity]:
     """Granularities whose blocks are made of whole blocks of this one, finest first: longer ones
     along the axis where they are longest, per_channel, per_tensor.
 
-    >>> [str(g) for g in coarser((8, 24), "weight", 0, (1, 6))]
+    >>> [str(g) for g in coarser(Site("fc", "weight", (8, 24), 0), (1, 6))]
     ['per_block(size 12, axis 1)', 'per_channel', 'per_tensor']
     """
+    shape = site.shape
     axis = max(range(len(shape)), key=lambda i: (block[i], i))
     alone = all(part == 1 for i, part in enumerate(block) if i != axis)
     for length in range(2 * block[axis], shape[axis], block[axis]):
         if shape[axis] % length == 0:
             longer = _replace(block, {axis: length})
             yield PerBlock(size=length, axis=axis) if alone else PerBlock(shape=longer)
-    if channel_axis is not None and channel_axis < len(shape):
-        by_channel = PerChannel().block(shape, role, channel_axis)
+    if site.channel_axis is not None and site.channel_axis < len(shape):
+        by_channel = PerChannel().block(site)
         if all(whole % part == 0 for whole, part in zip(by_channel, block, strict=True)):
             yield PerChannel()
     yield PerTensor()
@@ -351,12 +364,15 @@ def expand(cells: np.ndarray, block: Shape) -> np.ndarray:
     return cells
 
 
-def _axis(axis: int, shape: Shape, role: Role) -> int:
-    if not -len(shape) <= axis < len(shape):
-        raise DoesNotApply(f"axis {axis} is out of range for {_batched(shape, role)}")
-    axis %= len(shape)
-    if role != "weight" and axis == 0:
-        raise DoesNotApply(f"axis 0 of an {role} is the batch; a scale cannot depend on the sample")
+def _axis(axis: int, site: Site) -> int:
+    rank = len(site.shape)
+    if not -rank <= axis < rank:
+        raise DoesNotApply(f"axis {axis} is out of range for {_batched(site)}")
+    axis %= rank
+    if not site.constant and axis == 0:
+        raise DoesNotApply(
+            f"axis 0 of an {site.operand} is the batch; a scale cannot depend on the sample"
+        )
     return axis
 
 
@@ -368,9 +384,9 @@ def _compact(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _batched(shape: Shape, role: Role = "input") -> str:
-    first = "batch" if role != "weight" else str(shape[0]) if shape else ""
-    return "[" + ", ".join([first, *map(str, shape[1:])]) + "]"
+def _batched(site: Site) -> str:
+    first = "batch" if not site.constant else str(site.shape[0]) if site.shape else ""
+    return "[" + ", ".join([first, *map(str, site.shape[1:])]) + "]"
 
 
 def _nearest_divisors(length: int, part: int) -> str:

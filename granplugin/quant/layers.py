@@ -1,14 +1,49 @@
-"""The layers of a model as the plan sees them: shapes, traits and the BN behind each."""
+"""The layers of a model as the plan sees them: kinds of product, sites, traits and the BN behind."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
-from granplugin.quant.granularity import ROLES, Role, Shape
+from granplugin.quant.site import OPERANDS, Operand, Shape, Site
 
-CONVOLUTIONS = frozenset(f"Conv{rank}d" for rank in (1, 2, 3))
-WEIGHTED = CONVOLUTIONS | {f"ConvTranspose{rank}d" for rank in (1, 2, 3)} | {"Linear"}
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of product: what it multiplies, and how its tensors lie.
+
+    `operation` is what it is called where kinds are treated alike. `channels` is the axis of the
+    channels of its activations, `weight_channels` that of its weight's output channels. `onnx` are
+    the operators it is exported as.
+    """
+
+    operation: Literal["convolution", "transposed", "linear", "matmul"]
+    multiplied: tuple[Operand, ...]
+    onnx: tuple[str, ...]
+    channels: int
+    weight_channels: int | None = None
+
+    def channel_axis(self, rank: int) -> int:
+        """The axis of the channels of an activation of this rank."""
+        return self.channels if self.channels >= 0 else rank + self.channels
+
+
+_CONVOLUTION = Kind("convolution", ("weight", "input"), ("Conv",), 1, 0)
+_TRANSPOSED = Kind("transposed", ("weight", "input"), ("ConvTranspose",), 1, 1)
+PRODUCTS: dict[str, Kind] = {
+    **{f"Conv{rank}d": _CONVOLUTION for rank in (1, 2, 3)},
+    **{f"ConvTranspose{rank}d": _TRANSPOSED for rank in (1, 2, 3)},
+    "Linear": Kind("linear", ("weight", "input"), ("Gemm", "MatMul"), -1, 0),
+    "MatMul": Kind("matmul", ("input", "other"), ("MatMul",), -1),
+}
+"""Type of a layer -> the kind of product it is. No network is traced to a MatMul of two activations
+yet; in files there are some."""
+ONNX_PRODUCTS = tuple(dict.fromkeys(op for kind in PRODUCTS.values() for op in kind.onnx))
+"""The ONNX operators that multiply."""
+WEIGHTED = frozenset(name for name, kind in PRODUCTS.items() if "weight" in kind.multiplied)
 NORMS = frozenset({"LayerNorm", *(f"InstanceNorm{rank}d" for rank in (1, 2, 3))})
 POOLS = frozenset(
     f"{kind}Pool{rank}d" for kind in ("Max", "Avg", "AdaptiveAvg") for rank in (1, 2, 3)
@@ -18,94 +53,139 @@ PASSIVE = NORMS | POOLS | BATCH_NORMS | {"LeakyReLU"}
 """Types without a quantizable weight; with WEIGHTED, every type modelopt gives quantizers and
 granplugin sites. (Recurrent layers and embeddings stay float.)"""
 
-MULTIPLIED: tuple[Role, ...] = ("weight", "input")
-"""The roles that a layer's product is of; integers only where both are."""
-_ALWAYS = ("input", "output")
 TRAITS = ("depthwise", "grouped", "pointwise", "first", "last")
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One module that can be quantized.
+    """One module that can be quantized: a product, or another place that has sites.
 
-    Shapes of input and output have 1 on axis 0, which stands for any batch. `traits` are among
-    TRAITS: depthwise (one filter per input channel), grouped (1 < groups, not depthwise),
-    pointwise (a convolution with a kernel of one), first (reads a model input through operations
-    on one tensor only), last (a model output is computed from its output so). `bn` names the
-    batch norm that can be folded into it. `spread` is the largest over the median of the weight's
-    output-channel ranges, with that batch norm folded. `calls` counts uses in one forward pass.
-    `skip_shape` is that of what a residual add adds its output to, None where it joins none.
-    `input_id`, `output_id` and `skip_id` number the tensors: layers that read the same tensor share
-    it. `concats` has, for the roles whose tensor is an input or the result of a concatenation, a
-    number of that concatenation.
-    `varying` tells that calls see different shapes, of which the first's are here.
-    `unusable` says why its quantizers would have no effect.
+    `sites` are in the order of OPERANDS. `traits` are among TRAITS: depthwise (one filter per input
+    channel), grouped (1 < groups, not depthwise), pointwise (a convolution with a kernel of one),
+    first (reads a model input through operations on one tensor only), last (a model output is
+    computed from its output so). `bn` names the batch norm that can be folded into it. `spread` is
+    the largest over the median of the weight's output-channel ranges, with that batch norm folded.
+    `calls` counts uses in one forward pass; `varying` tells that they see different shapes, of
+    which the first's are here. `unusable` says why its quantizers would have no effect.
     """
 
     name: str
     type: str
+    sites: tuple[Site, ...] = ()
     calls: int = 1
-    input_shape: Shape | None = None
-    output_shape: Shape | None = None
-    weight_shape: Shape | None = None
     groups: int = 1
     traits: frozenset[str] = field(default_factory=frozenset)
     bn: str | None = None
     spread: float | None = None
-    input_id: int | None = None
-    output_id: int | None = None
-    skip_shape: Shape | None = None
-    skip_id: int | None = None
-    concats: tuple[tuple[Role, int], ...] = ()
     varying: bool = False
     unusable: str | None = None
 
     @property
-    def roles(self) -> tuple[Role, ...]:
-        return tuple(role for role in ROLES if role in _ALWAYS or self.shape(role))
+    def kind(self) -> Kind | None:
+        """None for what is no product."""
+        return PRODUCTS.get(self.type)
 
-    def shape(self, role: Role) -> Shape | None:
-        return {
-            "weight": self.weight_shape,
-            "input": self.input_shape,
-            "output": self.output_shape,
-            "skip": self.skip_shape,
-        }[role]
+    @property
+    def multiplied(self) -> tuple[Operand, ...]:
+        """The operands of its product; none for what is no product."""
+        return self.kind.multiplied if self.kind else ()
 
-    def channel_axis(self, role: Role) -> int | None:
-        """The axis of the (output) channels, or None where no single axis has them."""
-        shape = self.shape(role)
-        if role == "weight":
-            if not self.type.startswith("ConvTranspose"):
-                return 0
-            return 1 if self.groups == 1 else None
-        if self.type in ("Linear", "LayerNorm"):
-            return len(shape) - 1
-        return 1
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        return tuple(site.operand for site in self.sites)
+
+    def site(self, operand: Operand) -> Site | None:
+        return next((site for site in self.sites if site.operand == operand), None)
+
+    def shape(self, operand: Operand) -> Shape | None:
+        site = self.site(operand)
+        return None if site is None else site.shape
 
     @property
     def size(self) -> int:
         """Values in the weight."""
-        count = 1
-        for length in self.weight_shape or (0,):
-            count *= length
-        return count
+        weight = self.shape("weight")
+        return math.prod(weight) if weight else 0
+
+
+def sites_of(
+    name: str,
+    type: str,
+    shapes: Mapping[Operand, Shape | None],
+    groups: int = 1,
+    tensors: Mapping[Operand, int | None] = MappingProxyType({}),
+    concats: Mapping[Operand, int] = MappingProxyType({}),
+) -> tuple[Site, ...]:
+    """The sites of a layer, one for each operand that has a shape; tensors' numbers and those of
+    concatenations where they are known.
+
+    >>> [(site.name, site.channel_axis) for site in sites_of(
+    ...     "fc", "Linear", {"weight": (8, 4), "input": (1, 5, 4)})]
+    [('fc.weight', 0), ('fc.input', 2)]
+    """
+    return tuple(
+        Site(
+            name,
+            operand,
+            shape,
+            _channel_axis(type, operand, shape, groups),
+            tensors.get(operand),
+            concats.get(operand),
+        )
+        for operand in OPERANDS
+        if (shape := shapes.get(operand)) is not None
+    )
+
+
+def _channel_axis(type: str, operand: Operand, shape: Shape, groups: int) -> int | None:
+    kind = PRODUCTS.get(type)
+    if operand == "weight":
+        axis = 0 if kind is None else kind.weight_channels
+        # With groups the output channels of a transposed convolution lie on two axes.
+        return None if axis and groups > 1 else axis
+    if kind is None:
+        return len(shape) - 1 if type == "LayerNorm" else 1
+    return kind.channel_axis(len(shape))
 
 
 def layer_to_json(layer: Layer) -> dict[str, Any]:
     """A JSON object; what is None or empty is left out."""
-    return {
+    found = {
         f.name: sorted(value) if isinstance(value, frozenset) else value
         for f in fields(layer)
-        if (value := getattr(layer, f.name)) is not None
-        and value is not False
-        and value not in (set(), ())
+        if (value := getattr(layer, f.name)) is not None and value is not False
     }
+    sites = {site.operand: site_to_json(site) for site in layer.sites}
+    return {key: value for key, value in {**found, "sites": sites}.items() if value not in ([], {})}
 
 
-def layer_from_json(data: dict[str, Any]) -> Layer:
+def layer_from_json(data: Mapping[str, Any]) -> Layer:
     """The inverse of layer_to_json."""
-    values = {key: tuple(value) if key.endswith("_shape") else value for key, value in data.items()}
-    values["traits"] = frozenset(data.get("traits", ()))
-    values["concats"] = tuple(map(tuple, data.get("concats", ())))
-    return Layer(**values)
+    name = data["name"]
+    sites = tuple(
+        site_from_json(name, operand, site) for operand, site in data.get("sites", {}).items()
+    )
+    return Layer(**{**data, "sites": sites, "traits": frozenset(data.get("traits", ()))})
+
+
+def site_to_json(site: Site) -> dict[str, Any]:
+    """What is known of the tensor, as JSON values; what is not known is left out."""
+    known = {
+        "shape": list(site.shape),
+        "channel_axis": site.channel_axis,
+        "tensor": site.tensor,
+        "concat": site.concat,
+    }
+    return {key: value for key, value in known.items() if value is not None}
+
+
+def site_from_json(place: str, operand: Operand, data: Mapping[str, Any]) -> Site:
+    """The inverse of site_to_json."""
+    return Site(
+        place,
+        operand,
+        tuple(data["shape"]),
+        data.get("channel_axis"),
+        data.get("tensor"),
+        data.get("concat"),
+    )

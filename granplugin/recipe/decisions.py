@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from granplugin.quant.granularity import ROLES
+from granplugin.quant.site import OPERANDS
 from granplugin.recipe.match import MatchKey
 from granplugin.recipe.settings import FormatKey, SettingsKey
 from granplugin.recipe.strict import Strict, list_of, one_of
@@ -16,8 +16,10 @@ OnUnsupported = Annotated[list_of(one_of("choice", WAYS)), AfterValidator(tuple)
 """The first of these that can be done is."""
 
 
-def _of(role: str) -> Any:
-    return Field(default=None, description=f"The {role}: granularity, format, or keys one by one.")
+def _of(operand: str) -> Any:
+    return Field(
+        default=None, description=f"The {operand}: granularity, format, or keys one by one."
+    )
 
 
 class Decision(Strict):
@@ -26,6 +28,7 @@ class Decision(Strict):
     weight: SettingsKey | None = _of("weight")
     input: SettingsKey | None = _of("input")
     output: SettingsKey | None = _of("output")
+    other: SettingsKey | None = _of("other input (the second activation of a product of two)")
     skip: SettingsKey | None = _of("skip input (what a residual add adds the output to)")
     format: FormatKey | None = Field(
         default=None, description="Of weight and input together; float leaves the layer alone."
@@ -55,7 +58,7 @@ class Share(Strict):
     """Sites that have one scale: the largest of theirs."""
 
     match: MatchKey = Field(description="Which layers: names, or keys that must all hold.")
-    role: one_of("role", ROLES) = Field(default="input", description="Which site of each layer.")
+    role: one_of("role", OPERANDS) = Field(default="input", description="Which site of each layer.")
 
 
 CONCAT = "concat"

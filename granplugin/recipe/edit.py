@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from granplugin.errors import RecipeError
-from granplugin.quant.granularity import ROLES
+from granplugin.quant.site import OPERANDS
 from granplugin.recipe.explain import MESSAGES
 from granplugin.recipe.paths import anchored
 from granplugin.recipe.settings import long_form
@@ -33,7 +33,7 @@ def with_value(
             inside = []
         elif inside is None:
             inside = {}
-        elif at[0] in VARIED and key in ROLES:
+        elif at[0] in VARIED and key in OPERANDS:
             try:
                 inside = long_form(inside)
             except ValueError as err:

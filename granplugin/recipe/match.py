@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from granplugin.quant.layers import PASSIVE, TRAITS, WEIGHTED, Layer
+from granplugin.quant.layers import PASSIVE, PRODUCTS, TRAITS, Layer
 from granplugin.recipe.strict import Strict, list_of, one_of, words
 
 _BOUND = re.compile(r"(>=|<=|>|<)\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)")
@@ -54,7 +54,7 @@ class Match(Strict):
     name: list_of(str, _names) | None = Field(
         default=None, description="Globs (* one level, ** many), or re: and a regular expression."
     )
-    type: list_of(one_of("layer type", sorted(WEIGHTED | PASSIVE))) | None = Field(
+    type: list_of(one_of("layer type", sorted({*PRODUCTS, *PASSIVE}))) | None = Field(
         default=None, description="One of these module types, such as Conv2d or Linear."
     )
     trait: list_of(one_of("trait", TRAITS)) | None = Field(
@@ -110,10 +110,23 @@ def select(match: Match, layers: Iterable[Layer]) -> list[int]:
         if (not names or any(is_match(layer.name) for is_match in names))
         and (match.type is None or layer.type in match.type)
         and (match.trait is None or layer.traits.issuperset(match.trait))
-        and (match.size is None or (layer.weight_shape and within(match.size, layer.size)))
+        and (match.size is None or (layer.site("weight") and within(match.size, layer.size)))
         and (match.spread is None or within(match.spread, layer.spread))
         and not any(is_match(layer.name) for is_match in excluded)
     ]
+
+
+def missing(match: Match, layers: Sequence[Layer]) -> tuple[tuple[str | int, ...], str] | None:
+    """Where in a match is what matches no layer - all of it, or one name of several - and what to
+    say of it; None where there is no such thing."""
+    if not select(match, layers):
+        return (), nearest(match, layers)
+    names = match.name or ()
+    for number, name in enumerate(names if len(names) > 1 else ()):
+        alone = Match(name=[name])
+        if not select(alone, layers):
+            return ("name", number), nearest(alone, layers)
+    return None
 
 
 def nearest(match: Match, layers: Sequence[Layer]) -> str:

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, WithJsonSchema
 
 from granplugin.quant.calibrators import Calibrator
-from granplugin.quant.granularity import ROLES, PerChannel, PerTensor
-from granplugin.quant.layers import BATCH_NORMS, CONVOLUTIONS, WEIGHTED, Layer
+from granplugin.quant.granularity import PerChannel, PerTensor
+from granplugin.quant.layers import BATCH_NORMS, PRODUCTS, WEIGHTED, Layer
+from granplugin.quant.site import OPERANDS
 from granplugin.recipe.decisions import Decision
 from granplugin.recipe.settings import Settings
 from granplugin.suggest import did_you_mean
@@ -47,9 +48,10 @@ def tensorrt_11(layer: Layer) -> Decision:
     """
     if layer.type not in WEIGHTED:
         return _NOTHING
-    if layer.channel_axis("weight") is None:
+    weight = layer.site("weight")
+    if weight is None or weight.channel_axis is None:
         return _TENSORRT_GROUPED
-    return _TENSORRT_CONV if layer.type in CONVOLUTIONS else _TENSORRT
+    return _TENSORRT_CONV if PRODUCTS[layer.type].operation == "convolution" else _TENSORRT
 
 
 def modelopt_0_47(layer: Layer) -> Decision:
@@ -58,7 +60,9 @@ def modelopt_0_47(layer: Layer) -> Decision:
     batch norms, LeakyReLU and names it excludes; batch norms kept."""
     if layer.type in BATCH_NORMS or layer.type == "LeakyReLU" or _modelopt_excludes(layer):
         return _NOTHING
-    return _MODELOPT if layer.type in WEIGHTED else _MODELOPT_PASSIVE
+    if layer.kind is None:
+        return _MODELOPT_PASSIVE
+    return _MODELOPT if layer.type in WEIGHTED else _NOTHING
 
 
 # The patterns of modelopt's default_disabled_quantizers that are about names.
@@ -85,14 +89,16 @@ DEFAULT = "tensorrt@11"
 
 
 def spelt_out(decision: Decision) -> Callable[[Layer], Decision]:
-    """Defaults written per role: what is not said of a role named is int8, per_tensor, max."""
-    roles = {
-        role: _PER_TENSOR.model_copy(update={k: v for k, v in given if v is not None})
-        for role in ROLES
-        if (given := getattr(decision, role)) is not None
+    """Defaults written per operand: what is not said of one that is named is int8, per_tensor, max."""
+    named = {
+        operand: _PER_TENSOR.model_copy(update={k: v for k, v in given if v is not None})
+        for operand in OPERANDS
+        if (given := getattr(decision, operand)) is not None
     }
-    complete = decision.model_copy(update=roles)
-    return lambda layer: complete if layer.type in WEIGHTED else _NOTHING
+    complete = decision.model_copy(update=named)
+    # A product of two activations is left alone where nothing is said of its second.
+    about = frozenset(PRODUCTS) if "other" in named else WEIGHTED
+    return lambda layer: complete if layer.type in about else _NOTHING
 
 
 def _defaults(value: Any) -> Any:

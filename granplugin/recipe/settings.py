@@ -6,36 +6,18 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from granplugin.quant.calibrators import Calibrator
+from granplugin.quant.calibrators import Calibrator, parse_calibrator
 from granplugin.quant.formats import FORMATS
-from granplugin.quant.granularity import GRANULARITIES, PARAMETERS, Granularity
+from granplugin.quant.granularity import GRANULARITIES, PARAMETERS, GranularityKey
 from granplugin.recipe.strict import Strict, at_key, one_of, unknown_key
 from granplugin.suggest import did_you_mean
 
 FLOAT = "float"
 
 
-def _calibrator(value: Any) -> Calibrator:
-    if isinstance(value, Calibrator):
-        return value
-    if isinstance(value, str):
-        if value == "percentile":
-            raise ValueError("percentile needs its number: {percentile: 99.99}")
-        if value in ("max", "entropy", "mse"):
-            return Calibrator(value)
-        known = ["max", "percentile", "entropy", "mse"]
-        raise ValueError(f"unknown calibrator {value!r}{did_you_mean(value, known)}")
-    if isinstance(value, dict) and list(value) == ["percentile"]:
-        number = value["percentile"]
-        if isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number <= 100:
-            return Calibrator("percentile", float(number))
-        raise ValueError(f"percentile is a number above 0 and at most 100, not {number!r}")
-    raise ValueError("a calibrator is max, entropy, mse or {percentile: 99.99}")
-
-
 CalibratorKey = Annotated[
     Calibrator,
-    BeforeValidator(_calibrator),
+    BeforeValidator(parse_calibrator),
     WithJsonSchema(
         {
             "description": "How amax is found.",
@@ -70,7 +52,7 @@ class Settings(Strict):
     format: FormatKey | None = Field(
         default=None, description="int8, int4, fp8, or float: left alone."
     )
-    granularity: Granularity | None = Field(
+    granularity: GranularityKey | None = Field(
         default=None, description="Which values share one scale; its parameters are part of it."
     )
     calibrator: CalibratorKey | None = Field(

@@ -14,7 +14,7 @@ from granplugin.backends.gpu import Clocks
 from granplugin.capabilities.legality import Written
 from granplugin.measures.metrics import Score
 from granplugin.measures.timing import Latency
-from granplugin.planning.plan import Plan, Row
+from granplugin.planning.rows import Plan, Row
 from granplugin.recipe.loaded import Loaded
 from granplugin.results.agreed import Agreement
 from granplugin.results.audited import Finding, Verdict

@@ -56,7 +56,8 @@ def check_build(session: Session) -> None:
     """Refuse, before anything is computed, targets that cannot run the model, and shapes that its
     inputs or the batches to measure do not have."""
     error, data = session.loaded.error, session.recipe.data
-    linear = next((layer.name for layer in session.layers if layer.type == "Linear"), None)
+    kinds = {layer.name: layer.kind for layer in session.layers if layer.kind is not None}
+    linear = next((name for name, kind in kinds.items() if kind.operation == "linear"), None)
     for index, target in enumerate(session.recipe.build.targets if linear else ()):
         for name, facts in ENGINES.items():
             if target in facts.no_fp32_product:

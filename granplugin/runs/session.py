@@ -71,7 +71,7 @@ class Session:
                 return [layer_to_json(layer) for layer in self.network.layers(self.example)]
 
         shapes = {name: array.shape for name, array in self.example.items()}
-        key = content_key(self.key, shapes, granplugin.__version__)
+        key = content_key(self.key, shapes, granplugin.__version__, "sites")
         return tuple(map(layer_from_json, self.run.made_json("layers", key, traced)))
 
     def collect(self, needs: Collection[Need]) -> Statistics:

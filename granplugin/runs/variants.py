@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,11 @@ from granplugin.graph.read.agreement import agreement
 from granplugin.graph.read.verify import read_back
 from granplugin.quant.layers import Layer
 from granplugin.capabilities.legality import Written, decide, engines_of, targets_of
-from granplugin.planning.plan import Plan, Row, make_plan, preset_plan
+from granplugin.planning.plan import make_plan, preset_plan
+from granplugin.planning.rows import Plan, Row, as_float
 from granplugin.recipe.presets import DEFAULT
 from granplugin.recipe.load import RECIPE, load_variants
 from granplugin.recipe.loaded import Loaded, located
-from granplugin.recipe.settings import FLOAT
 from granplugin.results.agreed import Agreement
 from granplugin.results.values import FP32, Built, Job, OnnxFile
 from granplugin.store.keys import content_key, file_key
@@ -89,11 +88,7 @@ def plan_jobs(
 def _floating(layers: Sequence[Layer], loaded: Loaded) -> Plan:
     """Nothing quantized, batch norms folded: what TensorRT makes of the float network."""
     rows = preset_plan(DEFAULT, layers, loaded).rows
-    return Plan(tuple(replace(row, **_NOTHING) for row in rows))
-
-
-_NOTHING = dict(format=FLOAT, granularity=None, block=None, calibrator=None, amax=None)
-"""What a row that is left float says."""
+    return Plan(tuple(as_float(row) for row in rows))
 
 
 def calibrate(session: Session, jobs: Sequence[Job]) -> tuple[Path, Statistics | None]:
@@ -140,7 +135,7 @@ def refuse_calibrators(session: Session, jobs: Sequence[Job]) -> None:
     samples = session.calibration.samples
     for job in jobs:
         for row in job.calibrated:
-            if row.role != "weight" and row.amax is None:
+            if row.operand != "weight" and row.amax is None:
                 refused = refusal(row.calibrator, row.shape, row.block, samples)
                 if refused:
                     raise RecipeError(f"{row.where}: {row.site}: {refused}")
@@ -188,7 +183,7 @@ def build_variant(
         digest = [
             [site, value.shape, value.tobytes().hex()] for site, value in sorted(amax.items())
         ]
-        plain = [[row.site, row.format, row.block, row.dynamic, row.bn] for row in rows]
+        plain = [[row.site, row.bn, *row.form] for row in rows]
         key = content_key(file_key(float_onnx), plain, digest, how, granplugin.__version__)
 
         def write(path: Path) -> None:
@@ -231,7 +226,7 @@ def build_variant(
 def write_quantized(built: Built, engine: str, layers: Collection[str], path: Path) -> None:
     """What this engine is built of, with only these layers quantized."""
     written = built.job.written.get(engine, Written(built.job.plan.rows))
-    rows = [row if row.layer in layers else replace(row, **_NOTHING) for row in written.rows]
+    rows = [row if row.layer in layers else as_float(row) for row in written.rows]
     amax = _amax(rows, built.ranges)
     how = {site: way for site, way in written.how.items() if site in amax}
     edited = _edited(rows, amax)

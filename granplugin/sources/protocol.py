@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 import numpy as np
 
 from granplugin.calibration.statistics import Need, Statistics
-from granplugin.planning.plan import Plan
+from granplugin.planning.rows import Plan
 from granplugin.quant.layers import Layer
 from granplugin.recipe.loaded import Loaded
 

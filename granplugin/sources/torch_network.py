@@ -21,7 +21,7 @@ from granplugin.network.models import build_model, device, input_names, model_ke
 from granplugin.network.modules import untraced
 from granplugin.network.trace import Traced, trace
 from granplugin.network.weight_facts import weight_facts
-from granplugin.planning.plan import Plan
+from granplugin.planning.rows import Plan
 from granplugin.quant.layers import Layer
 from granplugin.recipe.loaded import Loaded, located
 from granplugin.sources.protocol import Batch, LayerFacts, NetworkFacts, Outputs, Unsited
@@ -65,7 +65,7 @@ class TorchNetwork:
     def _facts(self, layer: Layer) -> LayerFacts:
         module = self.model.get_submodule(layer.name)
         bn = self.model.get_submodule(layer.bn) if layer.bn else None
-        weight = weight_facts(module, bn, layer) if layer.weight_shape else None
+        weight = weight_facts(module, bn, layer) if layer.site("weight") else None
         return LayerFacts(_parameters(module), weight)
 
     def outputs(self, batch: Batch) -> Outputs:
@@ -80,7 +80,7 @@ class TorchNetwork:
             for batch in batches:
                 call(model, self.tensors(batch))
 
-        skips = [layer.name for layer in layers if layer.skip_shape]
+        skips = [layer.name for layer in layers if layer.site("skip")]
         self._converted, seen = modelopt_bridge.convert(self.model, needs, loop, skips)
         return seen
 

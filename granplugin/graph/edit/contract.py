@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnx_ir.passes import PostconditionError, PreconditionError
 
 from granplugin.graph.edit.nodes import markers, site_of
-from granplugin.planning.plan import Row
+from granplugin.planning.rows import Row
 
 P = ParamSpec("P")
 R = TypeVar("R")

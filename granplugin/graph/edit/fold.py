@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from granplugin.quant.layers import ONNX_PRODUCTS
 from granplugin.errors import ModelError
 from granplugin.graph.edit.contract import Before, contract, gone
 from granplugin.graph.edit.nodes import (
@@ -19,10 +20,8 @@ from granplugin.graph.edit.nodes import (
     scope_of,
     site_of,
 )
-from granplugin.planning.plan import Row
+from granplugin.planning.rows import Row
 from granplugin.quant import folding
-
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def _requires(graph: ir.Graph, rows: Sequence[Row]) -> str | None:
@@ -65,7 +64,7 @@ def weights_of(model: ir.Model, rows: Sequence[Row]) -> dict[str, np.ndarray]:
     graph = model.graph.clone()
     fold_batch_norms(graph, rows)
     weights = _weight_markers(graph)
-    layers = {row.layer: None for row in rows if row.role == "weight"}
+    layers = {row.layer: None for row in rows if row.operand == "weight"}
     return {layer: weight_at(weights[layer][0]) for layer in layers if layer in weights}
 
 
@@ -95,7 +94,7 @@ def _fold(
     node = only_user(found[0].outputs[0]) if len(found) == 1 else None
     if node is not None and node.op_type == "Transpose":
         node = only_user(node.outputs[0])
-    if node is None or node.op_type not in _LAYERS:
+    if node is None or node.op_type not in ONNX_PRODUCTS:
         raise ModelError(f"{layer}: its batch norm cannot be folded in the graph; set bn: keep")
     bias, bias_at = None, node
     if node.op_type == "MatMul":

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from granplugin.graph.edit.contract import Before, contract, gone
 from granplugin.graph.edit.nodes import bypass, constant, is_marker, only_user, site_of
-from granplugin.planning.plan import Row
+from granplugin.planning.rows import Row
 
 
 def _requires(graph: ir.Graph, rows: Mapping[str, Row]) -> str | None:

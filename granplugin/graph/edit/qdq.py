@@ -26,9 +26,10 @@ from granplugin.graph.edit.nodes import (
     site_of,
 )
 from granplugin.graph.edit.pads import merge_pads
-from granplugin.planning.plan import Row
+from granplugin.planning.rows import Row
 from granplugin.quant.formats import FORMATS, Format, quantize, scale_of
-from granplugin.quant.granularity import Shape, expand
+from granplugin.quant.granularity import expand
+from granplugin.quant.site import Shape
 
 
 def insert(
@@ -115,7 +116,7 @@ def _layout(row: Row, scale: np.ndarray) -> tuple[np.ndarray, dict[str, int], Sh
     if not varying:
         return scale.reshape(()), {}, None
     first, last = varying[0], varying[-1]
-    if row.role == "weight" and first < last:
+    if row.operand == "weight" and first < last:
         axis = max(range(len(row.block)), key=lambda i: (row.block[i], i))
         repeats = tuple(1 if i == axis else part for i, part in enumerate(row.block))
         return expand(scale, repeats), {"axis": axis, "block_size": row.block[axis]}, None
@@ -147,7 +148,7 @@ class _Writer:
                 self.additions.constant(f"{row.site}/scale", scale),
                 self._zero(fmt, scale.shape),
             ]
-            if row.role == "weight":
+            if row.operand == "weight":
                 stored = quantize(weight_at(marker), cells, row.block, fmt)
                 y = self.additions.constant(f"{row.site}/{row.format}", stored)
             else:

@@ -22,9 +22,10 @@ from granplugin.graph.read.verify_lowered import (
     simulated,
     unit,
 )
-from granplugin.planning.plan import Row
+from granplugin.planning.rows import Row
 from granplugin.quant.formats import FORMATS, Format, dequantize, quantize, scale_of
-from granplugin.quant.granularity import Shape, expand
+from granplugin.quant.granularity import expand
+from granplugin.quant.site import Shape
 
 FakeQuantize = Callable[[np.ndarray, Row, np.ndarray], np.ndarray]
 
@@ -125,7 +126,7 @@ def _places(graph: FileGraph, plan: Intended, row: Row) -> list[_Place]:
 
     method = plan.methods.get(row.site)
     if method == "simulated":
-        if row.role == "weight":
+        if row.operand == "weight":
             return []  # float, and compared when the file was read back
         places = simulated(graph, row, plan.scale(row))
         return [_Place(row, raised(place.source), place.result, simulated=True) for place in places]
@@ -148,7 +149,7 @@ def _chunks(found: Sequence[_Place], batch: int) -> Iterator[list[_Place]]:
     chunk, held = [], 0
     for place in found:
         row = place.row
-        size = 2 * math.prod(row.shape) * (1 if row.role == "weight" else batch)
+        size = 2 * math.prod(row.shape) * (1 if row.operand == "weight" else batch)
         if chunk and held + size > _VALUES_AT_ONCE:
             yield chunk
             chunk, held = [], 0

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from granplugin.quant.layers import ONNX_PRODUCTS
 from granplugin.errors import Unhonoured
 from granplugin.graph.names import CASTS
 from granplugin.graph.read.graph import (
-    PRODUCTS,
     ReadGraph,
     dequantizes,
     quantizes,
@@ -26,8 +26,8 @@ from granplugin.graph.read.graph import (
 from granplugin.graph.read.loading import load, reading
 from granplugin.graph.read.pairs import Qdq, qdq
 from granplugin.graph.read.residual import residual_add
-from granplugin.planning.plan import Row
-from granplugin.quant.granularity import Shape
+from granplugin.planning.rows import Row
+from granplugin.quant.site import Shape
 
 
 @dataclass(frozen=True)
@@ -150,12 +150,15 @@ def tensors_of(graph: FileGraph, row: Row) -> list[str]:
     """
     nodes = graph.scopes.get(row.layer, [])
     own = {name for node in nodes for name in node.output}
-    if row.role == "weight":
-        return [_origin(graph, n.input[1]) for n in nodes if n.op_type in PRODUCTS]
-    if row.role == "input":
+    if row.operand == "weight":
+        return [_origin(graph, n.input[1]) for n in nodes if n.op_type in ONNX_PRODUCTS]
+    if row.operand == "input":
         fixed = graph.stored.keys() | {p.result for p in graph.pairs if p.stored is not None}
         return sorted({n.input[0] for n in nodes if n.input} - own - fixed)
-    if row.role == "skip":
+    if row.operand == "other":
+        products = [n for n in nodes if n.op_type in ONNX_PRODUCTS]
+        return sorted({n.input[1] for n in products} - own - graph.constant)
+    if row.operand == "skip":
         return [name for _, name in residual_adds(graph, row.layer)]
     found = []
     for name in (name for node in nodes for name in node.output):
@@ -169,7 +172,7 @@ def tensors_of(graph: FileGraph, row: Row) -> list[str]:
 
 def residual_adds(graph: FileGraph, layer: str) -> list[tuple[onnx.NodeProto, str]]:
     """The residual add that each of the layer's products leads to, and its other operand."""
-    products = [node for node in graph.scopes.get(layer, []) if node.op_type in PRODUCTS]
+    products = [node for node in graph.scopes.get(layer, []) if node.op_type in ONNX_PRODUCTS]
     return [add for node in products if (add := residual_add(graph, node))]
 
 
@@ -177,12 +180,12 @@ def pairs_of(graph: FileGraph, row: Row) -> list[Pair]:
     """The pairs through which the row's layer reads or writes this tensor: one for each call."""
     found: list[Pair | None] = []
     for name in tensors_of(graph, row):
-        if row.role == "output":
+        if row.operand == "output":
             found.append(graph.by_source[name][0] if len(graph.by_source[name]) == 1 else None)
         else:
             pair = graph.by_result.get(name)
             stored = pair is not None and pair.stored is not None
-            found.append(pair if stored == (row.role == "weight") else None)
+            found.append(pair if stored == (row.operand == "weight") else None)
     if not found or None in found:
         raise not_quantized(row)
     return list({pair.name: pair for pair in found}.values())

@@ -17,7 +17,6 @@ import onnx
 
 from granplugin.graph.read.graph import (
     BIAS,
-    PRODUCTS,
     ReadGraph,
     dequantizes,
     quantizes,
@@ -26,18 +25,27 @@ from granplugin.graph.read.graph import (
 from granplugin.graph.read.layout import THROUGH, behind
 from granplugin.graph.read.loading import reading, subgraphs
 from granplugin.graph.read.pairs import BLOCKS, Scaled, qdq, scaled
-from granplugin.planning.plan import Row
-from granplugin.quant.granularity import Shape, grid
-from granplugin.quant.layers import Layer
+from granplugin.planning.rows import ScaledRow
+from granplugin.quant.granularity import grid
+from granplugin.quant.site import Operand, Shape, Site
+from granplugin.quant.layers import Layer, ONNX_PRODUCTS, sites_of
 
 # What the capability tables know of layers without weights.
 _PASSIVE = ("MaxPool", "AveragePool", "GlobalAveragePool", "LayerNormalization")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRow(ScaledRow):
+    """How a file quantizes a site, whose place is a node: `granularity` in the recipe's words, or
+    how scales lie that no recipe's word says; `where` is the file and the node."""
+
+    granularity: str
+    block: Shape
+
+
 @dataclass(frozen=True)
-class Operand:
-    """One quantized operand of one node: its row (layer is the node's name, `where` file and
-    node), and the names of the QuantizeLinear - None where the file holds the numbers - and
+class QuantizedOperand:
+    """One quantized operand of one node: its row, and the names of the QuantizeLinear - None where the file holds the numbers - and
     DequantizeLinear in front of it.
 
     `source` is the float tensor that is quantized, `result` what the node reads. `scale` is None
@@ -45,7 +53,7 @@ class Operand:
     scales do not fit.
     """
 
-    row: Row
+    row: FileRow
     op_type: str
     quantize: str | None
     dequantize: str
@@ -62,7 +70,7 @@ class Operand:
 
     @property
     def product(self) -> bool:
-        return self.op_type in PRODUCTS
+        return self.op_type in ONNX_PRODUCTS
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class Found:
     `hidden` counts Q/DQ inside If, Loop and Scan, which are not followed."""
 
     graph: ReadGraph
-    operands: tuple[Operand, ...]
+    operands: tuple[QuantizedOperand, ...]
     layers: tuple[Layer, ...]
     biases: tuple[str, ...]
     precision: str
@@ -83,24 +91,24 @@ class Found:
         """Each node that multiplies, with the number of its weight's values, None without one."""
         return {product.node.name: product.values for product in self.graph.products}
 
-    def site(self, operand: Operand) -> str:
+    def site(self, operand: QuantizedOperand) -> str:
         """What the operand's site is called in a plan of ours, whose nodes are named after modules:
         a sum's skip input is a site of the layer whose output it is added to."""
         node = operand.node
-        if operand.row.role == "skip":
+        if operand.row.operand == "skip":
             other = [n for n in self.graph.named[node].input if n != operand.result]
             node = next(filter(None, map(self.graph.of_product.get, other)), node)
-        return f"{node.rpartition('/')[0]}.{operand.row.role}"
+        return f"{node.rpartition('/')[0]}.{operand.row.at.word}"
 
     @property
-    def rows(self) -> tuple[Row, ...]:
+    def rows(self) -> tuple[FileRow, ...]:
         return tuple(operand.row for operand in self.operands)
 
 
 def find(model: onnx.ModelProto, path: Path) -> Found:
     """What `model`, as from `load`, quantizes. Raises ModelError."""
     graph = read_graph(model, path)
-    operands: list[Operand] = []
+    operands: list[QuantizedOperand] = []
     layers: dict[str, Layer] = {}
     biases: dict[str, None] = {}
     with reading(path):
@@ -117,7 +125,7 @@ def find(model: onnx.ModelProto, path: Path) -> Found:
                 operands.append(operand)
                 if layer is not None:
                     layers.setdefault(layer.name, layer)
-        operands.sort(key=lambda o: (graph.at[o.node], o.row.role != "weight", o.row.role))
+        operands.sort(key=lambda o: (graph.at[o.node], not o.row.at.constant, o.row.site))
         hidden = sum(dequantizes(n) for body in subgraphs(graph.nodes) for n in body.node)
         return Found(
             graph, tuple(operands), tuple(layers.values()), tuple(biases), graph.precision, hidden
@@ -159,22 +167,24 @@ def _is_bias(graph: ReadGraph, given: Scaled, user: _User) -> bool:
     to a product and are no operand of it."""
     if given.pair.source in graph.constant and given.format == "int32":
         return True
-    return user.node.op_type in PRODUCTS and user.index == BIAS
+    return user.node.op_type in ONNX_PRODUCTS and user.index == BIAS
 
 
-def _operand(graph: ReadGraph, given: Scaled, user: _User) -> tuple[Operand, Layer | None]:
+def _operand(graph: ReadGraph, given: Scaled, user: _User) -> tuple[QuantizedOperand, Layer | None]:
     node, pair, scale, shape, block = user.node, given.pair, given.scale, user.shape, user.block
-    weight = node.op_type in PRODUCTS and pair.source in graph.constant
+    weight = node.op_type in ONNX_PRODUCTS and pair.source in graph.constant
     summed = node.op_type == "Add" and graph.constant.isdisjoint(node.input)
-    role = "weight" if weight else "skip" if summed else "input"
-    name = role if user.index == 0 or role != "input" else f"input {user.index + 1}"
+    role: Operand = "weight" if weight else "skip" if summed else "input"
+    if node.op_type in ONNX_PRODUCTS and user.index == 1 and not weight:
+        role = "other"
     type_, groups = _type(node, given.shape)
     if weight and type_ == "Linear" and len(shape) == 2 and not _transposed(node):
         shape, block = shape[::-1], block and block[::-1]
-    if type_ == "Linear" and weight and len(shape) != 2:
+    if type_ == "Linear" and (len(shape) != 2 if weight else role == "other"):
         type_ = "MatMul"
     layer = _layer(graph, node, type_, groups, shape if weight else None)
-    channel = layer.channel_axis("weight" if weight else "input") if layer else None
+    known_site = layer.site("weight" if weight else "input") if layer else None
+    channel = known_site.channel_axis if known_site else None
     one = scale is not None and scale.size == 1
     if scale is None:
         said = "run-time scales" if given.format not in BLOCKS else _said(role, shape, block, 0)
@@ -184,12 +194,17 @@ def _operand(graph: ReadGraph, given: Scaled, user: _User) -> tuple[Operand, Lay
         said, block = given.misfit or "several, reshaped", (1,) * len(shape)
     else:
         said = _said(role, shape, block, channel)
-    row = Row(
-        node.name, type_, name, shape, given.format, said, block or shape, None, None, None, None,
-        rule=graph.path.name, where=f"{graph.path.name}: {node.name}",
-    )  # fmt: skip
+    row = FileRow(
+        at=Site(node.name, role, shape, channel, index=user.index if role == "input" else 0),
+        type=type_,
+        format=given.format,
+        granularity=said,
+        block=block or shape,
+        rule=graph.path.name,
+        where=f"{graph.path.name}: {node.name}",
+    )
     kinds = {a.name for a in pair.dq.attribute}
-    operand = Operand(
+    operand = QuantizedOperand(
         row,
         node.op_type,
         None if pair.q is None else pair.q.name,
@@ -238,7 +253,7 @@ def _type(node: onnx.NodeProto, weight: Shape | None) -> tuple[str, int]:
         kernel = next((list(a.ints) for a in node.attribute if a.name == "kernel_shape"), None)
         rank = len(kernel) if kernel else max(len(weight or ()) - 2, 1)
         return f"{node.op_type}{rank}d", groups
-    return ("Linear" if node.op_type in PRODUCTS else node.op_type), 1
+    return ("Linear" if node.op_type in ONNX_PRODUCTS else node.op_type), 1
 
 
 def _transposed(node: onnx.NodeProto) -> bool:
@@ -253,8 +268,8 @@ def _layer(
     seen = graph.shape(node.input[0])
     shape = None if seen is None else (1, *(n or 1 for n in seen[1:]))
     if node.op_type in _PASSIVE:
-        return Layer(node.name, type_, input_shape=shape)
-    if node.op_type not in PRODUCTS or type_ == "MatMul" or len(node.input) < 2:
+        return Layer(node.name, type_, sites_of(node.name, type_, {"input": shape}))
+    if node.op_type not in ONNX_PRODUCTS or type_ == "MatMul" or len(node.input) < 2:
         return None
     if node.input[1] not in graph.constant:
         return None
@@ -263,6 +278,6 @@ def _layer(
         shape = (1, weight[-1]) if node.op_type == "Gemm" else (1, 1, weight[-1])
     depthwise = groups > 1 and node.op_type == "Conv" and weight[1] == 1
     traits = frozenset({"depthwise"} if depthwise else {"grouped"} if groups > 1 else ())
-    return Layer(
-        node.name, type_, input_shape=shape, weight_shape=weight, groups=groups, traits=traits
-    )
+    shapes: dict[Operand, Shape | None] = {"weight": weight, "input": shape}
+    sites = sites_of(node.name, type_, shapes, groups)
+    return Layer(node.name, type_, sites, groups=groups, traits=traits)

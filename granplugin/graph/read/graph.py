@@ -19,12 +19,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, TypeProto, numpy_helper
 
+from granplugin.quant.layers import ONNX_PRODUCTS
 from granplugin.errors import ModelError
 from granplugin.graph.read.constants import Evaluator, Refused, is_random, stored_in
 from granplugin.graph.read.inferred import infer_types
 from granplugin.graph.read.loading import load, name_of, reading, subgraphs
 
-PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 BIAS = 2
 """The operand of a product that is added to it."""
 # What may stand behind a product and still be of it.
@@ -182,7 +182,7 @@ class ReadGraph:
         self.run_time_scales: set[str] = set()
         """An input's scales of run time, by which products are multiplied, in our own files."""
         for node in self.nodes:
-            if node.op_type in PRODUCTS:
+            if node.op_type in ONNX_PRODUCTS:
                 self.of_product.update(dict.fromkeys(filter(None, node.output), node.name))
             elif (
                 node.op_type == "Max"
@@ -213,7 +213,7 @@ class ReadGraph:
         """The nodes that multiply two operands, in order."""
         found = []
         for node in self.nodes:
-            if node.op_type in PRODUCTS and len(node.input) > 1:
+            if node.op_type in ONNX_PRODUCTS and len(node.input) > 1:
                 weight = node.input[1] if node.input[1] in self.constant else None
                 values = None if weight is None else self.count(weight)
                 found.append(Product(node, weight, values))

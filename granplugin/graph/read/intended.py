@@ -10,7 +10,7 @@ from granplugin.graph.methods import How, methods
 from granplugin.graph.read.verify_lowered import (
     written_weight,
 )
-from granplugin.planning.plan import Row
+from granplugin.planning.rows import Row
 from granplugin.quant.formats import FORMATS, scale_of
 
 
@@ -28,7 +28,7 @@ class Intended:
             row for row in rows if row.quantized and (row.dynamic or row.site in self.amax)
         ]
         self.methods = methods(self.rows, how)
-        self.inputs = {row.layer: row for row in self.rows if row.role == "input"}
+        self.inputs = {row.layer: row for row in self.rows if row.operand == "input"}
 
     def scale(self, row: Row) -> np.ndarray | None:
         """The row's scales; None where they are computed at run time."""

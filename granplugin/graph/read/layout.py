@@ -7,7 +7,8 @@ import math
 import onnx
 
 from granplugin.graph.read.graph import ReadGraph
-from granplugin.quant.granularity import Shape, grid
+from granplugin.quant.granularity import grid
+from granplugin.quant.site import Shape
 
 THROUGH = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast")
 

@@ -12,7 +12,7 @@ from granplugin.errors import ModelError
 from granplugin.graph.read.graph import ReadGraph, dequantizes, quantizes
 from granplugin.graph.read.layout import along
 from granplugin.graph.read.loading import reading
-from granplugin.quant.granularity import Shape
+from granplugin.quant.site import Shape
 
 _FORMATS = {
     TensorProto.INT8: "int8",

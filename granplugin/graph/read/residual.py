@@ -6,7 +6,8 @@ import heapq
 
 import onnx
 
-from granplugin.graph.read.graph import PRODUCTS, ReadGraph
+from granplugin.quant.layers import ONNX_PRODUCTS
+from granplugin.graph.read.graph import ReadGraph
 
 
 def residual_add(graph: ReadGraph, product: onnx.NodeProto) -> tuple[onnx.NodeProto, str] | None:
@@ -21,7 +22,7 @@ def residual_add(graph: ReadGraph, product: onnx.NodeProto) -> tuple[onnx.NodePr
         foreign = set(node.input) - own - graph.fixed - graph.run_time_scales
         if node.op_type == "Add" and len(foreign) == 1:
             return node, foreign.pop()
-        if foreign or node.op_type in PRODUCTS:
+        if foreign or node.op_type in ONNX_PRODUCTS:
             continue
         own.update(node.output)
         for reader in (reader for name in node.output for reader in graph.readers(name)):

@@ -12,6 +12,7 @@ from types import MappingProxyType
 import numpy as np
 import onnx
 
+from granplugin.quant.granularity import PerTensor
 from granplugin.errors import Unhonoured
 from granplugin.graph.methods import How
 from granplugin.graph.read.file_graph import FileGraph, Pair, open_file, pairs_of, residual_adds
@@ -24,7 +25,7 @@ from granplugin.graph.read.verify_lowered import (
     simulated,
     unit,
 )
-from granplugin.planning.plan import Row
+from granplugin.planning.rows import Row
 from granplugin.quant.formats import FORMATS, quantize, scale_of
 
 
@@ -62,7 +63,7 @@ def read_back(
 
     for row in plan.rows:
         method, cells = plan.methods.get(row.site), plan.scale(row)
-        if method == "simulated" and row.role == "weight":
+        if method == "simulated" and row.operand == "weight":
             check_baked(graph, row, cells, weights[row.layer])
         elif method == "simulated":
             for place in simulated(graph, row, cells):
@@ -80,7 +81,7 @@ def read_back(
             for pair in pairs_of(graph, row):
                 for reader in _readers(graph, row):
                     claim(pair, reader)
-                if row.role == "weight":
+                if row.operand == "weight":
                     written, own_amax, weight = plan.weight(row, weights)
                     _compare(pair, written, scale_of(own_amax, FORMATS[row.format]))
                     _compare_stored(pair, written, own_amax, weight)
@@ -99,9 +100,9 @@ def read_back(
 
 def _readers(graph: FileGraph, row: Row) -> list[str | None]:
     """The layer, or the nodes, that may read what the row quantizes; None for any."""
-    if row.role == "skip":
+    if row.operand == "skip":
         return [add.name for add, _ in residual_adds(graph, row.layer)]
-    return [row.layer if row.role != "output" else None]
+    return [row.layer if row.operand != "output" else None]
 
 
 def _check_precision(graph: FileGraph, precision: str, keep: Collection[str]) -> None:
@@ -117,7 +118,7 @@ def _check_precision(graph: FileGraph, precision: str, keep: Collection[str]) ->
 def _divided(row: Row, cells: np.ndarray | None) -> tuple[Row, np.ndarray]:
     """What is to be behind a division: one scale for the tensor, a power of two."""
     scale = np.full((1,) * len(row.shape), unit(row, cells), np.float32)
-    return dataclasses.replace(row, block=row.shape, dynamic=False), scale
+    return dataclasses.replace(row, granularity=PerTensor()), scale
 
 
 def _compare(pair: Pair, row: Row, cells: np.ndarray) -> None:

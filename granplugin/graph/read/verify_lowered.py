@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from granplugin.quant.layers import ONNX_PRODUCTS, PRODUCTS
 from granplugin.calibration.statistics import find_amax
 from granplugin.errors import Unhonoured
 from granplugin.graph.methods import FLOOR, Method
@@ -22,10 +23,11 @@ from granplugin.graph.read.file_graph import (
     not_quantized,
     tensors_of,
 )
-from granplugin.graph.read.graph import PRODUCTS, scope_of
-from granplugin.planning.plan import Row
+from granplugin.graph.read.graph import scope_of
+from granplugin.planning.rows import Row
 from granplugin.quant.formats import FORMATS, dequantize, fake_quantize, quantize, scale_of
-from granplugin.quant.granularity import Shape, expand, reduce_blocks
+from granplugin.quant.granularity import PerBlock, expand, reduce_blocks
+from granplugin.quant.site import Shape
 
 
 def check_division(graph: FileGraph, pair: Pair, row: Row, cells: np.ndarray | None) -> str:
@@ -54,7 +56,7 @@ def check_behind(graph: FileGraph, pair: Pair, row: Row, cells: np.ndarray | Non
         readers = graph.readers(node.output[0])
         bias = len(node.input) > 2 and node.input[2]
         multiplied = [n.op_type for n in readers] == ["Mul"] and node.output[0] not in graph.outputs
-        if node.op_type not in PRODUCTS or bias or not multiplied:
+        if node.op_type not in ONNX_PRODUCTS or bias or not multiplied:
             raise Unhonoured(f"{row.site}: {node.name} is not multiplied by its scales")
         (factor,) = [name for name in readers[0].input if name != node.output[0]]
         if cells is not None:
@@ -85,7 +87,7 @@ def written_weight(
     by_channel = np.moveaxis(expand(cells, source.block), _channels(source), 0)
     by_channel = by_channel.reshape(len(by_channel), -1)[:, 0]
     first, second = np.indices(weight.shape[:2])
-    if source.type.startswith("ConvTranspose"):
+    if PRODUCTS[source.type].operation == "transposed":
         channel = first
     else:
         per_group = weight.shape[0] * weight.shape[1] // len(by_channel)
@@ -96,7 +98,7 @@ def written_weight(
     fmt = FORMATS[row.format]
     stored = quantize(weight, scale_of(amax, fmt), row.block, fmt)
     amax = expand(amax, (row.block[0], *[1] * (weight.ndim - 1))) * factor
-    row = dataclasses.replace(row, block=(1, *row.block[1:]))
+    row = dataclasses.replace(row, granularity=PerBlock(shape=(1, *row.block[1:])))
     return row, amax, dequantize(stored, scale_of(amax, fmt), row.block)
 
 
@@ -134,12 +136,12 @@ def simulated(graph: FileGraph, row: Row, cells: np.ndarray | None) -> list[Simu
 def _arithmetic(graph: FileGraph, row: Row, cells: np.ndarray | None, name: str) -> Simulated:
     fmt, nodes = FORMATS[row.format], []
     for _ in range(4):
-        near = graph.readers(name)[:1] if row.role == "output" else [graph.producer.get(name)]
+        near = graph.readers(name)[:1] if row.operand == "output" else [graph.producer.get(name)]
         if near in ([], [None]):
             raise not_quantized(row)
         nodes += near
-        name = nodes[-1].output[0] if row.role == "output" else nodes[-1].input[0]
-    div, first, second, mul = nodes if row.role == "output" else nodes[::-1]
+        name = nodes[-1].output[0] if row.operand == "output" else nodes[-1].input[0]
+    div, first, second, mul = nodes if row.operand == "output" else nodes[::-1]
     plain = fmt.integer and not row.dynamic
     middle = ("Round", "Clip") if plain else ("QuantizeLinear", "DequantizeLinear")
     if (div.op_type, first.op_type, second.op_type, mul.op_type) != ("Div", *middle, "Mul"):
@@ -161,7 +163,7 @@ def _arithmetic(graph: FileGraph, row: Row, cells: np.ndarray | None, name: str)
         _check_constant(graph, row, div.input[1], left)
         _check_constant(graph, row, mul.input[1], left)
     foreign = [n for n in graph.readers(mul.output[0]) if scope_of(n) != row.layer]
-    if row.role == "input" and foreign:
+    if row.operand == "input" and foreign:
         raise Unhonoured(f"{foreign[0].name}: reads {mul.output[0]}, and no row says so")
     return Simulated(div.input[0], mul.output[0], graph.by_result.get(second.output[0]))
 
@@ -218,7 +220,7 @@ def _node(graph: FileGraph, name: str, op_type: str, row: Row) -> onnx.NodeProto
 
 
 def _channels(row: Row) -> int:
-    return len(row.shape) - 1 if row.type == "Linear" else 1
+    return PRODUCTS[row.type].channel_axis(len(row.shape))
 
 
 def rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -8,7 +8,8 @@ from typing import cast
 
 import granplugin
 from granplugin.measures import intervals, metrics, timing
-from granplugin.planning.plan import Plan, Row, preset_plan
+from granplugin.planning.plan import preset_plan
+from granplugin.planning.rows import Plan, Row
 from granplugin.quant.layers import Layer
 from granplugin.recipe.loaded import Loaded
 from granplugin.recipe.presets import DEFAULT, PRESETS
@@ -231,7 +232,7 @@ def _overrides(job: Job, defaults: Plan, result: VariantResult) -> list[Override
         Override(
             variant=job.name,
             layer=row.layer,
-            role=row.role,
+            role=row.operand,
             default=said(by_site[row.site]),
             now=said(row),
             rule=row.rule,
@@ -249,10 +250,10 @@ def said(row: Row) -> str:
         return "float"
     words = [] if row.format == "int8" else [row.format]
     words.append(str(row.granularity))
-    if row.calibrator is not None and row.calibrator.kind != "max":
+    if row.calibrator.kind != "max":
         words.append(str(row.calibrator))
     if row.amax is not None:
         words.append(f"amax {row.amax:g}")
-    if row.role == "weight" and row.bn:
+    if row.operand == "weight" and row.bn:
         words.append(f"bn {row.bn}")
     return " ".join(words)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 from granplugin.capabilities import Line, Table
 from granplugin.capabilities.legality import Written
-from granplugin.planning.plan import Plan, Row
-from granplugin.planning.plan_file import row_json
+from granplugin.planning.rows import Plan, Row
+from granplugin.planning.row_json import row_to_json
 from granplugin.quant.folding import typical
-from granplugin.quant.granularity import Shape
+from granplugin.quant.site import Shape
 from granplugin.report.schema.run import LintFinding
 from granplugin.report.schema.verbs import (
     AuditedSite,
@@ -54,7 +54,7 @@ def audit_output(audit: FileAudit) -> AuditOutput:
             AuditedSite(
                 layer=site.row.layer,
                 type=site.row.type,
-                role=site.row.role,
+                role=site.row.at.word,
                 format=site.row.format,
                 granularity=str(site.row.granularity),
                 promise=site.promise.kind if site.promise else None,
@@ -158,7 +158,7 @@ def plan_output(
 
 def site_row(row: Row) -> SiteRow:
     """One decision."""
-    return SiteRow(**row_json(row), bn_name=row.bn_name if row.bn else None)
+    return SiteRow(**row_to_json(row))
 
 
 def _promises(written: Written) -> dict[str, SitePromise]:
@@ -188,7 +188,7 @@ def inspect_output(found: Inspection) -> InspectOutput:
 
 def _layer(each: Inspected, missing: str | None) -> InspectedLayer:
     layer, facts = each.layer, each.weight
-    calls = layer.calls if layer.input_shape is not None else 0
+    calls = layer.calls if layer.site("input") is not None else 0
     folded = facts if facts and layer.bn else None
     return InspectedLayer(
         name=layer.name,
@@ -197,10 +197,10 @@ def _layer(each: Inspected, missing: str | None) -> InspectedLayer:
         calls=None if missing else calls,
         parameters=each.parameters,
         macs=each.macs,
-        weight_shape=_shape(layer.weight_shape),
-        input_shape=_shape(layer.input_shape),
-        output_shape=_shape(layer.output_shape),
-        skip_shape=_shape(layer.skip_shape),
+        weight_shape=_shape(layer.shape("weight")),
+        input_shape=_shape(layer.shape("input")),
+        output_shape=_shape(layer.shape("output")),
+        skip_shape=_shape(layer.shape("skip")),
         bn=layer.bn,
         weight=_channels(facts, "before") if facts else None,
         folded=_channels(folded, "after") if folded else None,

@@ -35,6 +35,12 @@ class SiteRow(Part):
     where: str
     note: str | None
     share: str | None = Field(description="Sites with the same word here have one scale.")
+    setting: dict[str, Any] | None = Field(
+        description="Granularity and calibrator as a recipe has them."
+    )
+    channel_axis: int | None
+    tensor: int | None = Field(description="Sites that read or write the same tensor share it.")
+    concat: int | None = Field(description="Of which its tensor is an input or the result.")
 
 
 class RuleRow(Part):

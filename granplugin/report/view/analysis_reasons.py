@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from granplugin.quant.granularity import spelt
-from granplugin.recipe.settings import Settings
+from granplugin.recipe.settings import Settings, long_form
 from granplugin.report.schema.analysis import (
     Analysis,
     EngineCost,
@@ -83,19 +82,15 @@ def _suggested(
     bn = rule.get("bn", own.bn) if role == "weight" else own.bn
     if role not in rule and bn == own.bn:
         return None
-    given = rule.get(role, {})
-    if not isinstance(given, dict) or not given.keys() <= Settings.model_fields.keys():
-        given = {"granularity": given}
-    granularity = given.get("granularity", spelt(own.granularity))
-    kind = given.get("calibrator", own.calibrator or "max")
-    if isinstance(kind, dict):
-        kind = " ".join(f"{name} {value:g}" for name, value in kind.items())
-    wanted = given.get("format", own.format), granularity, bn
+    given = Settings.model_validate(long_form(rule.get(role, {})))
+    granularity = str(given.granularity) if given.granularity else own.granularity
+    kind = str(given.calibrator) if given.calibrator else own.calibrator or "max"
+    wanted = given.format or own.format, granularity, bn
     found = [
         each
         for each in settings
         if not each.start
-        and (each.format, spelt(each.granularity), each.bn) == wanted
+        and (each.format, each.granularity, each.bn) == wanted
         and each.calibrator in (None, kind)
     ]
     return found[0] if len(found) == 1 else None

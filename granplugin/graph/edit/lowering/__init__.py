@@ -21,7 +21,7 @@ from granplugin.graph.edit.lowering.row_scale import scale_rows
 from granplugin.graph.edit.lowering.simulated import multiply_back, simulate
 from granplugin.graph.edit.lowering.weights import WEIGHT_PASSES, change_weight
 from granplugin.graph.edit.nodes import markers, scope_of, site_of
-from granplugin.planning.plan import Row
+from granplugin.planning.rows import Row
 from granplugin.quant.formats import FORMATS, scale_of
 
 
@@ -86,7 +86,7 @@ def lower(
         if method is None:
             continue
         fmt = FORMATS[row.format]
-        if method == "simulated" and (row.role == "weight" or (fmt.integer and not row.dynamic)):
+        if method == "simulated" and (row.operand == "weight" or (fmt.integer and not row.dynamic)):
             simulate(additions, of_site, row, amax[row.site])
             del left[observed]
             continue

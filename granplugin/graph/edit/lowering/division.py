@@ -12,10 +12,11 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
+from granplugin.quant.granularity import PerTensor
 from granplugin.errors import ModelError
 from granplugin.graph.edit.additions import Additions
 from granplugin.graph.methods import FLOOR, reduced_axes, spread, unit_of
-from granplugin.planning.plan import Row
+from granplugin.planning.rows import Row
 from granplugin.quant.formats import FORMATS
 
 
@@ -23,7 +24,7 @@ def undivided(row: Row, cells: np.ndarray | None) -> tuple[Row, np.ndarray]:
     """The per_tensor row that is written behind the division, and its amax."""
     fmt = FORMATS[row.format]
     amax = np.full((1,) * len(row.shape), fmt.largest * unit_of(cells, fmt), np.float32)
-    return dataclasses.replace(row, block=row.shape, dynamic=False), amax
+    return dataclasses.replace(row, granularity=PerTensor()), amax
 
 
 def divided(additions: Additions, marker: ir.Node, row: Row, scale: ir.Value) -> str | None:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from granplugin.quant.layers import ONNX_PRODUCTS
 from granplugin.errors import ModelError
-from granplugin.planning.plan import Row
-
-_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+from granplugin.planning.rows import Row
 
 
 def products(marker: ir.Node, row: Row) -> list[ir.Node]:
@@ -19,7 +18,7 @@ def products(marker: ir.Node, row: Row) -> list[ir.Node]:
     """
     tensor = marker.outputs[0]
     for node, index in tensor.uses():
-        if node.op_type not in _OPS or index != 0 or not _plain(node):
+        if node.op_type not in ONNX_PRODUCTS or index != 0 or not _plain(node):
             raise ModelError(
                 f"{row.site}: {node.name} reads it and is no product with a weight, so the scales "
                 "cannot be taken out again; write simulate or per_tensor"

@@ -17,7 +17,7 @@ from granplugin.graph.edit.contract import seam
 from granplugin.graph.edit.lowering.division import divided
 from granplugin.graph.edit.lowering.products import products
 from granplugin.graph.edit.nodes import constant, only_user, replace
-from granplugin.planning.plan import Row
+from granplugin.planning.rows import Row
 
 
 def _scaled(

@@ -20,7 +20,7 @@ from granplugin.graph.edit.fold import weight_at
 from granplugin.graph.edit.lowering.division import divided
 from granplugin.graph.methods import spread
 from granplugin.graph.edit.nodes import only_user, replace, site_of
-from granplugin.planning.plan import Row
+from granplugin.planning.rows import Row
 from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
 
 
@@ -51,7 +51,7 @@ def simulate(additions: Additions, of_site: Sequence[ir.Node], row: Row, amax: n
     fmt = FORMATS[row.format]
     cells = scale_of(amax, fmt)
     for marker in of_site:
-        if row.role == "weight":
+        if row.operand == "weight":
             baked = fake_quantize(weight_at(marker), cells, row.block, fmt)
             y = additions.constant(f"{row.site}/baked", baked)
         else:

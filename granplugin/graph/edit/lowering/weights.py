@@ -15,16 +15,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from granplugin.quant.granularity import PerBlock
 from granplugin.calibration.statistics import find_amax
 from granplugin.errors import ModelError
 from granplugin.graph.edit.additions import Additions
 from granplugin.graph.edit.contract import misfit, seam
 from granplugin.graph.edit.fold import weight_at
-from granplugin.graph.methods import Method, spread, transposed, unit_of
+from granplugin.graph.methods import Method, operation, spread, unit_of
 from granplugin.graph.edit.lowering.products import check_readers
-from granplugin.planning.plan import Row
+from granplugin.planning.rows import Row
 from granplugin.quant.formats import FORMATS, dequantize, quantize, scale_of
-from granplugin.quant.granularity import Shape
+from granplugin.quant.site import Shape
 
 _SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
 
@@ -106,7 +107,7 @@ def _factor(row: Row, scale: np.ndarray, shape: Shape) -> np.ndarray:
     A linear layer's weight is (K, C); a convolution's (K, C / groups, ...), whose output channels
     read their inputs in runs of K / groups; a transposed one's (C, K / groups, ...).
     """
-    if transposed(row):
+    if operation(row) == "transposed":
         return scale.reshape(-1, *[1] * (len(shape) - 1))
     by_group = scale.reshape(-1, shape[1])
     return np.repeat(by_group, shape[0] // len(by_group), axis=0).reshape(
@@ -127,7 +128,7 @@ def _fold(
     fmt = FORMATS[row.format]
     stored = quantize(weight, scale_of(amax, fmt), row.block, fmt)
     amax = np.repeat(amax, row.block[0], axis=0) * factor
-    row = dataclasses.replace(row, block=(1, *row.block[1:]))
+    row = dataclasses.replace(row, granularity=PerBlock(shape=(1, *row.block[1:])))
     return row, amax, dequantize(stored, scale_of(amax, fmt), row.block)
 
 

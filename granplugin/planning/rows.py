@@ -1,0 +1,175 @@
+"""The plan as a value: one row per site - float, or quantized so - with the rule that decided it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from granplugin.quant.calibrators import Calibrator
+from granplugin.quant.granularity import Granularity, grid, scales
+from granplugin.quant.site import Operand, Shape, Site
+from granplugin.recipe.settings import FLOAT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseRow:
+    """What every row says. `at` is the site, `type` that of its layer. `bn` is fold or keep where
+    the layer has a batch norm `bn_name` behind it that can be folded, else None. `rule` is the
+    deciding rule's id or the preset's name, `where` its file:line:column. `on_unsupported` is what
+    a rule says is made of it where an engine does not have it.
+    """
+
+    quantized: ClassVar[bool]
+    dynamic: ClassVar[bool] = False
+
+    at: Site
+    type: str
+    bn: str | None = None
+    bn_name: str | None = None
+    rule: str
+    where: str
+    note: str | None = None
+    on_unsupported: tuple[str, ...] | None = None
+
+    @property
+    def site(self) -> str:
+        """The site's name."""
+        return self.at.name
+
+    @property
+    def layer(self) -> str:
+        return self.at.place
+
+    @property
+    def operand(self) -> Operand:
+        return self.at.operand
+
+    @property
+    def shape(self) -> Shape:
+        return self.at.shape
+
+    @property
+    def observed(self) -> str:
+        """The site of the unfolded model where this row's tensor is: a folded layer's output is
+        its batch norm's."""
+        if self.operand == "output" and self.bn == "fold":
+            return f"{self.bn_name}.output"
+        return self.site
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FloatRow(BaseRow):
+    """A site that is left alone."""
+
+    quantized: ClassVar[Literal[False]] = False
+    format: ClassVar[str] = FLOAT
+    scales: ClassVar[int] = 0
+    form: ClassVar[tuple] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaledRow(BaseRow):
+    """A site that is quantized, in a plan or in a file. `format` is a key of FORMATS, or what a file
+    has; `block` has the rank of the site's shape: one scale per block."""
+
+    quantized: ClassVar[Literal[True]] = True
+
+    format: str
+
+    if TYPE_CHECKING:
+
+        @property
+        def block(self) -> Shape: ...
+
+    @property
+    def grid(self) -> Shape:
+        return grid(self.shape, self.block)
+
+    @property
+    def scales(self) -> int:
+        return scales(self.shape, self.block)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedRow(ScaledRow):
+    """A site that is quantized: `amax` pins the range; rows with the same `share` have one scale,
+    the largest of theirs."""
+
+    granularity: Granularity
+    calibrator: Calibrator = Calibrator()
+    amax: float | None = None
+    share: str | None = None
+
+    @property
+    def block(self) -> Shape:
+        return self.granularity.block(self.at)
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether scales are computed at run time, of each sample's largest |x|: nothing is
+        calibrated."""
+        return self.granularity.at_run_time
+
+    @property
+    def form(self) -> tuple:
+        """How it is rounded, but for its ranges: what kernels depend on. None of it if float."""
+        return self.format, self.block, self.dynamic
+
+    @property
+    def ranges(self) -> str:
+        """How its ranges are found, in a word."""
+        return "at run time" if self.dynamic else str(self.calibrator)
+
+
+Row = FloatRow | QuantizedRow
+
+
+def as_float(row: Row, **changed: Any) -> FloatRow:
+    """The same site left alone."""
+    return FloatRow(**{**_common(row), **changed})
+
+
+def as_quantized(row: Row, format: str, granularity: Granularity, **changed: Any) -> QuantizedRow:
+    """The same site quantized so, with a calibrator of its own: nothing of how it was before."""
+    return QuantizedRow(**{**_common(row), **changed}, format=format, granularity=granularity)
+
+
+def _common(row: Row) -> dict[str, Any]:
+    return {
+        "at": row.at,
+        "type": row.type,
+        "bn": row.bn,
+        "bn_name": row.bn_name,
+        "rule": row.rule,
+        "where": row.where,
+        "note": row.note,
+        "on_unsupported": row.on_unsupported,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class RuleUse:
+    """What became of a rule: layers matched, and sites where it had the last word on some key."""
+
+    rule: str
+    where: str
+    matched: int
+    decides: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every site's row, in the order the layers run; what each rule did; and what to know."""
+
+    rows: tuple[Row, ...]
+    uses: tuple[RuleUse, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def quantized(self) -> tuple[QuantizedRow, ...]:
+        return tuple(row for row in self.rows if row.quantized)
+
+    @property
+    def folded(self) -> frozenset[str]:
+        """The layers whose batch norm is folded."""
+        return frozenset(row.layer for row in self.rows if row.bn == "fold")

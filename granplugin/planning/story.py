@@ -1,0 +1,56 @@
+"""One layer's story: what each rule said of it, and what came of it in the finished plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from granplugin.errors import UserError
+from granplugin.planning.rows import Plan
+from granplugin.planning.settle import Sayings, Settled
+from granplugin.quant.layers import Layer
+from granplugin.recipe.loaded import LoadedPart
+from granplugin.recipe.match import select
+from granplugin.suggest import did_you_mean
+
+
+def why(loaded: LoadedPart, layers: Sequence[Layer], plan: Plan, name: str) -> tuple[str, ...]:
+    """The story of the layer called `name` in `plan`, which the recipe makes of these layers.
+
+    Raises UserError where no layer has that name.
+    """
+    layer = next((layer for layer in layers if layer.name == name), None)
+    if layer is None:
+        raise UserError(
+            f"no layer is called {name!r}{did_you_mean(name, [x.name for x in layers])}"
+        )
+    if layer.unusable:
+        return (f"=> float: {layer.unusable}",)
+    sayings = Sayings(loaded)
+    rules = [n for n, rule in enumerate(sayings.rules) if select(rule.match, [layer])]
+    return (*_said(sayings, sayings.settle(layer, rules)), *_came_of_it(plan, layer))
+
+
+def _said(sayings: Sayings, settled: Settled) -> Iterator[str]:
+    of_layer = {"bn": settled.bn_rule, "on_unsupported": settled.unsupported_rule}
+    for operand, key, index, value in settled.history:
+        rule, where = sayings.name(index)
+        last = settled.source(operand, key) if operand else of_layer[key]
+        lost = "" if last == index else "  (a later rule says otherwise)"
+        what = f"{operand}.{key}" if operand else key
+        yield f"{where}  {rule}: {what} = {value}{lost}"
+
+
+def _came_of_it(plan: Plan, layer: Layer) -> Iterator[str]:
+    rows = [row for row in plan.rows if row.layer == layer.name]
+    for row in rows:
+        if row.quantized:
+            yield (
+                f"=> {row.operand}: {row.format} {row.granularity}, {row.scales} "
+                f"scale{'s' if row.scales > 1 else ''}, {row.ranges}"
+                + (f", amax {row.amax:g}" if row.amax else "")
+                + (f" ({row.note})" if row.note else "")
+            )
+        elif row.operand != "output":
+            yield f"=> {row.operand}: float"
+    if rows and rows[0].bn:
+        yield f"=> bn: {rows[0].bn} ({layer.bn})"
