@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import granplugin
 from granplugin import backends
 from granplugin.backends.engine_plan import EnginePlan
 from granplugin.backends.gpu import gpu
@@ -39,6 +38,7 @@ from granplugin.runs.session import Session
 from granplugin.results.values import Job
 from granplugin.runs.variants import build_variant
 from granplugin.store.keys import content_key, file_key
+from granplugin.store.maker import made_by
 
 log = logging.getLogger(__name__)
 
@@ -288,7 +288,8 @@ def _key(session: Session, plan: Plan, engine: str, float_key: str) -> str:
     build = recipe.build.model_dump(mode="json", exclude={"seconds", "memory_mb", "shapes"})
     return content_key(
         float_key, rows, engine, backends.load(engine).version(), gpu(), build, recipe.precision,
-        recipe.data.batch_size, session.calibration.key(), granplugin.__version__,
+        recipe.data.batch_size, session.calibration.key(),
+        made_by("granplugin.analysis.costs", type(backends.load(engine)).__module__),
     )  # fmt: skip
 
 

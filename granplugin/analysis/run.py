@@ -51,6 +51,7 @@ from granplugin.quant.calibrators import BINS
 from granplugin.recipe.loaded import located
 from granplugin.runs.session import CALIBRATION_BATCH, Session, whole
 from granplugin.store.keys import content_key, file_key
+from granplugin.store.maker import made_by
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ class Analyzer:
             described = input_needs(each)
             if described is not None:
                 needs |= {described.channels, described.values, described.peaks}
-        key = content_key(session.key, session.calibration.key(), granplugin.__version__)
+        key = session.statistics_key
         path = run_folder.cache / f"statistics-{key}.safetensors"
         found = Statistics.load(path, key) if path.exists() else self.given
         missing = {n for n in needs if found is None or not found.covers([n])}
@@ -287,7 +288,7 @@ class Analyzer:
             [(row.site, key(row)) for row in self.others],
             [(row.site, row.share) for row in self.plan.quantized if row.share],
             file_key(imported) if imported else None,
-            granplugin.__version__,
+            made_by("granplugin.analysis.run", libraries=("nvidia-modelopt", "torch")),
         )
 
     @property

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-import granplugin
 from granplugin import backends
 from granplugin.measures import metrics
 from granplugin.audits.audit import audit
@@ -27,6 +26,7 @@ from granplugin.progress import track
 from granplugin.recipe.loaded import Loaded, located
 from granplugin.recipe.strict import Target
 from granplugin.store.keys import content_key
+from granplugin.store.maker import made_by
 from granplugin.runs.session import Session
 from granplugin.results.values import FP32, Audited, Built, Measured
 
@@ -116,11 +116,15 @@ def _layers(
     """What ran in what; kept, since OpenVINO compiles the model to tell."""
     file = built.file(module.name).path.name
     key = content_key(
-        file, module.name, engine.version, _built_for(session, built, module),
-        granplugin.__version__,
-    )  # fmt: skip
+        file, module.name, engine.version, _built_for(session, built, module), _runner(module)
+    )
     found = session.run.made_json("ran", key, lambda: [asdict(x) for x in module.layers(engine)])
     return tuple(LayerPrecision(**layer) for layer in found)
+
+
+def _runner(module: Backend) -> str:
+    """The code that opens an engine; its library's version is the engine's."""
+    return made_by(type(module).__module__)
 
 
 def _built_for(session: Session, built: Built, module: Backend) -> dict[str, Any]:
@@ -141,7 +145,7 @@ def _outputs(
 
     key = content_key(
         built.file(module.name).path.name, module.name, engine.version, session.evaluation.key(),
-        _built_for(session, built, module),
+        _built_for(session, built, module), _runner(module),
     )  # fmt: skip
     with np.load(session.run.made("outputs", key, ".npz", run_all)) as arrays:
         return dict(arrays)

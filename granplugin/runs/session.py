@@ -7,7 +7,6 @@ from functools import cached_property
 
 import numpy as np
 
-import granplugin
 from granplugin.calibration.statistics import Need, Statistics
 from granplugin.data.batches import Batch, Batches
 from granplugin.data.open import open_data
@@ -17,6 +16,7 @@ from granplugin.quant.layers import Layer, layer_from_json, layer_to_json
 from granplugin.recipe.loaded import Loaded, located
 from granplugin.sources import open_network
 from granplugin.store.keys import content_key
+from granplugin.store.maker import made_by
 from granplugin.store.run_folder import RunFolder
 
 CALIBRATION_BATCH = 16
@@ -64,6 +64,17 @@ class Session:
             batch = next(iter(self.calibration))
         return {name: array[:2] for name, array in batch.items()}
 
+    def made_by(self, *libraries: str) -> str:
+        """What makes contents of the network: the code of its kind, and these libraries."""
+        return made_by(type(self.network).__module__, libraries=libraries)
+
+    @cached_property
+    def statistics_key(self) -> str:
+        """Of ranges and histograms, whichever verb's pass over the calibration data made them."""
+        makers = (type(self.network).__module__, "granplugin.analysis.collect")
+        maker = made_by(*makers, libraries=("nvidia-modelopt", "torch"))
+        return content_key(self.key, self.calibration.key(), maker)
+
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         def traced() -> list[dict]:
@@ -71,7 +82,7 @@ class Session:
                 return [layer_to_json(layer) for layer in self.network.layers(self.example)]
 
         shapes = {name: array.shape for name, array in self.example.items()}
-        key = content_key(self.key, shapes, granplugin.__version__, "sites")
+        key = content_key(self.key, shapes, self.made_by("torch"))
         return tuple(map(layer_from_json, self.run.made_json("layers", key, traced)))
 
     def collect(self, needs: Collection[Need]) -> Statistics:

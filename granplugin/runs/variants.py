@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-import granplugin
 from granplugin import backends
 from granplugin.measures import metrics
 from granplugin.quant.calibrators import refusal
@@ -34,6 +33,7 @@ from granplugin.recipe.loaded import Loaded, located
 from granplugin.results.agreed import Agreement
 from granplugin.results.values import FP32, Built, Job, OnnxFile
 from granplugin.store.keys import content_key, file_key
+from granplugin.store.maker import made_by
 from granplugin.runs.session import Session
 from granplugin.calibration.statistics import (
     Statistics,
@@ -44,6 +44,9 @@ from granplugin.calibration.statistics import (
 )
 
 log = logging.getLogger(__name__)
+
+EXPORTERS = ("nvidia-modelopt", "torch", "onnx", "onnx_ir", "onnxscript")
+"""The libraries that have a part in the float model's file."""
 
 SITE_SAMPLES = 4
 """Samples whose tensors are compared value by value at every site."""
@@ -109,13 +112,12 @@ def calibrate(session: Session, jobs: Sequence[Job]) -> tuple[Path, Statistics |
     needs = frozenset(
         need for job in jobs for need in needs_of(job.calibrated) if need.site not in imported
     )
-    version = granplugin.__version__
-    key = content_key(session.key, session.calibration.key(), version)
+    key = session.statistics_key
     kept = run.cache / f"statistics-{key}.safetensors"
     run.used.add(kept)
     statistics = Statistics.load(kept, key) if kept.exists() else None
     shapes = {name: array.shape[1:] for name, array in session.example.items()}
-    float_key = content_key(session.key, shapes, version)
+    float_key = content_key(session.key, shapes, session.made_by(*EXPORTERS))
     missing = {need for need in needs if statistics is None or not statistics.covers([need])}
     if missing:
         seen = session.collect(missing)
@@ -184,7 +186,7 @@ def build_variant(
             [site, value.shape, value.tobytes().hex()] for site, value in sorted(amax.items())
         ]
         plain = [[row.site, row.bn, *row.form] for row in rows]
-        key = content_key(file_key(float_onnx), plain, digest, how, granplugin.__version__)
+        key = content_key(file_key(float_onnx), plain, digest, how, _writer())
 
         def write(path: Path) -> None:
             with located_at(rows):
@@ -205,7 +207,7 @@ def build_variant(
             if amax and precision in ENGINES[REFERENCE].precisions:
                 agreement(low, rows, amax, _few(session), how=how, weights=weights)
 
-        key = content_key(file_key(path), keep, how, granplugin.__version__)
+        key = content_key(file_key(path), keep, how, _writer())
         return OnnxFile(session.run.made(precision, key, ".onnx", write_low), key)
 
     planned = Written(job.plan.rows)
@@ -240,8 +242,18 @@ def write_quantized(built: Built, engine: str, layers: Collection[str], path: Pa
 def _float32_nodes(session: Session, path: Path) -> list[str]:
     """Those of a file that the first calibration batch shows to be too large for float16."""
     batch = next(iter(session.calibration))
-    key = content_key(file_key(path), session.calibration.key(), granplugin.__version__)
+    key = content_key(file_key(path), session.calibration.key(), _writer())
     return session.run.made_json("float32", key, lambda: too_large(path, batch))
+
+
+def _writer() -> str:
+    """What writes a variant's files and reads them back."""
+    return made_by(
+        "granplugin.graph.edit.qdq",
+        "granplugin.graph.edit.precision",
+        "granplugin.graph.read.verify",
+        libraries=("onnx", "onnx_ir", "onnxruntime"),
+    )
 
 
 def _edited(rows: Sequence[Row], amax: Mapping[str, np.ndarray] | None) -> tuple[Row, ...]:
@@ -320,7 +332,7 @@ def _agreement(session: Session, job: Job, onnx: Path, amax: Mapping[str, np.nda
 
     key = content_key(
         file_key(onnx), session.evaluation.key(), session.recipe.data.batch_size, session.key,
-        granplugin.__version__,
+        _writer(), session.made_by("nvidia-modelopt", "torch"),
     )  # fmt: skip
     return Agreement(**session.run.made_json("agreement", key, check))
 
