@@ -13,7 +13,7 @@ from pathlib import Path
 
 from measure import HERE, Figure, main, of_latency
 
-from granplugin.audits.audit_file import audit_file
+from granplugin.pipelines.audit import audit
 from granplugin.backends.nvidia.plan_reader import read_plan
 from granplugin.capabilities import Cell
 from granplugin.capabilities.networks import network
@@ -35,9 +35,7 @@ def measure(rounds: int) -> Sequence[Figure]:
         layers.write_text(text, encoding="utf-8")
         calls = {
             f"read a plan of {count:,} layers": partial(read_plan, text),
-            "audit one convolution in that plan": partial(
-                audit_file, model, "tensorrt_rtx", layers
-            ),
+            "audit one convolution in that plan": partial(audit, model, "tensorrt_rtx", layers),
         }
         found = measure_interleaved(calls, warmup=1, rounds=rounds)
     goals = dict.fromkeys(calls) | {next(iter(calls)): 0.2}

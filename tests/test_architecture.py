@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -40,3 +41,18 @@ def test_import_granplugin_is_light():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert told.stdout.strip() == "[]"
+
+
+def test_a_verb_is_one_file_of_the_command_line_and_one_pipeline():
+    from granplugin import cli
+
+    modules = {path.stem for path in (ROOT / "granplugin/pipelines").glob("*.py")} - {"__init__"}
+    assert {module.rpartition(".")[2] for module in cli.verbs().values()} == modules
+    assert set(cli.ORDER) <= set(cli.verbs())
+    for verb, module in cli.verbs().items():
+        tree = ast.parse((ROOT / module.replace(".", "/")).with_suffix(".py").read_text())
+        called = {
+            node.module for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("granplugin.pipelines")
+        }  # fmt: skip
+        assert called == {module.replace("cli", "pipelines")}, verb

@@ -18,15 +18,15 @@ from test_audit import needs_rtx
 from test_qdq import edit, marker, model_of, node_named, row_of
 
 import granplugin
-from granplugin.quant.site import Site
-from granplugin.audits.audit_file import audit_file
 from granplugin.errors import EngineError, Unhonoured
 from granplugin.graph.edit.qdq import insert
 from granplugin.graph.files import save
 from granplugin.graph.read.found import find
 from granplugin.graph.read.loading import load
 from granplugin.graph.read.verify import read_back
+from granplugin.pipelines.audit import audit
 from granplugin.quant.granularity import grid, parse_granularity
+from granplugin.quant.site import Site
 
 PLANS = Path(__file__).parent / "data" / "engine_plans"
 
@@ -190,8 +190,7 @@ def test_layers_of_another_machine_are_audited_without_an_engine(tmp_path, versi
 
 def kinds_of(path, layers):
     return {
-        site.row.site: site.verdict.kind
-        for site in audit_file(path, "tensorrt", layers=layers).sites
+        site.row.site: site.verdict.kind for site in audit(path, "tensorrt", layers=layers).sites
     }
 
 
@@ -235,7 +234,7 @@ def test_layers_that_are_cut_off_are_refused(tmp_path_factory, data):
     path, layers = written(model, folder), folder / "layers.json"
     layers.write_text(text[: data.draw(st.integers(0, len(text) - 1))])
     with pytest.raises(EngineError, match="layers.json: "):
-        audit_file(path, "tensorrt", layers=layers)
+        audit(path, "tensorrt", layers=layers)
 
 
 def test_an_audit_in_a_script_prints_as_the_command_does(exported):
@@ -260,7 +259,7 @@ def test_an_operand_that_the_engine_reads_in_float_is_degraded(exported):
     told["Layers"][0]["Inputs"][0]["Datatype"] = "Half"
     told["Layers"][1]["Weights"]["Type"] = "Half"
     layers.write_text(json.dumps(told))
-    found = audit_file(path, "tensorrt", layers=layers)
+    found = audit(path, "tensorrt", layers=layers)
     assert [s.verdict.detail for s in found.sites[:4]] == ["weight-only"] * 2 + [
         "fused-dequant"
     ] * 2
@@ -295,7 +294,7 @@ def test_uint8_is_wrong_whatever_the_engine_says(tmp_path):
     model = net.model(net.conv(x))
     path, layers = written(model, tmp_path), tmp_path / "layers.json"
     layers.write_text(inspected(model))
-    found = audit_file(path, "tensorrt", layers=layers)
+    found = audit(path, "tensorrt", layers=layers)
     (given_,) = [site for site in found.sites if site.row.operand == "input"]
     assert given_.verdict.kind == "wrong" and "saturates" in given_.verdict.detail
     assert found.exit_code == 3
@@ -323,7 +322,7 @@ def test_nodes_without_names_of_their_own_are_told_apart(tmp_path, names):
         node.name = names
     path = written(model, tmp_path)
     before = path.read_bytes()
-    found = audit_file(path, "tensorrt_rtx")
+    found = audit(path, "tensorrt_rtx")
     assert [site.verdict.kind for site in found.sites] == ["honoured"] * 9
     assert len({site.row.site for site in found.sites}) == 9
     assert path.read_bytes() == before
@@ -336,7 +335,7 @@ def test_q_k_and_v_that_are_one_product_are_honoured(tmp_path):
     parts = [net.node("MatMul", x, net.weight((64, 64), 1)) for _ in range(3)]
     total = net.node("Add", net.node("Softmax", parts[0]), net.node("Mul", parts[1], parts[2]))
     path = written(net.model(total, ("n", 16, 64)), tmp_path)
-    found = audit_file(path, "tensorrt_rtx")
+    found = audit(path, "tensorrt_rtx")
     assert {site.verdict.kind for site in found.sites} == {"honoured"}
 
 
@@ -350,7 +349,7 @@ def test_a_plan_gives_the_recipes_lines_and_what_the_file_should_have(applied, t
     plan = json.loads((applied.out / "plan.json").read_text())
     for row in plan["variants"]["recipe"]:
         if row["layer"] == "conv" and row["role"] == "weight":
-            row["block"], row["granularity"] = row["shape"], "per_tensor"
+            row["setting"]["granularity"] = "per_tensor"
     (applied.out / "plan.json").write_text(json.dumps(plan))
     done = run_main(*argv)
     wrong = [site for site in json.loads(done.stdout)["sites"] if site["verdict"] == "wrong"]
@@ -485,12 +484,12 @@ def test_what_an_engine_cannot_honour_is_no_success_without_a_plan_either(tmp_pa
     model, rows, amax, weights = quantized("conv", "per_channel")
     path = tmp_path / "model.onnx"
     save(insert(model, rows, amax), path)
-    assert audit_file(path, "tensorrt_rtx").exit_code == 0
+    assert audit(path, "tensorrt_rtx").exit_code == 0
     changed = onnx.load(path)
     mutation(changed.graph, role)
     onnx.save(changed, path)
     try:
-        assert audit_file(path, "tensorrt_rtx").exit_code in (3, 4)
+        assert audit(path, "tensorrt_rtx").exit_code in (3, 4)
     except EngineError as refused:
         assert "refused model.onnx" in str(refused)
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from qdq_files import inspected, residual
 from test_audit import needs_rtx
 
-from granplugin.audits.compare_engines import aligned, compare_engines
+from granplugin.audits.comparison import aligned
 from granplugin.backends.engine_plan import EngineLayer, EnginePlan, EngineTensor
+from granplugin.pipelines.compare import compare
 
 PLANS = Path(__file__).parent / "data" / "engine_plans"
 
@@ -100,7 +101,7 @@ def test_layers_files_are_compared_with_times_where_there_are_profiles(tmp_path)
 def test_an_engines_folder_and_a_variants_folder_are_taken(tmp_path):
     (tmp_path / "engine").mkdir()
     (tmp_path / "engine" / "layers.json").write_text(inspected(residual()))
-    found = compare_engines(tmp_path / "engine", PLANS / "rtx_gemm.txt", "tensorrt_rtx")
+    found = compare(tmp_path / "engine", PLANS / "rtx_gemm.txt", "tensorrt_rtx")
     assert len(found.plans[0].kernels) == 4
     done = run_main("compare", tmp_path, tmp_path / "engine")
     assert done.code == 2 and "is neither an engine's folder" in done.stderr

@@ -8,10 +8,10 @@ import pytest
 from qdq_files import Net, inspected, residual
 from test_audit import needs_rtx
 
-from granplugin.audits.audit_file import audit_file
 from granplugin.audits.lint import CODES
 from granplugin.capabilities import Cell
 from granplugin.capabilities.networks import network
+from granplugin.pipelines.audit import audit
 from granplugin.report.render import terminal
 from granplugin.report.schema.run import LintFinding
 from granplugin.report.view.elements import Section
@@ -26,7 +26,7 @@ def findings(model, folder, library="tensorrt_rtx"):
         layers = folder / "layers.json"
         layers.write_text(inspected(model))
     found = {}
-    for finding in audit_file(path, library, layers=layers).findings:
+    for finding in audit(path, library, layers=layers).findings:
         found.setdefault(finding.code, []).append(finding)
     return found
 
@@ -104,7 +104,7 @@ def test_scales_that_fit_no_tensor_are_wrong_and_no_success(tmp_path, scales):
     said = {"weight": "per_channel", "input": "per_tensor", scales: "per_block(in)"}
     path = tmp_path / "model.onnx"
     onnx.save(network(Cell("matmul_2d", "int8", size=16, graph="fp16", **said)), path)
-    found = audit_file(path, "tensorrt_rtx")
+    found = audit(path, "tensorrt_rtx")
     assert {site.verdict.kind for site in found.sites} == {"wrong"}
     assert "scale-broadcast" in {finding.code for finding in found.findings}
     assert found.exit_code == 3

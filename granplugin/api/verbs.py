@@ -113,9 +113,9 @@ def audit(
     elsewhere (trtexec's --exportLayerInfo, or layers.txt of a run) and `profile` its times
     (--exportProfile). `plan` is the plan.json of the run that the file is of.
     """
-    from granplugin.audits.audit_file import audit_file
+    from granplugin.pipelines.audit import audit
 
-    return audit_file(Path(onnx), backend, _path(layers), _path(profile), _path(plan), batch)
+    return audit(Path(onnx), backend, _path(layers), _path(profile), _path(plan), batch)
 
 
 def _path(path: str | Path | None) -> Path | None:

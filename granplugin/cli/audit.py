@@ -28,8 +28,8 @@ def audit(
     json_: Json = False,
 ) -> int:
     """What an engine does with any Q/DQ ONNX: a verdict for every quantized site, and lint."""
-    from granplugin.audits.audit_file import audit_file
+    from granplugin.pipelines.audit import audit
 
-    found = audit_file(onnx, backend, layers, profile, plan, batch)
+    found = audit(onnx, backend, layers, profile, plan, batch)
     show(found.output(), json_)
     return found.exit_code

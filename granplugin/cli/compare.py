@@ -24,8 +24,8 @@ def compare(
     json_: Json = False,
 ) -> int:
     """Two engines side by side: engine folders, layers files, ONNX files or variants of a run."""
-    from granplugin.audits.compare_engines import compare_engines
+    from granplugin.pipelines.compare import compare
 
-    found = compare_engines(a, b, backend, batch, profile or ())
+    found = compare(a, b, backend, batch, profile or ())
     show(found.output(), json_)
     return 0

@@ -35,7 +35,7 @@ from granplugin.report.schema.verbs import (
 
 if TYPE_CHECKING:
     from granplugin.audits.audit_file import FileAudit
-    from granplugin.audits.compare_engines import Comparison
+    from granplugin.audits.comparison import Comparison
     from granplugin.capabilities.probe import Probed
     from granplugin.network.weight_facts import WeightFacts
     from granplugin.pipelines.inspect import Inspected, Inspection

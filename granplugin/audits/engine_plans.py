@@ -1,0 +1,82 @@
+"""An engine's plan and times: from files of another machine, or of an engine built here."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+
+from granplugin import backends
+from granplugin.backends.engine_plan import EnginePlan
+from granplugin.backends.nvidia.plan_reader import read_plan, read_profile_json
+from granplugin.engines import AUDITED
+from granplugin.errors import EngineError, ModelError, UserError
+
+_EMBEDDED = 2**31 - 2**20
+"""What one ONNX file holds; protobuf's limit, less what stands around the weights."""
+
+
+def read_plan_file(path: Path) -> EnginePlan:
+    """An engine's plan from a file: a build log's text or the inspector's JSON. Raises EngineError,
+    which names the file."""
+    try:
+        return read_plan(text_of(path))
+    except EngineError as err:
+        raise EngineError(f"{path}: {err}") from err
+
+
+def profile_of(path: Path) -> dict[str, float]:
+    """Layer -> ms, of trtexec's --exportProfile. Raises EngineError, which names the file."""
+    try:
+        return read_profile_json(text_of(path))
+    except EngineError as err:
+        raise EngineError(f"{path}: {err}") from err
+
+
+def build_plan(
+    model: onnx.ModelProto, path: Path, backend: str, batch: int = 1
+) -> tuple[EnginePlan, str]:
+    """The plan of an engine that is built here and thrown away, and the library's version."""
+    if backend not in AUDITED:
+        raise EngineError(f"engine {backend!r} tells no plan; {' and '.join(AUDITED)} do")
+    module = backends.load(backend)
+    if reason := module.unavailable():
+        raise EngineError(f"{reason}; or give the layers of an engine that was built elsewhere")
+    with (
+        tempfile.TemporaryDirectory(prefix="granplugin-") as folder,
+        _written(model, path, Path(folder)) as onnx_path,
+    ):
+        engine = module.build(onnx_path, Path(folder) / "engine", module.options(batch=batch))
+        return module.plan(engine), engine.version
+
+
+@contextmanager
+def _written(model: onnx.ModelProto, path: Path, folder: Path) -> Iterator[Path]:
+    """The model under its file's name in `folder`, with its weights: TensorRT refuses nodes that
+    share a name, and calls those without one as it likes."""
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as err:
+        raise ModelError(f"{path}: its weights cannot be read: {err}") from err
+    copy = folder / path.name
+    held = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    onnx.save(model, copy, save_as_external_data=held > _EMBEDDED)
+    yield copy
+
+
+def text_of(path: Path) -> str:
+    """A file's text. Raises UserError, which names the file."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        why = err.strerror if isinstance(err, OSError) else "it is not text"
+        raise UserError(f"{path}: cannot be read: {why}") from err
+
+
+def batch_of(plan: EnginePlan) -> str:
+    """The samples that an engine is built for, in words."""
+    sizes = {tensor.shape[0] for tensor in plan.io[:1] if tensor.shape}
+    return f"batch {sizes.pop()}" if sizes else "its fixed shapes"
