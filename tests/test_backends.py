@@ -296,3 +296,39 @@ def test_openvino_says_which_layers_ran_in_int8(openvino, tmp_path, weights, inp
         ("head", head),
     ]
     assert all(layer.kernel for layer in found)
+
+
+def linear_of_stored_weights(path, features=256, tokens=64):
+    """y = x @ w.T with w stored as int8, one scale per output; x is float."""
+    rng = np.random.default_rng(0)
+    weight = rng.integers(-127, 128, (features, features)).astype(np.int8)
+    constants = {
+        "w": weight,
+        "s": rng.uniform(1e-3, 1e-2, features).astype(np.float32),
+        "z": np.zeros(features, np.int8),
+    }
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["d"], axis=0),
+        helper.make_node("Transpose", ["d"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "t"], ["y"], name="fc/MatMul"),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", tokens, features])
+        for name in "xy"
+    ]
+    stored = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "graph", ends[:1], ends[1:], stored)
+    opset = [helper.make_opsetid("", 21)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    return {"x": rng.standard_normal((2, tokens, features)).astype(np.float32)}
+
+
+def test_float_inputs_of_stored_weights_are_not_rounded_at_run_time(running, tmp_path):
+    feeds = linear_of_stored_weights(tmp_path / "model.onnx")
+    reference = backends.load("onnxruntime")
+    expected, found = (
+        outputs(each, each.build(tmp_path / "model.onnx", tmp_path / each.name), feeds)["y"]
+        for each in (reference, running)
+    )
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    assert error < 1e-5  # -100 dB; rounded to 8 bits it would be -45 dB

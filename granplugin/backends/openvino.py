@@ -150,6 +150,8 @@ def _compile(ov: Any, model: Model, threads: int | None, batch: int | None) -> C
     properties: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
+        # It would round the float inputs of layers whose weights alone are quantized, at run time.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         "LOG_LEVEL": "LOG_NONE",
     }
     if threads is not None:
