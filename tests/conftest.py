@@ -26,10 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
 
 # What runs longest starts first, so that the workers end together.
-LONGEST = ("quickstart",)
+LONGEST = ("quickstart", "efficientnet", "test_skips", "test_analysis", "test_apply", "test_cli")
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Two workers for the whole suite; what is named on the command line runs in this process."""
     return 2 if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
 
@@ -38,13 +38,19 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a fixture run on one worker: those of a file, and all of the quickstart's.
 
-    A mark `xdist_group` of a test's own says otherwise: for a test that shares nothing that is dear.
+    What a test's own mark `xdist_group` says goes before.
     """
-    for item in items:
-        if "quickstart" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("quickstart"), append=False)
-        elif item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    groups = {item: _group(item) for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    rank = {group: at for at, group in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(groups[item], len(rank)))
+
+
+def _group(item: pytest.Item) -> str:
+    if mark := item.get_closest_marker("xdist_group"):
+        return mark.args[0]
+    return "quickstart" if "quickstart" in getattr(item, "fixturenames", ()) else item.path.stem
 
 
 class Done(NamedTuple):
