@@ -12,6 +12,7 @@ from granplugin.backends.engine_plan import EngineLayer, EnginePlan
 from granplugin.backends.nvidia.kernels import multiplies
 from granplugin.errors import EngineError
 from granplugin.graph.read.loading import load
+from granplugin.partition import joined
 from granplugin.report.build.verbs import compare_output
 from granplugin.report.result import Result
 from granplugin.report.schema.verbs import CompareOutput
@@ -95,25 +96,14 @@ def aligned(a: EnginePlan, b: EnginePlan) -> tuple[Change, ...]:
 
 
 class _Layers:
-    """Which nodes belong together: sets that grow as kernels have some of them in common."""
+    """Which nodes belong together: those of kernels that have some of them in common."""
 
     def __init__(self, kernels: Iterable[EngineLayer]) -> None:
-        self.parent: dict[str, str] = {}
-        for kernel in kernels:
-            own = _own(kernel)
-            for node in own:
-                self.parent.setdefault(node, node)
-                self.parent[self._root(node)] = self._root(own[0])
-        self.nodes: dict[str, tuple[str, ...]] = {}
-        for node in self.parent:
-            root = self._root(node)
-            self.nodes[root] = (*self.nodes.get(root, ()), node)
-
-    def _root(self, node: str) -> str:
-        while self.parent[node] != node:
-            self.parent[node] = self.parent[self.parent[node]]
-            node = self.parent[node]
-        return node
+        self.name_of = joined(filter(None, map(_own, kernels)))
+        nodes: dict[str, list[str]] = {}
+        for node, name in self.name_of.items():
+            nodes.setdefault(name, []).append(node)
+        self.nodes = {name: tuple(of) for name, of in nodes.items()}
 
     def of(self, plan: EnginePlan) -> dict[str, list[EngineLayer]]:
         readers: dict[str, EngineLayer] = {}
@@ -129,7 +119,7 @@ class _Layers:
         seen = kernel
         for _ in range(4):  # a reformat may stand between a quantize kernel and its reader
             if own := _own(seen):
-                return self._root(own[0])
+                return self.name_of[own[0]]
             following = next((readers[t.name] for t in seen.outputs if t.name in readers), None)
             if following is None:
                 break

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from granplugin.network.flow import Flow
+from granplugin.partition import joined
 from granplugin.quant.site import Shape
 
 
@@ -62,15 +63,14 @@ def find_skips(flow: Flow, outputs: Mapping[str, Sequence[int]], ends: set[int])
 def find_concats(flow: Flow) -> dict[int, int]:
     """Value -> the number of the concatenation it is an input or the result of; concatenations
     that have one of these in common count as one."""
-    group: dict[int, int] = {}
+    joins = []
     for op in flow.ops:
-        joined = [number for number in (*op.reads, *op.writes) if flow.data[number]]
-        if op.kind != "concat" or len(joined) < 3:
-            continue
-        old = {group[number] for number in joined if number in group}
-        group |= dict.fromkeys(joined, min(joined))
-        group |= {number: min(joined) for number, of in group.items() if of in old}
-    return group
+        numbers = [number for number in (*op.reads, *op.writes) if flow.data[number]]
+        if op.kind == "concat" and len(numbers) > 2:
+            joins.append(numbers)
+    one = joined(joins)
+    named = {one[numbers[0]]: min(numbers) for numbers in joins}
+    return {number: named[standing] for number, standing in one.items()}
 
 
 def find_same(flow: Flow) -> dict[int, int]:

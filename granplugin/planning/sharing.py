@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from granplugin.partition import joined
 from granplugin.planning.rows import QuantizedRow, Row
 from granplugin.quant.layers import Layer
 from granplugin.recipe.decisions import Share
@@ -91,14 +92,15 @@ def one_scale(rows: Sequence[Row], layers: Sequence[Layer], loaded: LoadedPart) 
     """The rows with what the recipe's `share` puts together; RecipeError, at its line, for sites
     that cannot have one scale."""
     by_site = {row.site: row for row in rows if row.quantized}
-    label: dict[str, str] = {}
+    groups: list[tuple[str, list[str]]] = []
     for index, said in enumerate(loaded.recipe.share):
         where = str(loaded.mark("share", index))
         for sites in _groups(index, said, by_site, layers, loaded):
             _check_alike(index, [by_site[site] for site in sites], loaded)
-            joined = {label[site] for site in sites if site in label}
-            label |= dict.fromkeys(sites, f"{where} {sites[0]}")
-            label |= {s: label[sites[0]] for s, old in label.items() if old in joined}
+            groups.append((f"{where} {sites[0]}", sites))
+    one = joined(sites for _, sites in groups)
+    named = {one[sites[0]]: name for name, sites in groups}
+    label = {site: named[standing] for site, standing in one.items()}
     # What has one Q/DQ keeps it.
     readers = {site: reader.site for site, reader in pair_readers(rows).items()}
     label |= {s: label[reader] for s, reader in readers.items() if reader in label}
