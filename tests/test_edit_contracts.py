@@ -22,6 +22,7 @@ from granplugin.graph.edit.nodes import bypass, markers
 from granplugin.graph.edit.pads import merge_pads
 from granplugin.graph.edit.precision import convert
 from granplugin.graph.edit.qdq import insert, write_pairs
+from granplugin.quant.granularity import PerTensor
 
 ROW = row_of("layer.input", (1, 4))
 AMAX = {"layer.input": np.ones((1, 1), np.float32)}
@@ -116,7 +117,7 @@ def test_each_edit_says_what_it_requires():
     (site,) = markers(graph)
     scale = additions.constant("scale", np.float32(1))
     fold = dataclasses.replace(ROW, bn="fold")
-    dynamic = dataclasses.replace(ROW, dynamic=True)
+    dynamic = dataclasses.replace(ROW, granularity=PerTensor(dynamic=True))
     with refused("layer.input has a batch norm to fold, without a name"):
         fold_batch_norms(graph, [fold])
     with refused("other is not where layer.input is observed"):

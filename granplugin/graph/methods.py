@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from granplugin.errors import ModelError
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.layers import PRODUCTS
 from granplugin.quant.formats import Format
 
@@ -25,7 +25,7 @@ FLOOR = np.finfo(np.float32).tiny
 """The smallest scale computed at run time: a tensor of zeros is 0 / FLOOR * FLOOR = 0."""
 
 
-def methods(rows: Iterable[Row], how: Mapping[str, How]) -> dict[str, Method]:
+def methods(rows: Iterable[QuantizedRow], how: Mapping[str, How]) -> dict[str, Method]:
     """How each site named in `how`, and each dynamic one, is written, by row.site; a per_tensor
     input needs nothing and is not in it. `rows` are all that are quantized in the file.
 
@@ -48,8 +48,7 @@ def methods(rows: Iterable[Row], how: Mapping[str, How]) -> dict[str, Method]:
             cut = cut_axes(row)
             method = _dynamic(row, cut) if row.dynamic else _static(row, cut)
             if method in ("fold", "rescale"):
-                weight = by_site.get(f"{row.layer}.weight")
-                _check_weight(row, weight, how)
+                weight = _checked(row, by_site.get(f"{row.layer}.weight"), how)
                 # A depthwise filter reads one channel: no sum runs over channels.
                 if operation(row) == "convolution" and weight.shape[1] == 1:
                     method = "fold"
@@ -58,24 +57,24 @@ def methods(rows: Iterable[Row], how: Mapping[str, How]) -> dict[str, Method]:
     return found
 
 
-def cut_axes(row: Row) -> tuple[int, ...]:
+def cut_axes(row: QuantizedRow) -> tuple[int, ...]:
     """The axes along which the row's scales differ."""
     return tuple(axis for axis, cells in enumerate(row.grid) if cells > 1)
 
 
-def operation(row: Row) -> str | None:
+def operation(row: QuantizedRow) -> str | None:
     """That of the layer's kind of product, None where it has no product."""
     kind = PRODUCTS.get(row.type)
-    return kind and kind.operation
+    return None if kind is None else kind.operation
 
 
-def product_axis(row: Row) -> int | None:
+def product_axis(row: QuantizedRow) -> int | None:
     """The axis of an input that the layer's product sums over, or None where it has no product."""
     kind = PRODUCTS.get(row.type)
     return None if kind is None else kind.channel_axis(len(row.shape))
 
 
-def _static(row: Row, cut: Collection[int]) -> Method | None:
+def _static(row: QuantizedRow, cut: Collection[int]) -> Method | None:
     axis = product_axis(row)
     if not cut:
         return None
@@ -86,7 +85,7 @@ def _static(row: Row, cut: Collection[int]) -> Method | None:
     raise _cannot(row, "lowered")
 
 
-def _dynamic(row: Row, cut: Collection[int]) -> Method:
+def _dynamic(row: QuantizedRow, cut: Collection[int]) -> Method:
     whole = all(part in (1, length) for part, length in zip(row.block, row.shape, strict=True))
     axis = product_axis(row)
     if axis is None or not whole or axis in cut or (cut and operation(row) != "linear"):
@@ -94,7 +93,7 @@ def _dynamic(row: Row, cut: Collection[int]) -> Method:
     return "row_scale"
 
 
-def _cannot(row: Row, what: str) -> ModelError:
+def _cannot(row: QuantizedRow, what: str) -> ModelError:
     blocks = "x".join(map(str, row.block))
     return ModelError(
         f"{row.site}: blocks of {blocks} in {'x'.join(map(str, row.shape))} cannot be {what} in "
@@ -103,7 +102,10 @@ def _cannot(row: Row, what: str) -> ModelError:
     )
 
 
-def _check_weight(row: Row, weight: Row | None, how: Mapping[str, How]) -> None:
+def _checked(
+    row: QuantizedRow, weight: QuantizedRow | None, how: Mapping[str, How]
+) -> QuantizedRow:
+    """The weight's row, into which the scales of `row` can go. Raises ModelError."""
     if weight is None or how.get(weight.site) is not None:
         raise ModelError(
             f"{row.site}: its scales go into the weight, and {row.layer}.weight is not quantized; "
@@ -114,9 +116,10 @@ def _check_weight(row: Row, weight: Row | None, how: Mapping[str, How]) -> None:
             f"{row.site}: its scales go into the weight, whose amax is pinned for the weight as it "
             f"was; remove the amax of {weight.site} or simulate both"
         )
+    return weight
 
 
-def spread(cells: np.ndarray, row: Row) -> np.ndarray:
+def spread(cells: np.ndarray, row: QuantizedRow) -> np.ndarray:
     """A grid of scales as it broadcasts against the tensor: of its length along the axes where
     scales differ, of length 1 along the others."""
     for axis in cut_axes(row):
@@ -137,6 +140,6 @@ def unit_of(cells: np.ndarray | None, fmt: Format) -> float:
     return 2.0 ** (int(np.frexp(cells.max())[1]) - 1)
 
 
-def reduced_axes(row: Row) -> tuple[int, ...]:
+def reduced_axes(row: QuantizedRow) -> tuple[int, ...]:
     """The axes over which a scale is shared at run time: all but the batch and those cut."""
     return tuple(axis for axis in range(1, len(row.shape)) if axis not in cut_axes(row))

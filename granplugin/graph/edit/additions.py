@@ -30,14 +30,16 @@ class Additions:
         before: ir.Node | None = None,
         after: ir.Node | None = None,
     ) -> ir.Value:
-        """The output of a new node `scope/op_type`, which stands before or after another."""
+        """The output of a new node `scope/op_type`, which stands before or after another, or last."""
         name = unique(f"{scope}/{op_type}", self.nodes)
         node = ir.node(op_type, inputs, attributes, name=name)
         node.outputs[0].name = unique(name, self.values)
         if before is not None:
             before.prepend(node)
-        else:
+        elif after is not None:
             after.append(node)
+        else:
+            self.graph.append(node)
         return node.outputs[0]
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:

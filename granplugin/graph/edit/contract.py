@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnx_ir.passes import PostconditionError, PreconditionError
 
 from granplugin.graph.edit.nodes import markers, site_of
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -134,7 +134,7 @@ def gone(before: Before, graph: ir.Graph) -> list[str]:
     return [site for site, count in before.sites.items() if left[site] < count]
 
 
-def misfit(rows: Iterable[Row], amax: Mapping[str, np.ndarray]) -> str | None:
+def misfit(rows: Iterable[QuantizedRow], amax: Mapping[str, np.ndarray]) -> str | None:
     """Which row that is not dynamic lacks an amax, by row.site: positive, one for each block."""
     for row in rows:
         held = amax.get(row.site)

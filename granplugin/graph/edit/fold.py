@@ -26,7 +26,9 @@ from granplugin.quant import folding
 
 def _requires(graph: ir.Graph, rows: Sequence[Row]) -> str | None:
     unnamed = next((row for row in rows if row.bn == "fold" and not row.bn_name), None)
-    return unnamed and f"{unnamed.site} has a batch norm to fold, without a name"
+    if unnamed is not None:
+        return f"{unnamed.site} has a batch norm to fold, without a name"
+    return None
 
 
 def _ensures(before: Before, result: None, graph: ir.Graph, rows: Sequence[Row]) -> str | None:
@@ -48,7 +50,7 @@ def fold_batch_norms(graph: ir.Graph, rows: Sequence[Row]) -> None:
     that no marker of a quantized row goes (those between a layer and its batch norm do). Raises
     ModelError where the graph does not have the two in a row.
     """
-    folded = {row.layer: row.bn_name for row in rows if row.bn == "fold"}
+    folded = {row.layer: row.bn_name for row in rows if row.bn == "fold" and row.bn_name}
     if folded:
         weights = _weight_markers(graph)
         quantized = {row.observed for row in rows if row.quantized}
@@ -103,7 +105,7 @@ def _fold(
     elif len(node.inputs) > 2:
         bias = constant(node.inputs[2])
     between, after = [], only_user((bias_at or node).outputs[0])
-    while is_marker(after):
+    while after is not None and is_marker(after):
         between.append(after)
         after = only_user(after.outputs[0])
     if (
@@ -111,12 +113,13 @@ def _fold(
         or after.op_type != "BatchNormalization"
         or scope_of(after) != bn_name
         or quantized.intersection(map(site_of, between))
+        or len(norm := [x for x in map(constant, after.inputs[1:5]) if x is not None]) != 4
     ):
         raise ModelError(
             f"{layer}: {bn_name} does not follow it directly in the graph, so it cannot be "
             "folded; set bn: keep"
         )
-    gamma, beta, mean, var = map(constant, after.inputs[1:5])
+    gamma, beta, mean, var = norm
     transposed = node.op_type == "ConvTranspose"
     weight, bias = folding.fold(
         weight_at(found[0]),

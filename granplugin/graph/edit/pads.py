@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import onnx_ir as ir
 
 from granplugin.graph.edit.contract import Before, contract, gone
 from granplugin.graph.edit.nodes import bypass, constant, is_marker, only_user, site_of
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow
 
 
-def _requires(graph: ir.Graph, rows: Mapping[str, Row]) -> str | None:
+def _requires(graph: ir.Graph, rows: Mapping[str, QuantizedRow]) -> str | None:
     other = next((site for site, row in rows.items() if row.observed != site), None)
     return other and f"{other} is not where {rows[other].site} is observed"
 
 
-def _ensures(before: Before, result: None, graph: ir.Graph, rows: Mapping[str, Row]) -> str | None:
+def _ensures(
+    before: Before, result: None, graph: ir.Graph, rows: Mapping[str, QuantizedRow]
+) -> str | None:
     if lost := gone(before, graph):
         return f"{lost[0]} has lost a marker"
     for node in graph:
@@ -32,7 +35,7 @@ def _ensures(before: Before, result: None, graph: ir.Graph, rows: Mapping[str, R
 
 
 @contract(_requires, _ensures)
-def merge_pads(graph: ir.Graph, rows: Mapping[str, Row]) -> None:
+def merge_pads(graph: ir.Graph, rows: Mapping[str, QuantizedRow]) -> None:
     """Move zero Pads, in place, where it is exact; `rows` are the quantized ones by marker.
 
     Exact means: all between the Pad and the convolution are markers, nothing else reads the
@@ -52,15 +55,15 @@ def merge_pads(graph: ir.Graph, rows: Mapping[str, Row]) -> None:
                 _merge(pad, node)
 
 
-def _movable(rows: Mapping[str, Row], marker: ir.Node) -> bool:
+def _movable(rows: Mapping[str, QuantizedRow], marker: ir.Node) -> bool:
     row = rows.get(site_of(marker))
     return row is None or row.scales == row.grid[1] or row.scales == 1
 
 
 def _merge(pad: ir.Node, conv: ir.Node) -> None:
-    pads, fill = constant(pad.inputs[1]), 0
-    if len(pad.inputs) > 2 and pad.inputs[2] is not None:
-        fill = constant(pad.inputs[2])
+    pads = constant(pad.inputs[1])
+    filled = len(pad.inputs) > 2 and pad.inputs[2] is not None
+    fill = constant(pad.inputs[2]) if filled else np.zeros(())
     rank = len(conv.attributes["kernel_shape"].as_ints()) + 2
     if (
         pads is None

@@ -26,7 +26,7 @@ from granplugin.graph.edit.nodes import (
     site_of,
 )
 from granplugin.graph.edit.pads import merge_pads
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow, Row
 from granplugin.quant.formats import FORMATS, Format, quantize, scale_of
 from granplugin.quant.granularity import expand
 from granplugin.quant.site import Shape
@@ -61,7 +61,7 @@ def insert(
 
 
 def _requires(
-    additions: Additions, rows: Sequence[Row], amax: Mapping[str, np.ndarray]
+    additions: Additions, rows: Sequence[QuantizedRow], amax: Mapping[str, np.ndarray]
 ) -> str | None:
     marked = {site_of(marker) for marker in markers(additions.graph)}
     here = [row for row in rows if row.observed in marked]
@@ -73,7 +73,7 @@ def _ensures(
     before: Before,
     result: None,
     additions: Additions,
-    rows: Sequence[Row],
+    rows: Sequence[QuantizedRow],
     amax: Mapping[str, np.ndarray],
 ) -> str | None:
     if left := next(markers(additions.graph), None):
@@ -88,7 +88,9 @@ def _ensures(
 
 
 @contract(_requires, _ensures)
-def write_pairs(additions: Additions, rows: Sequence[Row], amax: Mapping[str, np.ndarray]) -> None:
+def write_pairs(
+    additions: Additions, rows: Sequence[QuantizedRow], amax: Mapping[str, np.ndarray]
+) -> None:
     """Q/DQ, in place, in the markers' place: that of the row observed there, or nothing.
 
     Requires that each row with a marker is not dynamic and has an amax for each of its blocks.
@@ -104,7 +106,9 @@ def write_pairs(additions: Additions, rows: Sequence[Row], amax: Mapping[str, np
             writer.quantize(marker, row, amax[row.site])
 
 
-def _layout(row: Row, scale: np.ndarray) -> tuple[np.ndarray, dict[str, int], Shape | None]:
+def _layout(
+    row: QuantizedRow, scale: np.ndarray
+) -> tuple[np.ndarray, dict[str, int], Shape | None]:
     """How ONNX says a grid of scales: (scale, attributes, shape of the tensor without its batch).
 
     One scale is 0-D; scales along one axis are 1-D with `axis`. Others are, for a weight, blocks
@@ -136,7 +140,7 @@ class _Writer:
         self.done: dict[tuple, ir.Value] = {}
         self.zeros: dict[tuple[str, Shape], ir.Value] = {}
 
-    def quantize(self, marker: ir.Node, row: Row, amax: np.ndarray) -> None:
+    def quantize(self, marker: ir.Node, row: QuantizedRow, amax: np.ndarray) -> None:
         """Put the row's Q/DQ in the marker's place."""
         x, fmt = marker.inputs[0], FORMATS[row.format]
         cells = scale_of(amax, fmt)
@@ -163,7 +167,7 @@ class _Writer:
         replace(marker.outputs[0], self.done[x, key])
         marker.graph.remove(marker, safe=True)
 
-    def _shape(self, row: Row, shape: Shape) -> ir.Value:
+    def _shape(self, row: QuantizedRow, shape: Shape) -> ir.Value:
         return self.additions.constant(f"{row.site}/shape", np.array([-1, *shape], np.int64))
 
     def _zero(self, fmt: Format, shape: Shape) -> ir.Value:

@@ -22,12 +22,12 @@ from granplugin.graph.read.verify_lowered import (
     simulated,
     unit,
 )
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow, Row
 from granplugin.quant.formats import FORMATS, Format, dequantize, quantize, scale_of
 from granplugin.quant.granularity import expand
 from granplugin.quant.site import Shape
 
-FakeQuantize = Callable[[np.ndarray, Row, np.ndarray], np.ndarray]
+FakeQuantize = Callable[[np.ndarray, QuantizedRow, np.ndarray | None], np.ndarray]
 
 _VALUES_AT_ONCE = 2**25
 """Float values fetched from ONNX Runtime in one go: 128 MB."""
@@ -98,7 +98,7 @@ def agreement(
             if fake_quantize is not None and place.stored is None:
                 theirs = fake_quantize(given, row, plan.amax.get(row.site))
                 steps = _steps(row, given, stored, theirs, scale, block)
-                differs += np.count_nonzero(steps)
+                differs += int(np.count_nonzero(steps))
                 worst = max(worst, int(steps.max(initial=0)))
     return Agreement(len({place.row.site for place in found}), values, 0, int(differs), worst)
 
@@ -112,7 +112,7 @@ class _Place:
     `divided`: what comes after still lacks its scales; `simulated`: it was made by arithmetic.
     """
 
-    row: Row
+    row: QuantizedRow
     source: str
     result: str
     stored: np.ndarray | None = None
@@ -120,7 +120,7 @@ class _Place:
     simulated: bool = False
 
 
-def _places(graph: FileGraph, plan: Intended, row: Row) -> list[_Place]:
+def _places(graph: FileGraph, plan: Intended, row: QuantizedRow) -> list[_Place]:
     def raised(name: str) -> str:
         return graph.raised.get(name, name)
 
@@ -146,7 +146,8 @@ def _places(graph: FileGraph, plan: Intended, row: Row) -> list[_Place]:
 
 def _chunks(found: Sequence[_Place], batch: int) -> Iterator[list[_Place]]:
     """Sites whose tensors fit in memory together."""
-    chunk, held = [], 0
+    chunk: list[_Place] = []
+    held = 0
     for place in found:
         row = place.row
         size = 2 * math.prod(row.shape) * (1 if row.operand == "weight" else batch)
@@ -181,7 +182,7 @@ def _fetch(
     return known | dict(zip(computed, results, strict=True))
 
 
-def _broadcast(row: Row, cells: np.ndarray) -> tuple[np.ndarray, Shape]:
+def _broadcast(row: QuantizedRow, cells: np.ndarray) -> tuple[np.ndarray, Shape]:
     """Scales and block for tensors of any batch, and of any length along an axis with one block
     (a Pad moved behind the site makes it smaller than the row's shape)."""
     block = tuple(p if count > 1 else 1 for p, count in zip(row.block, row.grid, strict=True))
@@ -193,7 +194,7 @@ def _same_bits(left: np.ndarray, right: np.ndarray) -> bool:
 
 
 def _steps(
-    row: Row,
+    row: QuantizedRow,
     x: np.ndarray,
     stored: np.ndarray,
     theirs: np.ndarray,

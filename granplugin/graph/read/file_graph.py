@@ -26,7 +26,7 @@ from granplugin.graph.read.graph import (
 from granplugin.graph.read.loading import load, reading
 from granplugin.graph.read.pairs import Qdq, qdq
 from granplugin.graph.read.residual import residual_add
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.site import Shape
 
 
@@ -96,8 +96,15 @@ class FileGraph(ReadGraph):
         before, after = self.producer.get(source), self.readers(result)
         # A Reshape on either side, to a constant shape with only the batch left open.
         around = [before, *after] if q is not None else []
-        if [n and n.op_type for n in around] == ["Reshape"] * 2 and scope_of(before) == scope_of(q):
-            (open1, *flat), (open2, *sample) = (self.array(n.input[1]).tolist() for n in around)
+        if (
+            before is not None
+            and q is not None
+            and [n and n.op_type for n in around] == ["Reshape"] * 2
+            and scope_of(before) == scope_of(q)
+        ):
+            (open1, *flat), (open2, *sample) = (
+                self.array(n.input[1]).tolist() for n in (before, *after)
+            )
             if (open1, open2) != (-1, -1) or result in self.outputs:
                 raise Unhonoured(f"{q.name}: the Reshapes around it are not each other's")
             source, result = before.input[0], after[0].output[0]
@@ -142,7 +149,7 @@ def _ints(node: onnx.NodeProto) -> dict[str, int]:
     return {attribute.name: attribute.i for attribute in node.attribute}
 
 
-def tensors_of(graph: FileGraph, row: Row) -> list[str]:
+def tensors_of(graph: FileGraph, row: QuantizedRow) -> list[str]:
     """The tensors the row is about: what its layer's products take as their weight, what its nodes
     read from outside, or what others read of it; one or more for each call.
 
@@ -176,22 +183,26 @@ def residual_adds(graph: FileGraph, layer: str) -> list[tuple[onnx.NodeProto, st
     return [add for node in products if (add := residual_add(graph, node))]
 
 
-def pairs_of(graph: FileGraph, row: Row) -> list[Pair]:
+def pairs_of(graph: FileGraph, row: QuantizedRow) -> list[Pair]:
     """The pairs through which the row's layer reads or writes this tensor: one for each call."""
-    found: list[Pair | None] = []
+    found: dict[str, Pair] = {}
     for name in tensors_of(graph, row):
         if row.operand == "output":
-            found.append(graph.by_source[name][0] if len(graph.by_source[name]) == 1 else None)
+            pairs = graph.by_source[name]
         else:
-            pair = graph.by_result.get(name)
-            stored = pair is not None and pair.stored is not None
-            found.append(pair if stored == (row.operand == "weight") else None)
-    if not found or None in found:
+            pairs = [graph.by_result[name]] if name in graph.by_result else []
+            pairs = [
+                pair for pair in pairs if (pair.stored is not None) == (row.operand == "weight")
+            ]
+        if len(pairs) != 1:
+            raise not_quantized(row)
+        found[pairs[0].name] = pairs[0]
+    if not found:
         raise not_quantized(row)
-    return list({pair.name: pair for pair in found}.values())
+    return list(found.values())
 
 
-def not_quantized(row: Row) -> Unhonoured:
+def not_quantized(row: QuantizedRow) -> Unhonoured:
     return Unhonoured(f"{row.site}: should be {row.format}, and is not quantized in the file")
 
 

@@ -18,6 +18,7 @@ import onnx
 from granplugin.graph.read.graph import (
     BIAS,
     ReadGraph,
+    closed,
     dequantizes,
     quantizes,
     read_graph,
@@ -144,8 +145,8 @@ class _User:
 
 
 def _users(graph: ReadGraph, given: Scaled) -> Iterator[_User]:
-    name = given.pair.result
-    waiting = [(name, given.shape, given.block)]
+    waiting: list[tuple[str, Shape, Shape | None]]
+    waiting = [(given.pair.result, given.shape or (), given.block)]
     while waiting:
         name, shape, block = waiting.pop()
         if block is None:
@@ -212,7 +213,7 @@ def _operand(graph: ReadGraph, given: Scaled, user: _User) -> tuple[QuantizedOpe
         pair.source,
         node.input[user.index],
         scale,
-        one_d=one and scale.ndim == 1,
+        one_d=scale is not None and scale.shape == (1,),
         float32_scale=scale is not None
         and scale.dtype == np.float32
         and "output_dtype" not in kinds,
@@ -230,7 +231,7 @@ def _said(role: str, shape: Shape, block: Shape | None, channel: int | None) -> 
     varying = [axis for axis, count in enumerate(cells) if count > 1]
     if not varying:
         return "per_tensor"
-    if varying == [channel] and block[channel] == 1 and role == "weight":
+    if channel is not None and varying == [channel] and block[channel] == 1 and role == "weight":
         return "per_channel"
     if all(block[axis] == shape[axis] for axis in range(len(shape)) if axis not in varying):
         last = len(shape) - 1
@@ -266,14 +267,14 @@ def _layer(
 ) -> Layer | None:
     """The node as a capability table has it, None where no table does."""
     seen = graph.shape(node.input[0])
-    shape = None if seen is None else (1, *(n or 1 for n in seen[1:]))
+    shape: Shape | None = None if seen is None else (1, *(n or 1 for n in seen[1:]))
     if node.op_type in _PASSIVE:
         return Layer(node.name, type_, sites_of(node.name, type_, {"input": shape}))
     if node.op_type not in ONNX_PRODUCTS or type_ == "MatMul" or len(node.input) < 2:
         return None
     if node.input[1] not in graph.constant:
         return None
-    weight = weight or graph.shape(node.input[1]) or (1, 1)
+    weight = weight or closed(graph.shape(node.input[1])) or (1, 1)
     if type_ == "Linear" and shape is None:
         shape = (1, weight[-1]) if node.op_type == "Gemm" else (1, 1, weight[-1])
     depthwise = groups > 1 and node.op_type == "Conv" and weight[1] == 1

@@ -24,6 +24,7 @@ from granplugin.errors import ModelError
 from granplugin.graph.read.constants import Evaluator, Refused, is_random, stored_in
 from granplugin.graph.read.inferred import infer_types
 from granplugin.graph.read.loading import load, name_of, reading, subgraphs
+from granplugin.quant.site import Shape
 
 BIAS = 2
 """The operand of a product that is added to it."""
@@ -221,8 +222,8 @@ class ReadGraph:
 
     def count(self, name: str) -> int | None:
         """How many values a tensor has; None where a length is open."""
-        shape = self.shape(name)
-        return None if shape is None or None in shape else math.prod(shape)
+        shape = closed(self.shape(name))
+        return None if shape is None else math.prod(shape)
 
     def array(self, name: str) -> np.ndarray:
         """What is stored under this name. Raises ModelError where it cannot be read."""
@@ -253,10 +254,11 @@ class ReadGraph:
         return self._values[name]
 
     def _compute(self, node: onnx.NodeProto) -> None:
-        feeds = {name: self._values[name] for name in node.input if name}
-        why = next((self.refused[name] for name in feeds if name in self.refused), None)
+        read = {name: self._values[name] for name in node.input if name}
+        why = next((self.refused[name] for name in read if name in self.refused), None)
         made = None
-        if all(array is not None for array in feeds.values()):
+        feeds = {name: array for name, array in read.items() if array is not None}
+        if len(feeds) == len(read):
             with reading(self.path, node):
                 try:
                     made = self._evaluator.run(node, feeds)
@@ -307,6 +309,12 @@ class ReadGraph:
         return counts.most_common(1)[0][0] if counts else "fp32"
 
 
+def closed(shape: tuple[int | None, ...] | None) -> Shape | None:
+    """The shape, where it is known and no length is open."""
+    lengths = [length for length in shape or () if length is not None]
+    return None if shape is None or len(lengths) < len(shape) else tuple(lengths)
+
+
 @cache
 def _schema(op_type: str, version: int, domain: str) -> onnx.defs.OpSchema | None:
     try:
@@ -317,7 +325,8 @@ def _schema(op_type: str, version: int, domain: str) -> onnx.defs.OpSchema | Non
 
 def _reads(node: onnx.NodeProto) -> set[str]:
     """The tensors a node depends on, those that only its subgraphs read included."""
-    read, inside = set(node.input), set()
+    read: set[str] = set(node.input)
+    inside: set[str] = set()
     for graph in subgraphs([node]):
         inside.update(value.name for value in graph.input)
         inside.update(tensor.name for tensor in graph.initializer)

@@ -10,7 +10,7 @@ from granplugin.graph.methods import How, methods
 from granplugin.graph.read.verify_lowered import (
     written_weight,
 )
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow, Row
 from granplugin.quant.formats import FORMATS, scale_of
 
 
@@ -30,18 +30,24 @@ class Intended:
         self.methods = methods(self.rows, how)
         self.inputs = {row.layer: row for row in self.rows if row.operand == "input"}
 
-    def scale(self, row: Row) -> np.ndarray | None:
+    def scale(self, row: QuantizedRow) -> np.ndarray | None:
         """The row's scales; None where they are computed at run time."""
-        amax = self.amax.get(row.site)
-        return None if amax is None else scale_of(amax, FORMATS[row.format])
+        return self.static(row) if row.site in self.amax else None
+
+    def static(self, row: QuantizedRow) -> np.ndarray:
+        """The scales of a row that is not dynamic."""
+        return scale_of(self.amax[row.site], FORMATS[row.format])
 
     def weight(
-        self, row: Row, weights: Mapping[str, np.ndarray]
-    ) -> tuple[Row, np.ndarray, np.ndarray | None]:
+        self, row: QuantizedRow, weights: Mapping[str, np.ndarray]
+    ) -> tuple[QuantizedRow, np.ndarray, np.ndarray | None]:
         """The row, amax and floats of a weight as they are to be in the file."""
         amax, weight = self.amax[row.site], weights.get(row.layer)
         source = self.inputs.get(row.layer)
-        method = None if source is None else self.methods.get(source.site)
+        cells = None if source is None else self.scale(source)
+        if source is None or cells is None or weight is None:
+            return row, amax, weight
+        method = self.methods.get(source.site)
         if method not in ("fold", "rescale"):
             return row, amax, weight
-        return written_weight(method, row, amax, weight, source, self.scale(source))
+        return written_weight(method, row, amax, weight, source, cells)

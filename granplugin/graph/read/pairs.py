@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from granplugin.errors import ModelError
-from granplugin.graph.read.graph import ReadGraph, dequantizes, quantizes
+from granplugin.graph.read.graph import ReadGraph, closed, dequantizes, quantizes
 from granplugin.graph.read.layout import along
 from granplugin.graph.read.loading import reading
 from granplugin.quant.site import Shape
@@ -83,13 +83,14 @@ def scaled(graph: ReadGraph, pair: Qdq) -> Scaled:
         )
     if scale is not None and not scale.size:
         raise ModelError(f"{graph.path}: cannot be read: node {pair.dq.name!r} has no scale")
-    shape = graph.shape(pair.source)
+    seen = graph.shape(pair.source)
     # An open batch counts as one sample, and any other open size as unknown.
-    if shape is not None:
-        shape = tuple(1 if n is None and i == 0 else n for i, n in enumerate(shape))
-        shape = None if None in shape else shape
+    if seen and seen[0] is None:
+        seen = (1, *seen[1:])
+    shape = closed(seen)
     size = said.get("block_size", 0) or BLOCKS.get(format, 0)
-    block, misfit = None, None
+    block: Shape | None = None
+    misfit = None
     if scale is not None and scale.size == 1:
         block = shape
     elif shape is not None:
@@ -104,7 +105,11 @@ def scaled(graph: ReadGraph, pair: Qdq) -> Scaled:
             block = tuple(size if i == axis else 1 for i in range(len(shape)))
         elif scale is not None:
             shape, block, misfit = along(shape, scale.shape, axis % len(shape))
-    if block is not None and (len(block) != len(shape) or min(block, default=1) < 1):
+    if (
+        block is not None
+        and shape is not None
+        and (len(block) != len(shape) or min(block, default=1) < 1)
+    ):
         raise ModelError(
             f"{graph.path}: cannot be read: node {pair.dq.name!r}: blocks of {list(block)} are "
             f"none of a tensor of shape {list(shape)}"

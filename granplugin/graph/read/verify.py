@@ -15,7 +15,14 @@ import onnx
 from granplugin.quant.granularity import PerTensor
 from granplugin.errors import Unhonoured
 from granplugin.graph.methods import How
-from granplugin.graph.read.file_graph import FileGraph, Pair, open_file, pairs_of, residual_adds
+from granplugin.graph.read.file_graph import (
+    FileGraph,
+    Pair,
+    not_quantized,
+    open_file,
+    pairs_of,
+    residual_adds,
+)
 from granplugin.graph.read.graph import PRECISIONS, scope_of
 from granplugin.graph.read.intended import Intended
 from granplugin.graph.read.verify_lowered import (
@@ -25,7 +32,7 @@ from granplugin.graph.read.verify_lowered import (
     simulated,
     unit,
 )
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow, Row
 from granplugin.quant.formats import FORMATS, quantize, scale_of
 
 
@@ -64,7 +71,7 @@ def read_back(
     for row in plan.rows:
         method, cells = plan.methods.get(row.site), plan.scale(row)
         if method == "simulated" and row.operand == "weight":
-            check_baked(graph, row, cells, weights[row.layer])
+            check_baked(graph, row, plan.static(row), weights[row.layer])
         elif method == "simulated":
             for place in simulated(graph, row, cells):
                 if place.pair is not None:
@@ -84,9 +91,10 @@ def read_back(
                 if row.operand == "weight":
                     written, own_amax, weight = plan.weight(row, weights)
                     _compare(pair, written, scale_of(own_amax, FORMATS[row.format]))
-                    _compare_stored(pair, written, own_amax, weight)
+                    floats = weights[row.layer] if weight is None else weight
+                    _compare_stored(pair, written, own_amax, floats)
                 else:
-                    _compare(pair, row, cells)
+                    _compare(pair, row, plan.static(row))
     for pair in unclaimed.values():
         raise Unhonoured(f"{pair.name}: quantized, and no row of the plan says so")
     for pair in graph.pairs:
@@ -98,7 +106,7 @@ def read_back(
                 raise Unhonoured(f"{node.name}: reads {pair.result}, and no row says so")
 
 
-def _readers(graph: FileGraph, row: Row) -> list[str | None]:
+def _readers(graph: FileGraph, row: QuantizedRow) -> list[str | None]:
     """The layer, or the nodes, that may read what the row quantizes; None for any."""
     if row.operand == "skip":
         return [add.name for add, _ in residual_adds(graph, row.layer)]
@@ -115,13 +123,13 @@ def _check_precision(graph: FileGraph, precision: str, keep: Collection[str]) ->
             raise Unhonoured(f"{product.node.name}: multiplies in {low}, not {wanted}")
 
 
-def _divided(row: Row, cells: np.ndarray | None) -> tuple[Row, np.ndarray]:
+def _divided(row: QuantizedRow, cells: np.ndarray | None) -> tuple[QuantizedRow, np.ndarray]:
     """What is to be behind a division: one scale for the tensor, a power of two."""
     scale = np.full((1,) * len(row.shape), unit(row, cells), np.float32)
     return dataclasses.replace(row, granularity=PerTensor()), scale
 
 
-def _compare(pair: Pair, row: Row, cells: np.ndarray) -> None:
+def _compare(pair: Pair, row: QuantizedRow, cells: np.ndarray) -> None:
     """Do the pair's type, zero point, axis, block and scales say what the row says?"""
     fmt, scale = FORMATS[row.format], pair.scale
 
@@ -162,11 +170,14 @@ def _compare(pair: Pair, row: Row, cells: np.ndarray) -> None:
     require((scale == expected).all(), "a scale is not amax / largest value")
 
 
-def _compare_stored(pair: Pair, row: Row, amax: np.ndarray, weight: np.ndarray) -> None:
+def _compare_stored(pair: Pair, row: QuantizedRow, amax: np.ndarray, weight: np.ndarray) -> None:
     fmt = FORMATS[row.format]
     expected = quantize(weight, scale_of(amax, fmt), row.block, fmt)
-    if pair.stored.dtype != fmt.dtype or pair.stored.shape != expected.shape:
-        raise Unhonoured(f"{row.site}: is {pair.stored.dtype} {pair.stored.shape} in the file")
-    wrong = np.count_nonzero(pair.stored.astype(np.float32) != expected.astype(np.float32))
+    stored = pair.stored
+    if stored is None:
+        raise not_quantized(row)
+    if stored.dtype != fmt.dtype or stored.shape != expected.shape:
+        raise Unhonoured(f"{row.site}: is {stored.dtype} {stored.shape} in the file")
+    wrong = np.count_nonzero(stored.astype(np.float32) != expected.astype(np.float32))
     if wrong:
         raise Unhonoured(f"{row.site}: {wrong} of {expected.size} stored values are wrong")

@@ -24,13 +24,15 @@ from granplugin.graph.read.file_graph import (
     tensors_of,
 )
 from granplugin.graph.read.graph import scope_of
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.formats import FORMATS, dequantize, fake_quantize, quantize, scale_of
 from granplugin.quant.granularity import PerBlock, expand, reduce_blocks
 from granplugin.quant.site import Shape
 
 
-def check_division(graph: FileGraph, pair: Pair, row: Row, cells: np.ndarray | None) -> str:
+def check_division(
+    graph: FileGraph, pair: Pair, row: QuantizedRow, cells: np.ndarray | None
+) -> str:
     """The tensor that is divided in front of the pair, which alone reads the quotient.
 
     The divisor is the grid `cells` but for its power of two, or without it the scale computed at
@@ -46,7 +48,7 @@ def check_division(graph: FileGraph, pair: Pair, row: Row, cells: np.ndarray | N
     return div.input[0]
 
 
-def check_behind(graph: FileGraph, pair: Pair, row: Row, cells: np.ndarray | None) -> None:
+def check_behind(graph: FileGraph, pair: Pair, row: QuantizedRow, cells: np.ndarray | None) -> None:
     """Is each of the layer's products of the pair's tensor, without a bias, multiplied by the
     divisor? Raises Unhonoured."""
     divisor = graph.producer[pair.source].input[1]
@@ -65,7 +67,7 @@ def check_behind(graph: FileGraph, pair: Pair, row: Row, cells: np.ndarray | Non
             raise Unhonoured(f"{row.site}: {readers[0].name} multiplies by something else")
 
 
-def run_time_scales(row: Row, x: np.ndarray) -> tuple[np.ndarray, Shape]:
+def run_time_scales(row: QuantizedRow, x: np.ndarray) -> tuple[np.ndarray, Shape]:
     """The scales that x has at run time, and the block of x each is for."""
     cut = [count > 1 for count in row.grid]
     block = (1, *(1 if c else n for c, n in zip(cut[1:], x.shape[1:], strict=True)))
@@ -75,12 +77,12 @@ def run_time_scales(row: Row, x: np.ndarray) -> tuple[np.ndarray, Shape]:
 
 def written_weight(
     method: Method,
-    row: Row,
+    row: QuantizedRow,
     amax: np.ndarray,
     weight: np.ndarray,
-    source: Row,
+    source: QuantizedRow,
     cells: np.ndarray,
-) -> tuple[Row, np.ndarray, np.ndarray]:
+) -> tuple[QuantizedRow, np.ndarray, np.ndarray]:
     """A weight's row, amax and floats as they are to be in the file when the scales `cells` of the
     layer's input, the row `source`, have gone into it by this method."""
     cells = cells / unit(source, cells)
@@ -94,7 +96,10 @@ def written_weight(
         channel = first // per_group * weight.shape[1] + second
     factor = by_channel[channel].reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
     if method == "rescale":
-        return row, find_amax(row, weight=weight * factor), weight * factor
+        rescaled = find_amax(row, weight=weight * factor)
+        if rescaled is None:
+            raise Unhonoured(f"{row.site}: is 0 where it is multiplied by its input's scales")
+        return row, rescaled, weight * factor
     fmt = FORMATS[row.format]
     stored = quantize(weight, scale_of(amax, fmt), row.block, fmt)
     amax = expand(amax, (row.block[0], *[1] * (weight.ndim - 1))) * factor
@@ -112,7 +117,7 @@ class Simulated:
     pair: Pair | None
 
 
-def check_baked(graph: FileGraph, row: Row, cells: np.ndarray, weight: np.ndarray) -> None:
+def check_baked(graph: FileGraph, row: QuantizedRow, cells: np.ndarray, weight: np.ndarray) -> None:
     """Are the weight's floats in the file the oracle's, dequantized? Raises Unhonoured."""
     expected = fake_quantize(weight, cells, row.block, FORMATS[row.format])
     names = tensors_of(graph, row)
@@ -125,7 +130,7 @@ def check_baked(graph: FileGraph, row: Row, cells: np.ndarray, weight: np.ndarra
         raise Unhonoured(f"{row.site}: is not the plan's weight, dequantized, in the file")
 
 
-def simulated(graph: FileGraph, row: Row, cells: np.ndarray | None) -> list[Simulated]:
+def simulated(graph: FileGraph, row: QuantizedRow, cells: np.ndarray | None) -> list[Simulated]:
     """Where the arithmetic is that simulates an input or output. Raises Unhonoured."""
     found = [_arithmetic(graph, row, cells, name) for name in tensors_of(graph, row)]
     if not found:
@@ -133,13 +138,17 @@ def simulated(graph: FileGraph, row: Row, cells: np.ndarray | None) -> list[Simu
     return found
 
 
-def _arithmetic(graph: FileGraph, row: Row, cells: np.ndarray | None, name: str) -> Simulated:
-    fmt, nodes = FORMATS[row.format], []
+def _arithmetic(
+    graph: FileGraph, row: QuantizedRow, cells: np.ndarray | None, name: str
+) -> Simulated:
+    fmt = FORMATS[row.format]
+    nodes: list[onnx.NodeProto] = []
     for _ in range(4):
-        near = graph.readers(name)[:1] if row.operand == "output" else [graph.producer.get(name)]
-        if near in ([], [None]):
+        behind, before = graph.readers(name)[:1], graph.producer.get(name)
+        node = next(iter(behind), None) if row.operand == "output" else before
+        if node is None:
             raise not_quantized(row)
-        nodes += near
+        nodes.append(node)
         name = nodes[-1].output[0] if row.operand == "output" else nodes[-1].input[0]
     div, first, second, mul = nodes if row.operand == "output" else nodes[::-1]
     plain = fmt.integer and not row.dynamic
@@ -169,7 +178,7 @@ def _arithmetic(graph: FileGraph, row: Row, cells: np.ndarray | None, name: str)
 
 
 def _check_constant(
-    graph: FileGraph, row: Row, name: str, cells: np.ndarray, low: bool = False
+    graph: FileGraph, row: QuantizedRow, name: str, cells: np.ndarray, low: bool = False
 ) -> None:
     """Does the constant, broadcast over the tensor, give each value the scale of its block? It is
     float32, or may be of a `low` precision."""
@@ -182,7 +191,7 @@ def _check_constant(
         raise Unhonoured(f"{row.site}: a scale in {name} is not amax / largest value in the file")
 
 
-def unit(row: Row, cells: np.ndarray | None) -> np.float32:
+def unit(row: QuantizedRow, cells: np.ndarray | None) -> np.float32:
     """The power of two that is the scale behind a division: the highest of the largest scale, or
     for a scale of run time the lowest power of two of 1 / largest."""
     top = 1 / FORMATS[row.format].largest if cells is None else cells.max()
@@ -190,7 +199,7 @@ def unit(row: Row, cells: np.ndarray | None) -> np.float32:
     return np.float32(2.0**exponent)
 
 
-def _check_run_time(graph: FileGraph, row: Row, x: str, scale: str) -> None:
+def _check_run_time(graph: FileGraph, row: QuantizedRow, x: str, scale: str) -> None:
     """Is the scale max(max |x| / largest, FLOOR) but for its power of two, with the maximum over
     the row's blocks?"""
     part = unit(row, None)
@@ -212,14 +221,14 @@ def _check_run_time(graph: FileGraph, row: Row, x: str, scale: str) -> None:
         raise Unhonoured(f"{row.site}: {largest.name} is not the maximum of what is divided")
 
 
-def _node(graph: FileGraph, name: str, op_type: str, row: Row) -> onnx.NodeProto:
+def _node(graph: FileGraph, name: str, op_type: str, row: QuantizedRow) -> onnx.NodeProto:
     node = graph.producer.get(name)
     if node is None or node.op_type != op_type:
         raise Unhonoured(f"{row.site}: {name} should come from {op_type} in the file")
     return node
 
 
-def _channels(row: Row) -> int:
+def _channels(row: QuantizedRow) -> int:
     return PRODUCTS[row.type].channel_axis(len(row.shape))
 
 

@@ -21,13 +21,13 @@ from granplugin.graph.edit.lowering.row_scale import scale_rows
 from granplugin.graph.edit.lowering.simulated import multiply_back, simulate
 from granplugin.graph.edit.lowering.weights import WEIGHT_PASSES, change_weight
 from granplugin.graph.edit.nodes import markers, scope_of, site_of
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.formats import FORMATS, scale_of
 
 
 def _requires(
     additions: Additions,
-    rows: Sequence[Row],
+    rows: Sequence[QuantizedRow],
     amax: Mapping[str, np.ndarray],
     how: Mapping[str, How],
 ) -> str | None:
@@ -42,9 +42,9 @@ def _requires(
 
 def _ensures(
     before: Before,
-    left: tuple[Sequence[Row], Mapping[str, np.ndarray]],
+    left: tuple[Sequence[QuantizedRow], Mapping[str, np.ndarray]],
     additions: Additions,
-    rows: Sequence[Row],
+    rows: Sequence[QuantizedRow],
     amax: Mapping[str, np.ndarray],
     how: Mapping[str, How],
 ) -> str | None:
@@ -61,10 +61,10 @@ def _ensures(
 @contract(_requires, _ensures)
 def lower(
     additions: Additions,
-    rows: Sequence[Row],
+    rows: Sequence[QuantizedRow],
     amax: Mapping[str, np.ndarray],
     how: Mapping[str, How],
-) -> tuple[Sequence[Row], Mapping[str, np.ndarray]]:
+) -> tuple[Sequence[QuantizedRow], Mapping[str, np.ndarray]]:
     """Edit the marked graph, in place, where `how` (by row.site) or a dynamic row asks for it.
 
     `rows` are all that are quantized. Returned are the rows and amax that are left to write as
@@ -82,16 +82,16 @@ def lower(
     divisions = Divisions(additions)
     for observed, of_site in found.items():
         row = left.get(observed)
-        method = None if row is None else chosen.get(row.site)
-        if method is None:
+        if row is None or row.site not in chosen:
             continue
+        method = chosen[row.site]
         fmt = FORMATS[row.format]
         if method == "simulated" and (row.operand == "weight" or (fmt.integer and not row.dynamic)):
             simulate(additions, of_site, row, amax[row.site])
             del left[observed]
             continue
         cells = None if row.dynamic else scale_of(amax[row.site], fmt)
-        if method in WEIGHT_PASSES:
+        if cells is not None and method in WEIGHT_PASSES:
             weight = left[f"{row.layer}.weight"]
             left[weight.site], amax[weight.site] = change_weight(
                 additions, method, row, cells, of_site, weight, found.get(weight.site, []), amax

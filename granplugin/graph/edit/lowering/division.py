@@ -16,18 +16,20 @@ from granplugin.quant.granularity import PerTensor
 from granplugin.errors import ModelError
 from granplugin.graph.edit.additions import Additions
 from granplugin.graph.methods import FLOOR, reduced_axes, spread, unit_of
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.formats import FORMATS
 
 
-def undivided(row: Row, cells: np.ndarray | None) -> tuple[Row, np.ndarray]:
+def undivided(row: QuantizedRow, cells: np.ndarray | None) -> tuple[QuantizedRow, np.ndarray]:
     """The per_tensor row that is written behind the division, and its amax."""
     fmt = FORMATS[row.format]
     amax = np.full((1,) * len(row.shape), fmt.largest * unit_of(cells, fmt), np.float32)
     return dataclasses.replace(row, granularity=PerTensor()), amax
 
 
-def divided(additions: Additions, marker: ir.Node, row: Row, scale: ir.Value) -> str | None:
+def divided(
+    additions: Additions, marker: ir.Node, row: QuantizedRow, scale: ir.Value
+) -> str | None:
     """None where the marker reads a quotient by `scale`, else a sentence: what the edits behind a
     division require."""
     div = marker.inputs[0].producer()
@@ -44,7 +46,7 @@ class Divisions:
         self.additions = additions
         self.done: dict[tuple, tuple[ir.Value, ir.Value]] = {}
 
-    def divide(self, marker: ir.Node, row: Row, cells: np.ndarray | None) -> ir.Value:
+    def divide(self, marker: ir.Node, row: QuantizedRow, cells: np.ndarray | None) -> ir.Value:
         """Let the marker read x / d; returns d, which broadcasts against x.
 
         `cells` are the row's scales; None where they are computed at run time, as the oracle does:
@@ -68,14 +70,14 @@ class Divisions:
         marker.replace_input_with(0, divided)
         return scale
 
-    def _at_run_time(self, marker: ir.Node, row: Row, unit: float) -> ir.Value:
+    def _at_run_time(self, marker: ir.Node, row: QuantizedRow, unit: float) -> ir.Value:
         x = marker.inputs[0]
 
         def node(op_type: str, *inputs: ir.Value) -> ir.Value:
             return self.additions.node(row.site, op_type, inputs, before=marker)
 
         axes = self.additions.constant(f"{row.site}/axes", np.array(reduced_axes(row), np.int64))
-        largest = FORMATS[row.format].largest * unit
-        largest = self.additions.number(f"{row.site}/largest", largest, x)
-        floor = self.additions.number(f"{row.site}/floor", FLOOR / unit, x)
+        top = FORMATS[row.format].largest * unit
+        largest = self.additions.number(f"{row.site}/largest", top, x)
+        floor = self.additions.number(f"{row.site}/floor", float(FLOOR) / unit, x)
         return node("Max", node("Div", node("ReduceMax", node("Abs", x), axes), largest), floor)

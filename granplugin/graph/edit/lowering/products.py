@@ -8,10 +8,10 @@ import onnx_ir as ir
 
 from granplugin.quant.layers import ONNX_PRODUCTS
 from granplugin.errors import ModelError
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow
 
 
-def products(marker: ir.Node, row: Row) -> list[ir.Node]:
+def products(marker: ir.Node, row: QuantizedRow) -> list[ir.Node]:
     """The products that read the marked tensor as their first operand.
 
     Raises ModelError where anything else reads it: divided by its scales, it is of use to no other.
@@ -28,7 +28,7 @@ def products(marker: ir.Node, row: Row) -> list[ir.Node]:
     return [node for node, _ in tensor.uses()]
 
 
-def check_readers(row: Row, inputs: Sequence[ir.Node], weights: Sequence[ir.Node]) -> None:
+def check_readers(row: QuantizedRow, inputs: Sequence[ir.Node], weights: Sequence[ir.Node]) -> None:
     """Do the layer's input and weight meet in the same products, and go nowhere else?
 
     Raises ModelError where scales moved from one to the other would reach only one of them.

@@ -17,11 +17,11 @@ from granplugin.graph.edit.contract import seam
 from granplugin.graph.edit.lowering.division import divided
 from granplugin.graph.edit.lowering.products import products
 from granplugin.graph.edit.nodes import constant, only_user, replace
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow
 
 
 def _scaled(
-    result: None, additions: Additions, marker: ir.Node, row: Row, scale: ir.Value
+    result: None, additions: Additions, marker: ir.Node, row: QuantizedRow, scale: ir.Value
 ) -> str | None:
     for node, _ in marker.outputs[0].uses():
         mul = only_user(node.outputs[0])
@@ -33,7 +33,7 @@ def _scaled(
 
 
 @seam(divided, _scaled)
-def scale_rows(additions: Additions, marker: ir.Node, row: Row, scale: ir.Value) -> None:
+def scale_rows(additions: Additions, marker: ir.Node, row: QuantizedRow, scale: ir.Value) -> None:
     """Multiply each product of the marked tensor by `scale`, in place.
 
     Requires that the marker reads the quotient by `scale`. Ensures that each node that reads the

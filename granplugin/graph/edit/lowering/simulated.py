@@ -20,12 +20,12 @@ from granplugin.graph.edit.fold import weight_at
 from granplugin.graph.edit.lowering.division import divided
 from granplugin.graph.methods import spread
 from granplugin.graph.edit.nodes import only_user, replace, site_of
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
 
 
 def _fits(
-    additions: Additions, of_site: Sequence[ir.Node], row: Row, amax: np.ndarray
+    additions: Additions, of_site: Sequence[ir.Node], row: QuantizedRow, amax: np.ndarray
 ) -> str | None:
     other = next((node for node in of_site if site_of(node) != row.observed), None)
     if row.dynamic or other is not None:
@@ -34,14 +34,20 @@ def _fits(
 
 
 def _gone(
-    result: None, additions: Additions, of_site: Sequence[ir.Node], row: Row, amax: np.ndarray
+    result: None,
+    additions: Additions,
+    of_site: Sequence[ir.Node],
+    row: QuantizedRow,
+    amax: np.ndarray,
 ) -> str | None:
     left = any(marker.graph is not None for marker in of_site)
     return f"{row.site} has a marker still" if left else None
 
 
 @seam(_fits, _gone)
-def simulate(additions: Additions, of_site: Sequence[ir.Node], row: Row, amax: np.ndarray) -> None:
+def simulate(
+    additions: Additions, of_site: Sequence[ir.Node], row: QuantizedRow, amax: np.ndarray
+) -> None:
     """Put a weight's fake-quantized floats, or an integer format's arithmetic, in the place of the
     site's markers.
 
@@ -74,7 +80,7 @@ def simulate(additions: Additions, of_site: Sequence[ir.Node], row: Row, amax: n
 
 
 def _multiplied(
-    result: None, additions: Additions, marker: ir.Node, row: Row, scale: ir.Value
+    result: None, additions: Additions, marker: ir.Node, row: QuantizedRow, scale: ir.Value
 ) -> str | None:
     mul = only_user(marker.outputs[0])
     if mul is None or mul.op_type != "Mul" or mul.inputs[1] is not scale:
@@ -83,7 +89,9 @@ def _multiplied(
 
 
 @seam(divided, _multiplied)
-def multiply_back(additions: Additions, marker: ir.Node, row: Row, scale: ir.Value) -> None:
+def multiply_back(
+    additions: Additions, marker: ir.Node, row: QuantizedRow, scale: ir.Value
+) -> None:
     """Multiply a divided tensor by its scales again, behind its marker.
 
     Requires that the marker reads the quotient by `scale`. Ensures that only the multiplication by

@@ -23,7 +23,7 @@ from granplugin.graph.edit.contract import misfit, seam
 from granplugin.graph.edit.fold import weight_at
 from granplugin.graph.methods import Method, operation, spread, unit_of
 from granplugin.graph.edit.lowering.products import check_readers
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.formats import FORMATS, dequantize, quantize, scale_of
 from granplugin.quant.site import Shape
 
@@ -33,10 +33,10 @@ _SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
 def _fits(
     additions: Additions,
     method: Method,
-    row: Row,
+    row: QuantizedRow,
     cells: np.ndarray,
     inputs: Sequence[ir.Node],
-    weight_row: Row,
+    weight_row: QuantizedRow,
     weights: Sequence[ir.Node],
     amax: Mapping[str, np.ndarray],
 ) -> str | None:
@@ -48,13 +48,13 @@ def _fits(
 
 
 def _changed(
-    result: tuple[Row, np.ndarray],
+    result: tuple[QuantizedRow, np.ndarray],
     additions: Additions,
     method: Method,
-    row: Row,
+    row: QuantizedRow,
     cells: np.ndarray,
     inputs: Sequence[ir.Node],
-    weight_row: Row,
+    weight_row: QuantizedRow,
     weights: Sequence[ir.Node],
     amax: Mapping[str, np.ndarray],
 ) -> str | None:
@@ -70,13 +70,13 @@ def _changed(
 def change_weight(
     additions: Additions,
     method: Method,
-    row: Row,
+    row: QuantizedRow,
     cells: np.ndarray,
     inputs: Sequence[ir.Node],
-    weight_row: Row,
+    weight_row: QuantizedRow,
     weights: Sequence[ir.Node],
     amax: Mapping[str, np.ndarray],
-) -> tuple[Row, np.ndarray]:
+) -> tuple[QuantizedRow, np.ndarray]:
     """Multiply the weight of `row`'s layer, in place, by what its input is divided by, `cells`
     being the input's scales.
 
@@ -89,8 +89,10 @@ def change_weight(
     weight = weight_at(weights[0])
     divisor = spread(cells, row) / np.float32(unit_of(cells, FORMATS[row.format]))
     factor = _factor(row, divisor.reshape(-1), weight.shape)
-    changed, amax, weight = WEIGHT_PASSES[method](weight_row, weight, amax[weight_row.site], factor)
-    if amax is None or scale_of(amax, FORMATS[changed.format]).min() < _SMALLEST_NORMAL:
+    changed, ranges, weight = WEIGHT_PASSES[method](
+        weight_row, weight, amax[weight_row.site], factor
+    )
+    if ranges is None or scale_of(ranges, FORMATS[changed.format]).min() < _SMALLEST_NORMAL:
         raise ModelError(
             f"{row.site}: the product of a scale of it and one of {weight_row.site} is too small "
             "for float32; write per_tensor or simulate"
@@ -98,10 +100,10 @@ def change_weight(
     value = additions.constant(f"{weight_row.site}/scaled", weight)
     for marker in weights:
         marker.replace_input_with(0, value)
-    return changed, amax
+    return changed, ranges
 
 
-def _factor(row: Row, scale: np.ndarray, shape: Shape) -> np.ndarray:
+def _factor(row: QuantizedRow, scale: np.ndarray, shape: Shape) -> np.ndarray:
     """One scale for each input channel, as it broadcasts against a weight of that shape.
 
     A linear layer's weight is (K, C); a convolution's (K, C / groups, ...), whose output channels
@@ -116,8 +118,8 @@ def _factor(row: Row, scale: np.ndarray, shape: Shape) -> np.ndarray:
 
 
 def _fold(
-    row: Row, weight: np.ndarray, amax: np.ndarray, factor: np.ndarray
-) -> tuple[Row, np.ndarray, np.ndarray]:
+    row: QuantizedRow, weight: np.ndarray, amax: np.ndarray, factor: np.ndarray
+) -> tuple[QuantizedRow, np.ndarray, np.ndarray]:
     """A depthwise convolution: the weight's stored numbers stay, its scales are multiplied.
 
     Output channel k reads one input channel c(k), so y[k] = sum w[k] x = sum n[k] (t[k] s[c(k)]) q
@@ -133,8 +135,8 @@ def _fold(
 
 
 def _rescale(
-    row: Row, weight: np.ndarray, amax: np.ndarray, factor: np.ndarray
-) -> tuple[Row, np.ndarray | None, np.ndarray]:
+    row: QuantizedRow, weight: np.ndarray, amax: np.ndarray, factor: np.ndarray
+) -> tuple[QuantizedRow, np.ndarray | None, np.ndarray]:
     """A sum over channels: the weight is w s now, calibrated and rounded as its row says.
 
     Exact in the input. The weight is rounded once, as ever, but from w s: the layer computes with
