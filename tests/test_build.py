@@ -208,7 +208,7 @@ class Stand(DeviceRunner):
     def _infer(self, feeds):
         return self.inner.run(feeds)
 
-    def resident(self, feeds):
+    def repeated(self, feeds):
         self.run(feeds)
         return self
 

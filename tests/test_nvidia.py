@@ -600,7 +600,7 @@ X = {"x": np.ones((2, 4), np.float32)}
 
 
 def test_a_latency_is_between_two_events_around_calls_on_the_device(runner):
-    call = runner.resident(X)
+    call = runner.repeated(X)
     assert isinstance(call, Timed)
     assert runner.stream.work == ["call"]  # shapes are settled before anything is timed
     assert call.timed(10) == 0.25
@@ -611,7 +611,7 @@ def test_a_latency_is_between_two_events_around_calls_on_the_device(runner):
 
 
 def test_a_cuda_graph_is_captured_after_a_call_and_replayed(runner):
-    graph = runner.resident(X).captured()
+    graph = runner.repeated(X).captured()
     assert runner.stream.work == ["call", "call", "capture"]
     graph()
     graph.timed(4)
@@ -627,7 +627,7 @@ def test_an_engine_that_cannot_be_captured_has_no_graph_and_still_runs(runner, m
         yield
 
     monkeypatch.setattr(torch.cuda, "graph", refuse)
-    call = runner.resident(X)
+    call = runner.repeated(X)
     with caplog.at_level("INFO"):
         assert call.captured() is None
     assert "no CUDA graph: operation not permitted" in caplog.text
@@ -637,7 +637,7 @@ def test_an_engine_that_cannot_be_captured_has_no_graph_and_still_runs(runner, m
 def test_a_call_that_fails_says_why(runner):
     runner.context.execute_async_v3 = lambda stream: False
     runner.logger.told.append("CUDA error 700: an illegal memory access")
-    for run in (lambda: runner.run(X), lambda: runner.resident(X)):
+    for run in (lambda: runner.run(X), lambda: runner.repeated(X)):
         with pytest.raises(EngineError, match="^tensorrt cannot run engine: CUDA error 700"):
             run()
 
@@ -645,14 +645,14 @@ def test_a_call_that_fails_says_why(runner):
 def test_what_the_bindings_or_torch_raise_is_translated(runner, monkeypatch):
     import torch
 
-    call = runner.resident(X)
+    call = runner.repeated(X)
     for error in (RuntimeError, ValueError, MemoryError, TypeError, torch.OutOfMemoryError):
 
         def execute(stream, error=error):
             raise error("it\nbroke")
 
         runner.context.execute_async_v3 = execute
-        runs = (lambda: runner.run(X), lambda: runner.resident(X), call, lambda: call.timed(2))
+        runs = (lambda: runner.run(X), lambda: runner.repeated(X), call, lambda: call.timed(2))
         for run in runs:
             with pytest.raises(EngineError, match="^tensorrt cannot run engine: it broke") as said:
                 run()

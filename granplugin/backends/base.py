@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -104,6 +105,11 @@ class Runner(ABC):
     def _infer(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """As `run`, of feeds that were checked."""
 
+    def repeated(self, feeds: Feeds) -> Callable[[], object]:
+        """The same call over and over, to be timed: its feeds are checked once, here."""
+        self.check(feeds)
+        return partial(self._infer, feeds)
+
     def check(self, feeds: Feeds) -> None:
         """Raises EngineError where the feeds are not the graph's inputs."""
         inputs = self.inputs
@@ -131,6 +137,7 @@ class Runner(ABC):
         return f"{self.engine.backend} cannot run {self.engine.path.name}"
 
 
+@runtime_checkable
 class ResidentCall(Protocol):
     """A call with its data on the device, timed without any transfer (timing.Timed)."""
 
@@ -148,7 +155,7 @@ class DeviceRunner(Runner):
     """An opened engine on a GPU (`device` of its facts)."""
 
     @abstractmethod
-    def resident(self, feeds: Feeds) -> ResidentCall:
+    def repeated(self, feeds: Feeds) -> ResidentCall:
         """The same call over and over, its data on the device."""
 
     @abstractmethod

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -134,6 +135,7 @@ def _input(port: Any) -> Input:
     return Input(frozenset(port.get_names()), port.get_element_type().to_dtype(), sizes)
 
 
+@cache
 def _errors() -> tuple[type[Exception], ...]:
     """Its frontends' share no base with those of the rest."""
     return errors_of(load_library("openvino.frontend"), load_library("openvino.exceptions"))

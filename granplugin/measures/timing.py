@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter_ns
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from scipy.special import bdtr
 
 # Below 6 pairs even the whole range of the ratios is not a 95 % interval of their median.
 MIN_ROUNDS = 6
+_Key = TypeVar("_Key", bound=Hashable)
 
 
 @runtime_checkable
@@ -55,13 +56,13 @@ class Ratio:
 
 
 def measure_interleaved(
-    runners: Mapping[str, Callable[[], object]],
+    runners: Mapping[_Key, Callable[[], object]],
     warmup: int,
     rounds: int,
     inner: int = 1,
     seconds: float | None = None,
     seed: int = 0,
-) -> dict[str, Latency]:
+) -> dict[_Key, Latency]:
     """Time each runner once per round, in an order shuffled anew each round by `seed`.
 
     A round's sample is the mean of `inner` calls, by the runner's own clock if it is Timed. When a
@@ -72,7 +73,7 @@ def measure_interleaved(
     order = list(runners)
     shuffle = random.Random(seed).shuffle
     limit_ns = float("inf") if seconds is None else seconds * 1e9
-    samples: dict[str, list[float]] = {name: [] for name in order}
+    samples: dict[_Key, list[float]] = {name: [] for name in order}
     used_ns = dict.fromkeys(order, 0)
     collecting = gc.isenabled()
     gc.collect()
@@ -107,11 +108,6 @@ def measure_interleaved(
         if collecting:
             gc.enable()
     return {name: latency(samples[name]) for name in runners}
-
-
-def _called(run: Callable[[], object], calls: int) -> None:
-    for _ in range(calls):
-        run()
 
 
 def ratio(a: Latency, b: Latency) -> Ratio:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
-
 import numpy as np
 
-from granplugin.backends.base import Backend, DeviceRunner, Engine, Runner
+from granplugin.backends.base import Backend, DeviceRunner, Engine, ResidentCall
+from granplugin.backends.card import CARD
 from granplugin.runs.build_options import cannot_run, latency_batches
 from granplugin.backends.gpu import clocks
 from granplugin.engines import ENGINES
 from granplugin.runs.measure import build_engine
 from granplugin.store.keys import content_key, file_key
 from granplugin.runs.session import Session
-from granplugin.measures.timing import Timed, build_spread, measure_interleaved, ratio
+from granplugin.measures.timing import build_spread, measure_interleaved, ratio
 from granplugin.results.values import Built, Measured, Timing
 
 log = logging.getLogger(__name__)
+
+Call = Callable[[], object]
 
 DEVICE_CALLS = 10
 """Calls between two CUDA events: one alone may be shorter than what its launch varies by."""
@@ -47,29 +48,35 @@ def measure_latency(
             feeds = _feeds(session, batch)
             log.info("measuring latency of %d variants on %s, batch %d", len(own), name, batch)
             with ExitStack() as stack:
-                runs, second = (
-                    {
-                        variant: _call(stack.enter_context(module.open(engine, batch=batch)), feeds)
-                        for variant, engine in of.items()
-                    }
-                    for of in (own, again)
-                )
+                runs, second = (_opened(stack, module, of, feeds) for of in (own, again))
                 found = _timings(session, runs, second)
             timings |= {(variant, name, batch): timing for variant, timing in found.items()}
     return timings
 
 
+def _opened(
+    stack: ExitStack, module: Backend, engines: Mapping[str, Engine], feeds: dict[str, np.ndarray]
+) -> dict[str, Call]:
+    """Variant -> its engine's call for these feeds, open until the stack is closed."""
+    batch = len(next(iter(feeds.values())))
+    runners = {
+        variant: stack.enter_context(module.open(engine, batch=batch))
+        for variant, engine in engines.items()
+    }
+    return {variant: runner.repeated(feeds) for variant, runner in runners.items()}
+
+
 def _timings(
-    session: Session, runs: Mapping[str, Any], second: Mapping[str, Any]
+    session: Session, runs: Mapping[str, Call], second: Mapping[str, Call]
 ) -> dict[str, Timing]:
     """Variant -> timing, all in turns: each engine, as a CUDA graph, and the second build."""
     spec = session.recipe.latency
-    timed = {name: run for name, run in runs.items() if isinstance(run, Timed)}
+    timed = {name: run for name, run in runs.items() if isinstance(run, ResidentCall)}
     graphs = {name: graph for name, run in timed.items() if (graph := run.captured())}
     before = clocks() if timed else None
     found = measure_interleaved(
         {
-            **runs,
+            **{("first", name): run for name, run in runs.items()},
             **{("graph", name): run for name, run in graphs.items()},
             **{("second", name): run for name, run in second.items()},
         },
@@ -79,8 +86,11 @@ def _timings(
         seconds=spec.seconds,
     )
     told = tuple(filter(None, [before, clocks() if timed else None]))
-    spread = build_spread([ratio(found["second", name], found[name]) for name in second])
-    return {name: Timing(found[name], found.get(("graph", name)), spread, told) for name in runs}
+    spread = build_spread([ratio(found["second", name], found["first", name]) for name in second])
+    return {
+        name: Timing(found["first", name], found.get(("graph", name)), spread, told)
+        for name in runs
+    }
 
 
 def profile(
@@ -98,9 +108,10 @@ def profile(
         def write(folder: Path, name: str = name, engine: Engine = result.engine) -> None:
             folder.mkdir()
             with engines[name].open(engine) as runner:
+                assert isinstance(runner, DeviceRunner), f"{name} runs on a GPU, says its entry"
                 runner.profile(_feeds(session, session.recipe.data.batch_size), folder)
 
-        key = content_key(file_key(result.engine.path / "engine.json"))
+        key = content_key(file_key(result.engine.path / CARD))
         found[variant, name] = session.run.made("profile", key, "", write)
     return found
 
@@ -112,7 +123,3 @@ def _feeds(session: Session, batch: int) -> dict[str, np.ndarray]:
         name: np.ascontiguousarray(np.take(array, np.arange(batch) % len(array), axis=0))
         for name, array in first.items()
     }
-
-
-def _call(runner: Runner, feeds: dict[str, np.ndarray]) -> Any:
-    return runner.resident(feeds) if isinstance(runner, DeviceRunner) else lambda: runner.run(feeds)

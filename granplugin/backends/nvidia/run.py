@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -52,6 +53,7 @@ def open_runner(engine: Engine, trt: Any) -> Runner:
         return Runner(engine, _inputs(trt, loaded), trt, logger, loaded, context, stream)
 
 
+@cache
 def _errors(trt: Any) -> tuple[type[Exception], ...]:
     """The libraries name no exception class; torch's, of the GPU, are RuntimeErrors. A TypeError is
     a type that NumPy does not have."""
@@ -102,7 +104,7 @@ class Runner(DeviceRunner):
                 name: tensor.cpu().numpy() for name, tensor in held.items() if name not in feeds
             }
 
-    def resident(self, feeds: Feeds) -> Resident:
+    def repeated(self, feeds: Feeds) -> Resident:
         """The same call over and over, its data on the device."""
         self.check(feeds)
         with self.translated():
