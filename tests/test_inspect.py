@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from granplugin.network.modules import folded, weight_axis
 from granplugin.network.trace import trace
-from granplugin.network.weight_facts import weight_facts
+from granplugin.network.modules import module_facts
 from granplugin.pipelines.inspect import macs
 from granplugin.quant.folding import channel_ranges
 from granplugin.report.render.names import cut
@@ -52,7 +52,7 @@ def layers_with_batch_norms(draw):
 @given(layers_with_batch_norms())
 def test_facts_behind_a_batch_norm_are_those_of_the_folded_weight(case):
     module, bn, layer = case
-    facts = weight_facts(module, bn, layer)
+    facts = module_facts(module, bn, layer)
     for weight, ranges in (
         (module.weight.detach().numpy(), facts.ranges_before),
         (folded(module, bn)[0], facts.ranges_after),
@@ -72,8 +72,8 @@ def test_a_channel_scaled_by_its_batch_norm_is_the_widest_only_after_folding(cas
         bn.weight[wide] *= 1e4
         if dead != wide:
             bn.weight[dead] = 0
-    untouched = weight_facts(module, None, layer)
-    facts = weight_facts(module, bn, layer)
+    untouched = module_facts(module, None, layer)
+    facts = module_facts(module, bn, layer)
     assert facts.widest_after == wide and facts.outliers_after == (wide,)
     assert facts.dead_after == ((dead,) if dead != wide else ())
     assert facts.spread_after > 100 * facts.spread_before
@@ -86,7 +86,7 @@ def test_a_weight_of_zeros_is_dead_and_has_no_spread():
     module = nn.Conv2d(2, 3, 1)
     nn.init.zeros_(module.weight)
     (layer,) = trace(nn.Sequential(module), torch.ones(1, 2, 1, 1)).layers
-    facts = weight_facts(module, None, layer)
+    facts = module_facts(module, None, layer)
     assert facts.dead_after == (0, 1, 2)
     assert (facts.spread_after, facts.widest_after, facts.outliers_after) == (None, None, ())
 

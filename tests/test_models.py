@@ -16,7 +16,7 @@ from torch import nn
 from granplugin.errors import DataError, ModelError
 from granplugin.network.models import build_model, device, input_names, model_key
 from granplugin.recipe.callables import resolve
-from granplugin.recipe.model import ModelSpec
+from granplugin.recipe.model import CallableModel
 from granplugin.recipe.strict import Target
 
 CPU = torch.device("cpu")
@@ -61,7 +61,7 @@ def write(tmp_path):
 @pytest.fixture
 def net(write):
     path = write(NET)
-    return lambda name="Net", weights=None, **args: ModelSpec(
+    return lambda name="Net", weights=None, **args: CallableModel(
         callable=Target(path=path, name=name), args=args, weights=weights
     )
 
@@ -225,7 +225,9 @@ def test_tied_weights_are_loaded_from_one_of_their_names(write, tmp_path):
             return model
     """)
     save_file({"0.weight": torch.eye(3)}, tmp_path / "w.safetensors")
-    spec = ModelSpec(callable=Target(path=path, name="tied"), weights=tmp_path / "w.safetensors")
+    spec = CallableModel(
+        callable=Target(path=path, name="tied"), weights=tmp_path / "w.safetensors"
+    )
     assert torch.equal(build_model(spec, CPU)[1].weight, torch.eye(3))
 
 
@@ -310,15 +312,17 @@ def test_a_buffer_may_hold_infinity_but_not_nan(write):
             return model
     """)
     target = Target(path=path, name="masked")
-    assert build_model(ModelSpec(callable=target, args={"value": "-inf"}), CPU).mask.isinf().any()
-    said = message(build_model, ModelSpec(callable=target, args={"value": "nan"}), CPU)
+    assert (
+        build_model(CallableModel(callable=target, args={"value": "-inf"}), CPU).mask.isinf().any()
+    )
+    said = message(build_model, CallableModel(callable=target, args={"value": "nan"}), CPU)
     assert "buffer 'mask' holds NaN" in said
 
 
 @pytest.mark.parametrize("layer", ["nn.LazyLinear(3)", "nn.Linear(2, 3, device='meta')"])
 def test_parameters_without_values_are_an_error(write, layer):
     path = write(f"from torch import nn\ndef net(): return {layer}")
-    said = message(build_model, ModelSpec(callable=Target(path=path, name="net")), CPU)
+    said = message(build_model, CallableModel(callable=Target(path=path, name="net")), CPU)
     assert said == "net.py:net: parameter 'weight' has no values; initialize the model"
 
 
@@ -343,7 +347,7 @@ def test_auto_is_cuda_where_there_is_one(monkeypatch):
     assert message(device, "cuda").endswith("sees no GPU; write cpu or auto")
 
 
-def key(spec: ModelSpec) -> str:
+def key(spec: CallableModel) -> str:
     return model_key(spec, build_model(spec, CPU))
 
 
@@ -351,8 +355,8 @@ def test_the_key_is_the_same_in_another_process(net):
     spec = net()
     code = (
         "import torch, sys; from granplugin.network.models import build_model, model_key;"
-        "from granplugin.recipe.model import ModelSpec;"
-        "spec = ModelSpec.model_validate_json(sys.argv[1], strict=False);"
+        "from granplugin.recipe.model import CallableModel;"
+        "spec = CallableModel.model_validate_json(sys.argv[1], strict=False);"
         "print(model_key(spec, build_model(spec, torch.device('cpu'))))"
     )
     text = f'{{"callable": "{spec.callable.path}:Net"}}'
@@ -366,7 +370,7 @@ def test_the_key_does_not_depend_on_where_files_are(net, write, tmp_path):
     trained = build_model(net(), CPU).state_dict()
     save_file(trained, tmp_path / "a.safetensors")
     torch.save(trained, tmp_path / "b.pt")
-    moved = ModelSpec(callable=Target(path=write(NET, "moved/other.py"), name="Net"))
+    moved = CallableModel(callable=Target(path=write(NET, "moved/other.py"), name="Net"))
     weights = (None, tmp_path / "a.safetensors", tmp_path / "b.pt")
     assert {key(moved), *(key(net(weights=path)) for path in weights)} == {key(net())}
 
@@ -405,7 +409,7 @@ def test_the_key_changes_with_arguments_and_with_any_source_the_model_is_made_of
     path = write(text)
 
     def now(**args):
-        return key(ModelSpec(callable=Target(path=path, name="Net"), args=args))
+        return key(CallableModel(callable=Target(path=path, name="Net"), args=args))
 
     keys = [now(), now(hint=1)]
     write(text.replace("scaled(x)", "-scaled(x)"))

@@ -25,7 +25,8 @@ from granplugin.calibration.statistics import import_amax
 from granplugin.capabilities import KINDS
 from granplugin.engines import ENGINES
 from granplugin.errors import UserError
-from granplugin.network.weight_facts import WeightFacts, weight_facts
+from granplugin.network.modules import module_facts
+from granplugin.network.weight_facts import WeightFacts
 from granplugin.planning.plan import make_plan
 from granplugin.planning.rows import Row
 from granplugin.recipe.forms import IN_MEMORY
@@ -344,7 +345,7 @@ class _Found:
 
     def _weight_facts(self, each: LayerLosses) -> WeightFacts:
         tried = each.tried
-        return weight_facts(tried.module, tried.bn, tried.asked.layer)
+        return module_facts(tried.module, tried.bn, tried.asked.layer)
 
     def analysis(self) -> model.Analysis:
         analyzer, session = self.analyzer, self.session

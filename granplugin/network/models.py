@@ -16,7 +16,7 @@ from granplugin.errors import ModelError
 from granplugin.network.weights import check_finite, load_weights
 from granplugin.recipe.callables import blame, resolve
 from granplugin.recipe.code_key import code_key, package_of, version_of
-from granplugin.recipe.model import ModelSpec
+from granplugin.recipe.model import CallableModel
 from granplugin.store.keys import file_key
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def build_model(spec: ModelSpec, device: torch.device) -> nn.Module:
+def build_model(spec: CallableModel, device: torch.device) -> nn.Module:
     """The model with its weights, in eval mode on `device`.
 
     Weights that the callable draws at random are the same at each call. Raises ModelError when
@@ -71,7 +71,7 @@ def input_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(p.name for p in parameters if p.kind is not p.VAR_POSITIONAL)
 
 
-def model_key(spec: ModelSpec, model: nn.Module) -> str:
+def model_key(spec: CallableModel, model: nn.Module) -> str:
     """A hash of everything a model's outputs depend on, the same in every process.
 
     That is: values of parameters and buffers, structure, arguments, the source files of its

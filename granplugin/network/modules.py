@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 from torch import nn
 
+from granplugin.network.weight_facts import WeightFacts, weight_facts
 from granplugin.quant.folding import channel_ranges, fold, spread
 from granplugin.quant.layers import Layer, PASSIVE, PRODUCTS, WEIGHTED, sites_of
 
@@ -77,6 +78,19 @@ def folded(module: nn.Module, bn: nn.Module) -> tuple[np.ndarray, np.ndarray]:
     return fold(weight, bias, gamma, beta, mean, var, bn.eps, weight_axis(module), groups)
 
 
+def module_facts(module: nn.Module, bn: nn.Module | None, layer: Layer) -> WeightFacts:
+    """The facts of one weighted layer: `module` as the model has it (not folded yet), `bn` the
+    batch norm behind it that folding would take in (the module called `layer.bn`), or None.
+
+    Reads the weight and the batch norm's five tensors, and runs nothing; neither module is changed.
+    `layer` tells the number of groups. The arithmetic is that of granplugin.quant.folding.fold, so
+    `ranges_after` are of the very bits that a variant with `bn: fold` holds.
+    """
+    weight = module.weight.detach().float().cpu().numpy()
+    after = None if bn is None else folded(module, bn)[0]
+    return weight_facts(weight, after, weight_axis(module), layer.groups)
+
+
 def base_class(module: nn.Module) -> type[nn.Module] | None:
     """The class of torch.nn that modelopt would know this module by."""
     return _registered(type(module))
@@ -85,6 +99,6 @@ def base_class(module: nn.Module) -> type[nn.Module] | None:
 @cache
 def _registered(cls: type) -> type | None:
     for base in cls.__mro__:
-        if base.__name__ in WEIGHTED | PASSIVE and getattr(nn, base.__name__) is base:
+        if base.__name__ in WEIGHTED | PASSIVE and getattr(nn, base.__name__, None) is base:
             return base
     return None

@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
 
-from granplugin.network.modules import folded, weight_axis
 from granplugin.quant.folding import channel_ranges, spread, typical
-from granplugin.quant.layers import Layer
 
 OUTLIER = 10
 """How many times the median a channel's range is to be called an outlier."""
@@ -68,20 +65,13 @@ class WeightFacts:
         return _outliers(self.ranges_after)
 
 
-def weight_facts(module: nn.Module, bn: nn.Module | None, layer: Layer) -> WeightFacts:
-    """The facts of one weighted layer: `module` as the model has it (not folded yet), `bn` the
-    batch norm behind it that folding would take in (the module called `layer.bn`), or None.
-
-    Reads the weight and the batch norm's five tensors, and runs nothing; neither module is changed.
-    `layer` tells the number of groups. The arithmetic is that of granplugin.quant.folding.fold, so
-    `ranges_after` are of the very bits that a variant with `bn: fold` holds.
-    """
-    axis = weight_axis(module)
-    weight = module.weight.detach().float().cpu().numpy()
-    before = channel_ranges(weight, axis, layer.groups)
-    if bn is None:
-        return WeightFacts(before, before)
-    return WeightFacts(before, channel_ranges(folded(module, bn)[0], axis, layer.groups))
+def weight_facts(
+    weight: np.ndarray, folded: np.ndarray | None, axis: int, groups: int
+) -> WeightFacts:
+    """The facts of a weight and of the same with its batch norm folded in, None without one that
+    can be folded; `axis` and `groups` as in granplugin.quant.folding."""
+    before = channel_ranges(weight, axis, groups)
+    return WeightFacts(before, before if folded is None else channel_ranges(folded, axis, groups))
 
 
 def _widest(ranges: np.ndarray) -> int | None:

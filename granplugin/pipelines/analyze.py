@@ -11,6 +11,7 @@ from granplugin.report.result import Result
 from granplugin.report.schema.analysis import Analysis
 from granplugin.report.show import as_markdown
 from granplugin.runs.session import Session
+from granplugin.sources import check_runs
 from granplugin.store.run_folder import default_folder, open_run
 
 
@@ -47,6 +48,7 @@ def analyze(
     and data left; `target` is where a suggested recipe will be written, so that it is refused at
     once where it cannot be. Raises UserError for what the user must change.
     """
+    check_runs(loaded, "analyze")
     # log.txt is the last apply's.
     with open_run(out or default_folder(loaded.recipe.name), "analyze_log.txt") as run:
         if target:

@@ -35,6 +35,7 @@ from granplugin.runs.latency import measure_latency, profile
 from granplugin.runs.measure import check_data, measure, open_backends
 from granplugin.runs.session import Session
 from granplugin.runs.variants import build_variant, calibrate, plan_jobs
+from granplugin.sources import check_runs
 from granplugin.store.run_folder import RunFolder, default_folder, open_run
 
 ENGINE_FILES = ("layers.txt", "layers.json", "profile.json")
@@ -75,6 +76,7 @@ def apply(recipes: Sequence[Loaded], out: Path | None = None) -> Applied:
     Raises UserError where something must change, Unhonoured where a written graph, read back, is
     not what its plan says.
     """
+    check_runs(recipes[0], "apply")
     with open_run(out or default_folder(recipes[0].recipe.name)) as run:
         return Applied(apply_in(run, recipes), run.path)
 

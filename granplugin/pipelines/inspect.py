@@ -82,7 +82,8 @@ def inspect(loaded: Loaded, out: Path | None = None) -> Inspection:
 def _look(session: Session) -> Inspection:
     missing = None
     try:
-        session.example
+        if session.network.runs:
+            session.example
     except DataError as err:
         missing = str(err)
     layers = session.network.untraced() if missing else session.layers

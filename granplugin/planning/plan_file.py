@@ -14,9 +14,8 @@ from granplugin.store.keys import content_key, file_key
 
 def text_key(recipe: Recipe) -> str:
     """A hash of what the recipe's text says of the model: files and arguments, without torch."""
-    spec = recipe.model
-    files = [path for path in (spec.callable.path, spec.weights) if path]
-    return content_key(str(spec.callable), spec.args, [file_key(path) for path in files])
+    model = recipe.model
+    return content_key(*model.text, [file_key(path) for path in model.files])
 
 
 def plan_file(

@@ -33,25 +33,35 @@ class Kind:
 
 _CONVOLUTION = Kind("convolution", ("weight", "input"), ("Conv",), 1, 0)
 _TRANSPOSED = Kind("transposed", ("weight", "input"), ("ConvTranspose",), 1, 1)
+_LINEAR = Kind("linear", ("weight", "input"), ("Gemm", "MatMul"), -1, 0)
 PRODUCTS: dict[str, Kind] = {
     **{f"Conv{rank}d": _CONVOLUTION for rank in (1, 2, 3)},
     **{f"ConvTranspose{rank}d": _TRANSPOSED for rank in (1, 2, 3)},
-    "Linear": Kind("linear", ("weight", "input"), ("Gemm", "MatMul"), -1, 0),
+    "Linear": _LINEAR,
     "MatMul": Kind("matmul", ("input", "other"), ("MatMul",), -1),
+    # Nodes of an ONNX file.
+    "Conv": _CONVOLUTION,
+    "ConvTranspose": _TRANSPOSED,
+    "Gemm": _LINEAR,
 }
 """Type of a layer -> the kind of product it is. No network is traced to a MatMul of two activations
 yet; in files there are some."""
 ONNX_PRODUCTS = tuple(dict.fromkeys(op for kind in PRODUCTS.values() for op in kind.onnx))
 """The ONNX operators that multiply."""
 WEIGHTED = frozenset(name for name, kind in PRODUCTS.items() if "weight" in kind.multiplied)
-NORMS = frozenset({"LayerNorm", *(f"InstanceNorm{rank}d" for rank in (1, 2, 3))})
+_RANKS = (1, 2, 3)
+_LAST = frozenset({"LayerNorm", "LayerNormalization"})
+NORMS = _LAST | {"InstanceNormalization", *(f"InstanceNorm{rank}d" for rank in _RANKS)}
 POOLS = frozenset(
-    f"{kind}Pool{rank}d" for kind in ("Max", "Avg", "AdaptiveAvg") for rank in (1, 2, 3)
+    {"MaxPool", "AveragePool", "GlobalAveragePool"}
+    | {f"{kind}Pool{rank}d" for kind in ("Max", "Avg", "AdaptiveAvg") for rank in _RANKS}
 )
-BATCH_NORMS = frozenset(f"BatchNorm{rank}d" for rank in (1, 2, 3))
-PASSIVE = NORMS | POOLS | BATCH_NORMS | {"LeakyReLU"}
+BATCH_NORMS = frozenset({"BatchNormalization", *(f"BatchNorm{rank}d" for rank in _RANKS)})
+LEAKY = frozenset({"LeakyReLU", "LeakyRelu"})
+PASSIVE = NORMS | POOLS | BATCH_NORMS | LEAKY
 """Types without a quantizable weight; with WEIGHTED, every type modelopt gives quantizers and
-granplugin sites. (Recurrent layers and embeddings stay float.)"""
+granplugin sites, and what the same is called in ONNX. (Recurrent layers and embeddings stay
+float.)"""
 
 TRAITS = ("depthwise", "grouped", "pointwise", "first", "last")
 
@@ -83,7 +93,7 @@ class Layer:
     @property
     def kind(self) -> Kind | None:
         """None for what is no product."""
-        return PRODUCTS.get(self.type)
+        return _kind_of(self.type, self.site("weight") is not None)
 
     @property
     def multiplied(self) -> tuple[Operand, ...]:
@@ -137,14 +147,19 @@ def sites_of(
     )
 
 
+def _kind_of(type: str, weighted: bool) -> Kind | None:
+    # ONNX has one word for a product with a weight and for one of two activations.
+    return _LINEAR if weighted and type == "MatMul" else PRODUCTS.get(type)
+
+
 def _channel_axis(type: str, operand: Operand, shape: Shape, groups: int) -> int | None:
-    kind = PRODUCTS.get(type)
+    kind = _kind_of(type, operand == "weight")
     if operand == "weight":
         axis = 0 if kind is None else kind.weight_channels
         # With groups the output channels of a transposed convolution lie on two axes.
         return None if axis and groups > 1 else axis
     if kind is None:
-        return len(shape) - 1 if type == "LayerNorm" else 1
+        return len(shape) - 1 if type in _LAST else 1
     return kind.channel_axis(len(shape))
 
 

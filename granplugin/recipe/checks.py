@@ -7,6 +7,7 @@ from pathlib import Path
 from granplugin.engines import ENGINES, taking
 from granplugin.recipe.decisions import Decision
 from granplugin.recipe.loaded import Loaded, LoadedPart
+from granplugin.recipe.model import OnnxModel
 from granplugin.recipe.paths import shown, why_missing
 from granplugin.recipe.settings import Settings
 from granplugin.recipe.source import Location
@@ -82,17 +83,19 @@ def _check_cache(loaded: Loaded) -> None:
 def _check_files(loaded: Loaded, data: bool) -> None:
     recipe = loaded.recipe
     files: list[tuple[Location, Path | None]] = [
-        (("model", "weights"), recipe.model.weights),
-        (("model", "callable"), recipe.model.callable.path),
         (("evaluate",), recipe.evaluate.path if recipe.evaluate else None),
         (("statistics", "import"), recipe.statistics.import_),
     ]
-    for role in ("calibration", "evaluation", "analysis") if data else ():
-        source = getattr(recipe.data, role)
-        for key in ("npz", "folder", "labels", "callable"):
-            given = getattr(source, key, None)
+    # An ONNX file is planned and inspected without data.
+    read = data and not isinstance(recipe.model, OnnxModel)
+    parts: list[tuple[Location, object]] = [(("model",), recipe.model)]
+    for role in ("calibration", "evaluation", "analysis") if read else ():
+        parts.append((("data", role), getattr(recipe.data, role)))
+    for at, part in parts:
+        for key in ("onnx", "weights", "npz", "folder", "labels", "callable"):
+            given = getattr(part, key, None)
             given = given.path if isinstance(given, Target) else given
-            files.append((("data", role, key), given if isinstance(given, Path) else None))
+            files.append(((*at, key), given if isinstance(given, Path) else None))
     for at, file in files:
         if file is not None and (said := why_missing(file, folder=at[-1] == "folder")):
             raise loaded.error(at, said)

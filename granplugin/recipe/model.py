@@ -2,18 +2,72 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from granplugin.recipe.strict import Callable, File, Strict
+from granplugin.recipe.strict import Callable, File, Strict, at_key, unknown_key
 
 
-class ModelSpec(Strict):
-    """Where the network comes from."""
+class CallableModel(Strict):
+    """A torch model: what a callable returns, with weights of a file if there is one."""
 
     callable: Callable = Field(description="Returns the torch.nn.Module.")
     args: dict[str, Any] = Field(default={}, description="Keyword arguments of the callable.")
     weights: File | None = Field(
         default=None, description="A safetensors file, or a torch file (weights only)."
     )
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the text names."""
+        return tuple(path for path in (self.callable.path, self.weights) if path)
+
+    @property
+    def text(self) -> tuple[Any, ...]:
+        """What the text says, but for where the files are."""
+        return str(self.callable), self.args
+
+
+class OnnxModel(Strict):
+    """A float ONNX file, whose nodes are the layers: for plan and inspect."""
+
+    onnx: File = Field(description="The file; weights in other files lie beside it.")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the text names."""
+        return (self.onnx,)
+
+    @property
+    def text(self) -> tuple[Any, ...]:
+        """What the text says, but for where the files are."""
+        return ()
+
+
+MODELS: dict[str, type[CallableModel | OnnxModel]] = {"callable": CallableModel, "onnx": OnnxModel}
+"""The key that says which kind of source it is -> what may stand beside it."""
+
+
+def _model(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    kinds = [kind for kind in MODELS if kind in value]
+    if len(kinds) == 1:
+        return MODELS[kinds[0]].model_validate(value)
+    if kinds:
+        raise at_key(kinds[-1], f"a model is {' or '.join(MODELS)}, not both")
+    known = [key for kind in MODELS.values() for key in kind.model_fields]
+    for key in value:
+        if key not in known:
+            raise unknown_key(key, known)
+    raise ValueError(f"a model has one of the keys {' and '.join(MODELS)}")
+
+
+def kind_of(model: CallableModel | OnnxModel) -> str:
+    """The key that says which kind of source it is."""
+    return next(kind for kind, section in MODELS.items() if isinstance(model, section))
+
+
+ModelKey = Annotated[CallableModel | OnnxModel, BeforeValidator(_model)]

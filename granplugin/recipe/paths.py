@@ -21,6 +21,7 @@ def anchored(document: Document) -> Document:
         ("evaluate",),
         ("model", "callable"),
         ("model", "weights"),
+        ("model", "onnx"),
         ("statistics", "import"),
         ("statistics", "export"),
         ("build", "timing_cache"),

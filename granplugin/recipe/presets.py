@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 from granplugin.quant.calibrators import Calibrator
 from granplugin.quant.granularity import PerChannel, PerTensor
-from granplugin.quant.layers import BATCH_NORMS, PRODUCTS, WEIGHTED, Layer
+from granplugin.quant.layers import BATCH_NORMS, LEAKY, Layer
 from granplugin.quant.site import OPERANDS
 from granplugin.recipe.decisions import Decision
 from granplugin.recipe.settings import Settings
@@ -46,23 +46,24 @@ def tensorrt_11(layer: Layer) -> Decision:
     pytorch-quantization's models/resnet.py (_residual_quantizer); modelopt 0.47's
     onnx/quantization/graph_utils.py (build_non_residual_input_map).
     """
-    if layer.type not in WEIGHTED:
+    kind = layer.kind
+    if kind is None or "weight" not in kind.multiplied:
         return _NOTHING
     weight = layer.site("weight")
     if weight is None or weight.channel_axis is None:
         return _TENSORRT_GROUPED
-    return _TENSORRT_CONV if PRODUCTS[layer.type].operation == "convolution" else _TENSORRT
+    return _TENSORRT_CONV if kind.operation == "convolution" else _TENSORRT
 
 
 def modelopt_0_47(layer: Layer) -> Decision:
     """modelopt 0.47's INT8_DEFAULT_CFG as it is: weights per_channel on axis 0 (for a transposed
     convolution the *input* channels), every input per_tensor - pools and norms too - except of
     batch norms, LeakyReLU and names it excludes; batch norms kept."""
-    if layer.type in BATCH_NORMS or layer.type == "LeakyReLU" or _modelopt_excludes(layer):
+    if layer.type in BATCH_NORMS or layer.type in LEAKY or _modelopt_excludes(layer):
         return _NOTHING
     if layer.kind is None:
         return _MODELOPT_PASSIVE
-    return _MODELOPT if layer.type in WEIGHTED else _NOTHING
+    return _MODELOPT if "weight" in layer.multiplied else _NOTHING
 
 
 # The patterns of modelopt's default_disabled_quantizers that are about names.
@@ -97,8 +98,8 @@ def spelt_out(decision: Decision) -> Callable[[Layer], Decision]:
     }
     complete = decision.model_copy(update=named)
     # A product of two activations is left alone where nothing is said of its second.
-    about = frozenset(PRODUCTS) if "other" in named else WEIGHTED
-    return lambda layer: complete if layer.type in about else _NOTHING
+    about = "input" if "other" in named else "weight"
+    return lambda layer: complete if about in layer.multiplied else _NOTHING
 
 
 def _defaults(value: Any) -> Any:

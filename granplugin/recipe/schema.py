@@ -20,7 +20,7 @@ from granplugin.recipe.decisions import (
     SharesKey,
     Variant,
 )
-from granplugin.recipe.model import ModelSpec
+from granplugin.recipe.model import ModelKey
 from granplugin.recipe.presets import DEFAULT, PRESETS, DefaultsKey
 from granplugin.recipe.strict import Callable, File, Strict, at_key, list_of, one_of
 
@@ -73,7 +73,7 @@ class RecipePart(Strict):
     extends: list_of(File, least=0) = Field(
         default=[], description="Recipes whose keys and rules come before this one's, in order."
     )
-    model: ModelSpec | None = Field(default=None, description="Where the network comes from.")
+    model: ModelKey | None = Field(default=None, description="Where the network comes from.")
     device: one_of("device", ("cpu", "cuda", "auto")) = Field(
         default="cpu", description="Where the model runs for calibration; auto: cuda if there."
     )
@@ -154,7 +154,7 @@ class RecipePart(Strict):
 class Recipe(RecipePart):
     """A recipe: one model, its data, and what is quantized how."""
 
-    model: ModelSpec = Field(description="Where the network comes from.")
+    model: ModelKey = Field(description="Where the network comes from.")
     data: DataSpec = Field(description="What it is calibrated on and measured with.")
 
 

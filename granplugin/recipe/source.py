@@ -125,7 +125,7 @@ def _merge(base: Document, own: Document, at: Location) -> tuple[Any, dict[Locat
         marks |= subtree(base, at, at)
         marks |= rule_marks(own, {index: len(left) + index for index in range(len(right))})
         return [*left, *right], marks
-    whole = at in _WHOLE or at[:-1] == ("variants",)
+    whole = at in _WHOLE or at[:-1] == ("variants",) or _another_model(left, right, at)
     if whole or not (isinstance(left, dict) and isinstance(right, dict)):
         return right, subtree(own, at, at)
     merged: dict[str, Any] = {}
@@ -138,6 +138,18 @@ def _merge(base: Document, own: Document, at: Location) -> tuple[Any, dict[Locat
             merged[key], inside = get(document.value, here), subtree(document, here, here)
         marks |= inside
     return merged, marks
+
+
+def _another_model(left: Any, right: Any, at: Location) -> bool:
+    """Whether `right` is a model of another kind, of which nothing of `left` is true."""
+    if at != ("model",) or not (isinstance(left, dict) and isinstance(right, dict)):
+        return False
+    kinds = {"callable", "onnx"}
+    return (
+        bool(kinds & left.keys())
+        and kinds.isdisjoint(left.keys() & right.keys())
+        and bool(kinds & right.keys())
+    )
 
 
 def get(value: Any, location: Location) -> Any:

@@ -77,6 +77,9 @@ class Session:
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
+        if not self.network.runs:
+            return self.network.untraced()
+
         def traced() -> list[dict]:
             with located(self.loaded, "model"):
                 return [layer_to_json(layer) for layer in self.network.layers(self.example)]

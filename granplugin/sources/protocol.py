@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 import numpy as np
 
 from granplugin.calibration.statistics import Need, Statistics
+from granplugin.network.weight_facts import WeightFacts
 from granplugin.planning.rows import Plan
 from granplugin.quant.layers import Layer
 from granplugin.recipe.loaded import Loaded
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from granplugin.network.weight_facts import WeightFacts
 
 Batch = Mapping[str, np.ndarray]
 """Input -> array with the samples on axis 0."""
@@ -51,27 +50,34 @@ class NetworkFacts:
     others: tuple[Unsited, ...]
 
 
-class Network(Protocol):
-    """A float network of which the recipe is; everything but its class is said in arrays, files and
-    values. An `example` is one small batch, of two samples or more."""
+class Described(Protocol):
+    """A float network of which the recipe is, as far as plan and inspect need it."""
 
+    runs: ClassVar[bool]
+    """Whether it is a Network too; if not, `untraced` has all that can be told of its layers."""
     key: str
     """A hash of everything its outputs depend on, the same in every process."""
-    input_names: tuple[str, ...]
-    """What it takes; empty where it takes any name."""
 
     @classmethod
     def open(cls, loaded: Loaded) -> Self:
-        """The recipe's network, ready to run. Raises ModelError, at the recipe's line."""
-
-    def layers(self, example: Batch) -> tuple[Layer, ...]:
-        """The layers, in the order they run, and what reads what. Raises ModelError, DataError."""
+        """The recipe's network. Raises ModelError, at the recipe's line."""
 
     def untraced(self) -> tuple[Layer, ...]:
-        """As far as they can be told without running it."""
+        """The layers, as far as they can be told without running it."""
 
     def facts(self, layers: Sequence[Layer]) -> NetworkFacts:
         """What these layers, and what is no layer, hold."""
+
+
+class Network(Described, Protocol):
+    """One that runs; everything but its class is said in arrays, files and values. An `example` is
+    one small batch, of two samples or more."""
+
+    input_names: tuple[str, ...]
+    """What it takes; empty where it takes any name."""
+
+    def layers(self, example: Batch) -> tuple[Layer, ...]:
+        """The layers, in the order they run, and what reads what. Raises ModelError, DataError."""
 
     def outputs(self, batch: Batch) -> Outputs:
         """The float outputs. Raises ModelError with what running it raised."""

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -18,18 +18,20 @@ from granplugin.network.batch_norms import fold_batch_norms
 from granplugin.network.export import export_float
 from granplugin.network.forward import call, flatten_outputs
 from granplugin.network.models import build_model, device, input_names, model_key
-from granplugin.network.modules import untraced
+from granplugin.network.modules import module_facts, untraced
 from granplugin.network.trace import Traced, trace
-from granplugin.network.weight_facts import weight_facts
 from granplugin.planning.rows import Plan
 from granplugin.quant.layers import Layer
 from granplugin.recipe.loaded import Loaded, located
+from granplugin.recipe.model import CallableModel
 from granplugin.sources.protocol import Batch, LayerFacts, NetworkFacts, Outputs, Unsited
 
 
 class TorchNetwork:
     """A module on its device. What modelopt makes of it is made once, when first needed: importing
     modelopt takes 7 s, and most second runs need no conversion."""
+
+    runs = True
 
     def __init__(self, model: nn.Module, key: str) -> None:
         self.model, self.key = model, key
@@ -38,11 +40,12 @@ class TorchNetwork:
 
     @classmethod
     def open(cls, loaded: Loaded) -> Self:
+        spec = cast(CallableModel, loaded.recipe.model)
         with located(loaded, "device"):
             where = device(loaded.recipe.device)
         with located(loaded, "model", "callable"):
-            model = build_model(loaded.recipe.model, where)
-        return cls(model, model_key(loaded.recipe.model, model))
+            model = build_model(spec, where)
+        return cls(model, model_key(spec, model))
 
     def layers(self, example: Batch) -> tuple[Layer, ...]:
         return trace(self.model, self.tensors(example)).layers
@@ -65,7 +68,7 @@ class TorchNetwork:
     def _facts(self, layer: Layer) -> LayerFacts:
         module = self.model.get_submodule(layer.name)
         bn = self.model.get_submodule(layer.bn) if layer.bn else None
-        weight = weight_facts(module, bn, layer) if layer.site("weight") else None
+        weight = module_facts(module, bn, layer) if layer.site("weight") else None
         return LayerFacts(_parameters(module), weight)
 
     def outputs(self, batch: Batch) -> Outputs:

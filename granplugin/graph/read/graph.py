@@ -116,7 +116,7 @@ class ReadGraph:
         for node in self.nodes:
             for index, name in enumerate(node.input):
                 self.uses.setdefault(name, []).append((node, index))
-            read = _reads(node)
+            read = reads(node)
             if not is_random(node):
                 if self.constant.issuperset(read):
                     self.constant.update(node.output)
@@ -156,7 +156,7 @@ class ReadGraph:
         waiting: dict[str, list[int]] = defaultdict(list)
         missing = []
         for at, node in enumerate(nodes):
-            unknown = _reads(node) - given
+            unknown = reads(node) - given
             missing.append(len(unknown))
             for name in unknown:
                 if name not in self.producer:
@@ -323,7 +323,7 @@ def _schema(op_type: str, version: int, domain: str) -> onnx.defs.OpSchema | Non
         return None  # another library's operator
 
 
-def _reads(node: onnx.NodeProto) -> set[str]:
+def reads(node: onnx.NodeProto) -> set[str]:
     """The tensors a node depends on, those that only its subgraphs read included."""
     read: set[str] = set(node.input)
     inside: set[str] = set()

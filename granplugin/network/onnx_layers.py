@@ -1,0 +1,247 @@
+"""The layers of an ONNX graph: its products and other places with sites, as a plan sees them.
+
+A layer is a node and called as the node is; its type is the node's operator. Weights of Gemm and
+MatMul are told as a Linear's are, [out, in], whichever way the file holds them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from granplugin.graph.read.graph import ReadGraph
+from granplugin.network.onnx_file import is_float
+from granplugin.network.onnx_flow import GraphFlow, flow_of, known
+from granplugin.network.residuals import find_concats, find_same, find_skips
+from granplugin.quant.folding import channel_ranges, fold, spread
+from granplugin.quant.layers import ONNX_PRODUCTS, PASSIVE, Layer, sites_of
+from granplugin.quant.site import Operand, Shape
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Placed:
+    """A layer with its node: `output` is the tensor it puts out - of a MatMul with a bias behind
+    it, the sum's - and `bn` the node of the batch norm that can be folded into it."""
+
+    layer: Layer
+    node: onnx.NodeProto
+    output: str
+    bias: onnx.NodeProto | None
+    bn: onnx.NodeProto | None
+
+    @property
+    def nodes(self) -> tuple[onnx.NodeProto, ...]:
+        """Those that are computed for the layer."""
+        return (self.node,) if self.bias is None else (self.node, self.bias)
+
+
+def place_layers(graph: ReadGraph) -> tuple[Placed, ...]:
+    """The layers in an order of computation; nodes that read no data are none."""
+    flow = flow_of(graph)
+    placed = [
+        _placed(graph, flow, node)
+        for node in graph.nodes
+        if node.op_type in (*ONNX_PRODUCTS, *PASSIVE) and node.output[0] not in graph.fixed
+    ]
+    return _joined(graph, flow, placed)
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    """What an attribute of a node holds."""
+    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+
+
+def weight_of(graph: ReadGraph, node: onnx.NodeProto) -> np.ndarray | None:
+    """The weight of a product as its layer has it, float32; None where it cannot be computed."""
+    held = _array(graph, node.input[1])
+    if held is None:
+        return None
+    held = held.astype(np.float32, copy=False)
+    return held.T if _reversed(node) and held.ndim == 2 else held
+
+
+def folded_weight(graph: ReadGraph, placed: Placed) -> np.ndarray | None:
+    """The same with the layer's batch norm folded in; None without one that can be folded."""
+    weight = weight_of(graph, placed.node)
+    if placed.bn is None or weight is None:
+        return None
+    gamma, beta, mean, var = (graph.value(name) for name in placed.bn.input[1:5])
+    if gamma is None or beta is None or mean is None or var is None:
+        return None
+    axis, eps = weight_axis(placed.node), attribute(placed.bn, "epsilon", 1e-5)
+    return fold(weight, None, gamma, beta, mean, var, eps, axis, placed.layer.groups)[0]
+
+
+def weight_axis(node: onnx.NodeProto) -> int:
+    """The output-channel axis of a layer's weight, as granplugin.quant.folding takes it."""
+    return 1 if node.op_type == "ConvTranspose" else 0
+
+
+def _array(graph: ReadGraph, name: str) -> np.ndarray | None:
+    """A constant's numbers, of which none are kept: a model may be larger than the memory."""
+    if name in graph.stored:
+        return graph.array(name)
+    node = graph.producer[name]
+    if node.op_type not in ("Transpose", "Identity"):
+        return graph.value(name)
+    held = _array(graph, node.input[0])
+    if held is None or node.op_type == "Identity":
+        return held
+    return held.transpose(attribute(node, "perm", None))
+
+
+def _reversed(node: onnx.NodeProto) -> bool:
+    """Whether the file holds the weight as [in, out]."""
+    return node.op_type == "MatMul" or (node.op_type == "Gemm" and not attribute(node, "transB", 0))
+
+
+def _placed(graph: ReadGraph, flow: GraphFlow, node: onnx.NodeProto) -> Placed:
+    """A node by itself, with what stands behind it."""
+    bias = flow.bias.get(node.name)
+    output = node.output[0] if bias is None else bias.output[0]
+    operands = [name for name in node.input if name not in graph.fixed]
+    shapes: dict[Operand, Shape | None] = {
+        "input": known(graph.shape(node.input[0])),
+        "output": known(graph.shape(output)),
+    }
+    layer = Layer(node.name, node.op_type, unusable=_unusable(graph, node))
+    bn = None
+    if node.op_type in ONNX_PRODUCTS and not layer.unusable:
+        if node.input[1] in graph.constant:
+            held = _weight_shape(graph, node)
+            shapes["weight"] = held
+            bn = _foldable(graph, node, output, len(held or ()))
+        else:
+            shapes["other"] = known(graph.shape(node.input[1]))
+    is_open = any(None in (graph.shape(name) or ())[1:] for name in (*operands, output))
+    groups = attribute(node, "group", 1)
+    layer = replace(
+        layer,
+        sites=sites_of(node.name, node.op_type, shapes, groups),
+        groups=groups,
+        traits=_traits(node, shapes.get("weight"), groups),
+        bn=None if bn is None else bn.name,
+        varying=is_open,
+    )
+    placed = Placed(layer, node, output, bias, bn)
+    if "weight" not in shapes:
+        return placed
+    return replace(placed, layer=replace(layer, spread=_spread(graph, placed)))
+
+
+def _weight_shape(graph: ReadGraph, node: onnx.NodeProto) -> Shape | None:
+    held = graph.shape(node.input[1])
+    if held is None or None in held:
+        return None
+    shape = tuple(length or 0 for length in held)
+    return shape[::-1] if _reversed(node) else shape
+
+
+def _unusable(graph: ReadGraph, node: onnx.NodeProto) -> str | None:
+    """Why quantizers at this node would have no effect, or None."""
+    if node.op_type not in ONNX_PRODUCTS:
+        return None if known(graph.shape(node.input[0])) else _UNSHAPED
+    first, second = node.input[:2]
+    if first in graph.constant:
+        return "its weight is its first operand, and engines quantize a weight that is the second"
+    if attribute(node, "transA", 0):
+        return "it transposes its input, which granplugin does not plan for"
+    if not is_float(graph.element_type(first)):
+        return "it multiplies integers"
+    if second in graph.constant:
+        shape = _weight_shape(graph, node)
+        if shape is None:
+            return "the shape of its weight is not known"
+        if not node.op_type.startswith("Conv") and len(shape) != 2:
+            return f"its weight has {len(shape)} axes, and a linear layer's has 2"
+    if not all(known(graph.shape(name)) for name in (first, second)):
+        return _UNSHAPED
+    return None
+
+
+_UNSHAPED = "the shape of what it reads cannot be inferred"
+
+
+def _traits(node: onnx.NodeProto, weight: Shape | None, groups: int) -> frozenset[str]:
+    traits = set()
+    if weight is not None and node.op_type.startswith("Conv"):
+        if groups > 1:
+            per_filter = weight[1] == 1 if node.op_type == "Conv" else weight[0] == groups
+            traits.add("depthwise" if per_filter else "grouped")
+        if math.prod(weight[2:]) == 1:
+            traits.add("pointwise")
+    return frozenset(traits)
+
+
+def _spread(graph: ReadGraph, placed: Placed) -> float | None:
+    weight = weight_of(graph, placed.node) if placed.bn is None else folded_weight(graph, placed)
+    if weight is None:
+        return None
+    return spread(channel_ranges(weight, weight_axis(placed.node), placed.layer.groups))
+
+
+def _foldable(
+    graph: ReadGraph, node: onnx.NodeProto, output: str, rank: int
+) -> onnx.NodeProto | None:
+    """The batch norm that is the one reader of a layer's output, where folding is exact."""
+    shape = graph.shape(output)
+    # Looking at a shape is not reading.
+    readers = [each for each in graph.readers(output) if each.op_type not in ("Shape", "Size")]
+    if len(readers) != 1 or output in graph.outputs or len(graph.readers(node.input[1])) != 1:
+        return None
+    bn = readers[0]
+    if (
+        bn.op_type == "BatchNormalization"
+        and bn.input[0] == output
+        and graph.constant.issuperset(bn.input[1:])
+        and not attribute(bn, "training_mode", 0)
+        # fold's result is float32.
+        and graph.element_type(node.input[1]) == TensorProto.FLOAT
+        # Else axis 1, which batch norm scales, is not the layer's channels.
+        and shape is not None
+        and len(shape) == rank
+    ):
+        return bn
+    return None
+
+
+def _joined(graph: ReadGraph, flow: GraphFlow, placed: list[Placed]) -> tuple[Placed, ...]:
+    """The same layers with what the flow of values says of them."""
+    number, values = flow.number, flow.flow
+    starts = {number[v.name] for v in graph.model.graph.input if v.name in number}
+    starts = {start for start in starts if values.data[start]}
+    ends = {number[name] for name in graph.outputs if name in number}
+    from_input, to_output = values.reached_from(starts), values.leading_to(ends)
+    weighted = {
+        each.layer.name: [number[each.output]] for each in placed if each.layer.shape("weight")
+    }
+    skips = find_skips(values, weighted, ends)
+    concats, same = find_concats(values), find_same(values)
+
+    def joined(each: Placed) -> Placed:
+        layer, skip = each.layer, skips.get(each.layer.name)
+        given, result = number[each.node.input[0]], number[each.output]
+        tensors: dict[Operand, int] = {"input": given, "output": result}
+        shapes: dict[Operand, Shape | None] = {site.operand: site.shape for site in layer.sites}
+        if layer.shape("other"):
+            tensors["other"] = number[each.node.input[1]]
+        if skip:
+            tensors["skip"], shapes["skip"] = skip.value, skip.shape
+        tensors = {at: same.get(n, n) for at, n in tensors.items()}
+        found = {at: concats[n] for at, n in tensors.items() if n in concats}
+        ends_here = {"first": given in from_input, "last": result in to_output}
+        return replace(
+            each,
+            layer=replace(
+                layer,
+                sites=sites_of(layer.name, layer.type, shapes, layer.groups, tensors, found),
+                traits=layer.traits | {trait for trait, holds in ends_here.items() if holds},
+            ),
+        )
+
+    return tuple(map(joined, placed))

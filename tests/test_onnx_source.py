@@ -1,0 +1,339 @@
+"""A network that is an ONNX file: planned and inspected as its torch model is, without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+from onnx import helper, numpy_helper, parser
+
+from conftest import RECIPES, Done, run_main
+
+RULES = [
+    {"match": {"trait": "depthwise"}, "weight": "per_tensor", "bn": "keep"},
+    {"match": {"trait": "last"}, "input": {"per_channel": {"axis": -1}}},
+    {"match": {"trait": "pointwise", "size": ">= 5000"}, "output": {"format": "int8"}},
+    {"match": {"spread": ">= 100"}, "weight": "per_channel"},
+]
+TYPES = {
+    "Conv2d": "Conv",
+    "Linear": "Gemm",
+    "BatchNorm2d": "BatchNormalization",
+    "AdaptiveAvgPool2d": "GlobalAveragePool",
+}
+NAMES = {"layer", "type", "where", "bn_name", "share"}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> Path:
+    """The digits MobileNet as torch.onnx writes it with batch norms kept, and a recipe of each."""
+    import torch
+
+    from granplugin.network.models import build_model
+    from granplugin.recipe.load import load_recipe
+
+    folder = tmp_path_factory.mktemp("digits")
+    torch_recipe = RECIPES / "digits_mobilenet.yaml"
+    values = yaml.safe_load(torch_recipe.read_text("utf-8"))
+    model = build_model(load_recipe(torch_recipe).recipe.model, torch.device("cpu"))
+    torch.onnx.export(
+        model,
+        (torch.zeros(2, 1, 32, 32),),
+        folder / "digits.onnx",
+        dynamo=False,
+        do_constant_folding=False,
+        training=torch.onnx.TrainingMode.PRESERVE,
+        dynamic_axes={"image": {0: "batch"}},
+        input_names=["image"],
+        opset_version=17,
+    )
+    images = {"npz": str(RECIPES / "data/digits.npz"), "inputs": {"image": "train_images"}}
+    common = {"version": 1, "data": {"calibration": images}, "rules": RULES}
+    source = {
+        "callable": f"{RECIPES / 'networks.py'}:mobilenet_v2",
+        "weights": str(RECIPES / values["model"]["weights"]),
+    }
+    for name, model in {"torch": source, "onnx": {"onnx": "digits.onnx"}}.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({**common, "model": model}))
+    return folder
+
+
+def run(verb: str, recipe: Path, *options: str) -> Done:
+    return run_main(verb, recipe, *options, "--out", recipe.parent / f"run-{recipe.stem}")
+
+
+def told(verb: str, recipe: Path) -> dict:
+    done = run(verb, recipe, "--json")
+    assert done.code == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def layer_of(row: dict) -> str:
+    return row["layer"]
+
+
+def without_names(rows: list[dict]) -> list[dict]:
+    """Rows as they are but for words of the source; layers and tensors numbered as they come."""
+    tensors: dict[int, int] = {}
+    layers = {name: str(number) for number, name in enumerate(dict.fromkeys(map(layer_of, rows)))}
+
+    def note(text: str | None) -> str | None:
+        before, shared, site = (text or "").partition("one Q/DQ with ")
+        layer, _, role = site.rpartition(".")
+        return f"{before}{shared}{layers[layer]}.{role}" if shared else text
+
+    return [
+        {key: value for key, value in row.items() if key not in NAMES}
+        | {"type": TYPES.get(row["type"], row["type"]), "note": note(row["note"])}
+        | {"tensor": tensors.setdefault(row["tensor"], len(tensors))}
+        for row in rows
+    ]
+
+
+def test_a_file_is_planned_as_its_torch_model_is(digits):
+    of_torch, of_file = (told("plan", digits / f"{name}.yaml") for name in ("torch", "onnx"))
+    assert len(of_file["rows"]) > 200
+    assert without_names(of_file["rows"]) == without_names(of_torch["rows"])
+    decided = [[use["matched"] for use in plan["rules"]] for plan in (of_torch, of_file)]
+    assert decided[0] == decided[1]
+    promised = [
+        {engine: [*sites.values()] for engine, sites in plan["promises"].items()}
+        for plan in (of_torch, of_file)
+    ]
+    assert promised[0] == promised[1]
+
+
+def test_a_file_is_inspected_as_its_torch_model_is(digits):
+    of_torch, of_file = (told("inspect", digits / f"{name}.yaml") for name in ("torch", "onnx"))
+    assert of_file["parameters"] == of_torch["parameters"]
+    for layer, same in zip(of_file["layers"], of_torch["layers"], strict=True):
+        for key in same.keys() - {"name", "type", "bn", "defaults", "rules"}:
+            assert layer[key] == same[key], (layer["name"], key)
+        assert (layer["bn"] is None) == (same["bn"] is None)
+    printed = [run("inspect", digits / f"{name}.yaml").stdout for name in ("torch", "onnx")]
+    heads = [
+        [line.split() for line in text.splitlines() if line.startswith("layer")] for text in printed
+    ]
+    assert heads[0] == heads[1] and len(heads[0]) == 2
+
+
+def test_one_layer_of_a_file_has_its_story(digits):
+    name = "/features/features.1/depthwise/conv/Conv"
+    done = run("plan", digits / "onnx.yaml", "--why", name)
+    assert done.code == 0 and done.stdout.startswith(name) and "bn: keep" in done.stdout
+    missing = run("plan", digits / "onnx.yaml", "--why", name.lower())
+    assert missing.code == 2 and f"did you mean {name!r}?" in missing.stderr
+
+
+def test_neither_plan_nor_inspect_of_a_file_imports_torch_or_modelopt(digits):
+    for verb in ("plan", "inspect"):
+        script = (
+            "import sys; from granplugin.__main__ import main;"
+            f"code = main([{verb!r}, 'onnx.yaml']);"
+            "heavy = {'torch', 'modelopt'} & set(sys.modules); print(heavy, file=sys.stderr);"
+            "sys.exit(code or bool(heavy))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=digits, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("verb", ["apply", "analyze", "export"])
+def test_what_must_run_the_network_says_at_its_line_that_a_file_is_not_run(digits, verb):
+    done = run_main(verb, digits / "onnx.yaml", "--out", digits / "none")
+    assert done.code == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(f"{digits / 'onnx.yaml'}:") and "plan and inspect" in line
+    assert not (digits / "none").exists()
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Writes a graph, and plans or inspects it."""
+
+    def of(text: str, verb: str = "plan", change=None, **recipe):
+        model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]>\n{text}')
+        if change:
+            change(model)
+        onnx.save(model, tmp_path / "net.onnx")
+        return planned(verb, **recipe)
+
+    def planned(verb: str = "plan", **recipe):
+        data = {"calibration": {"npz": "none.npz", "inputs": {"x": "x"}}}
+        values = {"version": 1, "model": {"onnx": "net.onnx"}, "data": data, **recipe}
+        (tmp_path / "r.yaml").write_text(yaml.safe_dump(values))
+        return run_main(verb, tmp_path / "r.yaml", "--json", "--out", tmp_path / "run")
+
+    of.again, of.folder = planned, tmp_path
+    return of
+
+
+def rows(done) -> dict[str, dict]:
+    assert done.code == 0, done.stderr
+    return {f"{row['layer']}.{row['role']}": row for row in json.loads(done.stdout)["rows"]}
+
+
+def test_a_weight_is_whatever_depends_on_constants_alone(project):
+    text = """
+    g (float[N, 5, 4] x) => (float[N, 5, 6] y)
+    <float[6, 4] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,
+                      1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, float[6] b = {1, 1, 1, 1, 1, 1}> {
+        turned = Transpose <perm = [1, 0]> (w)
+        [fc] product = MatMul (x, turned)
+        y = Add (b, product)
+    }"""
+    found = rows(project(text))
+    assert found["fc.weight"]["shape"] == [6, 4] and found["fc.weight"]["block"] == [1, 4]
+    assert found["fc.weight"]["granularity"] == "per_channel"
+    assert found["fc.output"]["shape"] == [1, 5, 6]
+    done = project(text, "inspect")
+    assert done.code == 0, done.stderr
+    (layer,) = json.loads(done.stdout)["layers"]
+    assert layer["parameters"] == 30 and layer["macs"] == 5 * 24
+    assert layer["traits"] == ["first", "last"]
+
+
+ATTENTION = """
+g (float[N, 5, 4] x) => (float[N, 5, 4] y) <float[4, 4] w, float[1, 5, 4] places> {
+    placed = Add (x, places)
+    [q] q = MatMul (placed, w)
+    [k] k = MatMul (placed, w)
+    turned = Transpose <perm = [0, 2, 1]> (k)
+    [scores] scores = MatMul (q, turned)
+    chances = Softmax (scores)
+    [mix] mixed = MatMul (chances, placed)
+    y = Add (mixed, placed)
+}"""
+
+
+def set_weights(model: onnx.ModelProto) -> None:
+    """Numbers for what the text only declares."""
+    rng = np.random.default_rng(0)
+    for value in model.graph.value_info:
+        shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        values = rng.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(values, value.name))
+    model.graph.ClearField("value_info")
+
+
+def test_a_product_of_two_activations_has_an_input_and_another(project):
+    found = rows(project(ATTENTION, change=set_weights))
+    assert {site for site in found if site.startswith("scores")} == {
+        "scores.input", "scores.other", "scores.output",
+    }  # fmt: skip
+    assert found["scores.other"]["shape"] == [1, 4, 5]
+    assert not any(row["format"] != "float" for site, row in found.items() if "scores" in site)
+    assert found["q.input"]["format"] == "int8"
+    rule = {"match": "scores", "input": {"format": "int8"}, "other": {"format": "int8"}}
+    found = rows(project(ATTENTION, change=set_weights, rules=[rule]))
+    assert found["scores.input"]["format"] == found["scores.other"]["format"] == "int8"
+
+
+def test_a_position_embedding_is_no_bias_and_no_skip(project):
+    text = """
+    g (float[N, 5, 4] x) => (float[N, 5, 4] y) <float[4, 4] w, float[1, 5, 4] places> {
+        [fc] product = MatMul (x, w)
+        y = Add (product, places)
+    }"""
+    found = rows(project(text, change=set_weights))
+    assert "fc.skip" not in found
+    done = project(text, "inspect", change=set_weights)
+    told = json.loads(done.stdout)
+    assert told["layers"][0]["parameters"] == 16
+    assert told["others"] == [{"type": "Add", "modules": 1, "parameters": 20}]
+
+
+def test_nodes_without_names_are_called_after_their_outputs(project):
+    text = """
+    g (float[N, 4] x) => (float[N, 4] z) <float[4, 4] w> {
+        y = MatMul (x, w)
+        z = MatMul (y, w)
+    }"""
+    layers = {row["layer"] for row in rows(project(text, change=set_weights)).values()}
+    assert layers == {"node_of_y", "node_of_z"}
+    done = project(
+        text, change=set_weights, rules=[{"match": {"type": "MatMul"}, "weight": "int4"}]
+    )
+    assert rows(done)["node_of_y.weight"]["format"] == "int4"
+
+
+def test_lengths_that_are_open_are_told_as_one_and_hold_whole_blocks_only(project):
+    text = """
+    g (float[N, 3, H, W] x) => (float[N, 4, A, B] y) <float[4, 3, 1, 1] w> {
+        [conv] y = Conv (x, w)
+    }"""
+    found = rows(project(text, change=set_weights))
+    assert found["conv.input"]["shape"] == [1, 3, 1, 1]
+    rule = {"match": "conv", "input": {"per_channel": {}}}
+    assert rows(project(text, change=set_weights, rules=[rule]))["conv.input"]["scales"] == 3
+    assert (
+        json.loads(project(text, "inspect", change=set_weights).stdout)["layers"][0]["macs"] is None
+    )
+
+
+def test_a_weight_that_comes_first_stays_float_and_says_why(project):
+    text = """
+    g (float[N, 4, 5] x) => (float[N, 4, 5] y) <float[4, 4] w> { [turn] y = MatMul (w, x) }"""
+    assert rows(project(text, change=set_weights)) == {}
+    told = json.loads(project(text, "inspect", change=set_weights).stdout)
+    assert "first operand" in told["layers"][0]["unusable"]
+
+
+def quantized(model: onnx.ModelProto) -> None:
+    set_weights(model)
+    model.graph.node.insert(0, helper.make_node("QuantizeLinear", ["x", "s"], ["q"]))
+    model.graph.node.insert(1, helper.make_node("DequantizeLinear", ["q", "s"], ["x2"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(1), "s"))
+
+
+NET = "g (float[N, 4] x) => (float[N, 4] y) <float[4, 4] w> { [fc] y = MatMul (x, w) }"
+
+
+def refused(done, at: str, *said: str) -> None:
+    assert done.code == 2 and not done.stdout
+    (line,) = done.stderr.strip().splitlines()
+    assert at in line and all(words in line for words in said), line
+
+
+@pytest.mark.parametrize("verb", ["plan", "inspect"])
+def test_a_file_that_cannot_be_planned_is_refused_at_the_recipes_line(project, verb):
+    project(NET, verb, change=set_weights)
+    net, at = project.folder / "net.onnx", "r.yaml:"
+    refused(
+        project(NET, verb, change=quantized), at,
+        "1 DequantizeLinear, 1 QuantizeLinear", "granplugin audit net.onnx",
+    )  # fmt: skip
+    model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]>\n{NET}')
+    set_weights(model)
+    onnx.save(model, net, save_as_external_data=True, location="net.data", size_threshold=0)
+    assert project.again(verb).code == 0
+    (project.folder / "net.data").unlink()
+    refused(project.again(verb), at, "net.data")
+    net.write_bytes(b"no protobuf at all")
+    refused(project.again(verb), at, "not ONNX")
+    net.unlink()
+    refused(project.again(verb), at, "no such file")
+
+
+def test_a_model_is_one_kind_of_source(project):
+    for model, said in (
+        ({"onnx": "net.onnx", "callable": "a:b"}, "a model is callable or onnx, not both"),
+        ({"onnx": "net.onnx", "weights": "w"}, "unknown key 'weights'"),
+        ({"onx": "net.onnx"}, "did you mean 'onnx'?"),
+        ({}, "a model has one of the keys callable and onnx"),
+    ):
+        refused(project.again(model=model), "r.yaml:", said)
+
+
+def test_a_recipe_may_take_a_torch_recipes_rules_for_a_file(digits):
+    text = "version: 1\nextends: torch.yaml\nmodel: {onnx: digits.onnx}\n"
+    (digits / "extending.yaml").write_text(text)
+    plans = [told("plan", digits / f"{name}.yaml")["rows"] for name in ("extending", "onnx")]
+    assert without_names(plans[0]) == without_names(plans[1])
