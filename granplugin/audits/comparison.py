@@ -140,13 +140,14 @@ def _title(name: str, kernels: Sequence[EngineLayer]) -> str:
 
 def _side(kernels: Sequence[EngineLayer]) -> Side:
     moved = [tensor.bytes for k in kernels for tensor in (*k.inputs, *k.outputs)]
+    known = [size for size in moved if size is not None]
     times = [kernel.time_ms for kernel in kernels if kernel.time_ms is not None]
     main = [kernel for kernel in kernels if multiplies(kernel)] or kernels
     read = dict.fromkeys(k.inputs[0].dtype for k in main if k.inputs)
     written = dict.fromkeys(k.outputs[0].dtype for k in main if k.outputs)
     return Side(
         len(kernels),
-        None if None in moved else sum(moved),
+        sum(known) if len(known) == len(moved) else None,
         f"{'+'.join(read)} > {'+'.join(written)}" if kernels else "-",
         sum(times) if times else None,
     )

@@ -50,7 +50,9 @@ def build_plan(
         _written(model, path, Path(folder)) as onnx_path,
     ):
         engine = module.build(onnx_path, Path(folder) / "engine", module.options(batch=batch))
-        return module.plan(engine), engine.version
+        plan = module.plan(engine)
+        assert plan is not None, "audited engines tell their plan"
+        return plan, engine.version
 
 
 @contextmanager
