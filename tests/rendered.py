@@ -46,12 +46,12 @@ class Page(HTMLParser):
 
 
 def tables(view: Section) -> Iterator[Table]:
-    """Every table of a view, without what nobody knows."""
+    """Every table of a view."""
     for block in view.blocks:
         if isinstance(block, Section):
             yield from tables(block)
         elif isinstance(block, Table):
-            yield block.known
+            yield block
 
 
 def told(view: Section) -> Counter[str]:

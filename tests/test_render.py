@@ -94,12 +94,12 @@ def test_a_terminal_loses_no_letter_but_of_names_that_are_too_long(table, width)
     view = known(table)
     seen = Counter(terminal.render(view, width))
     for block in view.blocks:
-        rows = block.known.rows
-        heads = "".join(visible(column.head) for column in block.known.columns)
+        rows = block.rows
+        heads = "".join(visible(column.head) for column in block.columns)
         cells = "".join(
             visible(cell.whole)
             for row in rows
-            for cell, column in zip(row.cells, block.known.columns, strict=True)
+            for cell, column in zip(row.cells, block.columns, strict=True)
             if column.kind != "name"
         )
         wanted = Counter(heads + cells) - Counter({" ": 10**6})

@@ -63,7 +63,7 @@ def _block(block: Block, level: int) -> Iterator[str]:
             lines = "\n".join(escape(visible_line(line)) for line in block.lines)
             yield f"<pre><code>{lines}\n</code></pre>"
         case Table():
-            yield from _table(block.known)
+            yield from _table(block)
 
 
 def _items(items: Sequence[Item]) -> Iterator[str]:

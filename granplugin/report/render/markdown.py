@@ -67,7 +67,7 @@ def _block(block: Block, level: int) -> Iterator[str]:
             yield from ("", f"{fence}{block.language}", *lines, fence)
         case Table():
             yield ""
-            yield from _table(block.known)
+            yield from _table(block)
 
 
 def _items(items: Sequence[Item]) -> Iterator[str]:

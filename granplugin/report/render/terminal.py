@@ -65,7 +65,7 @@ def _block(block: Block, width: int) -> Iterator[Text]:
         case Verbatim():
             yield from (Text(visible_line(line)) for line in block.lines)
         case Table():
-            for part in _parts(block.known, width):
+            for part in _parts(block, width):
                 yield from _table(part, width)
 
 
@@ -77,11 +77,12 @@ def _flush(text: str, width: int) -> list[str]:
     return textwrap.wrap(visible(text), width, break_on_hyphens=False)
 
 
-def _hanging(text: str, width: int, indent: int) -> list[str]:
-    """Words that are longer than a line, as paths, stay whole, so that they can be copied."""
+def _hanging(text: str, width: int, indent: int, breaking: bool = False) -> list[str]:
+    """Words that are longer than a line, as paths, stay whole, so that they can be copied; unless
+    `breaking`."""
     return textwrap.wrap(
         visible(text), width, initial_indent=" " * indent,
-        subsequent_indent=" " * (indent + _HALF_STEP), break_long_words=False,
+        subsequent_indent=" " * (indent + _HALF_STEP), break_long_words=breaking,
         break_on_hyphens=False,
     )  # fmt: skip
 
@@ -93,7 +94,7 @@ def _item(item: Item, width: int) -> list[str]:
         text = f"{text} {_fitting(item.names, width - indent - len(visible(text)) - 1)}"
     if item.brief:
         text = textwrap.shorten(visible(text), width - indent, placeholder=" ...")
-    return _hanging(text, width, indent)
+    return _hanging(text, width, indent, breaking=bool(item.names))
 
 
 def _fitting(names: Sequence[str], room: int) -> str:

@@ -89,7 +89,7 @@ def _network(analysis: Analysis) -> Iterator[Block]:
     rows = [Row(cells(name, *_effect(effect))) for name, effect in effects(analysis)]
     if analysis.fp32:
         rows.insert(0, Row(cells("fp32", None, share_text(analysis.fp32), None, None, None)))
-    yield Table(heads, tuple(rows))
+    yield Table(heads, tuple(rows)).known
     if analysis.start is None:
         yield Item("The recipe quantizes nothing.")
 
@@ -130,7 +130,7 @@ def _ranked(analysis: Analysis, shown: Sequence[LayerAnalysis]) -> Iterator[Bloc
         "#", Column("layer", "name"), "alone", "dB", "restored", "dB", "weight", "best", "input",
         "best",
     )  # fmt: skip
-    yield Table(heads, tuple(map(_row, shown)))
+    yield Table(heads, tuple(map(_row, shown))).known
     if more := len(analysis.layers) - len(shown):
         yield Item(f"and {counted(more, 'more layer')}: --all shows them")
     of_network = [e.sqnr for layer in shown for e in (layer.alone, layer.restored) if e]

@@ -104,7 +104,7 @@ def _network(analysis: Analysis) -> Iterator[Block]:
         rows.insert(0, Row(cells("fp32", None, _share(analysis.fp32), None, None, None)))
     if analysis.advice.suggested:
         rows.append(Row(cells("suggested rules", *_effect(analysis.advice.suggested))))
-    yield Table(columns(Column(""), *_effect_heads(analysis)), tuple(rows))
+    yield Table(columns(Column(""), *_effect_heads(analysis)), tuple(rows)).known
     if analysis.start is None:
         yield Paragraph("The recipe quantizes nothing.")
 
@@ -124,7 +124,7 @@ def _ranked(analysis: Analysis) -> Block:
         "#", Column("layer", "name"), Column("kind"), "loss alone", "dB alone", "loss restored",
         "dB restored", "weight dB", Column("best other"), "input dB", Column("best other"),
     )  # fmt: skip
-    return Table(heads, tuple(map(_layer_row, analysis.layers)))
+    return Table(heads, tuple(map(_layer_row, analysis.layers))).known
 
 
 def _layer_row(layer: LayerAnalysis) -> Row:
@@ -146,7 +146,7 @@ def _settings(analysis: Analysis, layer: LayerAnalysis) -> Section:
         rows = [_setting("weight", each, engines) for each in layer.weights]
         rows += [_setting("input", each, engines) for each in layer.inputs]
         heads = columns(Column("site"), Column("setting"), *_SETTING, *map(Column, engines))
-        every = Table(heads, tuple(rows))
+        every = Table(heads, tuple(rows)).known
         tables = (*_in_network(analysis, layer), every)
         blocks.append(Section(counted(settings, "setting"), tables, aside=True))
     return Section(f"{layer.rank} {layer.layer}", tuple(blocks))
@@ -156,7 +156,7 @@ def _in_network(analysis: Analysis, layer: LayerAnalysis) -> Iterator[Table]:
     named = [("alone", layer.alone), ("restored", layer.restored)]
     rows = tuple(Row(cells(name, *_effect(effect))) for name, effect in named if effect)
     if layer.alone:
-        yield Table(columns(Column("network"), *_effect_heads(analysis)), rows)
+        yield Table(columns(Column("network"), *_effect_heads(analysis)), rows).known
 
 
 def _sites(analysis: Analysis) -> Iterator[Section]:

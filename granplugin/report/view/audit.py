@@ -61,7 +61,7 @@ def _table(sites: Sequence[AuditedSite]) -> Table:
         ),
         tuple(_row(alike, found) for alike, found in groups.items()),
         spaced=True,
-    )
+    ).known
 
 
 def _row(alike: tuple[str | None, ...], found: Sequence[AuditedSite]) -> Row:

@@ -31,7 +31,7 @@ def compare_view(found: CompareOutput) -> Section:
                 Column("arithmetic"), "ms A", "ms B",
             ),
             tuple(map(_row, changed[:_LISTED])),
-        ),
+        ).known,
     )  # fmt: skip
     listed = (Item(f"and {more} more; --json lists them all"),) if more > 0 else ()
     return Section(

@@ -70,7 +70,7 @@ def _shapes(weighted: Sequence[InspectedLayer]) -> Table:
     shapes = [Column(head) for head in ("weight", "input", "output")]
     heads = columns(Column("layer", "name"), "calls", *shapes, "parameters", "M MACs")
     many = any((each.calls or 0) > 1 for each in weighted)
-    return Table(heads, tuple(_shape_row(each, many) for each in weighted))
+    return Table(heads, tuple(_shape_row(each, many) for each in weighted)).known
 
 
 def _shape_row(each: InspectedLayer, many: bool) -> Row:
@@ -97,7 +97,7 @@ def _ranges_mean(weighted: Sequence[InspectedLayer]) -> str:
 def _ranges(weighted: Sequence[InspectedLayer]) -> Table:
     figures = ("amax", "spread", "folded", "spread", "widest")
     heads = columns(Column("layer", "name"), Column("kind"), *figures, Column("gets"))
-    return Table(heads, tuple(map(_range_row, weighted)))
+    return Table(heads, tuple(map(_range_row, weighted))).known
 
 
 def _range_row(each: InspectedLayer) -> Row:

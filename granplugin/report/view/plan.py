@@ -60,7 +60,7 @@ def _table(plan: PlanOutput, rules: set[str]) -> Table:
         shown = [row for row in of_layer if row.format != FLOAT or row.rule in rules]
         rows += [_row(row, shown[0], row.rule in rules) for row in shown]
     texts = [Column(head) for head in ("site", "shape", "format", "granularity")]
-    return Table(columns(*texts, "scales", Column("range"), Column("by")), tuple(rows))
+    return Table(columns(*texts, "scales", Column("range"), Column("by")), tuple(rows)).known
 
 
 def _row(row: SiteRow, first: SiteRow, by_rule: bool) -> Row:

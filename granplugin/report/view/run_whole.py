@@ -90,7 +90,7 @@ def _figures(report: Report, engines: Sequence[EngineResult]) -> Table:
         told += [ratio_text(x.vs.get("fp32")) if x else None for x in timed]
         told += [megabytes(variant.onnx_bytes, 3), megabytes(engine.engine_bytes, 3)]
         rows.append(Row(cells(variant.name, *told, int8_layers(engine), str(variant.scales))))
-    return Table(columns(Column("variant"), *heads), tuple(rows))
+    return Table(columns(Column("variant"), *heads), tuple(rows)).known
 
 
 def _timing(engines: Sequence[EngineResult]) -> Iterator[Paragraph]:
