@@ -26,6 +26,8 @@ from granplugin.report.schema.verbs import (
     ChangedLayer,
     ChannelFacts,
     ComparedSide,
+    CheckedRecipe,
+    CheckOutput,
     CompareOutput,
     DoctorOutput,
     EngineState,
@@ -112,7 +114,8 @@ def site(layer: str, role: str = "weight", format: str = "int8") -> SiteRow:
         granularity="per_channel" if quantized else None, block=None, scales=8 * quantized,
         calibrator="max" if quantized else None, amax=2.5 if role == "input" else None,
         dynamic=False, on_unsupported=None, bn="fold", bn_name="bn", rule="coarse",
-        where="r.yaml:3:5", note=HOSTILE if role == "input" else None, share=None,
+        where="r.yaml:3:5", note=HOSTILE if role == "input" else None, share=None, setting=None,
+        channel_axis=0, tensor=None, concat=None,
     )  # fmt: skip
 
 
@@ -193,5 +196,9 @@ VALUES = (
             for n in range(7)
         }},
     ),
+    CheckOutput(recipes=[
+        CheckedRecipe(recipe=f"{HOSTILE}\x1b[31m", ok=True, checked="text"),
+        CheckedRecipe(recipe="b", ok=False, errors=["wrong"], checked="text"),
+    ]),
     WhyOutput(layer=HOSTILE, story=["r.yaml:3:5  coarse: weight = per_tensor"]),
 )  # fmt: skip

@@ -13,9 +13,9 @@ from granplugin.backends.base import LayerPrecision
 from granplugin.backends.engine_plan import EnginePlan
 from granplugin.backends.nvidia.kernels import Kernels
 from granplugin.capabilities import Promise
-from granplugin.graph.read.found import Found, Operand, find
+from granplugin.graph.read.found import FileRow, Found, Operand, find
 from granplugin.graph.read.loading import load
-from granplugin.planning.rows import Row, ScaledRow
+from granplugin.planning.rows import QuantizedRow, Row
 from granplugin.report.build.verbs import audit_output
 from granplugin.report.result import Result
 from granplugin.report.schema.verbs import AuditOutput
@@ -27,7 +27,7 @@ class Site:
     """One quantized operand of the file with what was promised and what came of it; `time_ms` is
     that of its node's kernels in a profile, `where` the recipe's line where there is one."""
 
-    row: ScaledRow
+    row: FileRow | QuantizedRow
     promise: Promise | None
     verdict: Verdict
     time_ms: float | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from granplugin.cli import Json, Out, Recipes, Settings
+from granplugin.cli import Json, Out, Recipes, Settings, show
 
 EXAMPLE = "granplugin check recipes/*.yaml"
 
@@ -14,11 +14,8 @@ def check(recipes: Recipes, settings: Settings = None, out: Out = None, json_: J
     from granplugin.pipelines.check import check
 
     found = check(recipes, settings or (), out)
-    if json_:
-        print(found.model_dump_json(indent=1))
-    for each in found.recipes if not json_ else ():
-        for error in each.errors:
+    show(found, json_)
+    if not json_:
+        for error in (error for each in found.recipes for error in each.errors):
             print(error, file=sys.stderr)
-        if each.ok:
-            print(f"{each.recipe}: good; checked its {each.checked}{each.why}")
     return 0 if all(each.ok for each in found.recipes) else 2

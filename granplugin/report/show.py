@@ -7,13 +7,14 @@ from typing import Any
 
 from rich.text import Text
 
-from granplugin.report.render import html, markdown, terminal
+from granplugin.report.render import RENDERERS, terminal
 from granplugin.report.schema.analysis import Analysis
 from granplugin.results.parts import Part
 from granplugin.report.schema.run import Report
 from granplugin.report.schema.verbs import (
     AuditOutput,
     CapabilitiesOutput,
+    CheckOutput,
     CompareOutput,
     DoctorOutput,
     InspectOutput,
@@ -24,11 +25,12 @@ from granplugin.report.view.analysis import analysis_view
 from granplugin.report.view.analysis_whole import analysis_whole_view
 from granplugin.report.view.audit import audit_view
 from granplugin.report.view.capabilities import capabilities_view
+from granplugin.report.view.check import check_view
 from granplugin.report.view.compare import compare_view
-from granplugin.report.view.doctor import doctor_view, why_view
+from granplugin.report.view.doctor import doctor_view
 from granplugin.report.view.elements import Section
 from granplugin.report.view.inspect import inspect_view
-from granplugin.report.view.plan import plan_view
+from granplugin.report.view.plan import plan_view, why_view
 from granplugin.report.view.run import run_view
 from granplugin.report.view.run_whole import run_whole_view
 
@@ -37,6 +39,7 @@ VIEWS: dict[type[Part], Callable[[Any], Section]] = {
     Analysis: analysis_view,
     AuditOutput: audit_view,
     CapabilitiesOutput: capabilities_view,
+    CheckOutput: check_view,
     CompareOutput: compare_view,
     DoctorOutput: doctor_view,
     InspectOutput: inspect_view,
@@ -66,12 +69,12 @@ def as_lines(value: Part, **options: Any) -> list[Text]:
 def as_html(value: Part) -> str:
     """The same as one HTML element; every text is escaped, and there is no script. TypeError for a
     value of a class that has no view."""
-    return html.render(_view(value))
+    return RENDERERS["html"](_view(value))
 
 
 def as_markdown(value: Part) -> str:
     """The whole document of a run or an analysis, report.md or analysis.md."""
-    return markdown.render(WHOLE[type(value)](value))
+    return RENDERERS["markdown"](WHOLE[type(value)](value))
 
 
 def _view(value: Part, **options: Any) -> Section:

@@ -1,9 +1,9 @@
-"""What is installed, which engines work, and why the others do not; what a check found."""
+"""What is installed, which engines work, and why the others do not."""
 
 from __future__ import annotations
 
-from granplugin.report.schema.verbs import DoctorOutput, EngineState, WhyOutput
-from granplugin.report.view.elements import Paragraph, Section, Terms, Verbatim
+from granplugin.report.schema.verbs import DoctorOutput, EngineState
+from granplugin.report.view.elements import Paragraph, Section, Terms
 
 
 def doctor_view(found: DoctorOutput) -> Section:
@@ -37,8 +37,3 @@ def _engine(engine: EngineState) -> tuple[tuple[str, str], ...]:
         if engine.targets:
             told.append(f"builds for {', '.join(engine.targets)}")
     return tuple(zip((engine.engine, *[""] * len(told)), told, strict=False))
-
-
-def why_view(found: WhyOutput) -> Section:
-    """What each rule said of one layer."""
-    return Section(found.layer, (Verbatim(tuple(found.story)),))

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from granplugin.capabilities import KINDS
 from granplugin.recipe.settings import FLOAT
-from granplugin.report.schema.verbs import PlanOutput, SitePromise, SiteRow
+from granplugin.report.schema.verbs import PlanOutput, SitePromise, SiteRow, WhyOutput
 from granplugin.report.view.elements import (
     Column,
     Item,
     Row,
     Section,
     Table,
+    Verbatim,
     cells,
     columns,
     items,
@@ -101,3 +102,8 @@ def _promises(engine: str, promises: Mapping[str, SitePromise]) -> Iterator[Item
     yield from items((f"{s}: {words[s]}: {promises[s].reason}" for s in others[:_LISTED]), 1)
     if len(others) > _LISTED:
         yield Item(f"and {len(others) - _LISTED} more; --json lists them all", 1)
+
+
+def why_view(found: WhyOutput) -> Section:
+    """What each rule said of one layer."""
+    return Section(found.layer, (Verbatim(tuple(found.story)),))

@@ -1,0 +1,13 @@
+"""Recipes that were checked: those that are good, and how far they were checked."""
+
+from __future__ import annotations
+
+from granplugin.report.schema.verbs import CheckOutput
+from granplugin.report.view.elements import Section, Verbatim
+
+
+def check_view(found: CheckOutput) -> Section:
+    """A line for each good recipe; what is wrong with the others goes where errors go."""
+    good = [each for each in found.recipes if each.ok]
+    lines = (f"{each.recipe}: good; checked its {each.checked}{each.why}" for each in good)
+    return Section("", (Verbatim(tuple(lines)),))
