@@ -11,8 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from qdq_files import Net, residual
+from test_lowering import CONV, CONV1, DEPTHWISE, GROUPED, LINEAR2, LINEAR3, TRANSPOSED
+from test_qdq import model_of as marked_model
 
 from granplugin.errors import ModelError
+from granplugin.graph.edit.qdq import insert
+from granplugin.graph.files import save
 from granplugin.graph.read.found import find
 from granplugin.graph.read.graph import read, read_graph
 from granplugin.graph.read.layout import reshaped
@@ -32,6 +36,47 @@ def operands(path):
         (o.row.site, o.row.shape, o.row.block, o.row.format, o.row.granularity, o.op_type)
         for o in find(load(path), path).operands
     ]
+
+
+KINDS = [LINEAR2, LINEAR3, CONV, CONV1, GROUPED, DEPTHWISE, TRANSPOSED]
+
+
+@st.composite
+def plans(draw):
+    """Some layers of one input with how each of their sites is quantized, None where it is not."""
+    kind = draw(st.sampled_from(KINDS))
+    said = {}
+    for index in range(draw(st.integers(1, 3))):
+        inputs = ["per_tensor", {"per_channel": {"axis": kind.channels}}, None]
+        weights = ["per_tensor", "per_channel", "per_element", {"per_block": {"size": 1}}, None]
+        formats = st.sampled_from(["int8", "fp8"])
+        given, weight = draw(st.sampled_from(inputs)), draw(st.sampled_from(weights))
+        said[f"layer.{index}"] = (given, weight, draw(formats), draw(formats))
+    return kind, said
+
+
+@settings(max_examples=80, deadline=None)
+@given(plans())
+def test_reading_a_written_file_finds_its_plans_rows_and_no_others(tmp_path_factory, case):
+    kind, said = case
+    nodes, constants, rows = [], {}, []
+    for name, (given_, weight, given_format, weight_format) in said.items():
+        nodes += kind.nodes(name, "x", f"{name}.y")
+        constants |= kind.weights(np.random.default_rng(0), name)
+        both = kind.rows(name, given_ or "per_tensor", given_format, weight or "per_tensor",
+                         weight_format)  # fmt: skip
+        rows += [row for row, asked in zip(both, (given_, weight), strict=True) if asked]
+    outputs = {f"{name}.y": [None] * len(kind.shape) for name in said}
+    model = marked_model(nodes, {"x": ["n", *kind.shape[1:]]}, outputs, constants)
+    path = tmp_path_factory.mktemp("plan") / "model.onnx"
+    save(insert(model, rows, {row.site: np.ones(row.grid, np.float32) for row in rows}), path)
+    found = find(load(path), path)
+    told = {found.site(o): (o.row.format, o.row.shape, o.row.grid) for o in found.operands}
+    assert told == {row.site: (row.format, row.shape, row.grid) for row in rows}
+    assert len(told) == len(found.operands) and not found.biases
+    assert [product.values for product in found.graph.products] == [np.prod(kind.weight)] * len(
+        said
+    )
 
 
 def with_constant_nodes(model, chosen):

@@ -13,7 +13,7 @@ from granplugin.backends.base import LayerPrecision
 from granplugin.backends.engine_plan import EnginePlan
 from granplugin.backends.nvidia.kernels import Kernels
 from granplugin.capabilities import Promise
-from granplugin.graph.read.found import FileRow, Found, Operand, find
+from granplugin.graph.read.found import FileRow, Found, QuantizedOperand, find
 from granplugin.graph.read.loading import load
 from granplugin.planning.rows import QuantizedRow, Row
 from granplugin.report.build.verbs import audit_output
@@ -113,7 +113,7 @@ def promises_of(found: Found, backend: str, version: str | None) -> dict[str, Pr
     return capabilities.plan_promises(table, found.layers, rows, found.precision)
 
 
-def ran_of(operand: Operand, kernels: Kernels) -> LayerPrecision:
+def ran_of(operand: QuantizedOperand, kernels: Kernels) -> LayerPrecision:
     """In what the engine computes with an operand of the file."""
     site = operand.row.site
     if operand.row.format.startswith("uint"):

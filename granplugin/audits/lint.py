@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from granplugin.backends.engine_plan import EngineLayer, EngineTensor
 from granplugin.backends.nvidia.kernels import LOW, Kernels, multiplies
 from granplugin.backends.nvidia.libraries import LIBRARIES
-from granplugin.graph.read.found import Found, Operand
+from granplugin.graph.read.found import Found, QuantizedOperand
 from granplugin.graph.read.graph import quantizes
 from granplugin.results.audited import Finding
 
@@ -31,7 +31,7 @@ class _Case:
         self.library, self.where = LIBRARIES[library], where
         self.found, self.kernels = found, kernels
         self.graph = found.graph
-        self.by_node: dict[str, dict[str, Operand]] = defaultdict(dict)
+        self.by_node: dict[str, dict[str, QuantizedOperand]] = defaultdict(dict)
         for operand in found.operands:
             self.by_node[operand.node][operand.row.at.word] = operand
         self.dequantizes = {operand.dequantize: operand for operand in found.operands}
@@ -44,7 +44,7 @@ class _Case:
         line = self.where.get(f"{layer}.{role}") or self.where.get(layer)
         return Finding(code, layer, line, says, instead, bytes)
 
-    def products(self) -> Iterator[tuple[str, dict[str, Operand], list[EngineLayer]]]:
+    def products(self) -> Iterator[tuple[str, dict[str, QuantizedOperand], list[EngineLayer]]]:
         """Each quantized product, its operands by role, and the kernels that multiply for it."""
         for node, operands in self.by_node.items():
             if next(iter(operands.values())).product:
@@ -158,7 +158,7 @@ def _reformat(case: _Case) -> Iterator[Finding]:
 
 
 def _two_scales(case: _Case) -> Iterator[Finding]:
-    by_source: dict[str, dict[tuple, Operand]] = defaultdict(dict)
+    by_source: dict[str, dict[tuple, QuantizedOperand]] = defaultdict(dict)
     for operand in case.found.operands:
         if operand.quantize is not None and operand.row.operand != "weight":
             if operand.scale is not None:
@@ -221,7 +221,7 @@ def _is_read(case: _Case, branch: str, skip: str) -> bool:
     """TensorRT-RTX reads a skip in 8 bits where a layer reads it through the same Q/DQ, and only in
     the kernel behind a weight with several scales (bench/rtx.py: ResNet-50 moves 115 MB with and
     127 without; with per_tensor weights 89 with and 75 without)."""
-    weight = case.by_node[case.graph.of_product.get(branch)].get("weight")
+    weight = case.by_node[case.graph.of_product[branch]].get("weight")
     several = weight is not None and weight.row.granularity != "per_tensor"
     return several and any(map(quantizes, case.graph.readers(skip)))
 
@@ -268,12 +268,15 @@ CODES: dict[str, Callable[[_Case], Iterator[Finding]]] = {
 """Code -> its check, in the order they are told: what is wrong first."""
 
 
-def _moved(tensors: object, twice: bool = False) -> int | None:
-    """Bytes of these tensors; `twice` where they are written and read again."""
-    listed: list[EngineTensor] = list(tensors)
-    if any(tensor.bytes is None for tensor in listed):
-        return None
-    return sum(tensor.bytes for tensor in listed) * (2 if twice else 1)
+def _moved(tensors: Iterable[EngineTensor], twice: bool = False) -> int | None:
+    """Bytes of these tensors; `twice` where they are written and read again. None where one's are
+    not told."""
+    total = 0
+    for tensor in tensors:
+        if tensor.bytes is None:
+            return None
+        total += tensor.bytes
+    return total * (2 if twice else 1)
 
 
 def _next_is_quantized(case: _Case, name: str) -> bool:
