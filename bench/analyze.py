@@ -29,11 +29,16 @@ import numpy as np
 import torch
 from measure import HERE, Figure, main, of_values, run
 
-from granplugin.analysis import run as stages
+from granplugin.analysis import measuring
+from granplugin.analysis import subject as of_analysis
 from granplugin.analysis.effects import Effects, alone_name, restored_name
 from granplugin.analysis.local import LocalErrors
-from granplugin.analysis.network import run as forward
-from granplugin.analysis.run import Analyzer
+from granplugin.analysis.questions import ask_all
+from granplugin.analysis.ranges import find_ranges, gather
+from granplugin.analysis.rounded import round_all
+from granplugin.analysis.rounded import run as forward
+from granplugin.calibration.statistics import Statistics
+from granplugin.planning.plan import make_plan
 from granplugin.recipe.load import load_recipe
 from granplugin.runs.session import Session
 from granplugin.store.run_folder import RunFolder, open_run
@@ -82,7 +87,7 @@ class Clock:
 def measure(rounds: int) -> Sequence[Figure]:
     figures: list[Figure] = []
     # Analyze itself measures 32 samples at least; here a quarter is a quarter.
-    stages.LEAST_SAMPLES = 1
+    measuring.LEAST_SAMPLES = 1
     for network, samples in SAMPLES.items():
         figures += local_errors(network, samples, rounds)
         figures += network_effects(network, rounds)
@@ -105,17 +110,54 @@ def open_session(
     return Session(load_recipe(HERE / f"{network}.yaml", settings), run_folder)
 
 
-def fresh(session: Session) -> Analyzer:
+class Stages:
+    """The stages of an analysis up to the local errors, one after the other, each timed alone."""
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.clock = session, of_analysis.Clock()
+        plan = make_plan(session.loaded, session.layers)
+        samples = session.calibration.samples
+        self.questions = ask_all(session.layers, plan, session.recipe.analyze, samples)
+        self.subject = of_analysis.open_subject(session, self.questions)
+        self.seen: Statistics | None = None
+
+    def statistics(self) -> None:
+        self.seen = gather(self.session, self.questions, self.subject, self.seen, self.clock)
+
+    def ranges(self) -> None:
+        self.found = find_ranges(self.questions, self.subject.model, self.seen, None)
+
+    def tried(self) -> None:
+        self.network = round_all(self.questions, self.subject.model, self.found.amax)
+
+    def local(self) -> None:
+        exact, seed = self.session.recipe.analyze.exact, self.session.recipe.data.seed
+        drawn = measuring.draw(self.subject.data.samples, exact, seed)
+        measuring.local_errors(self.subject, self.network, drawn, self.clock)
+
+    def effects(self, **wanted: Sequence) -> None:
+        measuring.measure_effects(self.subject, self.network, self.clock, **wanted)
+
+    def rounded(self) -> Stages:
+        """Itself, behind the stages that the passes need."""
+        self.statistics()
+        self.ranges()
+        self.tried()
+        return self
+
+
+def fresh(session: Session) -> Stages:
     """An analysis that finds nothing kept but the traced layers."""
     shutil.rmtree(session.run.path / "analysis", ignore_errors=True)
     for path in session.run.cache.glob("statistics-*"):
         path.unlink()
-    return Analyzer(session)
+    return Stages(session)
 
 
-def bare(analyzer: Analyzer) -> None:
-    for batch in analyzer._batches(np.arange(analyzer.session.analysis.samples)):
-        analyzer._forward(batch)
+def bare(stages: Stages) -> None:
+    subject = stages.subject
+    for batch in subject.batches(np.arange(subject.data.samples)):
+        subject.forward(batch)
 
 
 def local_errors(network: str, samples: int, rounds: int) -> list[Figure]:
@@ -129,23 +171,23 @@ def local_errors(network: str, samples: int, rounds: int) -> list[Figure]:
         bare(fresh(session))
         for _ in range(rounds):
             with four.lap("F"):
-                bare(analyzer := fresh(session))
-            stage_by_stage(four, analyzer)
+                bare(stages := fresh(session))
+            stage_by_stage(four, stages)
             complete = fresh(exact)
-            complete.__dict__["statistics"] = analyzer.statistics
-            complete.tried
+            complete.seen = stages.seen
+            complete.rounded()
             with four.lap("exact"):
-                complete.local
+                complete.local()
             loop(naive)
             with four.lap("F"):
-                bare(analyzer)
+                bare(stages)
             with grid.lap("F"):
-                bare(analyzer)
+                bare(stages)
             stage_by_stage(grid, fresh(default))
             with grid.lap("F"):
-                bare(analyzer)
-        settings = [settings_of(Analyzer(each)) for each in (session, default)]
-        layers = len(analyzer.asked)
+                bare(stages)
+        settings = [settings_of(Stages(each)) for each in (session, default)]
+        layers = len(stages.questions.layers)
     naive.wall["F"], naive.process["F"] = four.wall["F"], four.process["F"]
     c, many = settings
     figures = [
@@ -174,15 +216,15 @@ def local_errors(network: str, samples: int, rounds: int) -> list[Figure]:
     return figures + [grid.times_f(f"  of it {said}", name) for name, said in names.items()]
 
 
-def stage_by_stage(clock: Clock, analyzer: Analyzer) -> None:
+def stage_by_stage(clock: Clock, stages: Stages) -> None:
     for stage in ("statistics", "ranges", "tried", "local"):
         with clock.lap(stage):
-            getattr(analyzer, stage)
+            getattr(stages, stage)()
 
 
-def settings_of(analyzer: Analyzer) -> int:
+def settings_of(stages: Stages) -> int:
     """C, of the layers for which most is tried."""
-    return max(len(each.weights) + len(each.inputs) for each in analyzer.asked) - 1
+    return max(len(each.weights) + len(each.inputs) for each in stages.questions.layers) - 1
 
 
 def naive_loop(session: Session) -> Callable[[Clock], None]:
@@ -191,10 +233,10 @@ def naive_loop(session: Session) -> Callable[[Clock], None]:
     # Not at the top: the processes whose memory is measured do without modelopt, as analyze does.
     import modelopt.torch.quantization as mtq
 
-    analyzer = Analyzer(session)
+    stages = Stages(session)
     none = {"quant_cfg": [{"quantizer_name": "*", "enable": False}], "algorithm": None}
     model = mtq.quantize(copy.deepcopy(session.network.module()), none)
-    names = [each.layer.name for each in analyzer.asked]
+    names = [each.layer.name for each in stages.questions.layers]
     names = [names[0], names[len(names) // 2], names[-1]]
 
     def one(name: str) -> None:
@@ -205,7 +247,7 @@ def naive_loop(session: Session) -> Callable[[Clock], None]:
             lambda m, args, out: seen.append(out)
         )
         with mtq.set_quantizer_by_cfg_context(model, config):
-            for batch in analyzer._batches(np.arange(session.analysis.samples)):
+            for batch in stages.subject.batches(np.arange(session.analysis.samples)):
                 forward(model, session.network.tensors(batch))
                 seen.pop().square().sum()
         hook.remove()
@@ -222,20 +264,20 @@ def network_effects(network: str, rounds: int) -> list[Figure]:
     """Alone and all but one, of the top layers in each round; alone, of all of them in one."""
     clock, whole = Clock(), Clock()
     with session_of(network, SAMPLES[network], FOUR) as session:
-        analyzer = fresh(session)
-        start = list(analyzer.network.start().items())
+        stages = fresh(session).rounded()
+        start = list(stages.network.start().items())
         top = [start[at] for at in np.linspace(0, len(start) - 1, TOP).round().astype(int)]
-        bare(analyzer)
+        bare(stages)
 
         def timed(clock: Clock, **wanted: Sequence) -> None:
             shutil.rmtree(session.run.path / "analysis", ignore_errors=True)
             with clock.lap("F"):
-                bare(analyzer)
+                bare(stages)
             for what, each in wanted.items():
                 with clock.lap(what):
-                    analyzer.effects(**{what: each})
+                    stages.effects(**{what: each})
             with clock.lap("F"):
-                bare(analyzer)
+                bare(stages)
 
         for _ in range(rounds):
             timed(clock, alone=top, restored=[name for name, _ in top])
@@ -252,14 +294,14 @@ def on_device(network: str, samples: int, rounds: int, device: str) -> list[Figu
     """The passes alone, on data that are on the device."""
     clock = Clock()
     with session_of(network, samples, [*FOUR, f"device={device}", "data.batch_size=64"]) as session:
-        analyzer = fresh(session)
+        stages = fresh(session).rounded()
         batches = [session.network.tensors(batch) for batch in session.analysis]
         local = LocalErrors(
-            analyzer.model,
-            analyzer.tried,
-            frozenset(n for t in analyzer.tried for n in t.figures()),
+            stages.subject.model,
+            list(stages.network.tried.values()),
+            frozenset(key for t in stages.network.tried.values() for key in t.figures()),
         )
-        network_ = analyzer.network
+        network_ = stages.network
         top = dict(list(network_.start().items())[:TOP])
         alone = {alone_name(network_, *each): each for each in top.items()}
         restored = {restored_name(network_, name): name for name in top}
@@ -277,24 +319,26 @@ def on_device(network: str, samples: int, rounds: int, device: str) -> list[Figu
         def passes() -> None:
             with lap("F"):
                 for batch in batches:
-                    forward(analyzer.model, batch)
+                    forward(stages.subject.model, batch)
             with lap("exact"):
                 for batch in batches:
-                    local.run(lambda: forward(analyzer.model, batch), len(batch["pixel_values"]))
+                    local.run(
+                        lambda: forward(stages.subject.model, batch), len(batch["pixel_values"])
+                    )
             for what, names in (("alone", alone), ("restored", restored)):
                 with lap(what):
                     for batch in batches:
                         effects.run(batch, None, frozenset(names))
             with lap("F"):
                 for batch in batches:
-                    forward(analyzer.model, batch)
+                    forward(stages.subject.model, batch)
 
         passes()
         for seconds in (clock.wall, clock.process):
             seconds.clear()
         for _ in range(rounds):
             passes()
-        c, k = settings_of(analyzer), len(top)
+        c, k = settings_of(stages), len(top)
     speed = [samples / seconds for seconds in clock.wall["F"]]
     exact = [samples / seconds for seconds in clock.wall["exact"]]
     return [
@@ -326,10 +370,10 @@ def memory_child(network: str, samples: str) -> None:
         f"data.calibration.args.size={MEMORY_SIZE}",
     ]
     with session_of(network, int(samples), settings) as session:
-        analyzer = Analyzer(session)
-        analyzer.local
-        (*_, last) = analyzer.network.start().items()
-        analyzer.effects(alone=[last], restored=[last[0]])
+        stages = Stages(session).rounded()
+        stages.local()
+        (*_, last) = stages.network.start().items()
+        stages.effects(alone=[last], restored=[last[0]])
     # Not ru_maxrss: a child's begins at its parent's.
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     print(int(status["VmHWM"].split()[0]) / 1024)
@@ -373,12 +417,12 @@ def local_pass(network: str, folder: Path, *settings: str) -> tuple[float, float
 def local_child(network: str, folder: str, *settings: str) -> None:
     with open_run(Path(folder)) as run_folder:
         exact = [*FOUR, "analyze.exact=true", *settings]
-        analyzer = Analyzer(open_session(network, RESUME_SAMPLES, exact, run_folder))
-        bare(analyzer)
-        analyzer.tried
+        stages = Stages(open_session(network, RESUME_SAMPLES, exact, run_folder))
+        bare(stages)
+        stages.rounded()
         print("begun", flush=True)
         wall, process = time.perf_counter(), time.process_time()
-        analyzer.local
+        stages.local()
         print(time.perf_counter() - wall, time.process_time() - process)
 
 

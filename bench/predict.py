@@ -21,8 +21,11 @@ from measure import HERE, Figure, main, of_values
 from scipy.stats import spearmanr
 
 from granplugin.analysis.effects import alone_name, predicted
-from granplugin.analysis.network import Choice, Network
-from granplugin.analysis.run import Analyzer
+from granplugin.analysis.measuring import measure_effects
+from granplugin.analysis.questions import ask_all
+from granplugin.analysis.ranges import find_ranges, gather
+from granplugin.analysis.rounded import Choice, RoundedNetwork, round_all
+from granplugin.analysis.subject import Clock, open_subject
 from granplugin.analysis.settings import same
 from granplugin.pipelines.apply import apply_in
 from granplugin.planning.plan import make_plan
@@ -87,19 +90,28 @@ def random_recipes(
     }
     path.write_text(yaml.safe_dump({**recipe, "variants": variants}), encoding="utf-8")
     session = Session(load_recipe(path), run)
-    analyzer = Analyzer(session)
+    questions = ask_all(
+        session.layers,
+        make_plan(session.loaded, session.layers),
+        session.recipe.analyze,
+        session.calibration.samples,
+    )
+    subject, clock = open_subject(session, questions), Clock()
+    statistics = gather(session, questions, subject, None, clock)
+    ranges = find_ranges(questions, subject.model, statistics, None)
+    network = round_all(questions, subject.model, ranges.amax)
     choices = {
-        name: _choice(analyzer.network, make_plan(loaded, session.layers))
+        name: _choice(network, make_plan(loaded, session.layers))
         for name, loaded in load_variants(session.loaded).items()
         if name in variants
     }
     pairs = dict.fromkeys(pair for choice in choices.values() for pair in choice.items())
-    alone = analyzer.effects(alone=list(pairs))
+    alone = measure_effects(subject, network, clock, alone=list(pairs))
     report = apply_in(run, [session.loaded])
     drawn = [variant for variant in report.variants if variant.name in choices]
     measured = {v.name: v.engines[0].metrics["sqnr_db"].value for v in drawn}
     said = {
-        name: predicted([alone[alone_name(analyzer.network, *pair)].sqnr for pair in of.items()])
+        name: predicted([alone[alone_name(network, *pair)].sqnr for pair in of.items()])
         for name, of in choices.items()
     }
     return np.array(list(said.values())), np.array([measured[name] for name in said])
@@ -118,7 +130,7 @@ def _rules(
             yield {key: str(value) for key, value in rule.items()}
 
 
-def _choice(network: Network, plan: Plan) -> Choice:
+def _choice(network: RoundedNetwork, plan: Plan) -> Choice:
     """A plan in the settings that were asked about."""
     found = {}
     for name, tried in network.tried.items():

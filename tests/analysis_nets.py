@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from granplugin.report.schema.analysis import Analysis, LayerAnalysis
+
+if TYPE_CHECKING:
+    from granplugin.analysis.effects import Effect
+    from granplugin.analysis.rounded import RoundedNetwork
+    from granplugin.planning.rows import Plan, Row
+    from granplugin.runs.session import Session
 
 NETS = '''
 import torch
@@ -185,10 +193,37 @@ def session_of(recipe: Path, out: Path, settings: Sequence[str] = ()) -> Iterato
 
 def analyzed(recipe: Path, out: Path, settings: Sequence[str] = ()) -> Analysis:
     """The analysis of a recipe; no engine is built."""
-    from granplugin.analysis.result import analyze
+    from granplugin.pipelines.analyze import analyze_in
 
     with session_of(recipe, out, settings) as session:
-        return analyze(session, measure_costs=False)
+        return analyze_in(session, costs=False)
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """An analysis up to where everything is rounded."""
+
+    plan: Plan
+    ranges: Mapping[Row, np.ndarray | None]
+    network: RoundedNetwork
+    effects: Callable[..., dict[str, Effect]]
+
+
+def rounded(session: Session) -> Rounded:
+    from granplugin.analysis.measuring import measure_effects
+    from granplugin.analysis.questions import ask_all
+    from granplugin.analysis.ranges import find_ranges, gather
+    from granplugin.analysis.rounded import round_all
+    from granplugin.analysis.subject import Clock, open_subject
+    from granplugin.planning.plan import make_plan
+
+    plan, clock = make_plan(session.loaded, session.layers), Clock()
+    questions = ask_all(session.layers, plan, session.recipe.analyze, session.calibration.samples)
+    subject = open_subject(session, questions)
+    statistics = gather(session, questions, subject, None, clock)
+    ranges = find_ranges(questions, subject.model, statistics, None).amax
+    network = round_all(questions, subject.model, ranges)
+    return Rounded(plan, ranges, network, partial(measure_effects, subject, network, clock))
 
 
 def layer_of(analysis: Analysis, name: str) -> LayerAnalysis:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import yaml
-from analysis_nets import analyzed, images, layer_of, session_of, write
+from analysis_nets import analyzed, images, layer_of, rounded, session_of, write
 from conftest import RECIPES, ROOT, Done, lend, run_main
 
 from granplugin.report.schema.analysis import Analysis
@@ -71,7 +71,6 @@ RULES = {
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
 def test_effects_equal_running_the_network_as_modelopt_quantizes_it(project, rules):
     from granplugin.analysis.effects import alone_name, choice_name, restored_name
-    from granplugin.analysis.run import Analyzer
 
     project.arrays = {
         "images": images(96),
@@ -79,15 +78,15 @@ def test_effects_equal_running_the_network_as_modelopt_quantizes_it(project, rul
     }
     recipe = write(project, "Residual", rules=rules)
     with session_of(recipe, project.out) as session:
-        analyzer = Analyzer(session)
-        network, plan = analyzer.network, analyzer.plan
+        stages = rounded(session)
+        network, plan = stages.network, stages.plan
         start = network.start()
         alone = list(start.items())
-        found = analyzer.effects([start], alone, list(start))
+        found = stages.effects([start], alone, list(start))
 
         def of(keep) -> dict[str, float]:
             part = replace(plan, rows=tuple(row for row in plan.rows if keep(row)))
-            return figures(*naive(session, part, analyzer.ranges), project.arrays["labels"])
+            return figures(*naive(session, part, stages.ranges), project.arrays["labels"])
 
         expected = {choice_name(network, start): of(lambda row: True)}
         for name, pair in alone:
@@ -109,22 +108,21 @@ def test_effects_equal_running_the_network_as_modelopt_quantizes_it(project, rul
 
 def test_effects_on_tokens_are_means_over_all_positions(project):
     from granplugin.analysis.effects import alone_name
-    from granplugin.analysis.run import Analyzer
 
     project.arrays = {"images": images(64)}
     rules = [{"match": "mixes.*", "input": {"per_token": {"dynamic": True}}}]
     recipe = write(project, "Normed", {"tokens": True}, rules=rules)
     with session_of(recipe, project.out) as session:
-        analyzer = Analyzer(session)
-        start = analyzer.network.start()
+        stages = rounded(session)
+        start = stages.network.start()
         alone = [("embed", start["embed"]), ("mixes.1", start["mixes.1"])]
-        found = analyzer.effects(alone=alone)
+        found = stages.effects(alone=alone)
         for name, pair in alone:
-            rows = tuple(row for row in analyzer.plan.rows if row.layer == name)
-            part = replace(analyzer.plan, rows=rows)
-            fp32, quantized = (out.reshape(-1, 10) for out in naive(session, part, analyzer.ranges))
+            rows = tuple(row for row in stages.plan.rows if row.layer == name)
+            part = replace(stages.plan, rows=rows)
+            fp32, quantized = (out.reshape(-1, 10) for out in naive(session, part, stages.ranges))
             said = figures(fp32, quantized, np.zeros(len(fp32)))
-            effect = found[alone_name(analyzer.network, name, pair)]
+            effect = found[alone_name(stages.network, name, pair)]
             assert effect.sqnr.db == pytest.approx(said["db"], abs=0.2)
             assert effect.kl.value == pytest.approx(said["kl"], rel=0.05)
             assert effect.agreement.value == pytest.approx(said["agreement"], abs=0.5)
@@ -407,9 +405,9 @@ def test_a_wrong_key_or_value_is_an_error_at_its_line(small, said, words):
 
 
 def test_a_recipe_that_cannot_be_written_is_refused_before_the_work(small, monkeypatch):
-    from granplugin.analysis import result
+    from granplugin.pipelines import analyze
 
-    monkeypatch.delattr(result, "analyze")
+    monkeypatch.delattr(analyze, "analyze_in")
     recipe, base = small.folder / "recipe.yaml", small.folder / "base.yaml"
     recipe.rename(base)
     recipe.write_text("version: 1\nextends: base.yaml\n")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from granplugin.analysis import local
-from granplugin.analysis.figures import SUMS, sqnr, sums
+from granplugin.analysis.figures import SUMS, FigureKey, sqnr, sums
 from granplugin.analysis.local import LocalErrors, channels_of, key, try_settings
 from granplugin.analysis.settings import ask
 from granplugin.calibration.statistics import Statistics, find_amax, needs_of
@@ -254,11 +254,11 @@ def cases(each):
     own_w, own_x = each.weights[0], each.inputs[0]
     found = {}
     for w in each.weights:
-        found[f"{name}|weight|{key(w)}"] = (w, None)
-        found[f"{name}|both|{key(w)}|{key(own_x)}"] = (w, own_x)
+        found[FigureKey(name, "weight", (key(w),))] = (w, None)
+        found[FigureKey(name, "both", (key(w), key(own_x)))] = (w, own_x)
     for x in each.inputs:
-        found[f"{name}|input|{key(x)}"] = (None, x)
-        found[f"{name}|both|{key(own_w)}|{key(x)}"] = (own_w, x)
+        found[FigureKey(name, "input", (key(x),))] = (None, x)
+        found[FigureKey(name, "both", (key(own_w), key(x)))] = (own_w, x)
     return found
 
 
@@ -469,7 +469,7 @@ def test_modelopts_fake_quantization_of_the_folded_model_has_the_same_figure():
                 network(IMAGES)
             hook.remove()
         signal, error = (y.double().square().sum() for y in (outs[0], outs[1] - outs[0]))
-        figure = sqnr(found[f"{layer}|weight|{key(row)}"], 48)
+        figure = sqnr(found[FigureKey(layer, "weight", (key(row),))], 48)
         assert figure.db == pytest.approx(float(10 * torch.log10(signal / error)), abs=0.01)
 
 

@@ -197,7 +197,7 @@ def test_paths_and_tuples_are_values_too(project, monkeypatch):
 
 
 def test_a_recipe_in_no_file_cannot_be_extended(project, monkeypatch, tmp_path):
-    from granplugin.analysis.result import check_target
+    from granplugin.analysis.suggested_file import check_target
 
     text = forms(project)["text"]
     monkeypatch.chdir(project.folder)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from granplugin.analysis.effects import Effect
 from granplugin.analysis.losses import LayerLosses
-from granplugin.analysis.network import Choice, Pair
+from granplugin.analysis.rounded import Choice, Pair
 
 NEAR_DB = 1.0
 """Output SQNRs closer than this are as good as equal."""

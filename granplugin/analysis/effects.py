@@ -17,7 +17,7 @@ from scipy.special import log_softmax, stdtrit
 from torch import Tensor, nn
 
 from granplugin.analysis.figures import SUMS, Sqnr, sqnr, sums
-from granplugin.analysis.network import Choice, Network, Pair, run
+from granplugin.analysis.rounded import Choice, RoundedNetwork, Pair, run
 from granplugin.analysis.replay import Diverged, Script
 from granplugin.errors import ModelError
 from granplugin.measures.intervals import proportion_interval, tango_interval
@@ -86,7 +86,7 @@ class Effects:
 
     def __init__(
         self,
-        network: Network,
+        network: RoundedNetwork,
         choices: Mapping[str, Choice],
         alone: Mapping[str, tuple[str, Pair]],
         restored: Mapping[str, str],
@@ -254,16 +254,16 @@ def compare(
     return np.concatenate([sums(signal, error), [float(part[key]) for key in _PARTS]])
 
 
-def choice_name(network: Network, choice: Choice) -> str:
+def choice_name(network: RoundedNetwork, choice: Choice) -> str:
     """What a choice's figure is kept as."""
     return f"choice|{content_key(network.names(choice))}"
 
 
-def alone_name(network: Network, layer: str, pair: Pair) -> str:
+def alone_name(network: RoundedNetwork, layer: str, pair: Pair) -> str:
     return f"alone|{content_key(network.names({layer: pair}))}"
 
 
-def restored_name(network: Network, layer: str) -> str:
+def restored_name(network: RoundedNetwork, layer: str) -> str:
     return f"restored|{layer}|{content_key(network.names(network.start()))}"
 
 

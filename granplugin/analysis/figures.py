@@ -8,12 +8,32 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy.special import stdtrit
 
 SUMS = 6
+Rounded = Literal["weight", "input", "both", "site"]
+"""What is rounded: a layer's weight, its input or both, or the tensor of another site."""
 _DB = 10 / math.log(10)
+
+
+@dataclass(frozen=True, slots=True)
+class FigureKey:
+    """What a figure is of: a layer, or a site of something else, and the settings of what is
+    rounded there (analysis.local.key).
+
+    >>> str(FigureKey("conv", "weight", ("int8/per_tensor/max",)))
+    'conv|weight|int8/per_tensor/max'
+    """
+
+    of: str
+    rounded: Rounded
+    settings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "|".join((self.of, self.rounded, *self.settings))
 
 
 def sums(signal: np.ndarray, error: np.ndarray) -> np.ndarray:

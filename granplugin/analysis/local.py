@@ -14,7 +14,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from granplugin.analysis.figures import SUMS, sums
+from granplugin.analysis.figures import SUMS, FigureKey, sums
 from granplugin.analysis.rounding import Rounding, rounding
 from granplugin.analysis.settings import Asked
 from granplugin.errors import ModelError
@@ -34,7 +34,8 @@ _CHUNK_BYTES = 8 << 20
 """On a CPU, activations are worked on in runs of samples of this size: they stay in the cache, and
 the allocator reuses their memory instead of asking the system for it each time."""
 
-_SIGNAL = ""
+_SIGNAL = None
+"""Where the figures of a layer have its output's own energy."""
 
 START = 0
 """The first setting of each role: what the other role has in "both"."""
@@ -51,14 +52,8 @@ class Tried:
     weights: tuple[np.ndarray | None, ...]
     """Of each weight row, the rounded weight: folded or not, as the row says."""
     inputs: tuple[Rounding | None, ...]
-
-    @cached_property
-    def folded(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """The weight and bias with the batch norm behind the layer folded in."""
-        if self.bn is not None:
-            return folded(self.module, self.bn)
-        bias = self.module.bias
-        return _numpy(self.module.weight), None if bias is None else _numpy(bias)
+    folded: tuple[np.ndarray, np.ndarray | None]
+    """The weight and bias with the batch norm behind the layer folded in."""
 
     @property
     def name(self) -> str:
@@ -72,41 +67,52 @@ class Tried:
         if row.bn != "keep":
             return rounded - self.folded[0]
         moved = rounded.astype(np.float64) - _numpy(self.module.weight)
-        return (moved * self._factor).astype(np.float32)
+        return (moved * _factor(self.module, self.bn)).astype(np.float32)
 
-    @cached_property
-    def _factor(self) -> np.ndarray:
-        """The batch norm's factor of each output channel, broadcast over the weight."""
-        bn = self.bn
-        factor = 1 / np.sqrt(_numpy(bn.running_var).astype(np.float64) + bn.eps)
-        if bn.weight is not None:
-            factor = factor * _numpy(bn.weight)
-        weight, axis = self.module.weight, weight_axis(self.module)
-        if axis == 1:
-            # [in, out / groups, ...], one run of rows per group.
-            groups = self.module.groups
-            rows = factor.reshape(groups, 1, -1).repeat(weight.shape[0] // groups, 1)
-            factor = rows.reshape(weight.shape[0], -1)
-        return factor.reshape(*factor.shape, *(1,) * (weight.ndim - factor.ndim))
+    def figure(self, weight: int | None = None, given: int | None = None) -> FigureKey | None:
+        """The figure of these settings of the weight, the input or both; None where one of them
+        has no range."""
+        settings = []
+        for index, rows, rounded in (
+            (weight, self.asked.weights, self.weights),
+            (given, self.asked.inputs, self.inputs),
+        ):
+            if index is not None:
+                if index >= len(rounded) or rounded[index] is None:
+                    return None
+                settings.append(key(rows[index]))
+        what = "both" if len(settings) == 2 else "input" if weight is None else "weight"
+        return FigureKey(self.name, what, tuple(settings))
 
-    def figures(self) -> dict[str, tuple[str, int, int]]:
-        """Name -> (what is rounded, weight setting, input setting)."""
-        found = {}
-        for i, row in enumerate(self.asked.weights):
-            if self.weights[i] is not None:
-                found[f"{self.name}|weight|{key(row)}"] = ("weight", i, START)
-                found |= self._both(i, START)
-        for j, row in enumerate(self.asked.inputs):
-            if self.inputs[j] is not None:
-                found[f"{self.name}|input|{key(row)}"] = ("input", START, j)
-                found |= self._both(START, j)
-        return found
+    def figures(self) -> dict[FigureKey, tuple[int | None, int | None]]:
+        """Figure -> the settings of the weight and the input that it is of: each alone, and beside
+        the other's first."""
+        pairs = [
+            *((i, j) for i in range(len(self.weights)) for j in (None, START)),
+            *((i, j) for j in range(len(self.inputs)) for i in (None, START)),
+        ]
+        found = {self.figure(*pair): pair for pair in pairs}
+        return {figure: pair for figure, pair in found.items() if figure is not None}
 
-    def _both(self, i: int, j: int) -> dict[str, tuple[str, int, int]]:
-        if not self.weights or not self.inputs or self.weights[i] is None or self.inputs[j] is None:
-            return {}
-        name = f"{self.name}|both|{key(self.asked.weights[i])}|{key(self.asked.inputs[j])}"
-        return {name: ("both", i, j)}
+
+def _factor(module: nn.Module, bn: nn.Module) -> np.ndarray:
+    """The batch norm's factor of each output channel, broadcast over the weight."""
+    factor = 1 / np.sqrt(_numpy(bn.running_var).astype(np.float64) + bn.eps)
+    if bn.weight is not None:
+        factor = factor * _numpy(bn.weight)
+    weight, axis = module.weight, weight_axis(module)
+    if axis == 1:
+        # [in, out / groups, ...], one run of rows per group.
+        groups = module.groups
+        rows = factor.reshape(groups, 1, -1).repeat(weight.shape[0] // groups, 1)
+        factor = rows.reshape(weight.shape[0], -1)
+    return factor.reshape(*factor.shape, *(1,) * (weight.ndim - factor.ndim))
+
+
+def _folded(module: nn.Module, bn: nn.Module | None) -> tuple[np.ndarray, np.ndarray | None]:
+    if bn is not None:
+        return folded(module, bn)
+    return _numpy(module.weight), None if module.bias is None else _numpy(module.bias)
 
 
 def key(row: Row) -> str:
@@ -127,11 +133,10 @@ def try_settings(
     for each in asked:
         module = model.get_submodule(each.layer.name)
         bn = model.get_submodule(each.layer.bn) if each.layer.bn else None
-        tried = Tried(each, module, bn, (), ())
-        weights = []
+        behind, weights = _folded(module, bn), []
         for row in each.weights:
             amax = ranges[row]
-            whole = tried.folded[0] if row.bn == "fold" else _numpy(module.weight)
+            whole = behind[0] if row.bn == "fold" else _numpy(module.weight)
             fmt = FORMATS[row.format]
             weights.append(
                 None if amax is None else fake_quantize(whole, scale_of(amax, fmt), row.block, fmt)
@@ -141,14 +146,16 @@ def try_settings(
             rounding(row, ranges.get(row), device)
             for row in each.inputs
         ]  # fmt: skip
-        found.append(Tried(each, module, bn, tuple(weights), tuple(inputs)))
+        found.append(Tried(each, module, bn, tuple(weights), tuple(inputs), behind))
     return tuple(found)
 
 
 class LocalErrors:
     """Measures the local errors of layers batch by batch."""
 
-    def __init__(self, model: nn.Module, tried: Sequence[Tried], wanted: frozenset[str]) -> None:
+    def __init__(
+        self, model: nn.Module, tried: Sequence[Tried], wanted: frozenset[FigureKey]
+    ) -> None:
         self.model = model
         self.layers = [
             _Layer(each, asked)
@@ -156,7 +163,7 @@ class LocalErrors:
             if (asked := {n: f for n, f in each.figures().items() if n in wanted})
         ]
 
-    def run(self, forward: Callable[[], Any], samples: int) -> dict[str, np.ndarray]:
+    def run(self, forward: Callable[[], Any], samples: int) -> dict[FigureKey, np.ndarray]:
         """The figures of one batch of `samples` samples, run by `forward()`.
 
         A figure is SUMS sums, then the signal and the error of each output channel. Raises
@@ -166,7 +173,7 @@ class LocalErrors:
             layer.begin(samples)
         with self._watched(samples):
             forward()
-        found: dict[str, np.ndarray] = {}
+        found: dict[FigureKey, np.ndarray] = {}
         for layer in self.layers:
             found |= layer.flush()
         return found
@@ -187,9 +194,9 @@ class LocalErrors:
 @dataclass
 class _Layer:
     tried: Tried
-    figures: Mapping[str, tuple[str, int, int]]
-    squares: dict[str, np.ndarray] = field(default_factory=dict)
-    """Of the batch at hand: name -> (samples, channels), float64."""
+    figures: Mapping[FigureKey, tuple[int | None, int | None]]
+    squares: dict[FigureKey | None, np.ndarray] = field(default_factory=dict)
+    """Of the batch at hand: (samples, channels), float64."""
 
     def __post_init__(self) -> None:
         tried = self.tried
@@ -199,11 +206,11 @@ class _Layer:
         # Called without the module's hooks: theirs may change, or keep, what they see.
         self.linear = copy.copy(tried.module)
         self.linear.__dict__.pop("weight", None)  # where a hook of weight_norm put it
-        used = {i for kind, i, _ in self.figures.values() if kind != "input"}
+        used = {i for i, _ in self.figures.values() if i is not None}
         self.changes = {i: torch.from_numpy(tried.change(i)).to(where) for i in used}
-        self.by_input: dict[int, list[str]] = {}
-        for name, (kind, _, j) in self.figures.items():
-            if kind != "weight":
+        self.by_input: dict[int, list[FigureKey]] = {}
+        for name, (_, j) in self.figures.items():
+            if j is not None:
                 self.by_input.setdefault(j, []).append(name)
         self.axis = 1 if weight.ndim > 2 else -1
 
@@ -222,7 +229,7 @@ class _Layer:
         apply = partial(self._apply, args, kwargs)
         rows = max(x.nbytes, output.nbytes) // max(len(x), 1)
         parts = max(_CHUNK_BYTES // max(rows, 1), 1) if x.device.type == "cpu" else max(len(x), 1)
-        call: dict[str, list[Tensor]] = {}
+        call: dict[FigureKey | None, list[Tensor]] = {}
         for part, out in zip(x.detach().split(parts), output.split(parts), strict=True):
             part = part.float()
             if part.ndim == self.weight.ndim == 4:
@@ -240,21 +247,21 @@ class _Layer:
         x: Tensor,
         output: Tensor,
         apply: Callable[[Tensor, Tensor], Tensor],
-        call: dict[str, list[Tensor]],
+        call: dict[FigureKey | None, list[Tensor]],
     ) -> None:
-        def add(name: str, y: Tensor) -> None:
+        def add(name: FigureKey | None, y: Tensor) -> None:
             call.setdefault(name, []).append(_squares(y, self.axis))
 
         add(_SIGNAL, self._behind_bn(output))
-        for name, (kind, i, _) in self.figures.items():
-            if kind == "weight":
+        for name, (i, j) in self.figures.items():
+            if j is None:
                 add(name, apply(x, self.changes[i]))
         for j, names in self.by_input.items():
             rounded = self.tried.inputs[j](x)
             moved = apply(rounded - x, self.weight)
             for name in names:
-                kind, i, _ = self.figures[name]
-                if kind == "input":
+                i, _ = self.figures[name]
+                if i is None:
                     add(name, moved)
                 else:
                     add(name, apply(rounded, self.changes[i]).add_(moved))
@@ -270,7 +277,7 @@ class _Layer:
             return output
         return F.batch_norm(output, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
 
-    def flush(self) -> dict[str, np.ndarray]:
+    def flush(self) -> dict[FigureKey, np.ndarray]:
         """The figures of the batch, from what all calls of the layer added."""
         signal = self.squares.pop(_SIGNAL)
         if not np.isfinite(signal).all():

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from granplugin.analysis.figures import Sqnr, sqnr
-from granplugin.analysis.local import START, Tried, channels_of, key
+from granplugin.analysis.figures import FigureKey, Sqnr, sqnr
+from granplugin.analysis.local import START, Tried, channels_of
+from granplugin.analysis.tensors import TriedSite
 from granplugin.planning.rows import Row
 from granplugin.quant.formats import FORMATS
+
+LocalFigures = Mapping[FigureKey, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,34 +79,92 @@ def channels_lost(figure: np.ndarray) -> float:
     return float(share.mean()) if alive.any() else 0.0
 
 
-def layer_losses(tried: Tried, figures: Mapping[str, np.ndarray], population: int) -> LayerLosses:
+def layer_losses(tried: Tried, figures: LocalFigures, population: int) -> LayerLosses:
     """What a layer's figures say of its settings."""
 
-    def lost(name: str) -> float:
-        return channels_lost(figures[name])
+    def measured(alone: FigureKey | None, both: FigureKey | None, row: Row) -> Loss | None:
+        if alone not in figures:
+            return None
+        together = sqnr(figures[both], population) if both in figures else None
+        return Loss(row, sqnr(figures[alone], population), together, channels_lost(figures[alone]))
 
-    def of(role: str, rows: tuple[Row, ...], ranges: tuple) -> dict[int, Loss]:
-        found = {}
-        for i, row in enumerate(rows):
-            name = f"{tried.name}|{role}|{key(row)}"
-            if ranges[i] is None or name not in figures:
-                continue
-            pair = (i, START) if role == "weight" else (START, i)
-            together = next((n for n, f in names.items() if f == ("both", *pair)), None)
-            both = sqnr(figures[together], population) if together in figures else None
-            found[i] = Loss(row, sqnr(figures[name], population), both, lost(name))
-        return found
-
-    names = tried.figures()
-    together = next((n for n, f in names.items() if f == ("both", START, START)), None)
-    either = [n for n, (_, i, j) in names.items() if (i, j) == (START, START)]
-    own = together if together in figures else next((n for n in either if n in figures), None)
+    weights = {
+        i: measured(tried.figure(weight=i), tried.figure(i, START), row)
+        for i, row in enumerate(tried.asked.weights)
+    }
+    inputs = {
+        j: measured(tried.figure(given=j), tried.figure(START, j), row)
+        for j, row in enumerate(tried.asked.inputs)
+    }
+    either = tried.figure(START, START), tried.figure(weight=START), tried.figure(given=START)
+    own = next((figure for figure in either if figure in figures), None)
     return LayerLosses(
         tried,
-        of("weight", tried.asked.weights, tried.weights),
-        of("input", tried.asked.inputs, tried.inputs),
-        0.0 if own is None else lost(own),
+        {i: loss for i, loss in weights.items() if loss is not None},
+        {j: loss for j, loss in inputs.items() if loss is not None},
+        0.0 if own is None else channels_lost(figures[own]),
     )
+
+
+@dataclass(frozen=True)
+class SiteLosses:
+    """The losses of the settings of a site that is no factor of a layer's product: of its tensor.
+    A setting without a range has None."""
+
+    tried: TriedSite
+    losses: tuple[Loss | None, ...]
+
+    def sqnr(self, index: int) -> Sqnr | None:
+        loss = self.losses[index]
+        return None if loss is None else loss.alone
+
+    def db(self, index: int) -> float:
+        loss = self.losses[index]
+        return math.inf if loss is None else loss.db
+
+    def lost(self, index: int) -> float | None:
+        loss = self.losses[index]
+        return None if loss is None else loss.channels_lost
+
+
+def site_losses(tried: TriedSite, figures: LocalFigures, population: int) -> SiteLosses:
+    """What a site's figures say of its settings."""
+    found: list[Loss | None] = []
+    for index, row in enumerate(tried.rows):
+        figure = tried.figure(index)
+        if figure is None:
+            found.append(None)
+        else:
+            alone = sqnr(figures[figure], population)
+            found.append(Loss(row, alone, None, channels_lost(figures[figure])))
+    return SiteLosses(tried, tuple(found))
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Of all layers, the most harmful first: what each loses there, or a site of something else
+    that goes with it; and of all such sites, worst first."""
+
+    layers: tuple[LayerLosses, ...]
+    sites: tuple[SiteLosses, ...]
+
+
+def all_losses(
+    layers: Iterable[Tried], sites: Iterable[TriedSite], figures: LocalFigures, population: int
+) -> Losses:
+    """What local errors say; `population` counts the samples that they are drawn of."""
+    of_sites = sorted(
+        (site_losses(each, figures, population) for each in sites),
+        key=lambda each: (each.db(0), each.tried.own.site),
+    )
+    every = [layer_losses(each, figures, population) for each in layers]
+    harm = {each.name: each.both for each in every}
+    for each in of_sites:
+        layer = each.tried.own.layer
+        if layer in harm:
+            harm[layer] = max(harm[layer], each.lost(0) or 0.0)
+    ranked = sorted(every, key=lambda each: -harm[each.name])
+    return Losses(tuple(ranked), tuple(of_sites))
 
 
 def weight_sqnr(tried: Tried, index: int) -> Sqnr | None:

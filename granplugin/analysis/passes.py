@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from granplugin.store.whole_file import write_whole
 log = logging.getLogger(__name__)
 
 Figures = dict[str, np.ndarray]
+Key = TypeVar("Key", bound=Hashable)
 _APART = 2.0
 """Seconds between two times that a pass saves what it has: what a kill may cost."""
 _SHARE = 0.05
@@ -57,21 +59,22 @@ class Kept:
 
 def accumulate(
     kept: Kept,
-    wanted: Iterable[str],
+    wanted: Iterable[Key],
     batches: Iterable[Batch],
-    step: Callable[[Batch, frozenset[str]], Mapping[str, np.ndarray]],
-) -> Figures:
-    """The named figures over all batches: those that are kept, and the rest by one pass of
-    `step(batch, names)`, whose figures add up.
+    step: Callable[[Batch, frozenset[Key]], Mapping[Key, np.ndarray]],
+) -> dict[Key, np.ndarray]:
+    """The wanted figures over all batches: those that are kept, by their names (str), and the rest
+    by one pass of `step(batch, keys)`, whose figures add up.
 
     A pass that was interrupted goes on behind its last whole batch, also where batches have
     another size now. Raises DataError where there are no samples, or no memory for half a batch.
     """
     wanted = list(dict.fromkeys(wanted))
-    missing = frozenset(name for name in wanted if name not in kept.figures)
+    missing = frozenset(key for key in wanted if str(key) not in kept.figures)
+    names = frozenset(map(str, missing))
     if missing:
         # One value, so that an interruption never finds the sums of other samples than it says.
-        reached = kept.partial(missing)
+        reached = kept.partial(names)
         if reached[1]:
             log.info("resuming behind %d samples", reached[1])
         pace = Pace()
@@ -85,22 +88,23 @@ def accumulate(
                     continue
                 batch = {name: array[max(done - begin, 0) :] for name, array in batch.items()}
                 for part in memory.run(lambda part: step(part, missing), batch):
+                    found = {str(key): figure for key, figure in part.items()}
                     totals = totals | {
-                        n: totals[n] + f if n in totals else f for n, f in part.items()
+                        n: totals[n] + f if n in totals else f for n, f in found.items()
                     }
                 reached = totals, end
-                pace.save(lambda: kept.keep_partial(missing, *reached))
+                pace.save(lambda: kept.keep_partial(names, *reached))
         except BaseException:
             try:
                 if reached[1]:
-                    kept.keep_partial(missing, *reached)
+                    kept.keep_partial(names, *reached)
             except RunError as err:
                 log.warning("%s", err)
             raise
         if not reached[1]:
             raise DataError("there are no samples to analyze")
         kept.add(reached[0])
-    return {name: kept.figures[name] for name in wanted}
+    return {key: kept.figures[str(key)] for key in wanted}
 
 
 class Pace:

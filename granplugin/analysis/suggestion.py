@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from granplugin.analysis.local import Tried
-from granplugin.analysis.network import FLOATING, Network, Pair
+from granplugin.analysis.rounded import FLOATING, Pair, RoundedNetwork
 from granplugin.planning.rows import Row
 from granplugin.quant import calibrators, granularity
 from granplugin.quant.layers import Layer
@@ -35,7 +35,7 @@ class Suggested:
 def suggest(
     overrides: Mapping[str, Pair],
     start: Mapping[str, Pair],
-    network: Network,
+    network: RoundedNetwork,
     lowered: Mapping[str, bool],
     reasons: Mapping[str, str],
     layers: Sequence[Layer],

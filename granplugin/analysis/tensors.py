@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from granplugin.analysis.figures import FigureKey
 from granplugin.analysis.local import figure, key, per_sample
 from granplugin.analysis.rounding import Rounding
 from granplugin.errors import ModelError
@@ -34,13 +35,16 @@ class TriedSite:
     def own(self) -> Row:
         return self.rows[0]
 
-    def figures(self) -> dict[str, Rounding]:
-        """Name -> what is measured."""
-        return {
-            f"{self.own.site}|site|{key(row)}": rounding
-            for row, rounding in zip(self.rows, self.roundings, strict=True)
-            if rounding is not None
-        }
+    def figure(self, index: int) -> FigureKey | None:
+        """That of a setting; None where it has no range."""
+        if self.roundings[index] is None:
+            return None
+        return FigureKey(self.own.site, "site", (key(self.rows[index]),))
+
+    def figures(self) -> dict[FigureKey, Rounding]:
+        """What is measured."""
+        found = {self.figure(n): rounding for n, rounding in enumerate(self.roundings)}
+        return {figure: rounding for figure, rounding in found.items() if figure is not None}
 
 
 def module_of(model: nn.Module, row: Row) -> nn.Module:
@@ -53,7 +57,7 @@ def module_of(model: nn.Module, row: Row) -> nn.Module:
 class TensorErrors:
     """Measures them batch by batch, while the model runs for something else."""
 
-    def __init__(self, tried: Sequence[TriedSite], wanted: frozenset[str]) -> None:
+    def __init__(self, tried: Sequence[TriedSite], wanted: frozenset[FigureKey]) -> None:
         self.sites = [
             _Site(each, asked)
             for each in tried
@@ -72,9 +76,9 @@ class TensorErrors:
             for hook in hooks:
                 hook.remove()
 
-    def flush(self) -> dict[str, np.ndarray]:
+    def flush(self) -> dict[FigureKey, np.ndarray]:
         """The figures of the batch that was watched, in the form of local errors' figures."""
-        found: dict[str, np.ndarray] = {}
+        found: dict[FigureKey, np.ndarray] = {}
         for each in self.sites:
             for name, (signal, error) in each.sums.items():
                 if not np.isfinite(signal).all():
@@ -86,8 +90,8 @@ class TensorErrors:
 @dataclass
 class _Site:
     tried: TriedSite
-    figures: Mapping[str, Rounding]
-    sums: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    figures: Mapping[FigureKey, Rounding]
+    sums: dict[FigureKey, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def see(self, samples: int, x: Tensor) -> None:
         x = x.detach().float()

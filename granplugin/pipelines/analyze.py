@@ -1,11 +1,29 @@
-"""analyze: which layer loses what, at which granularity, why, and the overrides it takes."""
+"""analyze: which layer loses what, at which granularity, why, and the overrides it takes.
+
+recipe -> what is asked -> ranges -> everything rounded -> local errors -> promises -> effects on
+the network's output -> why -> advice -> costs -> analysis.json. Passes keep what they measure in
+the run folder, by content, and go on where they were killed.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from granplugin.analysis import result
+from granplugin.analysis.answer import answer
+from granplugin.analysis.evidence import Evidence
+from granplugin.analysis.facts import facts_of, why_of
+from granplugin.analysis.losses import all_losses
+from granplugin.analysis.measuring import draw, local_errors
+from granplugin.analysis.outputs import measure_outputs, rank
+from granplugin.analysis.promised import find_costs, find_promises
+from granplugin.analysis.questions import ask_all
+from granplugin.analysis.ranges import find_ranges, gather, read_statistics
+from granplugin.analysis.rounded import round_all
+from granplugin.analysis.subject import Clock, open_subject
+from granplugin.analysis.suggested_file import check_target, write_recipe
+from granplugin.analysis.verdict import find_advice, say
+from granplugin.planning.plan import make_plan
 from granplugin.recipe.loaded import Loaded
 from granplugin.report.result import Result
 from granplugin.report.schema.analysis import Analysis
@@ -31,8 +49,8 @@ class Analyzed(Result):
         """Write the suggested recipe, which extends the analyzed one. Raises UserError where no
         file can be written there, and where the analyzed recipe is in no file."""
         loaded = self.session.loaded
-        result.check_target(target, loaded)
-        result.write_recipe(self.analysis, self.session, target, loaded.settings)
+        check_target(target, loaded)
+        write_recipe(self.analysis, self.session, target, loaded.settings)
 
 
 def analyze(
@@ -52,9 +70,40 @@ def analyze(
     # log.txt is the last apply's.
     with open_run(out or default_folder(loaded.recipe.name), "analyze_log.txt") as run:
         if target:
-            result.check_target(target, loaded)
+            check_target(target, loaded)
         session = Session(loaded, run)
-        found = result.analyze(session, costs, statistics)
+        found = analyze_in(session, costs, statistics)
         run.publish("analysis.md", as_markdown(found))
         run.publish("analysis.json", found.model_dump_json(indent=1))
         return Analyzed(found, run.path, session)
+
+
+def analyze_in(session: Session, costs: bool = True, statistics: Path | None = None) -> Analysis:
+    """The stages of an analysis, in order."""
+    wanted, clock = session.recipe.analyze, Clock()
+    given = read_statistics(session, statistics) if statistics else None
+    plan = make_plan(session.loaded, session.layers)
+    questions = ask_all(session.layers, plan, wanted, session.calibration.samples)
+    subject = open_subject(session, questions)
+    seen = gather(session, questions, subject, given, clock)
+    with clock.timed("calibrators"):
+        ranges = find_ranges(questions, subject.model, seen, session.recipe.statistics.import_)
+    network = round_all(questions, subject.model, ranges.amax)
+    drawn = draw(subject.data.samples, wanted.exact, session.recipe.data.seed)
+    errors = local_errors(subject, network, drawn, clock)
+    losses = all_losses(
+        network.tried.values(), network.sites.values(), errors, subject.data.samples
+    )
+    promised = find_promises(session, questions, network)
+    outputs = measure_outputs(subject, network, losses, promised, wanted, clock)
+    layers = rank(losses.layers, outputs)
+    evidence = Evidence(questions, seen, ranges, promised, outputs, layers, losses.sites)
+    facts = {each.name: facts_of(each, evidence) for each in layers}
+    why = {each.name: why_of(each, facts[each.name], evidence) for each in layers}
+    advice = find_advice(subject, evidence, wanted.tolerance, clock)
+    told = say(advice, evidence, facts, subject, session.layers)
+    with clock.timed("costs"):
+        priced = find_costs(session, questions, network, seen, measured=costs)
+    return answer(
+        session, evidence, facts, why, priced, told, len(drawn), subject.metric, clock.seconds
+    )

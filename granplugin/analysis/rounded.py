@@ -6,17 +6,20 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from granplugin.analysis.local import Tried, key
+from granplugin.analysis.local import Tried, key, try_settings
 from granplugin.analysis.replay import Change, Diverged
-from granplugin.analysis.rounding import Rounding
-from granplugin.analysis.tensors import TriedSite
+from granplugin.analysis.questions import Questions
+from granplugin.analysis.rounding import Rounding, rounding
+from granplugin.analysis.tensors import TriedSite, module_of
 from granplugin.errors import ModelError, UserError
 from granplugin.network.skip_inputs import SKIP_QUANTIZER, SkipInputs
 from granplugin.network.torch_calls import tensors_in
 from granplugin.network.forward import evaluating
+from granplugin.planning.rows import Row
 from granplugin.recipe.settings import FLOAT
 
 Pair = tuple[int | None, int | None]
@@ -55,7 +58,7 @@ def run(model: nn.Module, tensors: Mapping[str, Tensor]) -> Any:
         raise ModelError(f"the model's forward raised {type(err).__name__}: {err}") from err
 
 
-class Network:
+class RoundedNetwork:
     """Changes of modules, by settings. `sites` are what else the recipe quantizes: each goes with
     the layer it is of."""
 
@@ -131,6 +134,25 @@ class Network:
                 )
             )
         return found
+
+
+def round_all(
+    questions: Questions, model: nn.Module, ranges: Mapping[Row, np.ndarray | None]
+) -> RoundedNetwork:
+    """Everything that is asked about, rounded by these ranges."""
+    device = next(model.parameters()).device
+    sites = []
+    for rows in questions.sites.values():
+        roundings = tuple(
+            rounding(row, ranges.get(row), device)
+            if row.dynamic or ranges[row] is not None
+            else None
+            for row in rows
+        )
+        axis = rows[0].at.channel_axis
+        axis = len(rows[0].shape) - 1 if axis is None else axis
+        sites.append(TriedSite(rows, roundings, module_of(model, rows[0]), axis))
+    return RoundedNetwork(model, try_settings(questions.layers, model, ranges, device), sites)
 
 
 def _change(

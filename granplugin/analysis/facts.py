@@ -1,0 +1,110 @@
+"""What describes a layer's weight and input, and why it loses what it loses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from granplugin.analysis import losses as shares
+from granplugin.analysis import why
+from granplugin.analysis.evidence import Evidence
+from granplugin.analysis.local import START
+from granplugin.analysis.losses import LayerLosses, SiteLosses
+from granplugin.analysis.ranges import input_needs
+from granplugin.analysis.rounded import Pair
+from granplugin.analysis.settings import label
+from granplugin.network.modules import module_facts
+from granplugin.network.weight_facts import WeightFacts
+
+LOUD_DB = 20.0
+"""A layer that alone leaves less of the network's output is not called harmless."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of one layer; `input_shares` are the percent of values clipped and rounded to 0 by each
+    setting of its input, where that is known."""
+
+    weight: WeightFacts
+    given: why.InputFacts | None
+    input_shares: tuple[tuple[float, float] | None, ...]
+
+
+def facts_of(each: LayerLosses, evidence: Evidence) -> Facts:
+    """What is known of a layer besides its losses."""
+    ranges, statistics = evidence.ranges, evidence.statistics
+    tried = each.tried
+    weight = module_facts(tried.module, tried.bn, tried.asked.layer)
+    needs = input_needs(tried.asked)
+    if needs is None:
+        return Facts(weight, None, ())
+    _, values = statistics.of(needs.values)
+    found = []
+    for row in tried.asked.inputs:
+        amax = None if row.dynamic else ranges.amax.get(row)
+        found.append(None if amax is None else shares.input_shares(row, amax, values.reshape(-1)))
+    channels, _ = statistics.of(needs.channels)
+    largest, counts = statistics.of(needs.peaks)
+    own = found[START]
+    given = why.InputFacts(
+        channels.reshape(-1),
+        own[0] if own and START in each.inputs else None,
+        *why.sample_facts(counts.reshape(-1), float(largest.max())),
+    )
+    return Facts(weight, given, tuple(found))
+
+
+def why_of(each: LayerLosses, facts: Facts, evidence: Evidence) -> str:
+    """Why a layer loses what it loses."""
+    outputs = evidence.outputs
+    lost = {
+        site.tried.own.operand: site.lost(0) or 0.0
+        for site in evidence.sites
+        if site.tried.own.layer == each.name
+    }
+    role = max(lost, key=lost.get, default=None)
+    where = why.loss_in(each)
+    if role is not None and lost[role] >= why.MATTERS and where == "neither":
+        return (
+            f"its {role} loses, not its weight or input: rounding takes "
+            f"{100 * lost[role]:.2g} % of that tensor's channels' signal"
+        )
+    if where == "neither" and each.name in outputs.top:
+        db = outputs.alone(each.name).sqnr.db
+        if db < LOUD_DB:
+            return (
+                f"rounding takes only {100 * each.both:.2g} % of its channels' signal, but the "
+                f"layers behind make much of it: {db:.0f} dB are left at the network's output"
+            )
+    told = why.why(each, facts.weight, facts.given)
+    own = {row.operand: row for row in each.tried.asked.start}
+    if where in own and own[where].site in evidence.ranges.fixed:
+        told += f"; the recipe itself says that {where}'s range, so nothing else is suggested"
+    return told
+
+
+def reasons(
+    overrides: Mapping[str, Pair], facts: Mapping[str, Facts], evidence: Evidence
+) -> dict[str, str]:
+    """Why each override is made."""
+    of_layers = {each.name: each for each in evidence.layers}
+    of_sites = {each.tried.own.site: each for each in evidence.sites}
+    found = {}
+    for name, pair in overrides.items():
+        if name in of_sites:
+            found[name] = _of_site(of_sites[name], pair[1])
+        else:
+            own = evidence.outputs.start[name]
+            changed = tuple(n if n != o else None for n, o in zip(pair, own, strict=True))
+            of = facts[name]
+            found[name] = why.reason(of_layers[name], of.weight, of.given, changed)
+    return found
+
+
+def _of_site(site: SiteLosses, index: int | None) -> str:
+    then = "float" if index is None else label(site.tried.rows[index])
+    leaves = " keeps it" if index is None else f" leaves {site.db(index):.0f} dB"
+    return (
+        f"{label(site.tried.own)} leaves {site.db(0):.0f} dB of this tensor and "
+        f"{100 * (1 - (site.lost(0) or 0.0)):.2g} % of its channels' signal; {then}{leaves}"
+    )

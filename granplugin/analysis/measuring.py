@@ -1,0 +1,93 @@
+"""The passes over the analysis data: local errors of every setting, effects on the output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from granplugin.analysis.effects import (
+    Effect,
+    Effects,
+    alone_name,
+    choice_name,
+    effect,
+    restored_name,
+)
+from granplugin.analysis.figures import FigureKey
+from granplugin.analysis.local import LocalErrors
+from granplugin.analysis.passes import accumulate
+from granplugin.analysis.rounded import Choice, Pair, RoundedNetwork
+from granplugin.analysis.subject import LABELS, Clock, Subject, length_of
+from granplugin.analysis.tensors import TensorErrors
+from granplugin.data.batches import Batch
+from granplugin.progress import track
+from granplugin.store.keys import content_key
+
+LOCAL_SHARE = 4
+"""Local errors are measured on one sample in so many, drawn at random, unless all are asked for."""
+LEAST_SAMPLES = 32
+"""Fewer are all measured."""
+
+
+def draw(samples: int, exact: bool, seed: int) -> np.ndarray:
+    """The samples that local errors are measured on, by number, in order: all where `exact`."""
+    part = samples if exact else max(samples // LOCAL_SHARE, LEAST_SAMPLES)
+    if part >= samples:
+        return np.arange(samples)
+    return np.sort(np.random.default_rng(seed).choice(samples, part, replace=False))
+
+
+def local_errors(
+    subject: Subject, network: RoundedNetwork, drawn: np.ndarray, clock: Clock
+) -> dict[FigureKey, np.ndarray]:
+    """The local errors of all settings, on the samples `drawn`. Raises ModelError where an output
+    is not finite."""
+    tried, sites = network.tried.values(), network.sites.values()
+    keys = [key for each in (*tried, *sites) for key in each.figures()]
+    kept = subject.kept("local", content_key(drawn.tolist()))
+    made: list[tuple[LocalErrors, TensorErrors]] = []
+
+    def step(batch: Batch, wanted: frozenset[FigureKey]) -> Mapping[FigureKey, np.ndarray]:
+        if not made:
+            layers = LocalErrors(subject.model, list(tried), wanted)
+            made.append((layers, TensorErrors(list(sites), wanted)))
+        ((layers, tensors),) = made
+        with tensors.watched(length_of(batch)):
+            found = layers.run(lambda: subject.forward(batch), length_of(batch))
+        return {**found, **tensors.flush()}
+
+    with subject.located(), clock.timed("local errors"):
+        batches = track(subject.batches(drawn), "local errors", subject.count(drawn))
+        return accumulate(kept, keys, batches, step)
+
+
+def measure_effects(
+    subject: Subject,
+    network: RoundedNetwork,
+    clock: Clock,
+    choices: Sequence[Choice] = (),
+    alone: Sequence[tuple[str, Pair]] = (),
+    restored: Sequence[str] = (),
+    what: str = "effects",
+) -> dict[str, Effect]:
+    """What these do to the network's output, by choice_name, alone_name and restored_name."""
+    by_choice = {choice_name(network, choice): choice for choice in choices}
+    by_alone = {alone_name(network, *each): each for each in alone}
+    by_restored = {restored_name(network, layer): layer for layer in restored}
+    metric = subject.metric
+    kept = subject.kept("effects", str(metric))
+    made: list[Effects] = []
+    example = subject.tensors(subject.example)
+
+    def step(batch: Batch, wanted: frozenset[str]) -> Mapping[str, np.ndarray]:
+        if not made:
+            made.append(Effects(network, by_choice, by_alone, by_restored, metric, example))
+        return made[0].run(subject.inputs(batch), batch.get(LABELS), wanted)
+
+    names = [*by_choice, *by_alone, *by_restored]
+    everything = np.arange(subject.data.samples)
+    with subject.located(), clock.timed(what):
+        batches = track(subject.batches(everything), what, subject.count(everything))
+        found = accumulate(kept, names, batches, step)
+    return {name: effect(figure) for name, figure in found.items()}

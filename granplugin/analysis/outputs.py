@@ -1,0 +1,87 @@
+"""What the recipe's choices do to the network's output: measured for the worst layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from granplugin.analysis.advice import finest
+from granplugin.analysis.effects import Effect, alone_name, choice_name, restored_name
+from granplugin.analysis.losses import LayerLosses, Losses
+from granplugin.analysis.measuring import measure_effects
+from granplugin.analysis.promised import Promised
+from granplugin.analysis.rounded import FLOATING, Choice, Pair, RoundedNetwork
+from granplugin.analysis.subject import Clock, Subject
+from granplugin.recipe.analyze import Analyze
+
+
+@dataclass(frozen=True)
+class OutputEffects:
+    """`start` is the recipe's own choice, `finest` the one that loses least of what could be said
+    in its place, `top` the worst layers, which were measured alone and restored."""
+
+    network: RoundedNetwork
+    start: Choice
+    finest: Choice
+    top: tuple[str, ...]
+    found: Mapping[str, Effect]
+
+    def whole(self, choice: Choice) -> Effect:
+        return self.found[choice_name(self.network, choice)]
+
+    def alone(self, layer: str, pair: Pair | None = None) -> Effect | None:
+        """Of one layer with these settings, or its own; None where that was not measured."""
+        return self.found.get(alone_name(self.network, layer, pair or self.start[layer]))
+
+    def of_setting(self, layer: str, role: str, index: int) -> Effect | None:
+        """Of one setting of a layer, beside its own of the other role."""
+        if layer not in self.start:
+            return None
+        own = self.start[layer]
+        return self.alone(layer, (index, own[1]) if role == "weight" else (own[0], index))
+
+    def restored(self, layer: str) -> Effect:
+        return self.found[restored_name(self.network, layer)]
+
+
+def measure_outputs(
+    subject: Subject,
+    network: RoundedNetwork,
+    losses: Losses,
+    promised: Promised,
+    wanted: Analyze,
+    clock: Clock,
+) -> OutputEffects:
+    """The effects of the recipe as it is, of its finest settings, and of its `wanted.top` worst
+    layers alone and restored."""
+    start = network.start()
+    top = [each.name for each in losses.layers if each.name in start][: wanted.top]
+    best = finest(losses.layers, start, {each.name: promised.had(each) for each in losses.layers})
+    floating = {each.tried.own.site: FLOATING for each in losses.sites}
+    alone = [(name, pair) for name in top for pair in _measured(network, start[name], name, wanted)]
+    candidates: list[Choice] = [best, {**best, **floating}, start]
+    found = measure_effects(subject, network, clock, candidates, alone, top)
+
+    def harm(choice: Choice) -> tuple[float, float]:
+        effect = found[choice_name(network, choice)]
+        return effect.loss.value, -effect.sqnr.db
+
+    # Of what is locally best the whole is not always better than what the recipe has.
+    return OutputEffects(network, start, min(candidates, key=harm), tuple(top), found)
+
+
+def rank(layers: Sequence[LayerLosses], outputs: OutputEffects) -> tuple[LayerLosses, ...]:
+    """Measured layers by what they do to the network, the others behind them by their own loss."""
+    noise = {name: outputs.alone(name).sqnr.db for name in outputs.top}
+    return tuple(
+        sorted(layers, key=lambda each: (each.name not in noise, noise.get(each.name, 0.0)))
+    )
+
+
+def _measured(network: RoundedNetwork, own: Pair, name: str, wanted: Analyze) -> Sequence[Pair]:
+    """The settings of a layer whose effect on the network is measured: the first is its own."""
+    tried, found = network.tried[name], [own]
+    if wanted.effects == "all":
+        found += [(i, own[1]) for i, weight in enumerate(tried.weights) if weight is not None]
+        found += [(own[0], j) for j, given in enumerate(tried.inputs) if given is not None]
+    return list(dict.fromkeys(found))

@@ -1,0 +1,125 @@
+"""What engines promise for every setting that was tried, what it costs on those that are built
+for it, and which a suggestion may rely on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from granplugin.analysis.costs import (
+    Cost,
+    Setting,
+    named_engines,
+    promises,
+    setting_costs,
+    whole_plans,
+)
+from granplugin.analysis.local import START, Tried
+from granplugin.analysis.losses import LayerLosses
+from granplugin.analysis.questions import Questions
+from granplugin.analysis.rounded import Pair, RoundedNetwork
+from granplugin import backends
+from granplugin.calibration.statistics import Statistics
+from granplugin.capabilities import Promise
+from granplugin.engines import ENGINES
+from granplugin.runs.session import Session
+from granplugin.runs.variants import calibrate
+
+ALLOWED = ("native", "lowered")
+"""Promises that a suggestion may rely on."""
+
+
+@dataclass(frozen=True)
+class Promised:
+    """`layers` has for each setting of a layer, in the order of `pairs_of`, engine -> the promises
+    of its weight and its input; `sites` has engine -> site -> promise of the recipe as it is."""
+
+    layers: Mapping[str, list[dict[str, list[Promise | None]]]]
+    sites: Mapping[str, Mapping[str, Promise]]
+
+    def had(self, each: LayerLosses) -> dict[str, set[int]]:
+        """Which settings every engine has, natively or rewritten; and the recipe's own."""
+        found = {"weight": {START}, "input": {START}}
+        told = self.layers.get(each.name, [])
+        for (i, j), engines in zip(pairs_of(each.tried), told, strict=False):
+            kinds = {p.kind for of in engines.values() for p in of if p is not None}
+            if kinds <= set(ALLOWED):
+                if j == START:
+                    found["weight"].add(i)
+                if i == START:
+                    found["input"].add(j)
+        return {
+            "weight": found["weight"] & each.weights.keys(),
+            "input": found["input"] & each.inputs.keys(),
+        }
+
+    def allowed(self, each: LayerLosses, fixed: frozenset[str]) -> dict[str, set[int]]:
+        """The same; of a site whose range the recipe says, its own alone."""
+        roles = {row.operand for row in each.tried.asked.start if row.site in fixed}
+        return {
+            role: had & {START} if role in roles else had for role, had in self.had(each).items()
+        }
+
+    def lowered(self, tried: Tried, pair: Pair) -> bool:
+        """Whether an engine has this setting only rewritten."""
+        pairs = pairs_of(tried)
+        weight, given = (START if at is None else at for at in pair)
+        return any(
+            promise is not None and promise.kind == "lowered"
+            for one in ((weight, START), (START, given))
+            for of in self.layers[tried.name][pairs.index(one)].values()
+            for promise in of
+        )
+
+
+def pairs_of(tried: Tried) -> list[tuple[int, int]]:
+    """All settings of a layer: each of the weight, then each of the input."""
+    asked = tried.asked
+    return [(i, START) for i in range(len(asked.weights))] + [
+        (START, j) for j in range(len(asked.inputs))
+    ]
+
+
+def settings_of(network: RoundedNetwork) -> dict[str, list[Setting]]:
+    """Layer -> its settings, as rows."""
+    return {
+        name: [(each.asked.weights[i], each.asked.inputs[j]) for i, j in pairs_of(each)]
+        for name, each in network.tried.items()
+        if each.asked.weights and each.asked.inputs
+    }
+
+
+def find_promises(session: Session, questions: Questions, network: RoundedNetwork) -> Promised:
+    """For every setting, in as few plans of the whole network as have them all."""
+    settings = settings_of(network)
+    plans = whole_plans(questions.plan, session.layers, settings)
+    named = {str(j): plan for j, plan in enumerate(plans)} | {"own": questions.plan}
+    told = promises(session, named)
+    layers = {
+        name: [
+            {engine: [of.get(row.site) for row in pair] for engine, of in told[str(j)].items()}
+            for j, pair in enumerate(each)
+        ]
+        for name, each in settings.items()
+    }
+    return Promised(layers, told["own"])
+
+
+def find_costs(
+    session: Session,
+    questions: Questions,
+    network: RoundedNetwork,
+    statistics: Statistics,
+    measured: bool,
+) -> dict[str, list[dict[str, Cost]]]:
+    """Layer -> for each of its settings, engine -> cost; without `measured` nothing is built."""
+    engines = named_engines(session.recipe)
+    builds = measured and any(
+        ENGINES[engine].tells_plan and backends.load(engine).unavailable() is None
+        for engine in engines
+    )
+    # Exporting takes longer than all the rest where nothing is built of the file.
+    float_onnx = calibrate(session, [])[0] if builds else Path()
+    settings, built = settings_of(network), engines if builds else []
+    return setting_costs(session, questions.plan, settings, float_onnx, statistics, built)

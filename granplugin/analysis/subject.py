@@ -1,0 +1,156 @@
+"""What an analysis looks at: the float network, and the data that passes over it run on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from granplugin.analysis.local import key
+from granplugin.analysis.passes import Kept
+from granplugin.analysis.questions import Questions
+from granplugin.analysis.rounded import analysis_copy, run
+from granplugin.data.batches import Batch, Batches
+from granplugin.errors import RunError
+from granplugin.measures.metrics import METRICS
+from granplugin.recipe.loaded import Loaded, located
+from granplugin.runs.session import CALIBRATION_BATCH, Session
+from granplugin.store.keys import content_key, file_key
+from granplugin.store.maker import made_by
+
+LABELS = ""
+"""Where a batch has its labels; no argument of forward is called so."""
+_MAKERS = ("granplugin.analysis.measuring", "granplugin.analysis.ranges")
+"""The code that makes the figures that are kept."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """`model` is a copy that passes may hook into; `tensors` puts a batch where it is. Passes run
+    on `data` in full batches of `batch` samples; `example` is a small one. `folder` keeps the
+    figures of the model, data and recipe that `key` is of."""
+
+    model: nn.Module
+    tensors: Callable[[Batch], dict[str, Tensor]]
+    example: Batch
+    data: Batches
+    batch: int
+    loaded: Loaded
+    folder: Path
+    key: str
+
+    @property
+    def device(self) -> Any:
+        return next(self.model.parameters()).device
+
+    @property
+    def metric(self) -> str | None:
+        """The metric that labels serve, where the data have labels."""
+        if self.data.labels() is None:
+            return None
+        wanted = [name for name in self.loaded.recipe.metrics if METRICS[name].needs_labels]
+        return wanted[0] if wanted else None
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        return self.tensors({name: array for name, array in batch.items() if name != LABELS})
+
+    def forward(self, batch: Batch) -> Any:
+        return run(self.model, self.inputs(batch))
+
+    def batches(self, numbers: np.ndarray) -> Iterator[Batch]:
+        """These samples of the analysis data, with their labels, in full batches."""
+        labels = self.data.labels()
+        held: list[Batch] = []
+        first, at = 0, 0
+        for batch in self.data:
+            length = length_of(batch)
+            last = np.searchsorted(numbers, first + length)
+            rows = numbers[at:last] - first
+            at, first = int(last), first + length
+            if not len(rows):
+                continue
+            part = {name: array[rows] for name, array in batch.items()}
+            if labels is not None:
+                part[LABELS] = labels[rows + first - length]
+            held.append(part)
+            while sum(map(length_of, held)) >= self.batch:
+                joined = _joined(held)
+                yield {name: array[: self.batch] for name, array in joined.items()}
+                rest = {name: array[self.batch :] for name, array in joined.items()}
+                held = [rest] if length_of(rest) else []
+        if held:
+            yield _joined(held)
+
+    def count(self, numbers: np.ndarray) -> int:
+        """How many batches these samples make."""
+        return -(-len(numbers) // self.batch)
+
+    def located(self) -> AbstractContextManager[None]:
+        """What goes wrong with the data is said at its line."""
+        role = "analysis" if self.loaded.recipe.data.analysis else "calibration"
+        return located(self.loaded, "data", role)
+
+    def kept(self, what: str, of: str) -> Kept:
+        """Figures of this model and these data; those of others that are in the way go."""
+        try:
+            self.folder.mkdir(exist_ok=True)
+            for old in self.folder.glob(f"{what}-*"):
+                if not old.name.startswith(f"{what}-{self.key}-"):
+                    old.unlink()
+        except OSError as err:
+            raise RunError(f"{self.folder}: cannot be written: {err.strerror}; give --out") from err
+        return Kept(self.folder / f"{what}-{self.key}-{of}.safetensors")
+
+
+def open_subject(session: Session, questions: Questions) -> Subject:
+    """The subject of a session's analysis. Raises DataError where there are no such data."""
+    skips = [row.layer for row in questions.others if row.operand == "skip"]
+    imported = session.recipe.statistics.import_
+    return Subject(
+        model=analysis_copy(session.network.module(), skips),
+        tensors=session.network.tensors,
+        example=session.example,
+        data=session.analysis,
+        batch=max(session.recipe.data.batch_size, CALIBRATION_BATCH),
+        loaded=session.loaded,
+        folder=session.run.path / "analysis",
+        key=content_key(
+            session.key,
+            session.calibration.key(),
+            session.analysis.key(),
+            [(row.site, key(row)) for row in questions.others],
+            [(row.site, row.share) for row in questions.plan.quantized if row.share],
+            file_key(imported) if imported else None,
+            made_by(*_MAKERS, libraries=("nvidia-modelopt", "torch")),
+        ),
+    )
+
+
+class Clock:
+    """Seconds by stage, in the order in which stages end."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        since = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - since
+            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + spent, 3)
+
+
+def length_of(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
+def _joined(parts: Sequence[Batch]) -> Batch:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

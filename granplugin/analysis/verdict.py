@@ -1,0 +1,164 @@
+"""The advice: found by measuring, said in a sentence, and as rules of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from granplugin.analysis import why
+from granplugin.analysis.advice import Advice, advise
+from granplugin.analysis.answer import network_effect
+from granplugin.analysis.effects import Effect, choice_name
+from granplugin.analysis.evidence import Evidence
+from granplugin.analysis.facts import Facts, reasons
+from granplugin.analysis.losses import LayerLosses, SiteLosses
+from granplugin.analysis.measuring import measure_effects
+from granplugin.analysis.outputs import OutputEffects
+from granplugin.analysis.rounded import FLOATING, Choice, Pair
+from granplugin.analysis.subject import Clock, Subject
+from granplugin.analysis.suggestion import suggest
+from granplugin.quant.layers import Layer
+from granplugin.report.schema import analysis as model
+
+
+def find_advice(
+    subject: Subject, evidence: Evidence, tolerance: float, clock: Clock
+) -> Advice | None:
+    """What to change, worst layers first; None where the recipe quantizes no layer's product."""
+    outputs, fixed = evidence.outputs, evidence.ranges.fixed
+    start, network = outputs.start, outputs.network
+    if not start:
+        return None
+
+    def measure(choices: Sequence[Choice]) -> list[Effect]:
+        found = measure_effects(subject, network, clock, choices, what="suggestions")
+        return [found[choice_name(network, choice)] for choice in choices]
+
+    return advise(
+        [each for each in evidence.layers if each.name in outputs.top],
+        start,
+        outputs.whole(start),
+        outputs.whole(outputs.finest),
+        tolerance,
+        {each.name: evidence.promised.allowed(each, fixed) for each in evidence.layers},
+        measure,
+        {each.tried.own.site: _site_options(each, fixed) for each in evidence.sites},
+    )
+
+
+def _site_options(each: SiteLosses, fixed: frozenset[str]) -> list[Pair]:
+    """Other calibrators with the same blocks, the best first; then float."""
+    own = each.tried.own
+    better = [
+        index
+        for index, row in enumerate(each.tried.rows)
+        if index and row.block == own.block and each.losses[index] is not None
+        if each.db(index) > each.db(0) and own.site not in fixed
+    ]
+    return [*((None, n) for n in sorted(better, key=lambda n: -each.db(n))[:2]), FLOATING]
+
+
+def say(
+    advice: Advice | None,
+    evidence: Evidence,
+    facts: Mapping[str, Facts],
+    subject: Subject,
+    layers: Sequence[Layer],
+) -> model.Advice:
+    """The advice in words, and as rules of a recipe, each with its reason."""
+    if advice is None:
+        said = "The recipe quantizes no layer that has a weight: there is nothing to advise."
+        return model.Advice(
+            said=said, overrides=[], suggested=None, reached=True, per_tensor=0, layers=0
+        )
+    outputs, tried = evidence.outputs, evidence.outputs.network.tried
+    lowered = {
+        name: evidence.promised.lowered(tried[name], pair)
+        for name, pair in advice.overrides.items()
+        if name in tried
+    }
+    rules = suggest(
+        advice.overrides,
+        outputs.start,
+        outputs.network,
+        lowered,
+        reasons(advice.overrides, facts, evidence),
+        layers,
+    )
+    per_tensor, weights = _per_tensor(advice, outputs)
+    return model.Advice(
+        said=_sentence(advice, evidence, subject),
+        overrides=[
+            model.Override(layers=list(r.layers), rule=r.rule, reason=r.reason) for r in rules
+        ],
+        suggested=None if advice.final is None else network_effect(advice.final),
+        reached=advice.reached,
+        per_tensor=per_tensor,
+        layers=weights,
+    )
+
+
+def _per_tensor(advice: Advice, outputs: OutputEffects) -> tuple[int, int]:
+    """Of the weights that stay quantized, how many have one scale; and how many there are."""
+    tried = outputs.network.tried
+    final = {**outputs.start, **{n: p for n, p in advice.overrides.items() if n in tried}}
+    weights = [
+        tried[name].asked.weights[weight]
+        for name, (weight, _) in final.items()
+        if weight is not None
+    ]
+    return sum(row.scales == 1 for row in weights), len(weights)
+
+
+def _sentence(advice: Advice, evidence: Evidence, subject: Subject) -> str:
+    outputs, tolerance = evidence.outputs, subject.loaded.recipe.analyze.tolerance
+    at_start, best = outputs.whole(outputs.start), outputs.whole(outputs.finest)
+    of = {
+        "metric": f"points of {subject.metric}",
+        "decisions": "% of its decisions",
+        "outputs": "% of its outputs (relative error)",
+    }[best.measured_by]
+    count = subject.data.samples
+    samples = "1 sample" if count == 1 else f"{count:,} samples"
+    lost = f"{at_start.loss.value:.2f} {of}"
+    if not advice.overrides and advice.reached:
+        return (
+            f"Nothing needs to change: on {samples} the recipe loses {lost}, which is "
+            f"within {tolerance:g} of the finest settings' "
+            f"{best.loss.value:.2f} or cannot be told from it."
+        )
+    first = "" if advice.reached else _mend_first(evidence.layers, evidence.ranges.fixed)
+    if not advice.overrides and not outputs.top:
+        return f"The recipe loses {lost}; with analyze.top at 0 nothing else was measured."
+    if not advice.overrides:
+        return (
+            f"The recipe loses {lost}, and no setting that was tried on its "
+            f"{len(outputs.top)} worst layers wins any of it back.{first}"
+        )
+    many = f"{len(advice.overrides)} layer{'s' if len(advice.overrides) > 1 else ''}"
+    loss = advice.final.loss
+    interval = "" if loss.low is None else f" ({loss.low:.2f} to {loss.high:.2f})"
+    reaches = "" if advice.reached else ", still more than is accepted"
+    per_tensor, weights = _per_tensor(advice, outputs)
+    return (
+        f"The recipe loses {lost}; with {many} changed it loses {loss.value:.2f}{interval} on "
+        f"{samples}{reaches}. {per_tensor} of {weights} weights are per_tensor then."
+        f"{first}"
+    )
+
+
+def _mend_first(layers: Sequence[LayerLosses], fixed: frozenset[str]) -> str:
+    """Losses that no rule could win back, since the recipe itself says a range."""
+    said = [
+        f"{each.name}.{where}"
+        for each in layers
+        if (where := why.loss_in(each)) != "neither"
+        for row in each.tried.asked.start
+        if row.operand == where and row.site in fixed
+    ]
+    if not said:
+        return ""
+    return (
+        f" The recipe itself says the range of {', '.join(said[:3])}"
+        f"{' and others' if len(said) > 3 else ''} (amax, share or an imported file): "
+        "mend that first."
+    )
