@@ -153,9 +153,9 @@ def publish(
         if result.audited.plan:
             run.publish(f"{folder}/layers.json", inspector_json(result.audited.plan))
         told = profiles.get((variant, engine), result.engine.path)
-        for name in ENGINE_FILES:
-            if (told / name).is_file():
-                run.publish(f"{folder}/{name}", told / name)
+        for file in ENGINE_FILES:
+            if (told / file).is_file():
+                run.publish(f"{folder}/{file}", told / file)
     for (variant, engine, batch), found in latencies.items():
         # As --exportTimes has it; the data are where the engine reads them.
         calls = [{"latencyMs": ms, "computeMs": ms} for ms in found.latency.samples_ms]

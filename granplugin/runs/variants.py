@@ -21,6 +21,7 @@ from granplugin.graph.files import load_float, save
 from granplugin.graph.edit.fold import weights_of
 from granplugin.graph.edit.precision import convert, too_large
 from granplugin.graph.edit.qdq import insert
+from granplugin.graph.edit.unsigned import concatenates, unsigned
 from granplugin.graph.read.agreement import agreement
 from granplugin.graph.read.verify import read_back
 from granplugin.quant.layers import Layer
@@ -177,8 +178,9 @@ def build_variant(
 
     kept: list[str] = []
 
-    def file(of: Written, precision: str) -> OnnxFile:
-        """The file in float32, or with its float part in this precision."""
+    def file(of: Written, precision: str, signed: bool = True) -> OnnxFile:
+        """The file in float32, or with its float part in this precision; unless `signed`, what it
+        concatenates is stored as uint8."""
         amax = _amax(of.rows, ranges)
         rows = _edited(of.rows, amax)
         how = {site: way for site, way in of.how.items() if site in amax}
@@ -196,19 +198,32 @@ def build_variant(
                 agreement(path, rows, amax, _few(session), how=how, weights=weights)
 
         path = session.run.made("variant", key, ".onnx", write)
-        if precision == FP32:
-            return OnnxFile(path, key)
-        keep = _float32_nodes(session, path) if precision == "fp16" else []
-        kept.extend(keep)
+        keep: list[str] = []
 
-        def write_low(low: Path) -> None:
-            save(convert(path, precision, {row.site for row in rows}, keep), low)
+        def check(low: Path) -> None:
             read_back(low, rows, amax, weights, how, precision, keep)
             if amax and precision in ENGINES[REFERENCE].precisions:
                 agreement(low, rows, amax, _few(session), how=how, weights=weights)
 
-        key = content_key(file_key(path), keep, how, _writer())
-        return OnnxFile(session.run.made(precision, key, ".onnx", write_low), key)
+        if precision != FP32:
+            keep = _float32_nodes(session, path) if precision == "fp16" else []
+            kept.extend(keep)
+
+            def write_low(low: Path) -> None:
+                save(convert(path, precision, {row.site for row in rows}, keep), low)
+                check(low)
+
+            key = content_key(file_key(path), keep, how, _writer())
+            path = session.run.made(precision, key, ".onnx", write_low)
+        if not signed and concatenates(model := load_float(path)):
+
+            def write_unsigned(low: Path) -> None:
+                save(unsigned(model), low)
+                check(low)
+
+            key = content_key(file_key(path), _writer())
+            path = session.run.made("unsigned", key, ".onnx", write_unsigned)
+        return OnnxFile(path, key)
 
     planned = Written(job.plan.rows)
     amax, float32 = _amax(planned.rows, ranges), file(planned, FP32)
@@ -217,8 +232,9 @@ def build_variant(
     onnx, own = file(planned, job.precision), {}
     for engine in engines or engines_of(job.loaded.recipe):
         written = job.written.get(engine, planned)
-        has = job.precision in ENGINES[engine].precisions
-        each = file(written, job.precision if has else FP32)
+        facts = ENGINES[engine]
+        has = job.precision in facts.precisions
+        each = file(written, job.precision if has else FP32, facts.concatenates_int8)
         if written.made or each != onnx:
             own[engine] = each
     float32_nodes = tuple(dict.fromkeys(kept))
@@ -237,6 +253,8 @@ def write_quantized(built: Built, engine: str, layers: Collection[str], path: Pa
     if precision != FP32 and precision in ENGINES[engine].precisions:
         sites = {row.site for row in edited}
         save(convert(path, precision, sites, built.float32_nodes), path)
+    if not ENGINES[engine].concatenates_int8 and concatenates(model := load_float(path)):
+        save(unsigned(model), path)
 
 
 def _float32_nodes(session: Session, path: Path) -> list[str]:
@@ -251,6 +269,7 @@ def _writer() -> str:
     return made_by(
         "granplugin.graph.edit.qdq",
         "granplugin.graph.edit.precision",
+        "granplugin.graph.edit.unsigned",
         "granplugin.graph.read.verify",
         libraries=("onnx", "onnx_ir", "onnxruntime"),
     )

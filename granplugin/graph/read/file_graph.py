@@ -114,7 +114,7 @@ class FileGraph(ReadGraph):
             result=result,
             stored=self.array(source) if q is None else None,
             scale=self.array(dq.input[1]),
-            zero=self.array(dq.input[2]),
+            zero=_signed(self.array(dq.input[2]), q),
             axis=attributes.get("axis", 1),
             block_size=attributes.get("block_size", 0),
             low=low,
@@ -143,6 +143,14 @@ def _before(name: str, casts: Mapping[str, str]) -> str:
     while name in casts:
         name = casts[name]
     return name
+
+
+def _signed(zero: np.ndarray, q: onnx.NodeProto | None) -> np.ndarray:
+    """The zero point as int8 has it: numbers of an activation that are stored as uint8, each 128
+    higher, are those of int8."""
+    if q is not None and zero.dtype == np.uint8 and (zero == 128).all():
+        return np.zeros(zero.shape, np.int8)
+    return zero
 
 
 def _ints(node: onnx.NodeProto) -> dict[str, int]:

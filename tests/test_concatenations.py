@@ -1,0 +1,126 @@
+"""Networks that concatenate: what engines compute of them is what the reference computes."""
+
+from __future__ import annotations
+
+import pytest
+
+NETS = '''
+import numpy as np
+import torch
+from torch import nn
+
+
+def conv(inputs, outputs, size=3, **more):
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False, **more),
+        nn.BatchNorm2d(outputs),
+    )
+
+
+class UNet(nn.Module):
+    """Down twice, up twice; what was seen on the way down is concatenated."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.ModuleList([conv(3, 16), conv(16, 32), conv(32, 32)])
+        self.up = nn.ModuleList([conv(64, 16), conv(32, 16)])
+        self.head = nn.Conv2d(16, 4, 1)
+
+    def forward(self, image):
+        first = self.down[0](image).relu()
+        second = self.down[1](nn.functional.max_pool2d(first, 2)).relu()
+        x = self.down[2](nn.functional.max_pool2d(second, 2)).relu()
+        for step, seen in zip(self.up, (second, first)):
+            x = nn.functional.interpolate(x, scale_factor=2.0)
+            x = step(torch.cat([x, seen], 1)).relu()
+        return self.head(x).mean((2, 3))
+
+
+class Inception(nn.Module):
+    """GoogLeNet's block: four branches of different kernels, concatenated; twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = conv(3, 16)
+        self.blocks = nn.ModuleList([self.block(16), self.block(32)])
+        self.head = nn.Linear(32, 4)
+
+    def block(self, inputs):
+        return nn.ModuleDict({
+            "one": conv(inputs, 8, 1),
+            "three": nn.Sequential(conv(inputs, 8, 1), nn.ReLU(), conv(8, 8)),
+            "five": nn.Sequential(conv(inputs, 4, 1), nn.ReLU(), conv(4, 8, 5)),
+            "pool": nn.Sequential(nn.MaxPool2d(3, 1, 1), conv(inputs, 8, 1)),
+        })
+
+    def forward(self, image):
+        x = self.stem(image).relu()
+        for block in self.blocks:
+            x = torch.cat([branch(x).relu() for branch in block.values()], 1)
+        return self.head(x.mean((2, 3)))
+
+
+class C2f(nn.Module):
+    """YOLO's block: split, bottlenecks with residual adds, all of it concatenated; SiLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.before, self.after = conv(3, 16), conv(16, 16, 1), conv(32, 16, 1)
+        self.steps = nn.ModuleList([nn.ModuleList([conv(8, 8), conv(8, 8)]) for _ in range(2)])
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, image):
+        silu = nn.functional.silu
+        parts = list(silu(self.before(silu(self.stem(image)))).chunk(2, 1))
+        for first, second in self.steps:
+            parts.append(parts[-1] + silu(second(silu(first(parts[-1])))))
+        return self.head(silu(self.after(torch.cat(parts, 1))).mean((2, 3)))
+
+
+def images():
+    random = np.random.default_rng(1)
+    for _ in range(4):
+        yield {"image": random.standard_normal((8, 3, 16, 16), np.float32)}
+
+
+def warmed(network):
+    torch.manual_seed(0)
+    network = network()
+    with torch.no_grad():
+        for batch in images():
+            network(torch.from_numpy(batch["image"]))
+    return network.eval()
+
+
+def unet():
+    return warmed(UNet)
+
+
+def inception():
+    return warmed(Inception)
+
+
+def c2f():
+    return warmed(C2f)
+'''
+
+
+@pytest.mark.parametrize(
+    ("network", "share"),
+    [("unet", []), ("inception", []), ("c2f", []), ("inception", ["concat"]), ("c2f", ["concat"])],
+)
+def test_openvino_computes_quantized_concatenations_as_the_reference_does(project, network, share):
+    project.write("nets.py", NETS)
+    project.recipe(
+        model={"callable": f"nets.py:{network}"},
+        data={"calibration": {"callable": "nets.py:images"}, "batch_size": 8},
+        metrics=["sqnr_db"],
+        engines=["onnxruntime", "openvino"],
+        share=share,
+        latency={"rounds": 6, "seconds": 0.01},
+    )
+    done = project.apply()
+    assert done.code == 0, done.stderr
+    (variant,) = (each for each in project.report().variants if each.kind == "recipe")
+    reference, engine = (each.metrics["sqnr_db"].value for each in variant.engines)
+    assert reference > 20 and abs(engine - reference) < 1
