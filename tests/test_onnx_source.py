@@ -150,8 +150,13 @@ def test_what_must_run_the_network_says_at_its_line_that_a_file_is_not_run(digit
     done = run_main(verb, digits / "onnx.yaml", "--out", digits / "none")
     assert done.code == 2
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith(f"{digits / 'onnx.yaml'}:") and "plan and inspect" in line
+    assert line.startswith(f"{digits / 'onnx.yaml'}:") and "planned and inspected" in line
     assert not (digits / "none").exists()
+
+
+def test_a_files_plan_is_no_config_of_modelopts(digits):
+    done = run("plan", digits / "onnx.yaml", "--modelopt")
+    assert done.code == 2 and not done.stdout and "planned and inspected" in done.stderr
 
 
 @pytest.fixture
@@ -271,6 +276,12 @@ def test_lengths_that_are_open_are_told_as_one_and_hold_whole_blocks_only(projec
     }"""
     found = rows(project(text, change=set_weights))
     assert found["conv.input"]["shape"] == [1, 3, 1, 1]
+    reshaped = """
+    g (float[N, H, 4] x, int64[2] to) => (float[A, B] y) <float[4, 3] w> {
+        rows = Reshape (x, to)
+        [fc] y = MatMul (rows, w)
+    }"""
+    assert rows(project(reshaped, change=set_weights))["fc.input"]["shape"] == [1, 4]
     rule = {"match": "conv", "input": {"per_channel": {}}}
     assert rows(project(text, change=set_weights, rules=[rule]))["conv.input"]["scales"] == 3
     assert (

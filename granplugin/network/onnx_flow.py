@@ -12,6 +12,8 @@ from granplugin.network.flow import Flow, Kind
 from granplugin.quant.layers import ONNX_PRODUCTS
 from granplugin.quant.site import Shape
 
+OpenShape = tuple[int | None, ...]
+"""Lengths of which some are open."""
 _OTHER_PRODUCTS = ("LSTM", "GRU", "RNN", "Einsum", "Attention", "MultiHeadAttention")
 """What multiplies by weights or by another activation, and is none of the plan's products."""
 _COPIES = ("Identity", "Dropout")
@@ -47,7 +49,7 @@ def flow_of(graph: ReadGraph) -> GraphFlow:
     return GraphFlow(flow, number, bias)
 
 
-def known(shape: tuple[int | None, ...] | None) -> Shape | None:
+def known(shape: OpenShape | None) -> Shape | None:
     """A shape with 1 on axis 0, the batch, and for every length that is open."""
     return None if shape is None else (1, *(length or 1 for length in shape[1:]))[: len(shape)]
 

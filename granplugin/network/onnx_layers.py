@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from granplugin.graph.read.graph import ReadGraph
 from granplugin.network.onnx_file import is_float
-from granplugin.network.onnx_flow import GraphFlow, flow_of, known
+from granplugin.network.onnx_flow import GraphFlow, OpenShape, flow_of, known
 from granplugin.network.residuals import find_concats, find_same, find_skips
 from granplugin.quant.folding import channel_ranges, fold, spread
 from granplugin.quant.layers import ONNX_PRODUCTS, PASSIVE, Layer, sites_of
@@ -104,32 +104,32 @@ def _placed(graph: ReadGraph, flow: GraphFlow, node: onnx.NodeProto) -> Placed:
     """A node by itself, with what stands behind it."""
     bias = flow.bias.get(node.name)
     output = node.output[0] if bias is None else bias.output[0]
-    operands = [name for name in node.input if name not in graph.fixed]
-    shapes: dict[Operand, Shape | None] = {
-        "input": known(graph.shape(node.input[0])),
-        "output": known(graph.shape(output)),
-    }
-    layer = Layer(node.name, node.op_type, unusable=_unusable(graph, node))
-    bn = None
-    if node.op_type in ONNX_PRODUCTS and not layer.unusable:
-        if node.input[1] in graph.constant:
-            held = _weight_shape(graph, node)
-            shapes["weight"] = held
-            bn = _foldable(graph, node, output, len(held or ()))
-        else:
-            shapes["other"] = known(graph.shape(node.input[1]))
-    is_open = any(None in (graph.shape(name) or ())[1:] for name in (*operands, output))
     groups = attribute(node, "group", 1)
+    layer = Layer(node.name, node.op_type, unusable=_unusable(graph, node))
+    given: dict[Operand, OpenShape | None] = {
+        "input": graph.shape(node.input[0]),
+        "output": graph.shape(output),
+    }
+    weight = bn = None
+    if node.op_type in ONNX_PRODUCTS and not layer.unusable:
+        if node.input[1] not in graph.constant:
+            given["other"] = graph.shape(node.input[1])
+        elif weight := _weight_shape(graph, node):
+            given["input"] = _with_channels(node, given["input"], weight, groups)
+            bn = _foldable(graph, node, output, len(weight))
+    is_open = any(None in (shape or ())[1:] for shape in given.values())
+    shapes: dict[Operand, Shape | None] = {at: known(shape) for at, shape in given.items()}
+    shapes["weight"] = weight
     layer = replace(
         layer,
         sites=sites_of(node.name, node.op_type, shapes, groups),
         groups=groups,
-        traits=_traits(node, shapes.get("weight"), groups),
+        traits=_traits(node, weight, groups),
         bn=None if bn is None else bn.name,
         varying=is_open,
     )
     placed = Placed(layer, node, output, bias, bn)
-    if "weight" not in shapes:
+    if weight is None:
         return placed
     return replace(placed, layer=replace(layer, spread=_spread(graph, placed)))
 
@@ -140,6 +140,18 @@ def _weight_shape(graph: ReadGraph, node: onnx.NodeProto) -> Shape | None:
         return None
     shape = tuple(length or 0 for length in held)
     return shape[::-1] if _reversed(node) else shape
+
+
+def _with_channels(
+    node: onnx.NodeProto, given: OpenShape | None, weight: Shape, groups: int
+) -> OpenShape | None:
+    """An input's shape with the channels that its weight has, which inference may not know."""
+    if given is None:
+        return None
+    if not node.op_type.startswith("Conv"):
+        return (*given[:-1], weight[1])
+    channels = weight[0] if node.op_type == "ConvTranspose" else weight[1] * groups
+    return (given[0], channels, *given[2:])
 
 
 def _unusable(graph: ReadGraph, node: onnx.NodeProto) -> str | None:

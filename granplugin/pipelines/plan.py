@@ -21,6 +21,7 @@ from granplugin.report.result import Result
 from granplugin.report.schema.verbs import PlanOutput
 from granplugin.runs.session import Session
 from granplugin.runs.variants import plan_jobs
+from granplugin.sources import check_runs
 from granplugin.store.run_folder import default_folder, open_run
 from granplugin.suggest import did_you_mean
 
@@ -47,7 +48,9 @@ class Planned(Result):
         return story(self.loaded, self.layers, self.plan, layer)
 
     def config(self) -> dict[str, Any]:
-        """The plan as modelopt takes it: the config for mtq.quantize."""
+        """The plan as modelopt takes it: the config for mtq.quantize. Raises RecipeError where the
+        model is not torch's."""
+        check_runs(self.loaded, "modelopt")
         return config(self.plan.quantized)
 
 

@@ -31,8 +31,8 @@ def check_runs(loaded: Loaded, verb: str) -> None:
         kind = kind_of(loaded.recipe.model)
         raise loaded.error(
             ("model", kind),
-            f"{verb} runs the network, and with {kind}: there are plan and inspect only; give the "
-            "torch model, as callable:",
+            f"{verb} runs the network, and what {kind}: names is only planned and inspected "
+            "(granplugin plan, granplugin inspect); to run it, name the torch model with callable:",
         )
 
 

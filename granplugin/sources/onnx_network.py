@@ -77,18 +77,19 @@ class OnnxNetwork:
         return self._stored(name for node in placed.nodes for name in node.input)
 
     def _stored(self, names: Iterable[str]) -> set[str]:
-        """The stored tensors of floats that constants with these names are made of."""
+        """The stored tensors of floats that these tensors, as far as no data changes them, are made
+        of."""
         found: set[str] = set()
         seen: set[str] = set()
-        waiting = [name for name in names if name and name in self.graph.constant]
+        waiting = [*names]
         while waiting:
             name = waiting.pop()
-            if name in seen:
+            if not name or name in seen or name not in self.graph.fixed:
                 continue
             seen.add(name)
             if name not in self.graph.stored:
-                waiting += [each for each in self.graph.producer[name].input if each]
-            elif self.graph.stored[name].dims and is_float(self.graph.stored[name].data_type):
+                waiting += self.graph.producer[name].input
+            elif is_float(self.graph.stored[name].data_type) and self._count([name]) > 1:
                 found.add(name)
         return found
 

@@ -33,7 +33,7 @@ def infer_types(
         elif node.op_type != "Constant":
             light.graph.node.append(node)
     try:
-        inferred = shape_inference.infer_shapes(light).graph
+        inferred = shape_inference.infer_shapes(light, data_prop=True).graph
     except (shape_inference.InferenceError, RuntimeError, ValueError):
         inferred = light.graph
     found = {v.name: v.type.tensor_type for v in (*inferred.input, *inferred.output)}
