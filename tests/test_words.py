@@ -108,3 +108,36 @@ def test_the_entries_are_read_without_an_engine_torch_or_numpy():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+NEW = """
+import sys
+from dataclasses import replace
+from granplugin import engines
+
+known = engines.ENGINES["onnxruntime"]
+engines.ENGINES["twin"] = replace(
+    known, name="twin", what_for="a new one", used="if named", measures_latency=True
+)
+from granplugin.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def with_a_new_engine(*argv):
+    done = subprocess.run([sys.executable, "-c", NEW, *argv], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_new_engine_is_known_everywhere_by_its_entry(tmp_path):
+    assert "twin" in words(json.loads(with_a_new_engine("schema"))["properties"]["engines"])
+    doctor = json.loads(with_a_new_engine("doctor", "--json"))
+    (twin,) = [each for each in doctor["engines"] if each["engine"] == "twin"]
+    assert twin["what_for"] == "a new one" and twin["unavailable"] is None
+    (tmp_path / "net.py").write_text("")
+    (tmp_path / "recipe.yaml").write_text(
+        "version: 1\nmodel: {callable: net.py:net}\ndata: {calibration: {callable: net.py:data}}\n"
+        "engines: [twin]\nlimits: {latency_vs: {fp32: 2}}\n"
+    )
+    assert "good" in with_a_new_engine("check", str(tmp_path / "recipe.yaml"))
