@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from plan_values import layer_of
 from granplugin.planning.rows import QuantizedRow, FloatRow
 from granplugin.backends import load as load_backend
+from granplugin.backends.nvidia.builder import Builder
 from granplugin.capabilities import (
     KINDS,
     Cell,
@@ -31,7 +32,7 @@ from granplugin.capabilities import (
 )
 from granplugin.capabilities.cells import cells
 from granplugin.capabilities.networks import network
-from granplugin.capabilities.probe import _Builder, probe
+from granplugin.capabilities.probe import probe
 from granplugin.capabilities.promise import scales_of
 from granplugin.capabilities.table import OPS, parse
 from granplugin.errors import EngineError
@@ -421,7 +422,7 @@ def test_the_probe_finds_what_the_openvino_table_says_of_linear_layers():
 def test_a_hang_or_a_crash_costs_one_cell(tmp_path):
     pytest.importorskip("tensorrt_rtx")
     model = network(Cell("gemm", "int8", "per_channel", "per_tensor"))
-    with _Builder("tensorrt_rtx", tmp_path, seconds=0) as builder:
+    with Builder("tensorrt_rtx", tmp_path, seconds=0) as builder:
         with pytest.raises(EngineError, match="took more than 0 s"):
             builder.build(model)
         builder.seconds = 60

@@ -12,6 +12,7 @@ from granplugin.capabilities.table import Formats, Rule
 from granplugin.engines import AUDITED, ENGINES, EXPORTED, PRECISIONS, REFERENCE, TARGETS, taking
 from granplugin.measures.metrics import METRICS
 from granplugin.recipe.presets import PRESETS
+from granplugin.quant.calibrators import CALIBRATORS
 from granplugin.quant.formats import FORMATS
 from granplugin.quant.granularity import GRANULARITIES
 from granplugin.recipe.build import Build
@@ -63,11 +64,16 @@ def test_a_sections_words_are_those_of_their_registry(section, key, known):
     assert words(SCHEMA["$defs"][section]["properties"][key]) == set(known)
 
 
+def test_calibrators_are_those_of_their_registry():
+    (plain, numbered) = SCHEMA["$defs"]["Settings"]["properties"]["calibrator"]["anyOf"][0]["oneOf"]
+    assert {*plain["enum"], *numbered["properties"]} == set(CALIBRATORS)
+
+
 def test_granularities_are_those_of_their_registry():
     keys = SCHEMA["$defs"]["Settings"]["properties"].keys()
     short = words(SCHEMA["$defs"]["Rule"]["properties"]["weight"])
     said = (keys | short) - {"format", "granularity", "calibrator", "amax"}
-    assert said - {"max", "entropy", "mse", *FORMATS, FLOAT} == set(GRANULARITIES)
+    assert said - {*CALIBRATORS, *FORMATS, FLOAT} == set(GRANULARITIES)
 
 
 def test_what_the_recipe_says_of_a_build_is_what_some_engine_takes():

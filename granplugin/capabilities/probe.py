@@ -1,33 +1,25 @@
 """The probe: a table's small networks built with the installed engine, and what differs.
 
-TensorRT's and TensorRT-RTX's builds run one after another in a process of their own, which is
-started again behind a crash or a hang, so that costs one cell.
+TensorRT's and TensorRT-RTX's builds run one after another in a process of their own
+(nvidia.builder), so that a crash or a hang costs one cell.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic, sleep
-from typing import Self
+from time import monotonic
 
 import numpy as np
 import onnx
 
 from granplugin import backends
 from granplugin.backends.engine_plan import EnginePlan
-from granplugin.backends.nvidia import build as building
+from granplugin.backends.nvidia.builder import Builder
 from granplugin.backends.nvidia.kernels import Kernels
-from granplugin.backends.nvidia.plan_reader import read_plan
 from granplugin.capabilities.cells import ADDS, WEIGHTS, cells
 from granplugin.capabilities.networks import OP, READER, network
 from granplugin.capabilities.table import OPS, Cell, load
@@ -37,7 +29,6 @@ from granplugin.suggest import did_you_mean
 
 log = logging.getLogger(__name__)
 
-_DONE = "done"
 _LOW = frozenset({"int8", "fp8", "int4"})
 # Kinds of TensorRT's and TensorRT-RTX's layers that do an op's arithmetic.
 _COMPUTES = (
@@ -96,7 +87,7 @@ Observed = Iterator[tuple[str, str]]
 def _by_plan(backend: str, wanted: Sequence[Cell]) -> Observed:
     with (
         tempfile.TemporaryDirectory() as folder,
-        _Builder(backend, Path(folder)) as builder,
+        Builder(backend, Path(folder)) as builder,
     ):
         for cell in wanted:
             try:
@@ -105,71 +96,6 @@ def _by_plan(backend: str, wanted: Sequence[Cell]) -> Observed:
                 yield "error", str(err)
             else:
                 yield classify(cell, plan)
-
-
-class _Builder:
-    """Builds in another process, which lives as long as nothing goes wrong in it."""
-
-    def __init__(self, library: str, folder: Path, seconds: float = 60) -> None:
-        self.library, self.folder, self.seconds = library, folder, seconds
-        self.process: subprocess.Popen | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end()
-
-    def build(self, model: onnx.ModelProto) -> EnginePlan:
-        """Raises EngineError where the library refuses it, crashes or takes too long."""
-        with tempfile.TemporaryDirectory(dir=self.folder) as name:
-            return self._build(model, Path(name))
-
-    def _build(self, model: onnx.ModelProto, folder: Path) -> EnginePlan:
-        onnx.save(model, folder / "cell.onnx")
-        request = {
-            "library": self.library,
-            "onnx": str(folder / "cell.onnx"),
-            "folder": str(folder),
-            **asdict(building.Options(seconds=self.seconds)),
-        }
-        if self.process is None:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )
-        with suppress(BrokenPipeError):  # if it has ended, the wait says how
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
-            self.process.stdin.flush()
-        self._wait(folder / _DONE)
-        told = json.loads((folder / "build.json").read_text(encoding="utf-8"))
-        if "refused" in told:
-            raise EngineError(told["refused"])
-        written = next(path for file in building.LAYERS if (path := folder / file).exists())
-        return read_plan(written.read_text(encoding="utf-8"))
-
-    def _wait(self, done: Path) -> None:
-        end = monotonic() + self.seconds
-        while not done.exists():
-            code = self.process.poll()
-            if code is not None or monotonic() > end:
-                self._end()
-                if code is None:
-                    raise EngineError(f"it took more than {self.seconds:g} s")
-                name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-                raise EngineError(f"the compiler crashed ({name})")
-            sleep(0.002)
-
-    def _end(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            with suppress(BrokenPipeError):
-                self.process.stdin.close()
-            self.process = None
 
 
 def classify(cell: Cell, plan: EnginePlan) -> tuple[str, str]:
@@ -259,16 +185,3 @@ def _run(
 _SAME, _WRONG = 1e-3, 0.02
 """Relative errors: the same Q/DQ gave 2e-5 at most, a rounding at another place 2e-4 to 0.006, and
 scales along the wrong axis 0.12."""
-
-
-def main() -> None:
-    """Builds what each line of the standard input says, and marks its folder when that is done."""
-    for line in sys.stdin:
-        sys.argv[1:] = [line]  # where building takes its request from
-        with suppress(SystemExit):
-            building.main()
-        (Path(json.loads(line)["folder"]) / _DONE).touch()
-
-
-if __name__ == "__main__":
-    main()

@@ -9,6 +9,7 @@ histograms merge exactly by addition, whatever the batch size, the order or the 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -58,16 +59,15 @@ def parse_calibrator(value: Any) -> Calibrator:
     if isinstance(value, str):
         if value == "percentile":
             raise ValueError("percentile needs its number: {percentile: 99.99}")
-        if value in ("max", "entropy", "mse"):
+        if value in CALIBRATORS:
             return Calibrator(value)
-        known = ["max", "percentile", "entropy", "mse"]
-        raise ValueError(f"unknown calibrator {value!r}{did_you_mean(value, known)}")
+        raise ValueError(f"unknown calibrator {value!r}{did_you_mean(value, CALIBRATORS)}")
     if isinstance(value, dict) and list(value) == ["percentile"]:
         number = value["percentile"]
         if isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number <= 100:
             return Calibrator("percentile", float(number))
         raise ValueError(f"percentile is a number above 0 and at most 100, not {number!r}")
-    raise ValueError("a calibrator is max, entropy, mse or {percentile: 99.99}")
+    raise ValueError(f"a calibrator is {', '.join(PLAIN)} or {{percentile: 99.99}}")
 
 
 def written(calibrator: Calibrator) -> str | dict[str, float]:
@@ -110,13 +110,7 @@ def histogram(values: np.ndarray) -> np.ndarray:
 
 def amax_of(calibrator: Calibrator, counts: np.ndarray, largest: float, fmt: Format) -> float:
     """amax of one scale from its histogram, counts (BINS,), and the largest |x| seen (> 0)."""
-    if calibrator.kind == "percentile":
-        return percentile(counts, largest, calibrator.percentile)
-    if calibrator.kind == "entropy":
-        return entropy(counts, largest, 1 << (fmt.bits - 1))
-    if calibrator.kind == "mse":
-        return mse(counts, largest, fmt)
-    return largest
+    return CALIBRATORS[calibrator.kind](counts, largest, fmt, calibrator.percentile)
 
 
 def percentile(counts: np.ndarray, largest: float, percent: float) -> float:
@@ -199,3 +193,14 @@ def _runs(levels: int) -> tuple[np.ndarray, np.ndarray]:
     size = np.arange(_ENTROPY_FIRST, _ENTROPY_BINS + 1)[:, None]
     bounds = -(-size * np.arange(levels + 1) // levels)
     return bounds[:, :-1], bounds[:, 1:]
+
+
+CALIBRATORS: dict[str, Callable[[np.ndarray, float, Format, float | None], float]] = {
+    "max": lambda counts, largest, fmt, number: largest,
+    "percentile": lambda counts, largest, fmt, number: percentile(counts, largest, number or 100),
+    "entropy": lambda counts, largest, fmt, number: entropy(counts, largest, 1 << (fmt.bits - 1)),
+    "mse": lambda counts, largest, fmt, number: mse(counts, largest, fmt),
+}
+"""Calibrator -> amax from (counts, largest, format, its number), as in `amax_of`."""
+PLAIN = tuple(name for name in CALIBRATORS if name != "percentile")
+"""Those that a recipe names without a number."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from granplugin.quant.calibrators import Calibrator, parse_calibrator
+from granplugin.quant.calibrators import PLAIN, Calibrator, parse_calibrator
 from granplugin.quant.formats import FORMATS
 from granplugin.quant.granularity import GRANULARITIES, PARAMETERS, GranularityKey
 from granplugin.recipe.strict import Strict, at_key, one_of, unknown_key
@@ -22,7 +22,7 @@ CalibratorKey = Annotated[
         {
             "description": "How amax is found.",
             "oneOf": [
-                {"enum": ["max", "entropy", "mse"]},
+                {"enum": list(PLAIN)},
                 {
                     "type": "object",
                     "properties": {

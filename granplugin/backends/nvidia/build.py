@@ -131,8 +131,8 @@ def _ending(code: int, printed: list[str]) -> str:
     return f"the compiler crashed ({name}){last}"
 
 
-def main() -> None:
-    request = json.loads(sys.argv[1])
+def answer(request: Mapping[str, Any]) -> bool:
+    """Do what a request says, in this process, and leave build.json; False where it is refused."""
     if hasattr(signal, "alarm"):
         signal.alarm(math.ceil(request["seconds"]) + 1)  # should the parent not live to see it end
     trt = import_module(request["library"])
@@ -141,7 +141,7 @@ def main() -> None:
     except _Refused as err:
         result = {"refused": str(err), "nodes": [err.node] if err.node else []}
     (Path(request["folder"]) / "build.json").write_text(json.dumps(result), encoding="utf-8")
-    sys.exit("refused" in result)
+    return "refused" not in result
 
 
 def _build(trt: ModuleType, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -320,4 +320,4 @@ def _logger(trt: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(not answer(json.loads(sys.argv[1])))

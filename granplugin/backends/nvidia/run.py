@@ -41,7 +41,7 @@ def open_runner(engine: Engine, trt: Any) -> Runner:
 
     said = f"{engine.backend} cannot open {engine.path.name}"
     with translated(said, _errors(trt)):
-        logger = _errors_of(trt)
+        logger = _logger(trt)
         runtime = trt.Runtime(logger)
         loaded = runtime.deserialize_cuda_engine((engine.path / ENGINE).read_bytes())
         context = loaded and _context(trt, engine, loaded)
@@ -251,7 +251,7 @@ def profile_json(told: Mapping[str, list[float]], calls: int) -> list[dict[str, 
     return [{"count": calls}, *layers]
 
 
-def _errors_of(trt: Any) -> Any:
+def _logger(trt: Any) -> Any:
     class Logger(trt.ILogger):
         """Keeps errors; nothing is printed."""
 
