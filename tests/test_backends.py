@@ -332,3 +332,11 @@ def test_float_inputs_of_stored_weights_are_not_rounded_at_run_time(running, tmp
     )
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     assert error < 1e-5  # -100 dB; rounded to 8 bits it would be -45 dB
+
+
+def test_openvino_says_of_a_float_product_that_its_weight_alone_is_read_in_8_bits(
+    openvino, tmp_path
+):
+    linear_of_stored_weights(tmp_path / "model.onnx")
+    (found,) = openvino.layers(openvino.build(tmp_path / "model.onnx", tmp_path / "engine"))
+    assert (found.layer, found.precision, found.detail) == ("fc", "float", "weight-only")

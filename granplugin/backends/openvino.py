@@ -38,7 +38,7 @@ _FILES = ("model.xml", "model.bin")
 _KERNELS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
 # What it adds to the name of a node it has split, of a bias or a multiplication by scales.
 _SUFFIXES = ("/DequantizationMultiply", "/WithoutBiases")
-# The words of runtimePrecision; a kernel is named by the type of its input.
+# The words of runtimePrecision.
 _PRECISIONS = {"u8": "int8", "i8": "int8", "f32": "float"}
 
 
@@ -91,16 +91,21 @@ class OpenVino(Backend):
         output's, so a layer is also known by what directly follows it.
         """
         listed = card_of(engine)["layers"]
-        kernels = {}
+        kernels: dict[str, tuple[str, ...]] = {}
         with translated(f"{self.name} refused {engine.path.name}", _errors()):
             for op in self._compiled(engine, None, 1).get_runtime_model().get_ops():
                 info = {key: value.astype(str) for key, value in op.get_rt_info().items()}
                 if info["layerType"] in _KERNELS:
                     precision = _PRECISIONS.get(info["runtimePrecision"], "unknown")
+                    # It names a kernel by the type of its weights too, where it multiplies them
+                    # with floats.
+                    reads = op.input(0).get_element_type().to_dtype()
+                    detail = "weight-only" if precision == "int8" and reads.kind == "f" else ""
+                    ran = ("float" if detail else precision, info["primitiveType"], detail)
                     for node in info["originalLayersNames"].split(","):
                         for suffix in _SUFFIXES:
                             node = node.removesuffix(suffix)
-                        kernels[node] = (precision, info["primitiveType"])
+                        kernels[node] = ran
         return tuple(
             LayerPrecision(
                 layer, *next((kernels[node] for node in nodes if node in kernels), ("unknown", ""))

@@ -162,21 +162,23 @@ def _run(
             y = runner.run(feeds)["relu"].astype(np.float64)
     except EngineError as err:
         return "error", str(err)
-    precisions = {layer.layer: layer.precision for layer in module.layers(engine)}
+    layers = {layer.layer: layer for layer in module.layers(engine)}
     try:
         with reference.open(reference.build(path, out)) as runner:
             expected = runner.run(feeds)["relu"].astype(np.float64)
     except EngineError as err:
         return "error", f"no reference: {err}"
     error = float(np.linalg.norm(y - expected) / np.linalg.norm(expected))
-    ran = precisions.get(OP, "in no kernel of its own")
+    layer = layers.get(OP)
+    ran = layer.precision if layer else "in no kernel of its own"
     detail = f"{ran}, relative error {error:.1e}"
     if error > _WRONG:
         return "miscompile", detail
     if module is reference:
         return "quantized", detail
-    if ran != "int8":
-        return "float", detail
+    if layer is None or ran != "int8":
+        read = layer is not None and layer.detail == "weight-only"
+        return "fused-dequant" if read else "float", detail
     # An 8-bit kernel that was given one side in float, or other numbers, rounds by its own scales.
     both = cell.weight != "float" and cell.input != "float"
     return ("quantized" if both and error < _SAME else "fused-dequant"), detail

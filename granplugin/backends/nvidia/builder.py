@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Self
+from typing import IO, Self
 
 import onnx
 
@@ -29,7 +29,7 @@ class Builder:
 
     def __init__(self, library: str, folder: Path, seconds: float = 60) -> None:
         self.library, self.folder, self.seconds = library, folder, seconds
-        self.process: subprocess.Popen | None = None
+        self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -50,28 +50,21 @@ class Builder:
             "folder": str(folder),
             **asdict(building.Options(seconds=self.seconds)),
         }
-        if self.process is None:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )
+        process = self.process = self.process or _started()
         with suppress(BrokenPipeError):  # if it has ended, the wait says how
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
-            self.process.stdin.flush()
-        self._wait(folder / _DONE)
+            _pipe(process).write(json.dumps(request).encode() + b"\n")
+            _pipe(process).flush()
+        self._wait(process, folder / _DONE)
         told = json.loads((folder / "build.json").read_text(encoding="utf-8"))
         if "refused" in told:
             raise EngineError(told["refused"])
         written = next(path for file in building.LAYERS if (path := folder / file).exists())
         return read_plan(written.read_text(encoding="utf-8"))
 
-    def _wait(self, done: Path) -> None:
+    def _wait(self, process: subprocess.Popen[bytes], done: Path) -> None:
         end = monotonic() + self.seconds
         while not done.exists():
-            code = self.process.poll()
+            code = process.poll()
             if code is not None or monotonic() > end:
                 self._end()
                 if code is None:
@@ -85,8 +78,23 @@ class Builder:
             self.process.kill()
             self.process.wait()
             with suppress(BrokenPipeError):
-                self.process.stdin.close()
+                _pipe(self.process).close()
             self.process = None
+
+
+def _started() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", __name__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+
+
+def _pipe(process: subprocess.Popen[bytes]) -> IO[bytes]:
+    assert process.stdin is not None, "it was started with one"
+    return process.stdin
 
 
 def main() -> None:
