@@ -26,7 +26,7 @@ from granplugin.capabilities import (
     backends,
     cell_promise,
     listing,
-    load,
+    load_table,
     plan_promises,
     promises,
 )
@@ -41,7 +41,7 @@ from granplugin.planning.rows import Row
 from granplugin.quant.granularity import DoesNotApply, parse_granularity
 from granplugin.quant.layers import Layer
 
-RTX = load("tensorrt_rtx", "1.7.1.116")
+RTX = load_table("tensorrt_rtx", "1.7.1.116")
 
 
 def layer(name, type, given, output, weight=None, groups=1, traits=frozenset()):
@@ -79,7 +79,7 @@ def rows(layer: Layer, weight, its_input, formats=INT8) -> list[Row]:
 
 
 def kinds(layer: Layer, weight, its_input, backend="tensorrt_rtx", formats=INT8):
-    promised = promises(load(backend), layer, rows(layer, weight, its_input, formats))
+    promised = promises(load_table(backend), layer, rows(layer, weight, its_input, formats))
     return {role: promise.kind for role, promise in promised.items()}
 
 
@@ -288,7 +288,7 @@ def sites(layer: Layer, role: str) -> st.SearchStrategy[Row | None]:
 def test_every_row_of_every_layer_has_a_promise_with_a_reason_and_a_source(data, layer, backend):
     drawn = [data.draw(sites(layer, role)) for role in layer.operands]
     of_layer = [each for each in drawn if each is not None]
-    promised = promises(load(backend), layer, of_layer)
+    promised = promises(load_table(backend), layer, of_layer)
     assert promised.keys() == {each.operand for each in of_layer}
     for promise in promised.values():
         assert promise.kind in KINDS and promise.reason and promise.source
@@ -317,7 +317,9 @@ def test_a_weights_scales_are_named_as_they_are_written(drawn):
 
 
 def test_versions_find_the_nearest_table_that_is_not_newer():
-    found = {v: load("tensorrt", v).version for v in ("10.3", "10.16.1", "11.4", "12.0", "8.6")}
+    found = {
+        v: load_table("tensorrt", v).version for v in ("10.3", "10.16.1", "11.4", "12.0", "8.6")
+    }
     assert found == {
         "10.3": "10",
         "10.16.1": "10",
@@ -325,12 +327,12 @@ def test_versions_find_the_nearest_table_that_is_not_newer():
         "12.0": "11",
         "8.6": "10",
     }
-    assert load("tensorrt").note is None and load("tensorrt", "11.4").note is None
-    assert "12.0 is not known" in load("tensorrt", "12.0").note
+    assert load_table("tensorrt").note is None and load_table("tensorrt", "11.4").note is None
+    assert "12.0 is not known" in load_table("tensorrt", "12.0").note
     assert RTX.note is None
-    assert "1.8.0 is not known" in load("tensorrt_rtx", "1.8.0").note
+    assert "1.8.0 is not known" in load_table("tensorrt_rtx", "1.8.0").note
     with pytest.raises(EngineError, match="did you mean 'tensorrt'"):
-        load("tensort")
+        load_table("tensort")
 
 
 def test_the_table_is_asked_once_for_each_case_of_ten_thousand_rows():

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from test_capabilities import CONV, DEPTHWISE, GEMM, LINEAR, rows
 
 from granplugin import backends
-from granplugin.capabilities import load, promises
+from granplugin.capabilities import load_table, promises
 from granplugin.capabilities.legality import decide
 from granplugin.errors import RecipeError
 from granplugin.planning.rows import Plan
@@ -62,7 +62,7 @@ def test_coarsen_takes_the_finest_coarser_granularity_the_engine_has(case, engin
     except DoesNotApply:
         return
     module = backends.load(engine)
-    table = load(engine, None if module.unavailable() else module.version())
+    table = load_table(engine, None if module.unavailable() else module.version())
     (row,) = [row for row in asked if row.operand == role]
     native = []
     for granularity in every_granularity(layer.shape(role)):

@@ -107,7 +107,7 @@ def promises_of(found: Found, backend: str, version: str | None) -> dict[str, Pr
     module = backends.load(backend)
     if version is None and module.unavailable() is None:
         version = module.version()
-    table = capabilities.load(backend, version)
+    table = capabilities.load_table(backend, version)
     known = {layer.name for layer in found.layers}
     rows = [row for row in found.rows if row.layer in known]
     return capabilities.plan_promises(table, found.layers, rows, found.precision)

@@ -10,7 +10,7 @@ from granplugin.capabilities.promise import (
     promises,
     shared_skips,
 )
-from granplugin.capabilities.table import LOWERINGS, Cell, Table, backends, load
+from granplugin.capabilities.table import LOWERINGS, Cell, Table, backends, load_table
 
 __all__ = [
     "KINDS",
@@ -23,7 +23,7 @@ __all__ = [
     "backends",
     "cell_promise",
     "listing",
-    "load",
+    "load_table",
     "plan_promises",
     "promises",
     "shared_skips",

@@ -85,7 +85,9 @@ def decide(
         module = backends.load(engine)
         version = None if module.unavailable() else module.version()
         graph = precision if precision in ENGINES[engine].precisions else "fp32"
-        book = Book(capabilities.load(engine, version), graph, targets.get(engine, ()), shared)
+        book = Book(
+            capabilities.load_table(engine, version), graph, targets.get(engine, ()), shared
+        )
         decides = ENGINES[engine].targeted and on_unsupported is not None
         rows, how, made, promises = [], {}, {}, {}
         for name, group in groupby(plan.rows, lambda row: row.layer):

@@ -22,7 +22,7 @@ from granplugin.backends.nvidia.builder import Builder
 from granplugin.backends.nvidia.kernels import Kernels
 from granplugin.capabilities.cells import ADDS, WEIGHTS, cells
 from granplugin.capabilities.networks import OP, READER, network
-from granplugin.capabilities.table import OPS, Cell, load
+from granplugin.capabilities.table import OPS, Cell, load_table
 from granplugin.engines import ENGINES, REFERENCE
 from granplugin.errors import EngineError
 from granplugin.suggest import did_you_mean
@@ -66,7 +66,7 @@ def probe(
     module = backends.load(backend)
     if reason := module.unavailable():
         raise EngineError(reason)
-    table = load(backend, module.version())
+    table = load_table(backend, module.version())
     wanted = [
         cell
         for cell in cells(ops, graphs)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from granplugin.capabilities.table import LOWERINGS, Cell, Rule, Table
+from granplugin.capabilities.table import LOWERINGS, Cell, Table, TableRule
 from granplugin.planning.rows import Row, ScaledRow
 from granplugin.planning.sharing import shared_skips
 from granplugin.quant.site import Operand
@@ -253,7 +253,7 @@ class Book:
 _NONE = (None, "float", None)
 
 
-def _promise(rule: Rule, cell: Cell) -> Promise:
+def _promise(rule: TableRule, cell: Cell) -> Promise:
     # Weights alone are asked to be stored small and multiplied in float; that is what a
     # fused-dequant is.
     weight_only = cell.weight != "float" and cell.input == "float"

@@ -124,7 +124,7 @@ Sentence = Annotated[str, Field(pattern=r"^[^\s].*[^\s.;]$")]
 """Text that can stand in the middle of a message: no full stop at its end."""
 
 
-class Rule(_Strict):
+class TableRule(_Strict):
     """One line of the table: the keys down to `stored` say which cells, the others what is so."""
 
     op: Annotated[_Words, _some(get_args(Op))] = None
@@ -143,7 +143,7 @@ class Rule(_Strict):
     source: Sentence = ""
 
     @model_validator(mode="after")
-    def _lowering_is_needed(self) -> Rule:
+    def _lowering_is_needed(self) -> TableRule:
         if self.lowering and self.engine == "quantized":
             raise ValueError("what the engine has needs no lowering")
         return self
@@ -168,7 +168,7 @@ class _File(_Strict):
     backend: str
     version: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$")]
     source: Sentence
-    rules: Annotated[list[Rule], Field(min_length=1)]
+    rules: Annotated[list[TableRule], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _answers_everything(self) -> _File:
@@ -201,10 +201,10 @@ class Table:
 
     backend: str
     version: str
-    rules: tuple[Rule, ...]
+    rules: tuple[TableRule, ...]
     note: str | None = None
 
-    def rule(self, cell: Cell) -> Rule:
+    def rule(self, cell: Cell) -> TableRule:
         """The first rule that matches; the last one always does."""
         return next(rule for rule in self.rules if rule.matches(cell))
 
@@ -238,7 +238,7 @@ def backends() -> dict[str, tuple[str, ...]]:
 
 
 @cache
-def load(backend: str, version: str | None = None) -> Table:
+def load_table(backend: str, version: str | None = None) -> Table:
     """The table for a backend's version: the nearest not newer, of the same major if there is one.
 
     Without a version, the newest. Raises EngineError for a backend without a table.

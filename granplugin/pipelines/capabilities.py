@@ -32,4 +32,4 @@ def probed(backend: str) -> tuple[Table, tuple[Probed, ...]]:
 def _table(backend: str) -> tuple[Table, str | None]:
     reason = backends.load(backend).unavailable()
     version = None if reason else backends.load(backend).version()
-    return capabilities.load(backend, version), reason
+    return capabilities.load_table(backend, version), reason
