@@ -45,7 +45,7 @@ def copied(tmp_path, monkeypatch, forget) -> Path:
         ("network/export.py", True),
         ("errors.py", True),  # which it imports
         ("network/__init__.py", True),  # which is run on the way
-        ("report/terminal.py", False),
+        ("report/render/terminal.py", False),
         ("__init__.py", False),
     ],
 )

@@ -34,6 +34,7 @@ from granplugin.results.values import Audited, Measured, Timing
 from granplugin.store.keys import file_sha256
 from granplugin.store.run_folder import RunFolder
 from granplugin.suggest import did_you_mean
+from granplugin.words import first
 
 log = logging.getLogger(__name__)
 
@@ -376,8 +377,9 @@ def _checked(path: Path, exports: Mapping[str, Exported]) -> Exported:
     if ours.inputs_sha256 != theirs.inputs_sha256:
         differs.append("the evaluation inputs")
     if differs:
-        told = ", ".join(differs[:3]) + (f" and {len(differs) - 3} more" if differs[3:] else "")
-        raise UserError(f"{path}: these are results of another export; what differs: {told}")
+        raise UserError(
+            f"{path}: these are results of another export; what differs: {first(differs)}"
+        )
     return exports[theirs.engine]
 
 

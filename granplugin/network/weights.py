@@ -6,7 +6,6 @@ import logging
 import math
 import pickle
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from granplugin.errors import ModelError
+from granplugin.words import first
 
 log = logging.getLogger(__name__)
-
-_LISTED = 3
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -51,7 +49,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     ]
     wrong = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     if any(wrong.values()):
-        lists = "; ".join(f"{what}: {_first(names)}" for what, names in wrong.items() if names)
+        lists = "; ".join(f"{what}: {first(names)}" for what, names in wrong.items() if names)
         raise ModelError(f"{path}: the weights do not fit the model; {lists}")
 
 
@@ -89,7 +87,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         return loaded[sets[0]]
     if sets:
         raise ModelError(
-            f"{path}: it holds several sets of weights ({_first(sets)}); save the one to use "
+            f"{path}: it holds several sets of weights ({first(sets)}); save the one to use "
             "as .safetensors"
         )
     raise ModelError(f"{path}: it holds no weights, that is names with tensors")
@@ -122,9 +120,3 @@ def check_finite(model: nn.Module, where: str) -> None:
             if math.isnan(low) or (kind == "parameter" and math.inf in (-low, high)):
                 what = "NaN" if math.isnan(low) else "Inf"
                 raise ModelError(f"{where}: {kind} {name!r} holds {what}; use finite weights")
-
-
-def _first(names: Iterable[str]) -> str:
-    names = list(names)
-    more = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")

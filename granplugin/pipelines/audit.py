@@ -15,7 +15,7 @@ from granplugin.engines import AUDITED
 from granplugin.errors import EngineError
 from granplugin.graph.read.found import find
 from granplugin.graph.read.loading import load
-from granplugin.report.words import first
+from granplugin.words import first
 
 
 def audit(

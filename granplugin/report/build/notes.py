@@ -9,7 +9,7 @@ from granplugin.engines import ENGINES, taking
 from granplugin.recipe.build import Build
 from granplugin.recipe.schema import Recipe
 from granplugin.report.schema.run import VariantResult
-from granplugin.report.words import first
+from granplugin.words import first
 from granplugin.results.values import Built
 
 

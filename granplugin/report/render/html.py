@@ -21,7 +21,7 @@ from granplugin.report.view.elements import (
     Verbatim,
     levels,
 )
-from granplugin.report.words import first
+from granplugin.words import first
 
 _COLOURS: dict[Sense, str] = {"good": "green", "bad": "firebrick", "doubtful": "darkgoldenrod"}
 

@@ -21,7 +21,7 @@ from granplugin.report.view.elements import (
     Verbatim,
     levels,
 )
-from granplugin.report.words import first
+from granplugin.words import first
 
 _MARKS = re.compile(r"[\\`*<~]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|&(?=#?\w+;)")
 """What Markdown would take for marks; underscores within words are none."""

@@ -21,7 +21,7 @@ from granplugin.report.view.elements import (
     Terms,
     Verbatim,
 )
-from granplugin.report.words import first
+from granplugin.words import first
 
 WIDTH = 80
 STYLES: dict[Sense, str] = {

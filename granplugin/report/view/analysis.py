@@ -38,7 +38,7 @@ from granplugin.report.view.elements import (
     columns,
     items,
 )
-from granplugin.report.words import counted, first
+from granplugin.words import counted, first
 
 TOP = 15
 """Layers that are shown where not all are asked for."""

@@ -14,7 +14,7 @@ from granplugin.report.schema.analysis import (
     SettingFigures,
     SkippedSetting,
 )
-from granplugin.report.words import counted, first
+from granplugin.words import counted, first
 
 _YAML_WIDTH = 80
 """Of the rules to copy, comments included."""

@@ -15,7 +15,7 @@ from granplugin.report.schema.analysis import (
 from granplugin.report.view.analysis_facts import db_alone, own_and_best
 from granplugin.report.view.analysis_figures import db_text
 from granplugin.report.view.elements import Item
-from granplugin.report.words import counted
+from granplugin.words import counted
 
 _LOUD_DB = 20.0
 """A layer that leaves less of the network's output is worth a sentence."""

@@ -40,7 +40,7 @@ from granplugin.report.view.elements import (
     columns,
     items,
 )
-from granplugin.report.words import counted, first
+from granplugin.words import counted, first
 
 _EFFECT = ("loss", "metric", "agreement", "KL", "SQNR dB")
 _SETTING = (

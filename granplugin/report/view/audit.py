@@ -20,7 +20,7 @@ from granplugin.report.view.elements import (
     items,
 )
 from granplugin.report.view.findings import findings_items
-from granplugin.report.words import first, with_lines
+from granplugin.words import first, with_lines
 from granplugin.results.audited import Kind as VerdictKind
 
 _SENSES: dict[VerdictKind, Sense] = {

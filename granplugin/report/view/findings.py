@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from granplugin.report.schema.run import LintFinding
 from granplugin.report.view.elements import Item
-from granplugin.report.words import counted, with_lines
+from granplugin.words import counted, with_lines
 
 
 def findings_items(

@@ -18,7 +18,7 @@ from granplugin.report.view.elements import (
     columns,
     items,
 )
-from granplugin.report.words import counted, first, with_lines
+from granplugin.words import counted, first, with_lines
 
 _KINDS = ("depthwise", "grouped", "pointwise")
 _ENDS = ("first", "last")

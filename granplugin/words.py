@@ -1,4 +1,4 @@
-"""Words that every report uses: counts with their noun, the first few of many names."""
+"""Words of any sentence: counts with their noun, the first few of many names."""
 
 from __future__ import annotations
 
