@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from granplugin.quant.calibrators import Calibrator
 from granplugin.quant.granularity import PerTensor, PerToken
 from granplugin.recipe.settings import CalibratorKey, Settings, SettingsKey
-from granplugin.recipe.strict import Positive, Strict, list_of, one_of
+from granplugin.recipe.strict import OneOf, OrAlone, Positive, Strict
 
 
 def _at(granularity: str, calibrator: str) -> Settings:
@@ -17,12 +19,12 @@ def _at(granularity: str, calibrator: str) -> Settings:
 class Analyze(Strict):
     """What `granplugin analyze` asks about, and how much it may take."""
 
-    weights: list_of(SettingsKey) = Field(
+    weights: Annotated[list[SettingsKey], OrAlone()] = Field(
         default=[_at("per_tensor", "max"), _at("per_channel", "max")],
         description="What to try for weights; an entry without a calibrator is tried with each of "
         "`calibrators`.",
     )
-    inputs: list_of(SettingsKey) = Field(
+    inputs: Annotated[list[SettingsKey], OrAlone()] = Field(
         default=[
             Settings(granularity=PerTensor()),
             _at("per_channel", "max"),
@@ -30,7 +32,7 @@ class Analyze(Strict):
         ],
         description="What to try for inputs; likewise.",
     )
-    calibrators: list_of(CalibratorKey) = Field(
+    calibrators: Annotated[list[CalibratorKey], OrAlone()] = Field(
         default=[
             Calibrator("max"),
             Calibrator("percentile", 99.9),
@@ -40,7 +42,7 @@ class Analyze(Strict):
         ],
         description="What entries without a calibrator are tried with.",
     )
-    bn: list_of(one_of("choice", ("fold", "keep"))) = Field(
+    bn: Annotated[list[Annotated[str, OneOf("choice", ("fold", "keep"))]], OrAlone()] = Field(
         default=["fold", "keep"], description="What to try where a batch norm can be folded."
     )
     exact: bool = Field(
@@ -52,7 +54,7 @@ class Analyze(Strict):
         ge=0,
         description="How many of the worst layers to measure at the network's output.",
     )
-    effects: one_of("choice", ("own", "all")) = Field(
+    effects: Annotated[str, OneOf("choice", ("own", "all"))] = Field(
         default="own",
         description="What is measured there: the recipe's own setting of each of them, or all.",
     )

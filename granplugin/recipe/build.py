@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from granplugin.engines import TARGETS
-from granplugin.recipe.strict import File, Positive, Strict, at_key, list_of, one_of
+from granplugin.recipe.strict import File, OneOf, OrAlone, Positive, Strict, at_key
 
 
 class Shapes(Strict):
@@ -32,7 +32,7 @@ class Shapes(Strict):
 class Build(Strict):
     """How TensorRT and TensorRT-RTX build; other engines take no notice."""
 
-    targets: list_of(one_of("target", TARGETS), least=0) = Field(
+    targets: Annotated[list[Annotated[str, OneOf("target", TARGETS)]], OrAlone(least=0)] = Field(
         default=[],
         description="GPUs to build for, TensorRT-RTX only; default: all it can (sm80 and newer). "
         "TensorRT builds for the GPU it runs on.",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
 from granplugin.quant.site import OPERANDS
 from granplugin.recipe.match import MatchKey
 from granplugin.recipe.settings import FormatKey, SettingsKey
-from granplugin.recipe.strict import Strict, list_of, one_of
+from granplugin.recipe.strict import OneOf, OrAlone, Strict
 
 WAYS = ("error", "lower", "coarsen", "simulate", "float")
-OnUnsupported = Annotated[list_of(one_of("choice", WAYS)), AfterValidator(tuple)]
+OnUnsupported = Annotated[
+    tuple[Annotated[str, OneOf("choice", WAYS)], ...], Field(strict=False), OrAlone()
+]
 """The first of these that can be done is."""
 
 
@@ -36,7 +38,7 @@ class Decision(Strict):
     half: Literal["allow"] | None = Field(
         default=None, description="Allows quantizing only one of a layer's weight and input."
     )
-    bn: one_of("bn", ("fold", "keep")) | None = Field(
+    bn: Annotated[str, OneOf("bn", ("fold", "keep"))] | None = Field(
         default=None, description="Fold the batch norm behind the layer into it before quantizing."
     )
     on_unsupported: OnUnsupported | None = Field(
@@ -58,7 +60,9 @@ class Share(Strict):
     """Sites that have one scale: the largest of theirs."""
 
     match: MatchKey = Field(description="Which layers: names, or keys that must all hold.")
-    role: one_of("role", OPERANDS) = Field(default="input", description="Which site of each layer.")
+    role: Annotated[str, OneOf("role", OPERANDS)] = Field(
+        default="input", description="Which site of each layer."
+    )
 
 
 CONCAT = "concat"
@@ -77,13 +81,15 @@ def _shares(value: Any) -> Any:
 ShareKey = Annotated[
     str | Share, BeforeValidator(_share, json_schema_input_type=Literal["concat"] | Share)
 ]
-SharesKey = list_of(ShareKey, _shares, least=0)
+SharesKey = Annotated[list[ShareKey], OrAlone(_shares, least=0)]
 
 
 class Variant(Strict):
     """What one variant changes."""
 
-    drop: list_of(str, least=0) = Field(default=[], description="Rules to leave out, by id.")
+    drop: Annotated[list[str], OrAlone(least=0)] = Field(
+        default=[], description="Rules to leave out, by id."
+    )
     set: dict[str, Any] = Field(
         default={}, description="Keys to change: `rules.<id>.weight: per_tensor`, `defaults: ...`."
     )

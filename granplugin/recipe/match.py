@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from granplugin.quant.layers import PASSIVE, PRODUCTS, TRAITS, Layer
-from granplugin.recipe.strict import Strict, list_of, one_of, words
+from granplugin.recipe.strict import OneOf, OrAlone, Strict, words
 
 _BOUND = re.compile(r"(>=|<=|>|<)\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)")
 
@@ -29,10 +29,10 @@ Bound = Annotated[
 
 def within(bound: str, number: float | None) -> bool:
     """Whether a number satisfies a bound such as '>= 100'; nothing does without a number."""
-    sign, limit = _BOUND.fullmatch(bound).groups()
-    if number is None:
+    written = _BOUND.fullmatch(bound)
+    if number is None or written is None:
         return False
-    limit = float(limit)
+    sign, limit = written[1], float(written[2])
     return {">=": number >= limit, "<=": number <= limit, ">": number > limit, "<": number < limit}[
         sign
     ]
@@ -48,16 +48,20 @@ def _names(value: Any) -> Any:
     return words(value)
 
 
+LayerType = Annotated[str, OneOf("layer type", tuple(sorted({*PRODUCTS, *PASSIVE})))]
+Trait = Annotated[str, OneOf("trait", TRAITS)]
+
+
 class Match(Strict):
     """Which layers a rule is about: all that satisfy every key."""
 
-    name: list_of(str, _names) | None = Field(
+    name: Annotated[list[str], OrAlone(_names)] | None = Field(
         default=None, description="Globs (* one level, ** many), or re: and a regular expression."
     )
-    type: list_of(one_of("layer type", sorted({*PRODUCTS, *PASSIVE}))) | None = Field(
+    type: Annotated[list[LayerType], OrAlone()] | None = Field(
         default=None, description="One of these module types, such as Conv2d or Linear."
     )
-    trait: list_of(one_of("trait", TRAITS)) | None = Field(
+    trait: Annotated[list[Trait], OrAlone()] | None = Field(
         default=None, description="All of: depthwise, grouped, pointwise, first, last."
     )
     size: Bound | None = Field(default=None, description="Values in the weight, as '>= 1000'.")
@@ -65,7 +69,9 @@ class Match(Strict):
         default=None,
         description="Largest over median output-channel range, BN folded, as '>= 100'.",
     )
-    exclude: list_of(str, _names) | None = Field(default=None, description="Names to leave out.")
+    exclude: Annotated[list[str], OrAlone(_names)] | None = Field(
+        default=None, description="Names to leave out."
+    )
 
     @model_validator(mode="after")
     def _says_something(self) -> Match:

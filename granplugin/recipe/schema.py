@@ -22,7 +22,7 @@ from granplugin.recipe.decisions import (
 )
 from granplugin.recipe.model import ModelKey
 from granplugin.recipe.presets import DEFAULT, PRESETS, DefaultsKey
-from granplugin.recipe.strict import Callable, File, Strict, at_key, list_of, one_of
+from granplugin.recipe.strict import Callable, File, OneOf, OrAlone, Strict, at_key
 
 VERSION = 1
 _ALWAYS, _IF_INSTALLED = (
@@ -70,17 +70,17 @@ class RecipePart(Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
         default="", description="Names the run folder runs/<name>; default: the file's name."
     )
-    extends: list_of(File, least=0) = Field(
+    extends: Annotated[list[File], OrAlone(least=0)] = Field(
         default=[], description="Recipes whose keys and rules come before this one's, in order."
     )
     model: ModelKey | None = Field(default=None, description="Where the network comes from.")
-    device: one_of("device", ("cpu", "cuda", "auto")) = Field(
+    device: Annotated[str, OneOf("device", ("cpu", "cuda", "auto"))] = Field(
         default="cpu", description="Where the model runs for calibration; auto: cuda if there."
     )
     data: DataSpec | None = Field(
         default=None, description="What it is calibrated on and measured with."
     )
-    metrics: list[one_of("metric", list(METRICS))] = Field(
+    metrics: list[Annotated[str, OneOf("metric", tuple(METRICS))]] = Field(
         default=["agreement", "sqnr_db"],
         min_length=1,
         description="What is measured on the evaluation data.",
@@ -105,22 +105,22 @@ class RecipePart(Strict):
     statistics: StatisticsSpec = Field(
         default=StatisticsSpec(), description="Ranges (amax) from and to a JSON file."
     )
-    optional_engines: list[one_of("engine", list(ENGINES))] = Field(
+    optional_engines: list[Annotated[str, OneOf("engine", tuple(ENGINES))]] = Field(
         default=[],
         description="Engines to use where they are installed, and else to leave out; default: "
         f"{' and '.join(_IF_INSTALLED)} where no engines are named.",
     )
-    engines: list[one_of("engine", list(ENGINES))] = Field(
+    engines: list[Annotated[str, OneOf("engine", tuple(ENGINES))]] = Field(
         default=_ALWAYS,
         min_length=1,
         description="What variants are built and measured with.",
     )
-    precision: one_of("precision", PRECISIONS) = Field(
+    precision: Annotated[str, OneOf("precision", PRECISIONS)] = Field(
         default="fp32",
         description="What everything that is not quantized is computed in; also where a preset is "
         "a baseline.",
     )
-    baselines: list[one_of("baseline", ("fp32", "fp16", *PRESETS))] = Field(
+    baselines: list[Annotated[str, OneOf("baseline", ("fp32", "fp16", *PRESETS))]] = Field(
         default=["fp32", DEFAULT],
         description="What the recipe is compared with; fp16: nothing quantized, all in float16.",
     )

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_v
 from granplugin.quant.calibrators import PLAIN, Calibrator, parse_calibrator
 from granplugin.quant.formats import FORMATS
 from granplugin.quant.granularity import GRANULARITIES, PARAMETERS, GranularityKey
-from granplugin.recipe.strict import Strict, at_key, one_of, unknown_key
+from granplugin.recipe.strict import OneOf, Strict, at_key, unknown_key
 from granplugin.suggest import did_you_mean
 
 FLOAT = "float"
@@ -35,7 +35,7 @@ CalibratorKey = Annotated[
         }
     ),
 ]
-FormatKey = one_of("format", [*FORMATS, FLOAT])
+FormatKey = Annotated[str, OneOf("format", (*FORMATS, FLOAT))]
 
 
 def _short_forms(schema: dict[str, Any]) -> None:

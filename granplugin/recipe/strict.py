@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections import abc
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from granplugin.suggest import did_you_mean
 
@@ -45,15 +55,23 @@ def unknown_key(key: str, known: list[str]) -> PydanticCustomError:
     return at_key(key, f"unknown key {key!r}{did_you_mean(key, known)}")
 
 
-def one_of(what: str, names: tuple[str, ...] | list[str]) -> Any:
-    """A word out of a list; a wrong one names the nearest."""
+@dataclass(frozen=True)
+class OneOf:
+    """Of a str: a word out of a list; a wrong one names the nearest."""
 
-    def check(value: Any) -> str:
-        if value not in names:
-            raise ValueError(f"unknown {what} {value!r}{did_you_mean(str(value), names)}")
+    what: str
+    names: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(
+        self, source: type[str], handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        schema = WithJsonSchema({"enum": list(self.names)})
+        return handler.generate_schema(Annotated[source, BeforeValidator(self._check), schema])
+
+    def _check(self, value: Any) -> Any:
+        if value not in self.names:
+            raise ValueError(f"unknown {self.what} {value!r}{did_you_mean(str(value), self.names)}")
         return value
-
-    return Annotated[str, BeforeValidator(check), WithJsonSchema({"enum": list(names)})]
 
 
 def _path(value: Any) -> Path:
@@ -104,10 +122,16 @@ def words(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def list_of(item: Any, validator: Any = words, least: int = 1) -> Any:
-    """A list, or one item alone."""
-    return Annotated[
-        list[item],
-        Field(min_length=least),
-        BeforeValidator(validator, json_schema_input_type=list[item] | item),
-    ]
+@dataclass(frozen=True)
+class OrAlone:
+    """Of a list or tuple: it may be one item alone, which `listed` makes a list."""
+
+    listed: abc.Callable[[Any], Any] = words
+    least: int = 1
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        item = get_args(source)[0]
+        before = BeforeValidator(self.listed, json_schema_input_type=source | item)
+        return handler.generate_schema(Annotated[source, Field(min_length=self.least), before])
