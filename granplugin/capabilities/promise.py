@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from granplugin.capabilities.table import LOWERINGS, Cell, Table, TableRule
 from granplugin.planning.rows import Row, ScaledRow
@@ -166,7 +166,7 @@ class Book:
         shared: frozenset[str] = frozenset(),
     ) -> None:
         self.table, self.graph, self.targets, self.shared = table, graph, targets, shared
-        self.known: dict[tuple, Mapping[Operand, Promise]] = {}
+        self.known: dict[tuple[Any, ...], Mapping[Operand, Promise]] = {}
 
     def of_layer(self, layer: Layer, rows: Sequence[Row]) -> Mapping[Operand, Promise]:
         """Operand -> promise for one layer's quantized rows, decided together."""
@@ -188,7 +188,7 @@ class Book:
             self.known[op, sites, add] = self._decide(op, sites, add)
         return self.known[op, sites, add]
 
-    def _decide(self, op: str, sites: tuple, add: Cell | None) -> dict[Operand, Promise]:
+    def _decide(self, op: str, sites: tuple[Any, ...], add: Cell | None) -> dict[Operand, Promise]:
         found: dict[Operand, Promise] = {}
         pair = {
             operand: (fmt, scales, size)
@@ -199,7 +199,7 @@ class Book:
             if role == "output":
                 cell = Cell(op, fmt, output=scales, graph=self.graph, targets=self.targets)
                 found[role] = self._alone(cell, role)
-            elif role == "skip":
+            elif role == "skip" and add is not None:
                 cell = self._cell(add.op, {"input": (fmt, scales, size)})
                 cell = replace(cell, weight=add.weight)
                 found[role] = self._alone(cell, role)
@@ -225,13 +225,15 @@ class Book:
         return found
 
     @staticmethod
-    def _beside(pair: Mapping[Operand, tuple], role: Operand) -> dict[Operand, tuple]:
+    def _beside(
+        pair: Mapping[Operand, tuple[Any, ...]], role: Operand
+    ) -> dict[Operand, tuple[Any, ...]]:
         return {
             other: values if other == role else (pair[role][0], "per_tensor", None)
             for other, values in pair.items()
         }
 
-    def _cell(self, op: str, pair: Mapping[Operand, tuple]) -> Cell:
+    def _cell(self, op: str, pair: Mapping[Operand, tuple[Any, ...]]) -> Cell:
         formats = {fmt for fmt, _, _ in pair.values()}
         sizes = [size for operand in MULTIPLIED if (size := pair.get(operand, _NONE)[2])]
         return Cell(
@@ -262,5 +264,6 @@ def _promise(rule: TableRule, cell: Cell) -> Promise:
     if rule.lowering:
         reason = f"{rule.why}; {LOWERINGS[rule.lowering]}"
         return Promise("lowered", reason, rule.source, rule.lowering)
-    kind = "simulated" if rule.engine in ("float", "fused-dequant") else "refused"
-    return Promise(kind, rule.why, rule.source)
+    if rule.engine in ("float", "fused-dequant"):
+        return Promise("simulated", rule.why, rule.source)
+    return Promise("refused", rule.why, rule.source)

@@ -178,6 +178,7 @@ class PerBlock(_Granularity):
             block = self.shape
         else:
             axis = _axis(-1 if self.axis is None else self.axis, site)
+            assert self.size is not None  # _size_or_shape
             block = _replace((1,) * len(shape), {axis: self.size})
         for axis, (length, part) in enumerate(zip(shape, block, strict=True)):
             if length % part:
@@ -220,7 +221,7 @@ def parse_granularity(value: Any) -> Granularity:
     if isinstance(value, _Granularity):
         return value
     if isinstance(value, str):
-        name, parameters = value, {}
+        name, parameters = value, dict[str, Any]()
     elif isinstance(value, dict) and len(value) == 1:
         name, parameters = next(iter(value.items()))
         parameters = {} if parameters is None else parameters
@@ -277,7 +278,9 @@ def _parameters(cls: type[Granularity]) -> dict[str, Any]:
         key: next(iter(prop.get("anyOf", [{"type": prop.get("type")}])))
         for key, prop in schema["properties"].items()
     }
-    kept = {key: schema[key] for key in ("additionalProperties", "oneOf") if key in schema}
+    kept: dict[str, Any] = {
+        key: schema[key] for key in ("additionalProperties", "oneOf") if key in schema
+    }
     return {"type": "object", "properties": said, **kept}
 
 

@@ -7,12 +7,12 @@ from typing import Annotated
 from pydantic import Field
 
 from granplugin.quant.calibrators import Calibrator
-from granplugin.quant.granularity import PerTensor, PerToken
+from granplugin.quant.granularity import Granularity, PerChannel, PerTensor, PerToken
 from granplugin.recipe.settings import CalibratorKey, Settings, SettingsKey
 from granplugin.recipe.strict import OneOf, OrAlone, Positive, Strict
 
 
-def _at(granularity: str, calibrator: str) -> Settings:
+def _at(granularity: Granularity, calibrator: str) -> Settings:
     return Settings(granularity=granularity, calibrator=Calibrator(calibrator))
 
 
@@ -20,14 +20,14 @@ class Analyze(Strict):
     """What `granplugin analyze` asks about, and how much it may take."""
 
     weights: Annotated[list[SettingsKey], OrAlone()] = Field(
-        default=[_at("per_tensor", "max"), _at("per_channel", "max")],
+        default=[_at(PerTensor(), "max"), _at(PerChannel(), "max")],
         description="What to try for weights; an entry without a calibrator is tried with each of "
         "`calibrators`.",
     )
     inputs: Annotated[list[SettingsKey], OrAlone()] = Field(
         default=[
             Settings(granularity=PerTensor()),
-            _at("per_channel", "max"),
+            _at(PerChannel(), "max"),
             Settings(granularity=PerToken(dynamic=True)),
         ],
         description="What to try for inputs; likewise.",

@@ -33,7 +33,7 @@ def resolve(target: Target, error: type[UserError] = ModelError) -> Callable[...
     if target.path and not target.path.is_file():
         raise error(f"{target}: there is no file {target.path}")
     try:
-        module = _load(target.path) if target.path else importlib.import_module(target.module)
+        module = _load(target.path) if target.path else importlib.import_module(target.module or "")
     except (Exception, SystemExit) as err:
         missing = err.name if isinstance(err, ModuleNotFoundError) else None
         if target.module and missing and f"{target.module}.".startswith(f"{missing}."):
@@ -50,7 +50,7 @@ def resolve(target: Target, error: type[UserError] = ModelError) -> Callable[...
         where = target.path.name if target.path else target.module
         hint = did_you_mean(target.name, known)
         raise error(f"{target}: {where} has no {target.name!r}{hint}")
-    found = getattr(module, target.name)
+    found: Callable[..., Any] = getattr(module, target.name)
     if not callable(found):
         raise error(f"{target}: {target.name!r} is {type(found).__name__}, not a callable")
     return found
@@ -89,14 +89,16 @@ def _load(path: Path) -> ModuleType:
     name = _PRIVATE + hashlib.blake2b(bytes(path) + b"\0" + source, digest_size=8).hexdigest()
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path, loader=_FromSource(name, str(path)))
+    loader = _FromSource(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None  # there is a loader
     module = importlib.util.module_from_spec(spec)
     _forget_foreign_neighbours(path.parent)
     # Dataclasses and pickle look a class's module up by name.
     sys.modules[name] = module
     sys.path.insert(0, str(path.parent))
     try:
-        module.__loader__.exec_module(module)
+        loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
@@ -108,7 +110,9 @@ def _load(path: Path) -> ModuleType:
 def _forget_foreign_neighbours(folder: Path) -> None:
     """Another recipe's `layers.py` must not answer when this folder's is imported."""
     files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
-    loaded = {Path(file).parent for name, file in files.items() if name.startswith(_PRIVATE)}
+    loaded = {
+        Path(file).parent for name, file in files.items() if file and name.startswith(_PRIVATE)
+    }
     others = loaded - {folder}
     for name, file in files.items():
         top = package_of(name)

@@ -20,8 +20,10 @@ def code_key(target: Target) -> str:
     if target.path:
         facts = sorted(file_key(file) for file in _with_neighbours(target.path))
     else:
-        origin = importlib.util.find_spec(target.module).origin
-        facts = [file_key(Path(origin)), version_of(package_of(target.module))]
+        module = target.module or ""
+        spec = importlib.util.find_spec(module)
+        origin = [file_key(Path(spec.origin))] if spec and spec.origin else []
+        facts = [*origin, version_of(package_of(module))]
     return content_key(target.name, *facts)
 
 

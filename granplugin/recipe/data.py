@@ -53,7 +53,11 @@ class FolderSource(Strict):
         return self
 
 
-_SOURCES = {"npz": NpzSource, "callable": CallableSource, "folder": FolderSource}
+_SOURCES: dict[str, type[Strict]] = {
+    "npz": NpzSource,
+    "callable": CallableSource,
+    "folder": FolderSource,
+}
 
 
 def _source(value: Any) -> Any:

@@ -168,7 +168,7 @@ def subtree(document: Document, at: Location, to: Location) -> dict[Location, Ma
     }
 
 
-def rule_marks(document: Document, places: Mapping[int, int]) -> dict[Location, Mark]:
+def rule_marks(document: Document, places: Mapping[str | int, int]) -> dict[Location, Mark]:
     """The marks of the rules in `places`, moved from the old position to the new."""
     return {
         ("rules", places[at[1]], *at[2:]): mark
@@ -180,7 +180,7 @@ def rule_marks(document: Document, places: Mapping[int, int]) -> dict[Location, 
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalars of YAML 1.2's core schema, and a limit to nesting."""
 
-    yaml_implicit_resolvers: dict = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}
 
     def __init__(self, text: str, file: str) -> None:
         super().__init__(text)

@@ -71,7 +71,8 @@ def _file(module: str) -> Path | None:
 
 @cache
 def _text(module: str) -> str:
-    return _file(module).read_text(encoding="utf-8")
+    file = _file(module)
+    return file.read_text(encoding="utf-8") if file else ""
 
 
 @cache

@@ -52,7 +52,11 @@ class RunFolder:
 
     def made_json(self, stage: str, key: str, make: Callable[[], Any]) -> Any:
         """As `made`, for a JSON value."""
-        path = self.made(stage, key, ".json", lambda path: path.write_text(json.dumps(make())))
+
+        def write(path: Path) -> None:
+            path.write_text(json.dumps(make()))
+
+        path = self.made(stage, key, ".json", write)
         return json.loads(path.read_text())
 
     def publish(self, name: str, content: Path | str) -> Path:
