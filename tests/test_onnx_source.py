@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -348,3 +349,21 @@ def test_a_recipe_may_take_a_torch_recipes_rules_for_a_file(digits):
     (digits / "extending.yaml").write_text(text)
     plans = [told("plan", digits / f"{name}.yaml")["rows"] for name in ("extending", "onnx")]
     assert without_names(plans[0]) == without_names(plans[1])
+
+
+def test_a_damaged_file_is_told_and_never_a_crash(project):
+    from granplugin.errors import ModelError
+    from granplugin.network.onnx_file import read_float
+    from granplugin.sources.onnx_network import OnnxNetwork
+
+    project(ATTENTION, change=set_weights)
+    net = project.folder / "net.onnx"
+    whole, rng = net.read_bytes(), np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, len(whole), rng.integers(1, 4)):
+            damaged[at] = rng.integers(0, 256)
+        net.write_bytes(damaged)
+        with contextlib.suppress(ModelError):
+            network = OnnxNetwork(read_float(net))
+            network.facts(network.untraced())

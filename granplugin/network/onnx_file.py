@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from granplugin.errors import ModelError
 from granplugin.graph.read.graph import ReadGraph, dequantizes, quantizes, read_graph
-from granplugin.graph.read.loading import load, with_subgraphs
+from granplugin.graph.read.loading import load, reading, with_subgraphs
 from granplugin.store.keys import content_key, file_key
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
@@ -26,9 +26,10 @@ def read_float(path: Path) -> ReadGraph:
     already.
     """
     model = load(path)
-    _check_whole(model, path)
-    _check_float(model, path)
-    _fix_batch(model.graph)
+    with reading(path):
+        _check_whole(model, path)
+        _check_float(model, path)
+        _fix_batch(model.graph)
     return read_graph(model, path)
 
 

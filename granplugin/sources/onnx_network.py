@@ -9,6 +9,7 @@ from typing import Self, cast
 
 
 from granplugin.graph.read.graph import ReadGraph
+from granplugin.graph.read.loading import reading
 from granplugin.network.onnx_file import content_of, is_float, read_float
 from granplugin.network.onnx_layers import (
     Placed,
@@ -31,7 +32,8 @@ class OnnxNetwork:
 
     def __init__(self, graph: ReadGraph) -> None:
         self.graph, self.key = graph, content_of(graph)
-        self._placed = {placed.layer.name: placed for placed in place_layers(graph)}
+        with reading(graph.path):
+            self._placed = {placed.layer.name: placed for placed in place_layers(graph)}
 
     @classmethod
     def open(cls, loaded: Loaded) -> Self:
@@ -43,7 +45,11 @@ class OnnxNetwork:
 
     def facts(self, layers: Sequence[Layer]) -> NetworkFacts:
         """Parameters are the floats that the file stores and that meet data in a node, but for
-        single numbers and a batch norm's statistics."""
+        single numbers and a batch norm's statistics. Raises ModelError where they are damaged."""
+        with reading(self.graph.path):
+            return self._facts(layers)
+
+    def _facts(self, layers: Sequence[Layer]) -> NetworkFacts:
         held = {name: self._held(placed) for name, placed in self._placed.items()}
         own = set().union(*held.values())
         sited = {node.name for placed in self._placed.values() for node in placed.nodes}
