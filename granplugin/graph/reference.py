@@ -35,4 +35,5 @@ def run(
     """The named outputs (None: all of them), in that order. Raises EngineError where ONNX Runtime
     does not take the graph."""
     with translated("onnxruntime cannot run the graph", ERRORS):
-        return open_session(model.SerializeToString()).run(names, dict(feeds))
+        found: list[np.ndarray] = open_session(model.SerializeToString()).run(names, dict(feeds))
+        return found

@@ -271,6 +271,7 @@ def _writer() -> str:
         "granplugin.graph.edit.precision",
         "granplugin.graph.edit.unsigned",
         "granplugin.graph.read.verify",
+        "granplugin.graph.read.agreement",
         libraries=("onnx", "onnx_ir", "onnxruntime"),
     )
 

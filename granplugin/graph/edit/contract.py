@@ -80,7 +80,7 @@ def contract(
             graph = target if isinstance(target, ir.Graph) else target.graph
             before = _seen(graph)
 
-            def stays(result: R, *args: P.args, **kwargs: P.kwargs) -> str | None:
+            def stays(result: R, /, *args: P.args, **kwargs: P.kwargs) -> str | None:
                 why = unsound(graph) or _changed(before, _seen(graph))
                 return why or ensures(before, result, *args, **kwargs)
 

@@ -27,7 +27,7 @@ def is_marker(node: ir.Node | None) -> bool:
 
 
 def site_of(marker: ir.Node) -> str:
-    return marker.attributes["site"].as_string()
+    return str(marker.attributes["site"].as_string())
 
 
 def scope_of(node: ir.Node) -> str:

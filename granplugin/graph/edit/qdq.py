@@ -137,7 +137,7 @@ class _Writer:
 
     def __init__(self, additions: Additions) -> None:
         self.additions = additions
-        self.done: dict[tuple, ir.Value] = {}
+        self.done: dict[tuple[object, ...], ir.Value] = {}
         self.zeros: dict[tuple[str, Shape], ir.Value] = {}
 
     def quantize(self, marker: ir.Node, row: QuantizedRow, amax: np.ndarray) -> None:

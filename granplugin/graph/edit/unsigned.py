@@ -52,7 +52,8 @@ def unsigned(model: ir.Model) -> ir.Model:
     additions = Additions(model.graph)
     zeros: dict[tuple[int, ...], ir.Value] = {}
     for node in _signed(model):
-        shape = constant(node.inputs[2]).shape
+        zero = constant(node.inputs[2])
+        shape = () if zero is None else zero.shape
         if shape not in zeros:
             name = "zero_point/uint8" + "".join(f"_{length}" for length in shape)
             zeros[shape] = additions.constant(name, np.full(shape, ZERO, np.uint8))

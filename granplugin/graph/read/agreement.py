@@ -122,7 +122,7 @@ class _Place:
 
 def _places(graph: FileGraph, plan: Intended, row: QuantizedRow) -> list[_Place]:
     def raised(name: str) -> str:
-        return graph.raised.get(name, name)
+        return str(graph.raised.get(name, name))
 
     method = plan.methods.get(row.site)
     if method == "simulated":
@@ -207,7 +207,7 @@ def _steps(
     """
     fmt = FORMATS[row.format]
     nearest = quantize(theirs, scale, block, fmt)
-    steps = np.abs(_ordinal(nearest, fmt) - _ordinal(stored, fmt))
+    steps: np.ndarray = np.abs(_ordinal(nearest, fmt) - _ordinal(stored, fmt))
     if row.dynamic:
         steps[expand(scale, block) * np.float32(fmt.largest) <= _MODELOPTS_ZERO] = 0
     if steps.any():

@@ -52,12 +52,12 @@ def quantizes(node: onnx.NodeProto | None) -> bool:
 def dequantizes(node: onnx.NodeProto | None) -> bool:
     if node is None or node.domain not in _DOMAINS:
         return False
-    return node.op_type.endswith("DequantizeLinear") or node.op_type == "TRT_BlockDequantize"
+    return bool(node.op_type.endswith(("DequantizeLinear", "TRT_BlockDequantize")))
 
 
 def scope_of(node: onnx.NodeProto) -> str:
     """The module that a node of our own files is of."""
-    return node.name.rpartition("/")[0]
+    return str(node.name.rpartition("/")[0])
 
 
 def read(path: Path) -> ReadGraph:
@@ -228,7 +228,7 @@ class ReadGraph:
     def array(self, name: str) -> np.ndarray:
         """What is stored under this name. Raises ModelError where it cannot be read."""
         try:
-            return numpy_helper.to_array(self.stored[name], str(self.path.parent))
+            return np.asarray(numpy_helper.to_array(self.stored[name], str(self.path.parent)))
         except Exception as err:  # other files too: of external data
             told = " ".join(str(err).split())[:200]
             raise ModelError(f"{self.path}: constant {name!r} cannot be read: {told}") from err
@@ -288,7 +288,7 @@ class ReadGraph:
     def element_type(self, name: str) -> int:
         """Of TensorProto; 0 where it is not known."""
         if name in self.stored:
-            return self.stored[name].data_type
+            return int(self.stored[name].data_type)
         return self._types[name].elem_type if name in self._types else 0
 
     @cached_property

@@ -42,7 +42,7 @@ class Qdq:
 
     @property
     def result(self) -> str:
-        return self.dq.output[0]
+        return str(self.dq.output[0])
 
 
 def qdq(graph: ReadGraph) -> list[Qdq]:

@@ -45,7 +45,7 @@ def check_division(
         _check_run_time(graph, row, *div.input)
     else:
         _check_constant(graph, row, div.input[1], cells / unit(row, cells))
-    return div.input[0]
+    return str(div.input[0])
 
 
 def check_behind(graph: FileGraph, pair: Pair, row: QuantizedRow, cells: np.ndarray | None) -> None:
@@ -238,7 +238,8 @@ def rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return array.astype(dtype)
     least, most = np.float32(5.96e-8), np.finfo(np.float16).max
     size = np.where(array == 0, 0, np.clip(np.abs(array), least, most))
-    return np.copysign(size, array).astype(np.float16)
+    low: np.ndarray = np.copysign(size, array).astype(np.float16)
+    return low
 
 
 def _same(left: np.ndarray, right: np.ndarray) -> bool:

@@ -44,7 +44,7 @@ class Divisions:
 
     def __init__(self, additions: Additions) -> None:
         self.additions = additions
-        self.done: dict[tuple, tuple[ir.Value, ir.Value]] = {}
+        self.done: dict[tuple[object, ...], tuple[ir.Value, ir.Value]] = {}
 
     def divide(self, marker: ir.Node, row: QuantizedRow, cells: np.ndarray | None) -> ir.Value:
         """Let the marker read x / d; returns d, which broadcasts against x.
