@@ -28,7 +28,10 @@ from granplugin.modelopt_bridge import quiet
 from granplugin.recipe.load import load_recipe
 from granplugin.runs.session import Session
 from granplugin.results.values import FP32
-from granplugin.runs.variants import build_variant, calibrate, plan_jobs
+from granplugin.runs.calibrated import calibrate
+from granplugin.runs.executor import run_tasks
+from granplugin.runs.jobs import plan_jobs
+from granplugin.runs.variants import variant_task
 from granplugin.store.run_folder import RunFolder, open_run
 
 GOALS = {"mobilenet_v2": 0.65, "resnet_50": 0.40}
@@ -77,8 +80,9 @@ def time_network(network: str, goal: float, run: RunFolder, rounds: int) -> list
 
 def write_variants(session: Session) -> dict[str, Path]:
     jobs = plan_jobs([session.loaded], session.layers)
-    float_onnx, statistics = calibrate(session, jobs)
-    return {job.name: build_variant(session, job, float_onnx, statistics).onnx.path for job in jobs}
+    calibrated = calibrate(session, jobs)
+    tasks = [variant_task(session, job, calibrated) for job in jobs]
+    return {each.job.name: each.onnx.path for each in run_tasks(tasks, session.run)}
 
 
 def export_own(session: Session, image: dict[str, np.ndarray], path: Path) -> None:

@@ -20,7 +20,10 @@ from granplugin.quant.layers import Layer, sites_of
 from granplugin.recipe.load import load_recipe
 from granplugin.runs.session import Session
 from granplugin.results.values import FP32
-from granplugin.runs.variants import build_variant, calibrate, plan_jobs
+from granplugin.runs.calibrated import calibrate
+from granplugin.runs.executor import run_tasks
+from granplugin.runs.jobs import plan_jobs
+from granplugin.runs.variants import variant_task
 from granplugin.store.run_folder import RunFolder, open_run
 
 LAYERS = 10_000
@@ -70,8 +73,8 @@ def write(recipe: Path, run: RunFolder, goal: float, rounds: int) -> list[Figure
     loaded = load_recipe(recipe)
     session = Session(loaded, run)
     jobs = [job for job in plan_jobs([loaded], session.layers) if job.name in (FP32, PRESET)]
-    float_onnx, statistics = calibrate(session, jobs)
-    fp32, int8 = (build_variant(session, job, float_onnx, statistics) for job in jobs)
+    calibrated = calibrate(session, jobs)
+    fp32, int8 = run_tasks([variant_task(session, job, calibrated) for job in jobs], session.run)
     size = int8.onnx.path.stat().st_size / fp32.onnx.path.stat().st_size
     megabytes = (
         f"{int8.onnx.path.stat().st_size / 1e6:.2f} of {fp32.onnx.path.stat().st_size / 1e6:.2f} MB"
@@ -81,7 +84,7 @@ def write(recipe: Path, run: RunFolder, goal: float, rounds: int) -> list[Figure
         out = run.cache / "inserted.onnx"
 
         def write_qdq() -> None:
-            save(insert(load_float(float_onnx), int8.job.plan.rows, int8.amax), out)
+            save(insert(load_float(calibrated.floats), int8.job.plan.rows, int8.amax), out)
 
         found = measure_interleaved({"qdq": write_qdq}, warmup=1, rounds=rounds)["qdq"]
         name = f"{recipe.stem}: load the float model, insert Q/DQ, save"

@@ -25,7 +25,9 @@ from granplugin.backends.nvidia.plan_reader import read_layers_text
 from granplugin.recipe.load import load_recipe
 from granplugin.runs.session import Session
 from granplugin.results.values import Built
-from granplugin.runs.variants import build_variant, calibrate, plan_jobs
+from granplugin.runs.calibrated import calibrate
+from granplugin.runs.jobs import plan_jobs
+from granplugin.runs.variants import variant_task
 from granplugin.store.run_folder import RunFolder, open_run
 
 GOALS = {"resnet_50": 4.0, "mobilenet_v2": 2.0, "vit_b_16": 8.0}
@@ -46,10 +48,10 @@ def measure(rounds: int) -> Sequence[Figure]:
 def of_network(network: str, goal: float, run: RunFolder, rounds: int) -> list[Figure]:
     session = Session(load_recipe(HERE / f"rtx_{network}.yaml"), run)
     jobs = plan_jobs([session.loaded], session.layers)
-    float_onnx, statistics = calibrate(session, jobs)
+    calibrated = calibrate(session, jobs)
     figures, seconds = [], []
     for job in jobs:
-        built = build_variant(session, job, float_onnx, statistics)
+        built = variant_task(session, job, calibrated).run(session.run.kept)
         figures.append(moved(network, built, run))
         if job.name == TIMED:
             seconds = [build_and_audit(built, run)[0] for _ in range(rounds)]

@@ -30,7 +30,8 @@ from granplugin.quant.layers import WEIGHTED, Layer
 from granplugin.quant.site import MULTIPLIED
 from granplugin.recipe.load import load_recipe
 from granplugin.runs.session import Session
-from granplugin.runs.variants import calibrate, plan_jobs
+from granplugin.runs.calibrated import calibrate
+from granplugin.runs.jobs import plan_jobs
 from granplugin.store.run_folder import open_run
 
 RECIPE = RECIPES / "digits_mobilenet.yaml"
@@ -50,7 +51,8 @@ def known(quickstart, tmp_path_factory):
         session = Session(load_recipe(RECIPE), run)
         jobs = plan_jobs([session.loaded], session.layers)
         plans = {job.name: job.plan for job in jobs}
-        yield session, plans, *calibrate(session, jobs)
+        calibrated = calibrate(session, jobs)
+        yield session, plans, calibrated.floats, calibrated.statistics
 
 
 @pytest.fixture

@@ -40,8 +40,8 @@ def test_a_stage_is_made_once_for_each_key(tmp_path):
     calls = []
     with open_run(tmp_path / "run") as run:
         for key in ("a", "b", "a"):
-            run.made("stage", key, ".txt", lambda path: calls.append(path.write_text("x")))
-            assert run.made_json("json", key, lambda: {"key": calls}) is not None
+            run.kept.made("stage", key, ".txt", lambda path: calls.append(path.write_text("x")))
+            assert run.kept.made_json("json", key, lambda: {"key": calls}) is not None
     assert len(calls) == 2
 
 
@@ -52,7 +52,7 @@ def test_a_stage_that_fails_leaves_nothing(tmp_path):
 
     with open_run(tmp_path / "run") as run:
         with pytest.raises(ValueError):
-            run.made("stage", "a", ".txt", half)
+            run.kept.made("stage", "a", ".txt", half)
         assert list(run.cache.iterdir()) == []
 
 
@@ -75,7 +75,7 @@ def test_publishing_replaces_a_file_in_one_step(tmp_path):
             run.publish("result.txt", "new")
             assert reader.read() == "old"
         assert old.read_text() == "new"
-        cached = run.made("stage", "a", ".txt", lambda path: path.write_text("cached"))
+        cached = run.kept.made("stage", "a", ".txt", lambda path: path.write_text("cached"))
         assert run.publish("deep/er/copy.txt", cached).read_text() == "cached"
 
 
@@ -96,7 +96,7 @@ def test_a_lock_file_alone_holds_nothing(tmp_path):
 def test_a_users_mistake_leaves_no_new_folder(tmp_path):
     path = tmp_path / "runs" / "deep" / "name"
     with pytest.raises(UserError, match="^told$"), open_run(path) as run:
-        run.made("stage", "a", ".txt", lambda path: path.write_text("x"))
+        run.kept.made("stage", "a", ".txt", lambda path: path.write_text("x"))
         raise UserError("told")
     assert list(tmp_path.iterdir()) == []
 
@@ -123,7 +123,7 @@ def test_the_traceback_of_a_users_code_stays_in_the_log(tmp_path):
 
 def test_an_interrupted_run_keeps_what_it_made(tmp_path):
     with pytest.raises(KeyboardInterrupt), open_run(tmp_path / "run") as run:
-        made = run.made("stage", "a", ".txt", lambda path: path.write_text("x"))
+        made = run.kept.made("stage", "a", ".txt", lambda path: path.write_text("x"))
         raise KeyboardInterrupt
     assert made.read_text() == "x"
 
@@ -138,10 +138,10 @@ def test_a_folder_being_held_is_not_removed_by_the_one_refused(tmp_path):
 def test_what_is_neither_used_nor_published_is_forgotten(tmp_path):
     with open_run(tmp_path) as run:
         run.publish("variants/old/model.onnx", "")
-        run.made("stage", "old", "", lambda path: path.mkdir())
+        run.kept.made("stage", "old", "", lambda path: path.mkdir())
     with open_run(tmp_path) as run:
         run.publish("variants/new/model.onnx", "")
-        run.made("stage", "new", ".txt", lambda path: path.write_text("x"))
+        run.kept.made("stage", "new", ".txt", lambda path: path.write_text("x"))
         run.forget_unused()
     assert [path.name for path in (tmp_path / "variants").iterdir()] == ["new"]
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["stage-new.txt"]

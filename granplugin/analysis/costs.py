@@ -34,9 +34,10 @@ from granplugin.quant.site import MULTIPLIED
 from granplugin.recipe.loaded import Loaded
 from granplugin.recipe.schema import Recipe, StatisticsSpec
 from granplugin.runs.build_options import options_of
+from granplugin.runs.calibrated import Calibrated
 from granplugin.runs.session import Session
 from granplugin.results.values import Job
-from granplugin.runs.variants import build_variant
+from granplugin.runs.variants import variant_task
 from granplugin.store.keys import content_key, file_key
 from granplugin.store.maker import made_by
 
@@ -170,7 +171,7 @@ def costs(
     """(plan, layer) -> engine -> cost, for all layers of the model and NO_LAYER: summed over them,
     kernels and MB are the whole engine's.
 
-    `float_onnx` is that of variants.calibrate. `statistics` say how large the inputs of layers are;
+    `float_onnx` is that of runs.calibrated. `statistics` say how large the inputs of layers are;
     what they do not have counts as 1. Built is what is installed and tells its kernels; what an
     engine has is kept in the run folder by content. An engine that cannot be built has costs that
     are not known, with the reason.
@@ -302,9 +303,10 @@ def _build(session: Session, plan: Plan, engine: str, float_onnx: Path, key: str
     job = Job("analysis", "variant", loaded, plan, recipe.precision, written)
 
     def build() -> dict:
-        built = build_variant(session, job, float_onnx, None, [engine], agree=False)
+        calibrated = Calibrated(float_onnx, None, {})
+        built = variant_task(session, job, calibrated, [engine]).run(session.run.kept)
         # Only where every size is fixed does the plan say how large tensors are.
-        options = options_of(session, built, module, fixed=True)
+        options = options_of(recipe, session.input_shapes, built, module, fixed=True)
         file = built.file(engine).path
         with TemporaryDirectory(dir=session.run.cache, prefix=".making-") as folder:
             try:
@@ -318,7 +320,7 @@ def _build(session: Session, plan: Plan, engine: str, float_onnx: Path, key: str
         return {**_by_layer(told, products, session.layers), "made": dict(written[engine].made)}
 
     try:
-        return _Built(**session.run.made_json("cost", key, build))
+        return _Built(**session.run.kept.made_json("cost", key, build))
     except (EngineError, ModelError) as err:
         log.warning("costs on %s are not known: %s", engine, err)
         return f"not measured: {err}"

@@ -24,7 +24,7 @@ from granplugin.calibration.statistics import Statistics
 from granplugin.capabilities import Promise
 from granplugin.engines import ENGINES
 from granplugin.runs.session import Session
-from granplugin.runs.variants import calibrate
+from granplugin.runs.calibrated import calibrate
 
 ALLOWED = ("native", "lowered")
 """Promises that a suggestion may rely on."""
@@ -120,6 +120,6 @@ def find_costs(
         for engine in engines
     )
     # Exporting takes longer than all the rest where nothing is built of the file.
-    float_onnx = calibrate(session, [])[0] if builds else Path()
+    float_onnx = calibrate(session, []).floats if builds else Path()
     settings, built = settings_of(network), engines if builds else []
     return setting_costs(session, questions.plan, settings, float_onnx, statistics, built)

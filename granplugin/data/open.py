@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from granplugin.data.batches import Batches
+import numpy as np
+
+from granplugin.data.batches import Batch, Batches
 from granplugin.data.called import open_called
 from granplugin.data.images import open_folder
 from granplugin.data.npz import open_npz
@@ -33,4 +36,29 @@ def open_data(
     callable, they are the first ones. Raises DataError, here or while iterating, for data that is
     missing, damaged, empty, not finite, or fewer than asked for.
     """
-    return SOURCES[type(source)](source, batch_size, seed, role, input_names)
+    arguments = (source, batch_size, seed, role, tuple(input_names))
+    return Opened(arguments, SOURCES[type(source)](*arguments))
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """Batches that are sent to another process as what they are opened by."""
+
+    arguments: tuple[Any, ...]
+    batches: Batches
+
+    @property
+    def samples(self) -> int:
+        return self.batches.samples
+
+    def labels(self) -> np.ndarray | None:
+        return self.batches.labels()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+    def key(self) -> str:
+        return self.batches.key()
+
+    def __reduce__(self) -> tuple[Callable[..., Batches], tuple[Any, ...]]:
+        return open_data, self.arguments

@@ -34,7 +34,11 @@ from granplugin.recipe.loaded import Loaded
 from granplugin.results.values import Built
 from granplugin.runs.build_options import check_build, options_of
 from granplugin.runs.session import Session
-from granplugin.runs.variants import build_variant, calibrate, plan_jobs
+from granplugin.runs.checked import agreed
+from granplugin.runs.calibrated import calibrate
+from granplugin.runs.executor import run_tasks
+from granplugin.runs.jobs import plan_jobs
+from granplugin.runs.variants import variant_task
 from granplugin.store.keys import content_key, file_sha256, text_sha256
 from granplugin.store.run_folder import RunFolder
 
@@ -62,11 +66,9 @@ def export(
     session = Session(loaded, run)
     jobs = plan_jobs([loaded], session.layers, [engine])
     check_build(session)
-    float_onnx, statistics = calibrate(session, jobs)
-    built = [
-        build_variant(session, job, float_onnx, statistics, [engine])
-        for job in track(jobs, "writing Q/DQ")
-    ]
+    calibrated = calibrate(session, jobs)
+    writing = run_tasks([variant_task(session, job, calibrated, [engine]) for job in jobs], run)
+    built = [agreed(session, each) for each in track(writing, "writing Q/DQ", len(jobs))]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=".export-"))
@@ -95,7 +97,10 @@ def _write(
     name, batch = session.recipe.name, session.recipe.data.batch_size
     graph = onnx.load(built[0].onnx.path).graph
     inputs = {each.name: _shape(each) for each in graph.input}
-    options = replace(options_of(session, built[0], backends.load(engine)), min_batch=1)
+    options = replace(
+        options_of(session.recipe, session.input_shapes, built[0], backends.load(engine)),
+        min_batch=1,
+    )
     assert isinstance(options, Options), "only NVIDIA's engines have programs"
     shapes = profile_shapes(inputs, options.shapes, options.batch, options.min_batch)
     low = next(iter(shapes.values()))[0][0]

@@ -34,7 +34,11 @@ from granplugin.results.values import Built, Measured, Timing
 from granplugin.runs.latency import measure_latency, profile
 from granplugin.runs.measure import check_data, measure, open_backends
 from granplugin.runs.session import Session
-from granplugin.runs.variants import build_variant, calibrate, plan_jobs
+from granplugin.runs.checked import agreed
+from granplugin.runs.calibrated import Calibrated, calibrate
+from granplugin.runs.executor import run_tasks
+from granplugin.runs.jobs import plan_jobs
+from granplugin.runs.variants import variant_task
 from granplugin.sources import check_runs
 from granplugin.store.run_folder import RunFolder, default_folder, open_run
 
@@ -90,10 +94,9 @@ def apply_in(run: RunFolder, recipes: Sequence[Loaded]) -> Report:
     check_build(session)
     jobs = plan_jobs(recipes, session.layers)
     check_data(session)
-    float_onnx, statistics = calibrate(session, jobs)
-    built = [
-        build_variant(session, job, float_onnx, statistics) for job in track(jobs, "writing Q/DQ")
-    ]
+    calibrated = calibrate(session, jobs)
+    writing = run_tasks([variant_task(session, job, calibrated) for job in jobs], run)
+    built = [agreed(session, each) for each in track(writing, "writing Q/DQ", len(jobs))]
     results = measure(session, built, engines)
     latencies = measure_latency(session, built, results, engines)
     profiles = profile(session, results, engines)
@@ -103,7 +106,7 @@ def apply_in(run: RunFolder, recipes: Sequence[Loaded]) -> Report:
         evaluation_samples=session.evaluation.samples,
         seconds=monotonic() - start,
     )  # fmt: skip
-    report = publish(run, recipes, session, built, results, latencies, profiles, report, float_onnx)
+    report = publish(run, recipes, session, built, results, latencies, profiles, report, calibrated)
     run.forget_unused()
     return report
 
@@ -140,7 +143,7 @@ def publish(
     latencies: Mapping[tuple[str, str, int], Timing],
     profiles: Mapping[tuple[str, str], Path],
     report: Report,
-    float_onnx: Path,
+    calibrated: Calibrated,
 ) -> Report:
     """Put every result in place, now that all exist; the report last, with what was imported of
     these very files."""
@@ -160,7 +163,7 @@ def publish(
         # As --exportTimes has it; the data are where the engine reads them.
         calls = [{"latencyMs": ms, "computeMs": ms} for ms in found.latency.samples_ms]
         run.publish(f"variants/{variant}/{engine}/times-b{batch}.json", json.dumps(calls))
-    run.publish("float.onnx", float_onnx)
+    run.publish("float.onnx", calibrated.floats)
     plans = {each.job.name: each.job.plan for each in built}
     run.publish("plan.json", plan_file(session.key, session.text_key, session.layers, plans))
     configs = {name: config(plan.quantized) for name, plan in plans.items()}

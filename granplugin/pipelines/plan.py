@@ -20,7 +20,7 @@ from granplugin.report.build.verbs import plan_output
 from granplugin.report.result import Result
 from granplugin.report.schema.verbs import PlanOutput
 from granplugin.runs.session import Session
-from granplugin.runs.variants import plan_jobs
+from granplugin.runs.jobs import plan_jobs
 from granplugin.sources import check_runs
 from granplugin.store.run_folder import default_folder, open_run
 from granplugin.suggest import did_you_mean

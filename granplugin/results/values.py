@@ -58,12 +58,13 @@ class Built:
     """A variant's ONNX file, with what is in it; `own` has the file of each engine that needs
     another. All were made of `floats`, the marked float model, with these `ranges` (amax, None
     where only zeros were seen). `float32_nodes` are computed in float32 in a file of float16: they
-    could overflow."""
+    could overflow. `float32` is the same graph in float32, before anything was converted."""
 
     job: Job
     floats: Path
     ranges: Mapping[Row, np.ndarray | None]
     onnx: OnnxFile
+    float32: OnnxFile
     amax: Mapping[str, np.ndarray]
     zero_sites: tuple[str, ...]
     agreement: Agreement | None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from granplugin.backends.base import Backend, Options
 from granplugin.backends.gpu import gpu
 from granplugin.engines import ENGINES, taking
+from granplugin.quant.granularity import Shape
 from granplugin.recipe.schema import Recipe
 from granplugin.runs.session import Session
 from granplugin.suggest import did_you_mean
@@ -14,19 +16,25 @@ from granplugin.results.values import Built
 
 
 def options_of(
-    session: Session, built: Built, module: Backend, again: bool = False, fixed: bool = False
+    recipe: Recipe,
+    inputs: Mapping[str, Shape],
+    built: Built,
+    module: Backend,
+    again: bool = False,
+    fixed: bool = False,
 ) -> Options:
-    """What the recipe's `build` says, as far as this engine takes it.
+    """What the recipe's `build` says, as far as this engine takes it; `inputs` are the shapes of
+    the network's, whatever their batch.
 
     For a second build, `again`, that is without the timings of the first; where sizes are to be
     `fixed`, for data.batch_size samples alone.
     """
-    batch = session.recipe.data.batch_size
+    batch = recipe.data.batch_size
     own: dict[str, Any] = {}
     for key in module.facts.build:
-        value = getattr(session.recipe.build, key)
+        value = getattr(recipe.build, key)
         if key == "shapes":
-            value = {} if fixed else _shapes(session)
+            value = {} if fixed else _shapes(recipe, inputs)
         elif key == "timing_cache":
             value = None if again or value is None else str(value)
         own[key] = tuple(value) if isinstance(value, list) else value
@@ -38,17 +46,17 @@ def options_of(
     )
 
 
-def _shapes(session: Session) -> dict[str, tuple[tuple[int, ...], ...]]:
+def _shapes(recipe: Recipe, inputs: Mapping[str, Shape]) -> dict[str, tuple[tuple[int, ...], ...]]:
     """Input -> min, opt and max shapes; an input that `build.shapes` leaves out has the batch of
     those that it names."""
-    given = session.recipe.build.shapes
+    given = recipe.build.shapes
     if not given:
         return {}
     first = next(iter(given.values()))
     shapes = {}
-    for name, tensor in session.example.items():
+    for name, shape in inputs.items():
         wanted = [getattr(given.get(name, first), key) for key in ("min", "opt", "max")]
-        shapes[name] = tuple((each[0], *tensor.shape[1:]) for each in wanted)
+        shapes[name] = tuple((each[0], *shape[1:]) for each in wanted)
     return shapes
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from granplugin.backends.base import Backend, DeviceRunner, Engine, ResidentCall
 from granplugin.backends.card import CARD
-from granplugin.runs.build_options import cannot_run, latency_batches
+from granplugin.runs.build_options import cannot_run, latency_batches, options_of
 from granplugin.backends.gpu import clocks
 from granplugin.engines import ENGINES
 from granplugin.runs.measure import build_engine
@@ -41,9 +41,7 @@ def measure_latency(
         own = {variant: each.engine for (variant, on), each in results.items() if on == name}
         again = {}
         if ENGINES[name].builds_vary:
-            again = {
-                each.job.name: build_engine(session, each, module, again=True) for each in built
-            }
+            again = {each.job.name: _second(session, each, module) for each in built}
         for batch in latency_batches(session.recipe, name):
             feeds = _feeds(session, batch)
             log.info("measuring latency of %d variants on %s, batch %d", len(own), name, batch)
@@ -64,6 +62,12 @@ def _opened(
         for variant, engine in engines.items()
     }
     return {variant: runner.repeated(feeds) for variant, runner in runners.items()}
+
+
+def _second(session: Session, built: Built, module: Backend) -> Engine:
+    """A second build of a variant, without the timings of the first."""
+    options = options_of(session.recipe, session.input_shapes, built, module, again=True)
+    return build_engine(built, module, options, session.run.kept, again=True)
 
 
 def _timings(
@@ -112,7 +116,7 @@ def profile(
                 runner.profile(_feeds(session, session.recipe.data.batch_size), folder)
 
         key = content_key(file_key(result.engine.path / CARD))
-        found[variant, name] = session.run.made("profile", key, "", write)
+        found[variant, name] = session.run.kept.made("profile", key, "", write)
     return found
 
 

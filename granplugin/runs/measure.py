@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from granplugin import backends
 from granplugin.measures import metrics
 from granplugin.audits.audit import audit
 from granplugin.audits.audit_file import examine
-from granplugin.backends.base import Backend, BuildFailed, Engine, LayerPrecision
+from granplugin.backends.base import Backend, BuildFailed, Engine, LayerPrecision, Options
 from granplugin.runs.failed_build import explain
 from granplugin.runs.build_options import cannot_run, options_of
 from granplugin.data.batches import Batches
@@ -25,6 +25,8 @@ from granplugin.recipe.callables import blame, resolve
 from granplugin.progress import track
 from granplugin.recipe.loaded import Loaded, located
 from granplugin.recipe.strict import Target
+from granplugin.runs.executor import run_tasks
+from granplugin.store.cache import Cache
 from granplugin.store.keys import content_key
 from granplugin.store.maker import made_by
 from granplugin.runs.session import Session
@@ -71,105 +73,125 @@ def check_data(session: Session) -> None:
             metrics.check_labels(session.evaluation.labels(), outputs[scores].shape[1])
 
 
+@dataclass(frozen=True, eq=False)
+class MeasureVariant:
+    """The task to build a variant's engine, to audit it, and to run it on all evaluation samples,
+    where it can run: with the user's own metrics, which need it opened. `loaded` is the recipe that
+    the run's settings are from."""
+
+    built: Built
+    engine: str
+    options: Options
+    loaded: Loaded
+    evaluation: Batches
+
+    def run(self, cache: Cache) -> Measured:
+        """Raises EngineError where it cannot be built or run, ModelError where it is not finite."""
+        built, module = self.built, backends.load(self.engine)
+        engine = build_engine(built, module, self.options, cache)
+        layers = self._layers(engine, module, cache)
+        written = built.job.written.get(self.engine, Written(()))
+        onnx, plan = built.file(self.engine).path, module.plan(engine)
+        sites, findings = examine(self.engine, onnx, plan, built.quantized) if plan else ((), ())
+        verdicts = audit(built.quantized, (*layers, *sites), written.promises, written.made)
+        audited = Audited(layers, plan, verdicts, findings)
+        reason = cannot_run(self.loaded.recipe, module)
+        if reason is not None:
+            return Measured(engine, audited, reason)
+        outputs = self._outputs(engine, module, cache)
+        values: dict[str, metrics.Score] = {}
+        evaluate = self.loaded.recipe.evaluate
+        if evaluate:
+            with located(self.loaded, "evaluate"), module.open(engine) as runner:
+                values = user_metrics(evaluate, runner.run, self.evaluation)
+        return Measured(engine, audited, outputs=outputs, values=values)
+
+    def _layers(self, engine: Engine, module: Backend, cache: Cache) -> tuple[LayerPrecision, ...]:
+        """What ran in what; kept, since OpenVINO compiles the model to tell."""
+        key = content_key(*self._key(engine, module))
+        found = cache.made_json("ran", key, lambda: [asdict(x) for x in module.layers(engine)])
+        return tuple(LayerPrecision(**layer) for layer in found)
+
+    def _outputs(self, engine: Engine, module: Backend, cache: Cache) -> dict[str, np.ndarray]:
+        def run_all(path: Path) -> None:
+            with module.open(engine) as runner:
+                batches = [runner.run(batch) for batch in self.evaluation]
+            outputs = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+            what = f"{self.built.job.name} on {engine.backend}: output"
+            metrics.check_finite(outputs, what)
+            np.savez(path, **outputs)
+
+        key = content_key(*self._key(engine, module), self.evaluation.key())
+        with np.load(cache.made("outputs", key, ".npz", run_all)) as arrays:
+            return dict(arrays)
+
+    def _key(self, engine: Engine, module: Backend) -> tuple[Any, ...]:
+        """What two engines of one file can differ in, and the code that opens them; the version of
+        its library is the engine's."""
+        said = asdict(self.options)
+        built_for = {key: said[key] for key in said if key not in ("seconds", "memory_mb")}
+        name = self.built.file(self.engine).path.name
+        opener = made_by(type(module).__module__)
+        return name, self.engine, engine.version, built_for, opener
+
+
 def measure(
     session: Session, built: Sequence[Built], engines: Mapping[str, Backend]
 ) -> dict[tuple[str, str], Measured]:
-    """(variant, engine) -> what came out on all evaluation samples."""
-    work = [(name, module, each) for name, module in engines.items() for each in built]
-    results: dict[tuple[str, str], Measured] = {}
-    for name, module, each in track(work, "building and measuring"):
-        engine = build_engine(session, each, module)
-        layers, reason = _layers(session, each, engine, module), cannot_run(session.recipe, module)
-        written = each.job.written.get(name, Written(()))
-        plan = module.plan(engine)
-        sites, findings = (
-            examine(name, each.file(name).path, plan, each.quantized) if plan else ((), ())
+    """(variant, engine) -> what came out on all evaluation samples, and its metrics."""
+    tasks = [
+        MeasureVariant(
+            built=each,
+            engine=name,
+            options=options_of(session.recipe, session.input_shapes, each, module),
+            loaded=session.loaded,
+            evaluation=session.evaluation,
         )
-        verdicts = audit(each.quantized, (*layers, *sites), written.promises, written.made)
-        found = Measured(engine, Audited(layers, plan, verdicts, findings), reason)
-        if reason is None:
-            outputs = _outputs(session, each, engine, module)
-            reference = outputs if each.job.name == FP32 else results[FP32, name].outputs
-            values = _values(session, each, engine, module, outputs, reference)
-            found = replace(found, outputs=outputs, values=values)
-        results[each.job.name, name] = found
+        for name, module in engines.items()
+        for each in built
+    ]
+    results: dict[tuple[str, str], Measured] = {}
+    done = track(run_tasks(tasks, session.run), "building and measuring", len(tasks))
+    for task, found in zip(tasks, done, strict=True):
+        variant = task.built.job.name
+        if found.cannot_run is None:
+            reference = None if variant == FP32 else results[FP32, task.engine].outputs
+            values = scores(session, found.outputs, reference) | dict(found.values)
+            found = replace(found, values=values)
+        results[variant, task.engine] = found
     return results
 
 
-def build_engine(session: Session, built: Built, module: Backend, again: bool = False) -> Engine:
-    """The backend's engine of a variant, kept by the ONNX file's content; or a second one, `again`,
-    made without the timings of the first."""
-    onnx, options = built.file(module.name).path, options_of(session, built, module, again)
-    folder = session.run.cache / f"engine-{onnx.stem}-{module.name}{'-again' if again else ''}"
-    session.run.used.add(folder)
+def build_engine(
+    built: Built, module: Backend, options: Options, cache: Cache, again: bool = False
+) -> Engine:
+    """The backend's engine of a variant, kept by the ONNX file's content; or a second one,
+    `again`."""
+    onnx = built.file(module.name).path
+    folder = cache.path(f"engine-{onnx.stem}-{module.name}{'-again' if again else ''}")
     try:
         return module.build(onnx, folder, options)
     except BuildFailed as err:
-        raise explain(built, module, options, session.run.cache, err) from err
+        raise explain(built, module, options, cache.folder, err) from err
     except EngineError as err:
         raise EngineError(f"variant {built.job.name}: {err}") from err
 
 
-def _layers(
-    session: Session, built: Built, engine: Engine, module: Backend
-) -> tuple[LayerPrecision, ...]:
-    """What ran in what; kept, since OpenVINO compiles the model to tell."""
-    file = built.file(module.name).path.name
-    key = content_key(
-        file, module.name, engine.version, _built_for(session, built, module), _runner(module)
-    )
-    found = session.run.made_json("ran", key, lambda: [asdict(x) for x in module.layers(engine)])
-    return tuple(LayerPrecision(**layer) for layer in found)
-
-
-def _runner(module: Backend) -> str:
-    """The code that opens an engine; its library's version is the engine's."""
-    return made_by(type(module).__module__)
-
-
-def _built_for(session: Session, built: Built, module: Backend) -> dict[str, Any]:
-    """What two engines of one file can differ in."""
-    said = asdict(options_of(session, built, module))
-    return {key: said[key] for key in said if key not in ("seconds", "memory_mb")}
-
-
-def _outputs(
-    session: Session, built: Built, engine: Engine, module: Backend
-) -> dict[str, np.ndarray]:
-    def run_all(path: Path) -> None:
-        with module.open(engine) as runner:
-            batches = [runner.run(batch) for batch in session.evaluation]
-        outputs = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
-        metrics.check_finite(outputs, f"{built.job.name} on {engine.backend}: output")
-        np.savez(path, **outputs)
-
-    key = content_key(
-        built.file(module.name).path.name, module.name, engine.version, session.evaluation.key(),
-        _built_for(session, built, module), _runner(module),
-    )  # fmt: skip
-    with np.load(session.run.made("outputs", key, ".npz", run_all)) as arrays:
-        return dict(arrays)
-
-
-def _values(
+def scores(
     session: Session,
-    built: Built,
-    engine: Engine,
-    module: Backend,
     outputs: Mapping[str, np.ndarray],
-    reference: Mapping[str, np.ndarray],
+    reference: Mapping[str, np.ndarray] | None,
 ) -> dict[str, metrics.Score]:
+    """The recipe's metrics of a variant's outputs; without FP32's, `reference`, only those that
+    need none."""
     labels = session.evaluation.labels()
-    values = {}
+    found = {}
     for name in session.recipe.metrics:
-        if built.job.name == FP32 and metrics.METRICS[name].needs_reference:
+        if reference is None and metrics.METRICS[name].needs_reference:
             continue
         with located(session.loaded, "data", "evaluation"):
-            values[name] = metrics.METRICS[name].measure(outputs, reference, labels)
-    if session.recipe.evaluate:
-        with located(session.loaded, "evaluate"), module.open(engine) as runner:
-            values |= user_metrics(session.recipe.evaluate, runner.run, session.evaluation)
-    return values
+            found[name] = metrics.METRICS[name].measure(outputs, reference, labels)
+    return found
 
 
 def user_metrics(target: Target, predict: Callable, data: Batches) -> dict[str, metrics.Score]:

@@ -12,6 +12,7 @@ from granplugin.data.batches import Batch, Batches
 from granplugin.data.open import open_data
 from granplugin.planning.plan_file import text_key
 from granplugin.progress import track
+from granplugin.quant.granularity import Shape
 from granplugin.quant.layers import Layer, layer_from_json, layer_to_json
 from granplugin.recipe.loaded import Loaded, located
 from granplugin.sources import open_network
@@ -64,6 +65,11 @@ class Session:
             batch = next(iter(self.calibration))
         return {name: array[:2] for name, array in batch.items()}
 
+    @property
+    def input_shapes(self) -> dict[str, Shape]:
+        """Input -> its shape, with the example's batch."""
+        return {name: array.shape for name, array in self.example.items()}
+
     def made_by(self, *libraries: str) -> str:
         """What makes contents of the network: the code of its kind, and these libraries."""
         return made_by(type(self.network).__module__, libraries=libraries)
@@ -84,9 +90,8 @@ class Session:
             with located(self.loaded, "model"):
                 return [layer_to_json(layer) for layer in self.network.layers(self.example)]
 
-        shapes = {name: array.shape for name, array in self.example.items()}
-        key = content_key(self.key, shapes, self.made_by("torch"))
-        return tuple(map(layer_from_json, self.run.made_json("layers", key, traced)))
+        key = content_key(self.key, self.input_shapes, self.made_by("torch"))
+        return tuple(map(layer_from_json, self.run.kept.made_json("layers", key, traced)))
 
     def collect(self, needs: Collection[Need]) -> Statistics:
         """What is needed at each site, in one pass over the calibration data."""

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from granplugin.errors import RunError, UserError
+from granplugin.store.cache import Cache
 
 log = logging.getLogger(__name__)
 
@@ -23,44 +21,18 @@ log = logging.getLogger(__name__)
 class RunFolder:
     """`runs/<name>`: results on top, and in `cache/` what stages made, named by content.
 
-    What is in the cache is complete, because it was renamed into place; so an interrupted run
-    resumes where it was, and results are put in place only when all of them exist.
+    What is `kept` in the cache is complete; so an interrupted run resumes where it was, and results
+    are put in place only when all of them exist.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.cache = path / "cache"
-        self.used: set[Path] = set()
-
-    def made(self, stage: str, key: str, suffix: str, make: Callable[[Path], None]) -> Path:
-        """The file or folder `make` writes for this key; made only if it is not there."""
-        path = self.cache / f"{stage}-{key}{suffix}"
-        self.used.add(path)
-        if path.exists():
-            log.debug("%s is reused: %s", stage, path.name)
-            return path
-        scratch = Path(tempfile.mkdtemp(dir=self.cache, prefix=".making-"))
-        try:
-            target = scratch / path.name
-            make(target)
-            os.replace(target, path)
-        except OSError as err:
-            raise RunError(f"{path}: cannot be written: {err.strerror or err}") from err
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        return path
-
-    def made_json(self, stage: str, key: str, make: Callable[[], Any]) -> Any:
-        """As `made`, for a JSON value."""
-
-        def write(path: Path) -> None:
-            path.write_text(json.dumps(make()))
-
-        path = self.made(stage, key, ".json", write)
-        return json.loads(path.read_text())
+        self.kept = Cache(self.cache)
+        self.published: set[Path] = set()
 
     def publish(self, name: str, content: Path | str) -> Path:
-        """Put a result in place: a cached file (linked or copied), or text."""
+        """Put a result in place: a cached file (copied), or text."""
         path = self.path / name
         scratch = path.with_name(f".{path.name}.new")
         try:
@@ -71,7 +43,7 @@ class RunFolder:
                 scratch.unlink(missing_ok=True)
                 shutil.copyfile(content, scratch)
             os.replace(scratch, path)
-            self.used |= {path, path.parent}
+            self.published |= {path, path.parent}
         except OSError as err:
             scratch.unlink(missing_ok=True)
             raise RunError(f"{path}: cannot be written: {err.strerror or err}") from err
@@ -79,8 +51,9 @@ class RunFolder:
 
     def forget_unused(self) -> None:
         """Delete what this run neither used nor published, so the folder does not grow."""
+        used = self.kept.used | self.published
         for path in (*self.cache.iterdir(), *self.path.glob("variants/*")):
-            if path not in self.used:
+            if path not in used:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -1,0 +1,90 @@
+"""The float model's ONNX, and the ranges that all variants of a run take theirs from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from granplugin.calibration.statistics import Statistics, import_amax, needs_of
+from granplugin.errors import RecipeError, UserError
+from granplugin.quant.calibrators import refusal
+from granplugin.recipe.loaded import located
+from granplugin.results.values import Job
+from granplugin.runs.session import Session
+from granplugin.store.keys import content_key
+
+log = logging.getLogger(__name__)
+
+EXPORTERS = ("nvidia-modelopt", "torch", "onnx", "onnx_ir", "onnxscript")
+"""The libraries that have a part in the float model's file."""
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """`floats` is the float ONNX with a marker at each site; `statistics` are of the calibration
+    data, None where nothing needs them; `imported` has by variant the amax grids, by site, of a
+    file that its recipe names."""
+
+    floats: Path
+    statistics: Statistics | None
+    imported: Mapping[str, Mapping[str, np.ndarray]]
+
+
+def calibrate(session: Session, jobs: Sequence[Job]) -> Calibrated:
+    """What serves every row of the run.
+
+    One pass over the calibration data collects what is not kept from earlier runs; modelopt is
+    imported only if there is such a thing.
+    """
+    refuse_calibrators(session, jobs)
+    run = session.run
+    imported = {job.name: _imported(job) for job in jobs}
+    observed = {
+        row.observed for job in jobs for row in job.plan.quantized if row.site in imported[job.name]
+    }
+    needs = frozenset(
+        need for job in jobs for need in needs_of(job.calibrated) if need.site not in observed
+    )
+    key = session.statistics_key
+    kept = run.kept.path(f"statistics-{key}.safetensors")
+    statistics = Statistics.load(kept, key) if kept.exists() else None
+    shapes = {name: array.shape[1:] for name, array in session.example.items()}
+    float_key = content_key(session.key, shapes, session.made_by(*EXPORTERS))
+    missing = {need for need in needs if statistics is None or not statistics.covers([need])}
+    if missing:
+        seen = session.collect(missing)
+        statistics = statistics.join(seen) if statistics else seen
+        statistics.save(kept, key)
+
+    def export(path: Path) -> None:
+        log.info("exporting the float model with a marker at each site")
+        with located(session.loaded, "model"):
+            session.network.export(session.layers, session.example, path)
+
+    return Calibrated(run.kept.made("float", float_key, ".onnx", export), statistics, imported)
+
+
+def refuse_calibrators(session: Session, jobs: Sequence[Job]) -> None:
+    """RecipeError for a calibrator that these data cannot serve, before the pass over them."""
+    samples = session.calibration.samples
+    for job in jobs:
+        for row in job.calibrated:
+            if row.operand != "weight" and row.amax is None:
+                refused = refusal(row.calibrator, row.shape, row.block, samples)
+                if refused:
+                    raise RecipeError(f"{row.where}: {row.site}: {refused}")
+
+
+def _imported(job: Job) -> dict[str, np.ndarray]:
+    path = job.loaded.recipe.statistics.import_
+    if not path:
+        return {}
+    try:
+        return import_amax(path, job.plan.quantized)
+    except UserError as err:
+        mark = job.loaded.mark("statistics", "import")
+        raise type(err)(f"{mark}: variant {job.name}: {err}") from err

@@ -1,0 +1,69 @@
+"""Whether a variant's file computes what modelopt does: the numbers of every site, and outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from granplugin import backends
+from granplugin.engines import REFERENCE
+from granplugin.errors import ModelError
+from granplugin.graph.read.agreement import agreement
+from granplugin.measures import metrics
+from granplugin.recipe.loaded import located
+from granplugin.results.agreed import Agreement
+from granplugin.results.values import Built
+from granplugin.runs.session import Session
+from granplugin.runs.variants import edited, first_samples, writer
+from granplugin.store.keys import content_key, file_key
+
+
+def agreed(session: Session, built: Built) -> Built:
+    """The variant with its agreement: site by site on ONNX Runtime's tensors, and of the whole
+    network against modelopt's; none where nothing is quantized in its file."""
+    onnx, amax, plan = built.float32.path, built.amax, built.job.plan
+    rows = edited(plan.rows, amax)
+    if not any(row.quantized for row in rows):
+        return built
+
+    def check() -> dict[str, Any]:
+        from granplugin.modelopt_bridge import fake_quantize
+
+        batch = next(iter(session.evaluation))
+        sites = agreement(onnx, rows, amax, first_samples(session.evaluation), fake_quantize)
+        with located(session.loaded, "model"):
+            quantized = session.network.quantized(plan, amax, session.layers, session.example)
+        theirs = quantized(batch)
+        reference = backends.load(REFERENCE)
+        with reference.open(reference.build(onnx, onnx.parent)) as runner:
+            ours = runner.run(batch)
+        return {
+            **{field: getattr(sites, field) for field in sites.__dataclass_fields__},
+            "network_samples": len(next(iter(batch.values()))),
+            "network_agreement": _same_decisions(ours, theirs),
+            "network_sqnr_db": _number(
+                metrics.METRICS["sqnr_db"].measure(ours, theirs, None).value
+            ),
+        }
+
+    key = content_key(
+        file_key(onnx), session.evaluation.key(), session.recipe.data.batch_size, session.key,
+        writer(), session.made_by("nvidia-modelopt", "torch"),
+    )  # fmt: skip
+    found = session.run.kept.made_json("agreement", key, check)
+    return replace(built, agreement=Agreement(**found))
+
+
+def _same_decisions(ours: Mapping, theirs: Mapping) -> float | None:
+    """Percent, None where no output has classes to decide between."""
+    try:
+        return metrics.METRICS["agreement"].measure(ours, theirs, None).value
+    except ModelError:
+        return None
+
+
+def _number(value: float) -> float | str:
+    """As JSON has it: infinity is a word."""
+    return value if math.isfinite(value) else str(value)
