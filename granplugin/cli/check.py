@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from granplugin.cli import Json, Out, Recipes, Settings, show
+from granplugin.cli import Json, Out, Recipes, Settings
 
 EXAMPLE = "granplugin check recipes/*.yaml"
 
@@ -14,8 +14,12 @@ def check(recipes: Recipes, settings: Settings = None, out: Out = None, json_: J
     from granplugin.pipelines.check import check
 
     found = check(recipes, settings or (), out)
-    show(found, json_)
-    if not json_:
-        for error in (error for each in found.recipes for error in each.errors):
+    if json_:
+        print(found.model_dump_json(indent=1))
+    # Loading the views of all reports would take as long as the check.
+    for each in found.recipes if not json_ else ():
+        for error in each.errors:
             print(error, file=sys.stderr)
+        if each.ok:
+            print(each.line)
     return 0 if all(each.ok for each in found.recipes) else 2

@@ -33,6 +33,7 @@ class Strict(BaseModel):
         populate_by_name=True,
         arbitrary_types_allowed=True,
         allow_inf_nan=False,
+        defer_build=True,
     )
 
     @model_validator(mode="before")

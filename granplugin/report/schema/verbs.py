@@ -92,6 +92,11 @@ class CheckedRecipe(Part):
     checked: str = Field(description="`text`, or `text and layers` of the last plan.")
     why: str = ""
 
+    @property
+    def line(self) -> str:
+        """What is said of a good one."""
+        return f"{self.recipe}: good; checked its {self.checked}{self.why}"
+
 
 class CheckOutput(Part):
     """`granplugin check --json`."""
