@@ -73,3 +73,18 @@ def test_every_library_that_is_imported_is_declared(folder):
     for name in imported(folder):
         distributions = {normal(each) for each in of.get(name, [name])}
         assert distributions & needed, f"{name} is imported, and setup.cfg does not declare it"
+
+
+def test_a_wheel_has_every_file_of_the_package_that_is_no_module():
+    data = SETUP["options.package_data"]
+    for path in (ROOT / "granplugin").rglob("*"):
+        if path.is_dir() or path.suffix in (".py", ".pyc"):
+            continue
+        package = ".".join(path.relative_to(ROOT).parts[:-1])
+        assert any(path.match(pattern) for pattern in data.get(package, "").split()), path
+        assert (path.parent / "__init__.py").is_file(), path
+
+
+def test_the_version_has_its_changes_told():
+    told = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert told[0] == "Unreleased" and told[1] == SETUP["metadata"]["version"]
