@@ -13,7 +13,7 @@ from report_values import HOSTILE, VALUES, report
 
 from granplugin.report.render import RENDERERS, html, markdown, terminal
 from granplugin.report.render.visible import visible
-from granplugin.report.show import VIEWS, WHOLE, as_html, as_lines, as_markdown, as_text
+from granplugin.report.show import VIEWS, WHOLE, as_html, as_lines, as_markdown, as_text, view_of
 from granplugin.report.view.elements import (
     Cell,
     Column,
@@ -161,7 +161,7 @@ def test_every_kind_of_value_is_among_those_that_are_tried_here():
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_every_table_of_a_value_is_whole_in_every_form(value):
-    for view in (of[type(value)](value) for of in (VIEWS, WHOLE) if type(value) in of):
+    for view in (view_of(value, of) for of in (VIEWS, WHOLE) if type(value) in of):
         page = Page(html.render(view))
         assert told(view) - Counter(page.cells) == Counter()
         cells = Counter(map(visible, markdown_cells(markdown.render(view))))
