@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
+PromiseKind = Literal["native", "lowered", "simulated", "refused"]
+"""What an engine makes of a row, known before it is built: capabilities.promise has the meanings."""
+
 
 @dataclass(frozen=True)
 class Program:

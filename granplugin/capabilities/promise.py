@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from granplugin.capabilities.table import LOWERINGS, Cell, Table, TableRule
+from granplugin.engines import PromiseKind
 from granplugin.planning.rows import Row, ScaledRow
 from granplugin.planning.sharing import shared_skips
 from granplugin.quant.site import Operand
 from granplugin.quant.layers import Layer
 from granplugin.quant.site import MULTIPLIED
 
-Kind = Literal["native", "lowered", "simulated", "refused"]
-KINDS: tuple[Kind, ...] = ("native", "lowered", "simulated", "refused")
+KINDS: tuple[PromiseKind, ...] = ("native", "lowered", "simulated", "refused")
 """From best to worst."""
 
 
@@ -29,7 +29,7 @@ class Promise:
     is the role that has to change for the row to be native, None where it is.
     """
 
-    kind: Kind
+    kind: PromiseKind
     reason: str
     source: str
     lowering: str | None = None

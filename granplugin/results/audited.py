@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from granplugin.capabilities.promise import Kind as PromiseKind
+from granplugin.engines import PromiseKind
 
 Kind = Literal["honoured", "degraded", "wrong", "unknown"]
 

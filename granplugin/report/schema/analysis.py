@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from granplugin.capabilities.promise import Kind as PromiseKind
+from granplugin.engines import PromiseKind
 from granplugin.report.schema.parts import Machine
 from granplugin.results.parts import Number, Part
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from granplugin.capabilities.promise import Kind as PromiseKind
+from granplugin.engines import PromiseKind
 from granplugin.report.schema.analysis import Analysis
 from granplugin.report.schema.parts import Machine
 from granplugin.report.schema.run import LintFinding
