@@ -497,3 +497,9 @@ def test_no_value_brings_a_traceback(folder, value, data):
          "variants.v.set.rules", ".", "rules.", "name.x"]))  # fmt: skip
     loads_or_is_refused(json.dumps(value), folder)
     loads_or_is_refused(json.dumps(value), folder, f"{key}={json.dumps(data.draw(values))}")
+
+
+def test_what_is_done_in_place_of_the_unsupported_is_one_word_or_several(write):
+    for said, ways in (("lower", ("lower",)), ("[lower, float]", ("lower", "float"))):
+        recipe = load_recipe(write(BASE + f"on_unsupported: {said}\n")).recipe
+        assert recipe.on_unsupported == ways

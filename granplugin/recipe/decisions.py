@@ -12,9 +12,7 @@ from granplugin.recipe.settings import FormatKey, SettingsKey
 from granplugin.recipe.strict import OneOf, OrAlone, Strict
 
 WAYS = ("error", "lower", "coarsen", "simulate", "float")
-OnUnsupported = Annotated[
-    tuple[Annotated[str, OneOf("choice", WAYS)], ...], Field(strict=False), OrAlone()
-]
+OnUnsupported = Annotated[tuple[Annotated[str, OneOf("choice", WAYS)], ...], OrAlone()]
 """The first of these that can be done is."""
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import abc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -134,5 +135,9 @@ class OrAlone:
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         item = get_args(source)[0]
-        before = BeforeValidator(self.listed, json_schema_input_type=source | item)
-        return handler.generate_schema(Annotated[source, Field(min_length=self.least), before])
+        # In a recipe's text a tuple is written as a list.
+        written = list[item]  # type: ignore[valid-type]
+        before = BeforeValidator(self.listed, json_schema_input_type=written | item)
+        made = AfterValidator(tuple if get_origin(source) is tuple else list)
+        least = Field(min_length=self.least)
+        return handler.generate_schema(Annotated[written, least, before, made])
