@@ -196,13 +196,17 @@ def test_paths_and_tuples_are_values_too(project, monkeypatch):
     assert loaded.recipe.engines == ["onnxruntime"]
 
 
-def test_a_recipe_in_no_file_cannot_be_extended(project, monkeypatch, tmp_path):
-    from granplugin.analysis.suggested_file import check_target
-
-    text = forms(project)["text"]
+def test_an_analysis_in_a_script_prints_and_writes_its_recipe(project, monkeypatch):
+    found = forms(project)
     monkeypatch.chdir(project.folder)
+    analyzed = granplugin.analyze(found["path"], costs=False)
+    assert str(analyzed).startswith(str(found["path"])) and "<table" in analyzed._repr_html_()
+    analyzed.write_recipe("suggested.yaml")
+    assert granplugin.load("suggested.yaml").recipe.rules == []
+    in_no_file = granplugin.analyze(found["text"], costs=False)
     with pytest.raises(granplugin.UserError, match="which is in no file; write that to one first"):
-        check_target(tmp_path / "suggested.yaml", granplugin.load(text))
+        in_no_file.write_recipe("other.yaml")
+    assert not (project.folder / "other.yaml").exists()
 
 
 def test_results_print_as_their_verbs_do_and_as_tables_in_a_notebook(applied):

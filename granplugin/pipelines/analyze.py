@@ -45,10 +45,10 @@ class Analyzed(Result):
         """The analysis."""
         return self.analysis
 
-    def write_recipe(self, target: Path) -> None:
+    def write_recipe(self, target: str | Path) -> None:
         """Write the suggested recipe, which extends the analyzed one. Raises UserError where no
         file can be written there, and where the analyzed recipe is in no file."""
-        loaded = self.session.loaded
+        loaded, target = self.session.loaded, Path(target)
         check_target(target, loaded)
         write_recipe(self.analysis, self.session, target, loaded.settings)
 

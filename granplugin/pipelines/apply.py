@@ -156,9 +156,9 @@ def publish(
         if result.audited.plan:
             run.publish(f"{folder}/layers.json", inspector_json(result.audited.plan))
         told = profiles.get((variant, engine), result.engine.path)
-        for file in ENGINE_FILES:
-            if (told / file).is_file():
-                run.publish(f"{folder}/{file}", told / file)
+        for name in ENGINE_FILES:
+            if (told / name).is_file():
+                run.publish(f"{folder}/{name}", told / name)
     for (variant, engine, batch), found in latencies.items():
         # As --exportTimes has it; the data are where the engine reads them.
         calls = [{"latencyMs": ms, "computeMs": ms} for ms in found.latency.samples_ms]

@@ -14,6 +14,7 @@ from granplugin.quant.calibrators import Calibrator, refusal
 from granplugin.quant.granularity import DoesNotApply, Granularity, PerChannel, PerTensor, grid
 from granplugin.quant.layers import PRODUCTS, Layer
 from granplugin.quant.site import Operand, Shape, Site
+from granplugin.recipe.decisions import Decision
 from granplugin.recipe.loaded import LoadedPart
 from granplugin.recipe.match import missing, select
 from granplugin.recipe.settings import FLOAT
@@ -28,9 +29,9 @@ def make_plan(loaded: LoadedPart, layers: Sequence[Layer]) -> Plan:
     return _Planner(loaded, layers).plan()
 
 
-def preset_plan(name: str, layers: Sequence[Layer], loaded: LoadedPart) -> Plan:
-    """The plan of a preset alone: what a baseline is."""
-    bare = loaded.recipe.model_copy(update={"defaults": name, "rules": [], "share": []})
+def preset_plan(defaults: str | Decision, layers: Sequence[Layer], loaded: LoadedPart) -> Plan:
+    """The plan of a preset, or of defaults that are spelt out, alone: what a baseline is."""
+    bare = loaded.recipe.model_copy(update={"defaults": defaults, "rules": [], "share": []})
     return make_plan(replace(loaded, recipe=bare), layers)
 
 
