@@ -9,13 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plan_values import layer_of
-from granplugin.quant.granularity import PerBlock, PerTensor, PerToken
+from granplugin.planning.rows import FloatRow, QuantizedRow
+from granplugin.quant.calibrators import Calibrator
+from granplugin.planning.row_json import row_from_json, row_to_json
+from granplugin.quant.granularity import DoesNotApply, PerBlock, PerElement, PerTensor, PerToken
 from granplugin.errors import RecipeError, UserError
 from granplugin.planning.plan import make_plan, preset_plan
 from granplugin.planning.story import why
 from granplugin.quant.formats import FORMATS
 from granplugin.quant.granularity import parse_granularity
-from granplugin.quant.site import OPERANDS
+from granplugin.quant.site import OPERANDS, Site
 from granplugin.quant.layers import layer_from_json, layer_to_json
 from granplugin.recipe.load import load_recipe, load_variants
 
@@ -272,6 +275,8 @@ REFUSALS = {
     "never used": ({"match": "never", "weight": "per_tensor"},
                    "2:2: 'never' cannot be quantized: it is never called"),
     "no weight": ({"match": "pool", "weight": "per_tensor"}, "2:19: no layer this rule matches"),
+    "no other": ({"match": "head.fc", "other": "per_tensor"},
+                 "2:22: no layer this rule matches multiplies two activations, and so has"),
     "no batch norm": ({"match": "head.fc", "bn": "fold"},
                       "2:22: no layer this rule matches has a batch norm"),
     "block": ({"match": "head.fc", "weight": {"per_block": {"size": 5}}},
@@ -366,11 +371,6 @@ def test_why_of_an_unknown_layer_names_the_nearest(recipe):
     assert why(loaded(), NET, plan_of(), "never") == ("=> float: it is never called",)
 
 
-@given(st.sampled_from(NET))
-def test_a_layer_survives_json(layer):
-    assert layer_from_json(json.loads(json.dumps(layer_to_json(layer)))) == layer
-
-
 shapes = st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple)
 batched = shapes.map(lambda shape: (1, *shape))
 layers = st.lists(
@@ -398,6 +398,88 @@ any_granularity = st.one_of(
               st.integers(1, 4), st.integers(-5, 5)),
     shapes.map(lambda shape: {"per_block": {"shape": list(shape)}}),
 )  # fmt: skip
+
+
+numbered = st.none() | st.integers(0, 9)
+
+
+@given(layers, numbered, numbered, st.booleans())
+def test_a_layer_survives_json(layers, tensor, concat, varying):
+    for layer in [*NET, *layers]:
+        sites = tuple(replace(site, tensor=tensor, concat=concat) for site in layer.sites)
+        known = replace(layer, sites=sites, varying=varying)
+        assert layer_from_json(json.loads(json.dumps(layer_to_json(known)))) == known
+
+
+calibrators = st.sampled_from(["max", "entropy", "mse"]).map(Calibrator) | st.floats(
+    0, 100, exclude_min=True
+).map(lambda percent: Calibrator("percentile", percent))
+words = st.none() | st.sampled_from(["a", "rule 1"])
+
+
+@st.composite
+def rows(draw):
+    """Any row of any site that can be written, its granularity one that it can have or not."""
+    operand = draw(st.sampled_from(OPERANDS))
+    at = Site("a.b", operand, draw(batched), draw(numbered), draw(numbered), draw(numbered))
+    common = dict(
+        at=at, type=draw(st.sampled_from(["Conv2d", "MatMul"])), rule="r", where="r.yaml:1:1",
+        bn=draw(st.sampled_from([None, "fold", "keep"])), bn_name=draw(words), note=draw(words),
+        on_unsupported=draw(st.sampled_from([None, ("lower", "float")])),
+    )  # fmt: skip
+    if draw(st.booleans()):
+        return FloatRow(**common)
+    chosen = parse_granularity(draw(any_granularity))
+    try:
+        chosen.block(at)
+    except DoesNotApply:
+        chosen = draw(st.sampled_from([PerTensor(), PerElement()]))
+    return QuantizedRow(
+        **common, format=draw(st.sampled_from([*FORMATS])), granularity=chosen,
+        calibrator=draw(calibrators), amax=draw(st.none() | st.just(2.5)), share=draw(words),
+    )  # fmt: skip
+
+
+@given(rows())
+def test_a_row_survives_json(row):
+    assert row_from_json(json.loads(json.dumps(row_to_json(row)))) == row
+
+
+MATMUL = layer_of(
+    "attn.scores", "MatMul", {"input": (1, 4, 8, 16), "other": (1, 4, 16, 8),
+                              "output": (1, 4, 8, 8)}
+)  # fmt: skip
+
+
+def test_the_other_activation_of_a_product_is_a_site_like_its_input(recipe):
+    plan = plan_of(layers=[*NET, MATMUL])
+    assert not row_of(plan, MATMUL.name, "other").quantized
+    plan = plan_of([{"match": MATMUL.name, "format": "int8"}], [*NET, MATMUL])
+    sites = {row.site for row in plan.quantized if row.layer == MATMUL.name}
+    assert sites == {"attn.scores.input", "attn.scores.other"}
+    rule = {"match": MATMUL.name, "input": "int8", "other": {"per_channel": {"axis": -1}}}
+    said = refused([rule], [*NET, MATMUL])
+    assert "'attn.scores': only its input would be quantized" in said
+    plan = plan_of([{**rule, "format": "int8"}], [*NET, MATMUL])
+    assert row_of(plan, MATMUL.name, "other").block == (1, 4, 16, 1)
+    spelt = {"input": "per_tensor", "other": "per_tensor", "weight": "per_tensor"}
+    plan = plan_of(layers=[*NET, MATMUL], defaults=spelt)
+    assert row_of(plan, MATMUL.name, "other").quantized
+
+
+def test_why_says_of_a_skip_input_what_the_finished_plan_says(recipe):
+    """The skip input takes the calibrator that a rule says of the layer that reads its tensor."""
+    shapes = {"weight": (8, 8, 3, 3), "input": (1, 8, 8, 8), "output": (1, 8, 8, 8)}
+    layers = [
+        layer_of("a", shapes=shapes, tensors={"input": 1}),
+        layer_of("b", shapes={**shapes, "skip": (1, 8, 8, 8)}, tensors={"input": 2, "skip": 1}),
+    ]
+    given_ = loaded([{"match": "a", "input": {"calibrator": "entropy"}}])
+    plan = make_plan(given_, layers)
+    row = row_of(plan, "b", "skip")
+    assert (row.calibrator, row.note) == (Calibrator("entropy"), "one Q/DQ with a.input")
+    told = why(given_, layers, plan, "b")
+    assert "=> skip: int8 per_tensor, 1 scale, entropy (one Q/DQ with a.input)" in told
 
 
 @given(layers, any_granularity, st.sampled_from(OPERANDS), st.sampled_from(["max", "mse"]))

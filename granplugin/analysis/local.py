@@ -27,7 +27,7 @@ from granplugin.analysis.rounding import Rounding, rounding
 from granplugin.analysis.settings import Asked
 from granplugin.errors import ModelError
 from granplugin.network.modules import folded, weight_axis
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
 
 _CHUNK_BYTES = 8 << 20
@@ -115,7 +115,7 @@ def _folded(module: nn.Module, bn: nn.Module | None) -> tuple[np.ndarray, np.nda
     return _numpy(module.weight), None if module.bias is None else _numpy(module.bias)
 
 
-def key(row: Row) -> str:
+def key(row: QuantizedRow) -> str:
     """A row's setting as a name that tells it from the site's others."""
     bn = row.bn if row.operand == "weight" else None
     parts = (row.format, row.granularity, row.calibrator, row.amax, bn)
@@ -125,7 +125,7 @@ def key(row: Row) -> str:
 def try_settings(
     asked: Sequence[Asked],
     model: nn.Module,
-    ranges: Mapping[Row, np.ndarray | None],
+    ranges: Mapping[QuantizedRow, np.ndarray | None],
     device: torch.device,
 ) -> tuple[Tried, ...]:
     """The layers with their rounded weights, and the roundings of their inputs, by these ranges."""

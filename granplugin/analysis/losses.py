@@ -11,7 +11,7 @@ import numpy as np
 from granplugin.analysis.figures import FigureKey, Sqnr, sqnr
 from granplugin.analysis.local import START, Tried, channels_of
 from granplugin.analysis.tensors import TriedSite
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.formats import FORMATS
 
 LocalFigures = Mapping[FigureKey, np.ndarray]
@@ -26,7 +26,7 @@ class Loss:
     counts as much as any other, where in an SQNR the largest ones decide.
     """
 
-    row: Row
+    row: QuantizedRow
     alone: Sqnr
     both: Sqnr | None
     channels_lost: float
@@ -82,7 +82,7 @@ def channels_lost(figure: np.ndarray) -> float:
 def layer_losses(tried: Tried, figures: LocalFigures, population: int) -> LayerLosses:
     """What a layer's figures say of its settings."""
 
-    def measured(alone: FigureKey | None, both: FigureKey | None, row: Row) -> Loss | None:
+    def measured(alone: FigureKey | None, both: FigureKey | None, row: QuantizedRow) -> Loss | None:
         if alone not in figures:
             return None
         together = sqnr(figures[both], population) if both in figures else None
@@ -191,7 +191,9 @@ def weight_shares(tried: Tried, index: int, amax: np.ndarray) -> tuple[float, fl
     return 100 * clipped, 100 * gone
 
 
-def input_shares(row: Row, amax: np.ndarray, counts: np.ndarray) -> tuple[float, float] | None:
+def input_shares(
+    row: QuantizedRow, amax: np.ndarray, counts: np.ndarray
+) -> tuple[float, float] | None:
     """The same of an input with one scale, from its histogram; a bin's width is 0.4 % of its
     value. None for other granularities."""
     from granplugin.quant.calibrators import EDGES
@@ -208,7 +210,7 @@ def input_shares(row: Row, amax: np.ndarray, counts: np.ndarray) -> tuple[float,
     return 100 * float(clipped), 100 * float(below)
 
 
-def _whole(tried: Tried, row: Row) -> np.ndarray:
+def _whole(tried: Tried, row: QuantizedRow) -> np.ndarray:
     if row.bn == "fold":
         return tried.folded[0]
     return tried.module.weight.detach().float().cpu().numpy()

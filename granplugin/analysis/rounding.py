@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.formats import FORMATS, Format, scale_of
 from granplugin.quant.granularity import expand
 
@@ -21,7 +21,7 @@ class Rounding:
     """What one row does to its tensor; `scale` is broadcast over it, None where it is found at
     run time, of each sample's largest |x| over `within`."""
 
-    row: Row
+    row: QuantizedRow
     format: Format
     scale: Tensor | None
     within: tuple[int, ...]
@@ -39,7 +39,7 @@ class Rounding:
         return x.copy_(x.to(_FP8)).mul_(scale)
 
 
-def rounding(row: Row, amax: np.ndarray | None, device: torch.device) -> Rounding:
+def rounding(row: QuantizedRow, amax: np.ndarray | None, device: torch.device) -> Rounding:
     """The rounding of an input, output or skip row with this amax (the row's grid, float32)."""
     fmt = FORMATS[row.format]
     if row.dynamic:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from granplugin.planning.plan import check_varying
-from granplugin.planning.rows import Plan, Row, as_quantized
+from granplugin.planning.rows import Plan, QuantizedRow, Row, as_quantized
 from granplugin.quant.calibrators import Calibrator, refusal
 from granplugin.quant.formats import FORMATS
 from granplugin.quant.granularity import DoesNotApply, PerTensor
@@ -25,9 +25,9 @@ class Asked:
     """
 
     layer: Layer
-    weights: tuple[Row, ...]
-    inputs: tuple[Row, ...]
-    start: tuple[Row, ...]
+    weights: tuple[QuantizedRow, ...]
+    inputs: tuple[QuantizedRow, ...]
+    start: tuple[QuantizedRow, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def ask(
             skipped.append(Skipped(layer.name, "all", reason))
             continue
         of_layer = rows[layer.name]
-        found: dict[Operand, tuple[Row, ...]] = {}
+        found: dict[Operand, tuple[QuantizedRow, ...]] = {}
         for role, entries in (("weight", wanted.weights), ("input", wanted.inputs)):
             own = of_layer[role]
             tried = [own] if own.quantized else []
@@ -77,15 +77,15 @@ def ask(
 
 
 def ask_of_site(
-    layer: Layer, own: Row, wanted: Analyze, samples: int
-) -> tuple[tuple[Row, ...], tuple[Skipped, ...]]:
+    layer: Layer, own: QuantizedRow, wanted: Analyze, samples: int
+) -> tuple[tuple[QuantizedRow, ...], tuple[Skipped, ...]]:
     """What to try at a site that is no factor of a layer's product: the recipe's own row `own`,
     then what is asked of inputs."""
     found = [
         _row(layer, own, settings, own.bn, samples)
         for settings in _crossed(wanted.inputs, wanted.calibrators)
     ]
-    rows = _distinct([own, *(row for row in found if isinstance(row, Row))])
+    rows = _distinct([own, *(row for row in found if isinstance(row, QuantizedRow))])
     return rows, tuple(skip for skip in found if isinstance(skip, Skipped))
 
 
@@ -115,8 +115,8 @@ def _meaning(row: Row) -> tuple:
     return row.site, bn, *row.form, *ranges
 
 
-def _distinct(rows: Sequence[Row]) -> tuple[Row, ...]:
-    found: dict[tuple, Row] = {}
+def _distinct(rows: Sequence[QuantizedRow]) -> tuple[QuantizedRow, ...]:
+    found: dict[tuple, QuantizedRow] = {}
     for row in rows:
         found.setdefault(_meaning(row), row)
     return tuple(found.values())
@@ -132,7 +132,9 @@ def _crossed(entries: Sequence[Settings], calibrators: Sequence[Calibrator]) -> 
                 yield entry.model_copy(update={"calibrator": calibrator})
 
 
-def _row(layer: Layer, own: Row, settings: Settings, bn: str | None, samples: int) -> Row | Skipped:
+def _row(
+    layer: Layer, own: Row, settings: Settings, bn: str | None, samples: int
+) -> QuantizedRow | Skipped:
     granularity = settings.granularity or PerTensor()
     form = settings.format or (own.format if own.quantized else next(iter(FORMATS)))
     calibrator = settings.calibrator or Calibrator()

@@ -13,7 +13,7 @@ import yaml
 
 from granplugin.analysis.local import Tried
 from granplugin.analysis.rounded import FLOATING, Pair, RoundedNetwork
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow
 from granplugin.quant import calibrators, granularity
 from granplugin.quant.layers import Layer
 from granplugin.recipe.match import select
@@ -104,7 +104,7 @@ def _body(tried: Tried, start: Pair, pair: Pair) -> dict[str, Any]:
     return body
 
 
-def _settings(then: Row, now: Row) -> Any:
+def _settings(then: QuantizedRow, now: QuantizedRow) -> Any:
     settings: dict[str, Any] = {}
     if now.format != then.format:
         settings["format"] = now.format

@@ -18,7 +18,7 @@ from granplugin.analysis.rounding import Rounding
 from granplugin.errors import ModelError
 from granplugin.network.skip_inputs import SKIP_QUANTIZER
 from granplugin.network.torch_calls import tensors_in
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +26,13 @@ class TriedSite:
     """One site with its settings, the recipe's own first; None for one without a range. `module`
     is the one whose output the tensor is (role output), or whose input; `axis` has the channels."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[QuantizedRow, ...]
     roundings: tuple[Rounding | None, ...]
     module: nn.Module
     axis: int
 
     @property
-    def own(self) -> Row:
+    def own(self) -> QuantizedRow:
         return self.rows[0]
 
     def figure(self, index: int) -> FigureKey | None:
@@ -47,7 +47,7 @@ class TriedSite:
         return {figure: rounding for figure, rounding in found.items() if figure is not None}
 
 
-def module_of(model: nn.Module, row: Row) -> nn.Module:
+def module_of(model: nn.Module, row: QuantizedRow) -> nn.Module:
     """The module whose input, or for role output whose output, the row's tensor is."""
     if row.operand == "skip":
         return model.get_submodule(row.layer).get_submodule(SKIP_QUANTIZER)

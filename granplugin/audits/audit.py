@@ -15,12 +15,12 @@ from granplugin.quant.site import MULTIPLIED
 from granplugin.backends.base import LayerPrecision
 from granplugin.capabilities import Promise
 from granplugin.capabilities.legality import LEFT_FLOAT
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import AnyRow
 from granplugin.results.audited import Kind, Verdict
 
 
 def audit(
-    rows: Sequence[Row],
+    rows: Sequence[AnyRow],
     layers: Sequence[LayerPrecision],
     promises: Mapping[str, Promise],
     made: Mapping[str, str] = MappingProxyType({}),
@@ -49,7 +49,7 @@ def audit(
 
 
 def _verdict(
-    row: Row,
+    row: AnyRow,
     own: Sequence[LayerPrecision] | None,
     of_layer: Sequence[LayerPrecision],
     promise: Promise | None,

@@ -13,9 +13,9 @@ from granplugin.backends.base import LayerPrecision
 from granplugin.backends.engine_plan import EnginePlan
 from granplugin.backends.nvidia.kernels import Kernels
 from granplugin.capabilities import Promise
-from granplugin.graph.read.found import FileRow, Found, QuantizedOperand, find
+from granplugin.graph.read.found import Found, QuantizedOperand, find
 from granplugin.graph.read.loading import load
-from granplugin.planning.rows import QuantizedRow, Row
+from granplugin.planning.rows import FileRow, QuantizedRow, Row
 from granplugin.report.build.verbs import audit_output
 from granplugin.report.result import Result
 from granplugin.report.schema.verbs import AuditOutput

@@ -8,7 +8,6 @@ from granplugin.capabilities.promise import (
     cell_promise,
     plan_promises,
     promises,
-    shared_skips,
 )
 from granplugin.capabilities.table import LOWERINGS, Cell, Table, backends, load_table
 
@@ -26,5 +25,4 @@ __all__ = [
     "load_table",
     "plan_promises",
     "promises",
-    "shared_skips",
 ]

@@ -124,12 +124,13 @@ class _Decision:
                 # What was coarsened has to be native beside its partner, too.
                 raise RecipeError(self._refusal(row, self.plain[row.site]))
 
-    def _next(self) -> Row | None:
+    def _next(self) -> QuantizedRow | None:
         for row in self.planned:
             promise = self.promises.get(row.site)
             made = self.made.get(row.site, "")
             if (
                 promise is None
+                or not row.quantized
                 or promise.kind == "native"
                 or promise.cause not in (None, row.operand)
             ):
@@ -144,7 +145,7 @@ class _Decision:
                 return row
         return None
 
-    def _make(self, choice: str, row: Row, promise: Promise) -> bool:
+    def _make(self, choice: str, row: QuantizedRow, promise: Promise) -> bool:
         """Do this with the row, if it can be done."""
         if choice == "error":
             raise RecipeError(self._refusal(row, promise))
@@ -175,7 +176,7 @@ class _Decision:
             return True
         return False
 
-    def _together(self, row: Row) -> list[Row]:
+    def _together(self, row: QuantizedRow) -> list[QuantizedRow]:
         """The rows that run in float with this one: its layer's weight and input, or it alone."""
         if row.operand not in MULTIPLIED:
             return [row]
@@ -204,7 +205,7 @@ class _Decision:
     def _replace(self, changed: Row) -> None:
         self.rows = tuple(changed if row.site == changed.site else row for row in self.rows)
 
-    def _refusal(self, row: Row, promise: Promise) -> str:
+    def _refusal(self, row: QuantizedRow, promise: Promise) -> str:
         ways_out = ["on_unsupported: simulate or float runs its layer in float"]
         if promise.kind == "lowered":
             ways_out = ["on_unsupported: lower writes it so"]

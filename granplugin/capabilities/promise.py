@@ -9,7 +9,7 @@ from typing import Any
 
 from granplugin.capabilities.table import LOWERINGS, Cell, Table, TableRule
 from granplugin.engines import PromiseKind
-from granplugin.planning.rows import Row, ScaledRow
+from granplugin.planning.rows import AnyRow, ScaledRow
 from granplugin.planning.sharing import shared_skips
 from granplugin.quant.site import Operand
 from granplugin.quant.layers import Layer
@@ -39,7 +39,7 @@ class Promise:
 def plan_promises(
     table: Table,
     layers: Sequence[Layer],
-    rows: Sequence[Row],
+    rows: Sequence[AnyRow],
     graph: str = "fp32",
     targets: Sequence[str] = (),
 ) -> dict[str, Promise]:
@@ -48,7 +48,7 @@ def plan_promises(
     `graph` is the precision of what is not quantized (fp32, fp16, bf16), `targets` the compute
     capabilities built for (such as sm89), none for the engine's default.
     """
-    of_layer: dict[str, list[Row]] = defaultdict(list)
+    of_layer: dict[str, list[AnyRow]] = defaultdict(list)
     for row in rows:
         if row.quantized:
             of_layer[row.layer].append(row)
@@ -64,7 +64,7 @@ def plan_promises(
 def promises(
     table: Table,
     layer: Layer,
-    rows: Sequence[Row],
+    rows: Sequence[AnyRow],
     graph: str = "fp32",
     targets: Sequence[str] = (),
 ) -> dict[Operand, Promise]:
@@ -104,7 +104,7 @@ _OPERATIONS: dict[str, Callable[[Layer], str]] = {
 }
 
 
-def scales_of(row: Row | ScaledRow | None) -> tuple[str, int | None]:
+def scales_of(row: AnyRow | None) -> tuple[str, int | None]:
     """A row's scales as they stand in the graph, a word of `Scales`, and the block size if cut.
 
     One scale per index of an axis, or for runs along it, is a vector along that axis. Where scales
@@ -168,7 +168,7 @@ class Book:
         self.table, self.graph, self.targets, self.shared = table, graph, targets, shared
         self.known: dict[tuple[Any, ...], Mapping[Operand, Promise]] = {}
 
-    def of_layer(self, layer: Layer, rows: Sequence[Row]) -> Mapping[Operand, Promise]:
+    def of_layer(self, layer: Layer, rows: Sequence[AnyRow]) -> Mapping[Operand, Promise]:
         """Operand -> promise for one layer's quantized rows, decided together."""
         op = operation(layer)
         sites = tuple((row.operand, row.format, *scales_of(row)) for row in rows)

@@ -26,7 +26,7 @@ from granplugin.modelopt_bridge.library import (
 from granplugin.modelopt_bridge.observe import ForwardLoop, observe
 from granplugin.modelopt_bridge.quantizers import refuse_unfolded, set_quantizers
 from granplugin.modelopt_bridge.skips import want_skip_quantizers
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow
 from granplugin.planning.quantize_config import METHOD, config
 from granplugin.planning.row_json import row_from_json
 
@@ -47,8 +47,9 @@ def calibrate(
     set its quantizer; every other quantizer is off afterwards. Raises DataError, ModelError.
     """
     # The model at hand is the one to calibrate: what the plan folds has been folded in it.
-    rows = [replace(row_from_json(site), bn=None) for site in sites]
-    refuse_unfolded(model, [row_from_json(site) for site in sites])
+    planned = [row for site in sites if (row := row_from_json(site)).quantized]
+    rows = [replace(row, bn=None) for row in planned]
+    refuse_unfolded(model, planned)
     needs = needs_of(rows)
     if needs and forward_loop is None:
         raise DataError(
@@ -99,7 +100,7 @@ def convert(
     return model, seen[0]
 
 
-def _weight_of(model: nn.Module, row: Row) -> np.ndarray | None:
+def _weight_of(model: nn.Module, row: QuantizedRow) -> np.ndarray | None:
     """The row's weight as float32 numpy, None for an input or output."""
     if row.operand != "weight":
         return None

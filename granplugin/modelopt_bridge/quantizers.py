@@ -17,7 +17,7 @@ from granplugin.modelopt_bridge.library import (
     TensorQuantizer,
 )
 from granplugin.planning.row_json import row_from_json
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow, Row
 from granplugin.planning.quantize_config import (
     METHOD,
     attributes,
@@ -80,10 +80,10 @@ def refuse_unfolded(model: nn.Module, rows: Iterable[Row]) -> None:
 
 def load_amax(model: nn.Module, rows: Iterable[Row], amax: Mapping[str, np.ndarray | None]) -> None:
     """set_quantizers, recorded: `sites_of` and `mto.save` then speak of these rows."""
-    rows = [row for row in rows if row.quantized]
-    refuse_unfolded(model, rows)
-    set_quantizers(model, rows, amax)
-    _record(model)["sites"] = [site_of(row) for row in rows]
+    quantized = [row for row in rows if row.quantized]
+    refuse_unfolded(model, quantized)
+    set_quantizers(model, quantized, amax)
+    _record(model)["sites"] = [site_of(row) for row in quantized]
 
 
 def sites_of(model: nn.Module) -> list[dict[str, Any]]:
@@ -109,7 +109,7 @@ def sites_of(model: nn.Module) -> list[dict[str, Any]]:
     return sites
 
 
-def fake_quantize(x: np.ndarray, row: Row, amax: np.ndarray | None) -> np.ndarray:
+def fake_quantize(x: np.ndarray, row: QuantizedRow, amax: np.ndarray | None) -> np.ndarray:
     """modelopt's own fake-quant of one tensor, x: (float32) row.shape, or any batch of it; a
     dynamic row has no amax."""
     quantizer = TensorQuantizer()
@@ -127,7 +127,7 @@ def _quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
 
 
 def _set(
-    quantizer: TensorQuantizer, row: Row, amax: np.ndarray | None, device: torch.device
+    quantizer: TensorQuantizer, row: QuantizedRow, amax: np.ndarray | None, device: torch.device
 ) -> None:
     quantizer.set_from_attribute_config(QuantizerAttributeConfig(**attributes(row), enable=True))
     if row.dynamic:
@@ -136,12 +136,12 @@ def _set(
     quantizer.amax = values if row.scales > 1 else values.reshape(())
 
 
-def _part(row: Row) -> Shape:
+def _part(row: QuantizedRow) -> Shape:
     """How often an amax is repeated on each axis: not at all where there is one for the axis."""
     return tuple(part if cells > 1 else 1 for part, cells in zip(row.block, row.grid, strict=True))
 
 
-def _grid(quantizer: TensorQuantizer, row: Row) -> np.ndarray:
+def _grid(quantizer: TensorQuantizer, row: QuantizedRow) -> np.ndarray:
     amax = quantizer.amax.detach().cpu().numpy()
     if row.scales == 1:
         return amax.reshape(row.grid)

@@ -26,14 +26,15 @@ def untraced(model: nn.Module) -> tuple[Layer, ...]:
 def describe(name: str, module: nn.Module, bn: nn.Module | None) -> Layer:
     """What the module alone says, with the spread of its weight behind its batch norm."""
     base = base_class(module)
+    type_ = base.__name__
     unusable = None
     if type(module).forward is not base.forward:
         unusable = (
             f"its class {type(module).__name__} has its own forward, which modelopt does not "
             "quantize"
         )
-    if base.__name__ not in WEIGHTED:
-        return Layer(name, base.__name__, unusable=unusable)
+    if type_ not in WEIGHTED:
+        return Layer(name, type_, unusable=unusable)
     groups = getattr(module, "groups", 1)
     traits = set()
     if groups > 1:
@@ -42,8 +43,8 @@ def describe(name: str, module: nn.Module, bn: nn.Module | None) -> Layer:
         traits.add("pointwise")
     return Layer(
         name,
-        base.__name__,
-        sites_of(name, base.__name__, {"weight": tuple(module.weight.shape)}, groups),
+        type_,
+        sites_of(name, type_, {"weight": tuple(module.weight.shape)}, groups),
         groups=groups,
         traits=frozenset(traits),
         spread=_spread(module, bn),

@@ -25,16 +25,17 @@ calibration mode alone sets the quantizers, from the same sites."""
 def config(rows: Iterable[Row]) -> dict[str, Any]:
     """The config for `mtq.quantize`: everything off, then the quantized rows; plain JSON values
     but for the tuples in `num_bits` and `axis`."""
-    rows = [row for row in rows if row.quantized]
+    quantized = [row for row in rows if row.quantized]
     entries = [
-        {"quantizer_name": glob.escape(quantizer_name(row)), "cfg": attributes(row)} for row in rows
+        {"quantizer_name": glob.escape(quantizer_name(row)), "cfg": attributes(row)}
+        for row in quantized
     ]
     return {
         "quant_cfg": [
             {"quantizer_name": "*", "enable": False},
             *(entries if len(entries) <= _MOST_ENTRIES else ()),
         ],
-        "algorithm": {"method": METHOD, "sites": [site_of(row) for row in rows]},
+        "algorithm": {"method": METHOD, "sites": [site_of(row) for row in quantized]},
     }
 
 

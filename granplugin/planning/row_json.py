@@ -14,30 +14,29 @@ from granplugin.recipe.settings import FLOAT
 def row_to_json(row: Row) -> dict[str, Any]:
     """JSON values: granularity and calibrator as they are shown, and in `setting` as a recipe has
     them, which is what is read back."""
-    quantized = isinstance(row, QuantizedRow)
     return {
         "layer": row.layer,
         "type": row.type,
         "role": row.operand,
         "shape": list(row.shape),
         "format": row.format,
-        "granularity": str(row.granularity) if quantized else None,
-        "block": list(row.block) if quantized else None,
+        "granularity": str(row.granularity) if row.quantized else None,
+        "block": list(row.block) if row.quantized else None,
         "scales": row.scales,
-        "calibrator": str(row.calibrator) if quantized else None,
-        "amax": row.amax if quantized else None,
+        "calibrator": str(row.calibrator) if row.quantized else None,
+        "amax": row.amax if row.quantized else None,
         "dynamic": row.dynamic,
         "on_unsupported": list(row.on_unsupported) if row.on_unsupported else None,
         "bn": row.bn,
         "rule": row.rule,
         "where": row.where,
         "note": row.note,
-        "share": row.share if quantized else None,
+        "share": row.share if row.quantized else None,
         "setting": {
             "granularity": granularity.written(row.granularity),
             "calibrator": calibrators.written(row.calibrator),
         }
-        if quantized
+        if row.quantized
         else None,
         "bn_name": row.bn_name,
         "channel_axis": row.at.channel_axis,

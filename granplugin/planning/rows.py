@@ -20,7 +20,6 @@ class BaseRow:
     """
 
     quantized: ClassVar[bool]
-    dynamic: ClassVar[bool] = False
 
     at: Site
     type: str
@@ -49,6 +48,12 @@ class BaseRow:
         return self.at.shape
 
     @property
+    def dynamic(self) -> bool:
+        """Whether scales are computed at run time, of each sample's largest |x|: nothing is
+        calibrated."""
+        return False
+
+    @property
     def observed(self) -> str:
         """The site of the unfolded model where this row's tensor is: a folded layer's output is
         its batch norm's."""
@@ -64,19 +69,19 @@ class FloatRow(BaseRow):
     quantized: ClassVar[Literal[False]] = False
     format: ClassVar[str] = FLOAT
     scales: ClassVar[int] = 0
-    form: ClassVar[tuple] = ()
+    form: ClassVar[tuple[()]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScaledRow(BaseRow):
-    """A site that is quantized, in a plan or in a file. `format` is a key of FORMATS, or what a file
-    has; `block` has the rank of the site's shape: one scale per block."""
+class _Scaled(BaseRow):
+    """A site that is quantized. `format` is a key of FORMATS, or what a file has; `block` has the
+    rank of the site's shape: one scale per block."""
 
     quantized: ClassVar[Literal[True]] = True
 
     format: str
 
-    if TYPE_CHECKING:
+    if TYPE_CHECKING:  # a field of one, computed by the other
 
         @property
         def block(self) -> Shape: ...
@@ -91,7 +96,7 @@ class ScaledRow(BaseRow):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QuantizedRow(ScaledRow):
+class QuantizedRow(_Scaled):
     """A site that is quantized: `amax` pins the range; rows with the same `share` have one scale,
     the largest of theirs."""
 
@@ -106,12 +111,10 @@ class QuantizedRow(ScaledRow):
 
     @property
     def dynamic(self) -> bool:
-        """Whether scales are computed at run time, of each sample's largest |x|: nothing is
-        calibrated."""
         return self.granularity.at_run_time
 
     @property
-    def form(self) -> tuple:
+    def form(self) -> tuple[str, Shape, bool]:
         """How it is rounded, but for its ranges: what kernels depend on. None of it if float."""
         return self.format, self.block, self.dynamic
 
@@ -121,7 +124,20 @@ class QuantizedRow(ScaledRow):
         return "at run time" if self.dynamic else str(self.calibrator)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRow(_Scaled):
+    """How a file of any origin quantizes a site, whose place is a node: `granularity` in the
+    recipe's words, or how scales lie that no recipe's word says; `where` is the file and the node.
+    How ranges were found, it does not tell."""
+
+    granularity: str
+    block: Shape
+
+
 Row = FloatRow | QuantizedRow
+"""Of a plan."""
+ScaledRow = QuantizedRow | FileRow
+AnyRow = FloatRow | ScaledRow
 
 
 def as_float(row: Row, **changed: Any) -> FloatRow:

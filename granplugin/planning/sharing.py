@@ -5,37 +5,40 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypeGuard
 
 from granplugin.partition import joined
-from granplugin.planning.rows import QuantizedRow, Row
+from granplugin.planning.rows import AnyRow, QuantizedRow, Row
+from granplugin.quant.calibrators import Calibrator
+from granplugin.quant.site import Shape
 from granplugin.quant.layers import Layer
 from granplugin.recipe.decisions import Share
 from granplugin.recipe.loaded import LoadedPart
 from granplugin.recipe.match import missing, select
 
 
-def ranges_of(row: QuantizedRow) -> tuple:
+def ranges_of(row: QuantizedRow) -> tuple[Calibrator, float | None, str | None]:
     """What decides a row's ranges: rows of one tensor that have it alike have the same."""
     return row.calibrator, row.amax, row.share
 
 
-def pair_readers(rows: Sequence[Row]) -> dict[str, QuantizedRow]:
+def pair_readers(rows: Sequence[AnyRow]) -> dict[str, QuantizedRow]:
     """Skip input -> the first layer's input that reads the same tensor through the same Q/DQ, for
     those where there is one: same format and blocks, and ranges found alike."""
-    first: dict[tuple, QuantizedRow] = {}
+    first: dict[tuple[object, ...], QuantizedRow] = {}
     for row in rows:
         if _reads(row):
             first.setdefault((*_tensor(row), *ranges_of(row)), row)
     found = {}
     for row in rows:
-        if row.operand == "skip" and row.quantized:
+        if row.operand == "skip" and isinstance(row, QuantizedRow):
             reader = first.get((*_tensor(row), *ranges_of(row)))
             if reader is not None:
                 found[row.site] = reader
     return found
 
 
-def shared_skips(rows: Sequence[Row]) -> frozenset[str]:
+def shared_skips(rows: Sequence[AnyRow]) -> frozenset[str]:
     """The layers whose skip input another layer reads through the same Q/DQ."""
     readers = pair_readers(rows)
     return frozenset(row.layer for row in rows if row.site in readers)
@@ -45,7 +48,7 @@ def one_pair(rows: Sequence[Row], ranged: frozenset[str]) -> list[Row]:
     """A skip input whose range no rule decides gets that of the first layer that reads the same
     tensor in the same blocks: they then have one Q/DQ. `ranged` are the sites of which a rule says
     the calibrator or amax."""
-    first: dict[tuple, QuantizedRow] = {}
+    first: dict[tuple[object, ...], QuantizedRow] = {}
     for row in rows:
         if _reads(row):
             first.setdefault(_tensor(row), row)
@@ -111,19 +114,20 @@ def one_scale(rows: Sequence[Row], layers: Sequence[Layer], loaded: LoadedPart) 
             share=label[row.site],
             note=row.note or f"one scale with {count[label[row.site]] - 1} more: share",
         )
-        if row.site in label
+        if row.quantized and row.site in label
         else row
         for row in rows
     ]
 
 
-def _reads(row: Row) -> bool:
+def _reads(row: AnyRow) -> TypeGuard[QuantizedRow]:
     """Whether a layer computes with this activation, its range found before."""
-    computed = row.operand not in ("skip", "output") and not row.at.constant
-    return row.quantized and computed and not row.dynamic and row.at.tensor is not None
+    if not isinstance(row, QuantizedRow) or row.dynamic or row.at.tensor is None:
+        return False
+    return not row.at.constant and row.operand not in ("skip", "output")
 
 
-def _tensor(row: QuantizedRow) -> tuple:
+def _tensor(row: QuantizedRow) -> tuple[int | None, str, Shape]:
     return row.at.tensor, row.format, row.block
 
 
@@ -149,9 +153,9 @@ def _groups(
         return [sites]
     around: dict[int, list[str]] = {}
     for layer in layers:
-        for site in layer.sites:
-            if site.concat is not None:
-                around.setdefault(site.concat, []).append(site.name)
+        for each in layer.sites:
+            if each.concat is not None:
+                around.setdefault(each.concat, []).append(each.name)
     # The output of a layer with a folded batch norm is that batch norm's.
     seen_as = {row.observed: site for site, row in by_site.items()}
     found = [[seen_as[site] for site in sites if site in seen_as] for sites in around.values()]

@@ -24,7 +24,7 @@ class Kind:
     multiplied: tuple[Operand, ...]
     onnx: tuple[str, ...]
     channels: int
-    weight_channels: int | None = None
+    weight_channels: int = 0
 
     def channel_axis(self, rank: int) -> int:
         """The axis of the channels of an activation of this rank."""

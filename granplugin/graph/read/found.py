@@ -26,22 +26,13 @@ from granplugin.graph.read.graph import (
 from granplugin.graph.read.layout import THROUGH, behind
 from granplugin.graph.read.loading import reading, subgraphs
 from granplugin.graph.read.pairs import BLOCKS, Scaled, qdq, scaled
-from granplugin.planning.rows import ScaledRow
+from granplugin.planning.rows import FileRow
 from granplugin.quant.granularity import grid
 from granplugin.quant.site import Operand, Shape, Site
 from granplugin.quant.layers import Layer, ONNX_PRODUCTS, sites_of
 
 # What the capability tables know of layers without weights.
 _PASSIVE = ("MaxPool", "AveragePool", "GlobalAveragePool", "LayerNormalization")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileRow(ScaledRow):
-    """How a file quantizes a site, whose place is a node: `granularity` in the recipe's words, or
-    how scales lie that no recipe's word says; `where` is the file and the node."""
-
-    granularity: str
-    block: Shape
 
 
 @dataclass(frozen=True)
