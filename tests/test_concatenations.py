@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
+
+from granplugin.engines import ENGINES
 
 NETS = '''
 import numpy as np
@@ -110,17 +114,38 @@ def c2f():
     [("unet", []), ("inception", []), ("c2f", []), ("inception", ["concat"]), ("c2f", ["concat"])],
 )
 def test_openvino_computes_quantized_concatenations_as_the_reference_does(project, network, share):
+    variant = apply(project, network, share)
+    reference, engine = (each.metrics["sqnr_db"].value for each in variant.engines)
+    assert reference > 20 and abs(engine - reference) < 1
+    assert not any(each.held and each.held.wrong for each in variant.engines)
+
+
+def apply(project, network, share=(), code=0):
     project.write("nets.py", NETS)
     project.recipe(
         model={"callable": f"nets.py:{network}"},
         data={"calibration": {"callable": "nets.py:images"}, "batch_size": 8},
         metrics=["sqnr_db"],
         engines=["onnxruntime", "openvino"],
-        share=share,
+        share=list(share),
         latency={"rounds": 6, "seconds": 0.01},
     )
     done = project.apply()
-    assert done.code == 0, done.stderr
+    assert done.code == code, done.stderr
     (variant,) = (each for each in project.report().variants if each.kind == "recipe")
-    reference, engine = (each.metrics["sqnr_db"].value for each in variant.engines)
-    assert reference > 20 and abs(engine - reference) < 1
+    said = " ".join(done.stdout.split())
+    wrong = any(each.held and each.held.wrong for each in variant.engines)
+    assert ("WRONG: openvino does not compute what the file of recipe says" in said) == wrong
+    return variant
+
+
+@pytest.mark.parametrize(("targeted", "code"), [(False, 0), (True, 3)])
+def test_an_engine_that_computes_something_else_is_called_wrong(
+    project, monkeypatch, targeted, code
+):
+    signed = dataclasses.replace(ENGINES["openvino"], concatenates_int8=True, targeted=targeted)
+    monkeypatch.setitem(ENGINES, "openvino", signed)
+    variant = apply(project, "c2f", code=code)
+    reference, engine = variant.engines
+    assert reference.held is None
+    assert engine.held.wrong and engine.held.engine_db < engine.held.reference_db - 20

@@ -31,6 +31,7 @@ from granplugin.report.schema.run import Report
 from granplugin.report.show import as_markdown
 from granplugin.runs.build_options import check_build
 from granplugin.results.values import Built, Measured, Timing
+from granplugin.runs.held import held_to_reference
 from granplugin.runs.latency import measure_latency, profile
 from granplugin.runs.measure import check_data, measure, open_backends
 from granplugin.runs.session import Session
@@ -60,9 +61,10 @@ class Applied(Result):
     @property
     def exit_code(self) -> int:
         """0 done; 1 a limit is missed; 3 a targeted engine does not honour a row of a recipe or
-        variant; 4 it cannot be told whether a limit is met."""
+        variant, or computes something else than its file says; 4 it cannot be told whether a
+        limit is met."""
         if any(
-            engine.broken_promises
+            engine.broken_promises or (engine.held and engine.held.wrong)
             for variant in self.report.variants
             if variant.kind != "baseline"
             for engine in variant.engines
@@ -97,7 +99,7 @@ def apply_in(run: RunFolder, recipes: Sequence[Loaded]) -> Report:
     calibrated = calibrate(session, jobs)
     writing = run_tasks([variant_task(session, job, calibrated) for job in jobs], run)
     built = [agreed(session, each) for each in track(writing, "writing Q/DQ", len(jobs))]
-    results = measure(session, built, engines)
+    results = held_to_reference(session, built, measure(session, built, engines))
     latencies = measure_latency(session, built, results, engines)
     profiles = profile(session, results, engines)
     report = make_report(

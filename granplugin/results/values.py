@@ -12,6 +12,7 @@ from granplugin.backends.base import Engine, LayerPrecision
 from granplugin.backends.engine_plan import EnginePlan
 from granplugin.backends.gpu import Clocks
 from granplugin.capabilities.legality import Written
+from granplugin.measures.faithful import Faithful
 from granplugin.measures.metrics import Score
 from granplugin.measures.timing import Latency
 from granplugin.planning.rows import Plan, Row
@@ -103,13 +104,15 @@ class Audited:
 class Measured:
     """A variant on one engine: what the engine is and does, its outputs on all evaluation samples
     and what they are worth (metric -> score) - none where it cannot run here, for the reason
-    `cannot_run`."""
+    `cannot_run`. `held` compares them with the reference's of the same file: None for the reference
+    itself, and where it does not run that file."""
 
     engine: Engine
     audited: Audited
     cannot_run: str | None = None
     outputs: Mapping[str, np.ndarray] = field(default_factory=dict)
     values: Mapping[str, Score] = field(default_factory=dict)
+    held: Faithful | None = None
 
 
 @dataclass(frozen=True)

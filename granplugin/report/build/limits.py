@@ -23,13 +23,20 @@ def _top1_drop(bound: float, result: VariantResult) -> LimitResult:
     metric = main.metrics.get("top1")
     interval = metric.vs.get("fp32") if metric else None
     drop = None if interval is None or interval.low is None else -interval.low
-    verdict: LimitVerdict
-    if drop is not None:
-        verdict = "met" if drop <= bound else "missed"
-        why = f"drop of at most {drop:.2f} points (95 %) on {main.engine}"
-    else:
-        verdict = "cannot tell"
+    verdict: LimitVerdict = "cannot tell"
+    if main.held and main.held.wrong:
+        why = f"{main.engine} does not compute what its file says"
+    elif interval is None or drop is None or interval.high is None:
         why = interval.method if interval else "top1 was not measured"
+    else:
+        least = max(-interval.high, 0.0)
+        if drop <= bound:
+            verdict = "met"
+        elif least > bound:
+            verdict = "missed"
+        why = f"drop of {least:.2f} to {drop:.2f} points (95 %) on {main.engine}"
+        if verdict == "met":
+            why = f"drop of at most {drop:.2f} points (95 %) on {main.engine}"
     return LimitResult(
         limit="top1_drop", variant=result.name, bound=bound, measured=drop, verdict=verdict,
         why=why,

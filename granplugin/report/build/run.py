@@ -19,6 +19,7 @@ from granplugin.report.build.notes import notes
 from granplugin.report.schema.run import (
     ClockValue,
     EngineResult,
+    Held,
     Interval,
     LatencyValue,
     LayerRan,
@@ -169,6 +170,7 @@ def engine_result(
             LayerRan(**vars(ran))
             for ran in result.audited.layers
         ],
+        held=Held(**vars(result.held)) if result.held else None,
         cannot_run=result.cannot_run,
         kernels=len(plan.kernels) if plan else None,
         traffic_bytes=plan.traffic if plan else None,

@@ -113,6 +113,20 @@ class LintFinding(Part):
     bytes: int | None = Field(default=None, description="Moved for one batch, by the plan.")
 
 
+class Held(Part):
+    """An engine against the reference (ONNX Runtime, optimizations off) on the same file."""
+
+    output: str = Field(description="The one where the engine is worst.")
+    apart_db: float = Field(description="SQNR of the engine's output to the reference's.")
+    engine_db: float = Field(description="SQNR of the engine's output to the float network's.")
+    reference_db: float = Field(description="The same of the reference's.")
+    samples: int
+    wrong: bool = Field(
+        description="It computes something else than the file says: farther from the reference, and "
+        "from the float network, than other arithmetic explains."
+    )
+
+
 class EngineResult(Part):
     """One variant on one engine."""
 
@@ -122,6 +136,10 @@ class EngineResult(Part):
     build_seconds: float | None
     metrics: dict[str, MetricValue]
     latency: list[LatencyValue] = []
+    held: Held | None = Field(
+        default=None,
+        description="Null for the reference itself, and where it does not run this file.",
+    )
     layers: list[LayerRan] = Field(default=[], description="Empty where the engine does not tell.")
     cannot_run: str | None = Field(
         default=None, description="Why it was only built and audited on this machine."

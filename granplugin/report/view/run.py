@@ -44,7 +44,7 @@ _LISTED = 5
 def run_view(report: Report) -> Section:
     """The variants on the main engine, every engine's plan, sentences, overrides and limits."""
     parts: tuple[Iterable[Block], ...] = (
-        (_table(report, lambda variant: variant.main_engine),),
+        (_table(report, lambda variant: variant.main_engine), *_wrong(report)),
         _engines(report),
         (*_reading(report), *_broken(report)),
         made(report),
@@ -103,6 +103,21 @@ def _table(report: Report, engine_of: EngineOf) -> Table:
             )
         )
     return Table(heads, tuple(rows))
+
+
+def _wrong(report: Report) -> Iterator[Item]:
+    """Engines that compute something else than their file says."""
+    for variant in report.variants:
+        for engine in variant.engines:
+            if engine.held and engine.held.wrong:
+                held = engine.held
+                yield Item(
+                    f"WRONG: {engine.engine} does not compute what the file of {variant.name} says: "
+                    f"its {held.output!r} is {held.engine_db:.1f} dB from the float network, the "
+                    f"reference's {held.reference_db:.1f} (ONNX Runtime on the same file, "
+                    f"{held.samples} samples); its figures are the engine's, not the recipe's",
+                    sense="bad",
+                )
 
 
 def _value(engine: EngineResult, metric: str | None) -> str | None:

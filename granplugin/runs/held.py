@@ -1,0 +1,73 @@
+"""Engines held to the reference: what each computed, against ONNX Runtime on the same file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from granplugin import backends
+from granplugin.engines import ENGINES, REFERENCE
+from granplugin.measures.faithful import Faithful, faithful
+from granplugin.progress import track
+from granplugin.results.values import FP32, Built, Measured
+from granplugin.runs.session import Session
+from granplugin.store.keys import content_key, file_key
+from granplugin.store.maker import made_by
+
+SAMPLES = 64
+"""Evaluation samples that engines are compared on: those that come first."""
+
+Results = Mapping[tuple[str, str], Measured]
+"""By variant and engine."""
+
+
+def held_to_reference(
+    session: Session, built: Sequence[Built], results: Results
+) -> dict[tuple[str, str], Measured]:
+    """The results, each with how far it is from the reference where that runs its file."""
+    by_name = {each.job.name: each for each in built}
+    floats = _reference(session, by_name[FP32].onnx.path)
+    return {
+        (variant, engine): replace(found, held=_held(session, by_name[variant], found, floats))
+        for (variant, engine), found in track(list(results.items()), "comparing with the reference")
+    }
+
+
+def _held(
+    session: Session, built: Built, found: Measured, floats: Mapping[str, np.ndarray]
+) -> Faithful | None:
+    engine = found.engine.backend
+    low = built.job.precision if built.job.precision in ENGINES[engine].precisions else FP32
+    floating = any(np.issubdtype(array.dtype, np.floating) for array in floats.values())
+    runs = found.outputs and floating and low in ENGINES[REFERENCE].precisions
+    if engine == REFERENCE or not runs:
+        return None
+    samples = len(next(iter(floats.values())))
+    theirs = {name: array[:samples] for name, array in found.outputs.items()}
+    return faithful(theirs, _reference(session, built.file(engine).path), floats)
+
+
+def _reference(session: Session, onnx: Path) -> dict[str, np.ndarray]:
+    """The reference's outputs of a file on the first SAMPLES samples; kept."""
+
+    def run(path: Path) -> None:
+        backend = backends.load(REFERENCE)
+        with backend.open(backend.build(onnx, onnx.parent)) as runner:
+            batches: list[dict[str, np.ndarray]] = []
+            for batch in session.evaluation:
+                batches.append(runner.run(batch))
+                if sum(len(next(iter(each.values()))) for each in batches) >= SAMPLES:
+                    break
+        joined = {name: np.concatenate([each[name] for each in batches]) for name in batches[0]}
+        np.savez(path, **{name: array[:SAMPLES] for name, array in joined.items()})
+
+    backend = type(backends.load(REFERENCE)).__module__
+    key = content_key(
+        file_key(onnx), session.evaluation.key(), SAMPLES,
+        made_by(backend, libraries=("onnxruntime",)),
+    )  # fmt: skip
+    with np.load(session.run.kept.made("reference", key, ".npz", run)) as arrays:
+        return dict(arrays)
