@@ -316,6 +316,19 @@ def test_a_weights_scales_are_named_as_they_are_written(drawn):
         )
 
 
+@pytest.mark.parametrize("backend", [*backends()])
+def test_nothing_is_promised_of_the_product_of_two_activations_that_a_weight_is_needed_for(backend):
+    shapes = {"input": (1, 8, 64), "other": (1, 64, 8), "output": (1, 8, 8)}
+    matmul = layer_of("scores", "MatMul", shapes)
+    table = load_table(backend)
+    promised = promises(
+        table, matmul, [row(matmul, each, "per_tensor") for each in ("input", "other")]
+    )
+    assert promised.keys() == {"input", "other"}
+    if backend != "onnxruntime":  # which computes every Q/DQ
+        assert {promise.reason for promise in promised.values()} == {table.rules[-1].why}
+
+
 def test_versions_find_the_nearest_table_that_is_not_newer():
     found = {
         v: load_table("tensorrt", v).version for v in ("10.3", "10.16.1", "11.4", "12.0", "8.6")

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from plan_values import quantized_row
+from granplugin.graph.read.found import find
+from granplugin.graph.read.loading import load
 from granplugin.quant.site import Site
 from granplugin.errors import ModelError, Unhonoured
 from granplugin.graph.edit.qdq import insert
@@ -191,6 +193,34 @@ def network():
         ]
     outputs = {f"{k}.output": ["n", 16] for k in "qkv"}
     return model_of(nodes, {"x": ["n", 3, 4, 4]}, outputs, constants), constants
+
+
+def test_both_activations_of_a_product_are_quantized_where_it_reads_them(tmp_path):
+    nodes = [
+        marker("q", "scores.input"),
+        marker("k", "scores.other"),
+        helper.make_node("MatMul", ["scores.input", "scores.other"], ["y"], "scores/MatMul"),
+    ]
+    model = model_of(nodes, {"q": ["n", 3, 4], "k": ["n", 4, 5]}, {"y": ["n", 3, 5]}, {})
+    rows = [
+        quantized_row("scores.input", (1, 3, 4), channel_axis=2, type="MatMul"),
+        quantized_row("scores.other", (1, 4, 5), "per_channel", channel_axis=2, type="MatMul"),
+    ]
+    amax = {row.site: np.full(row.grid, 2.5, np.float32) for row in rows}
+    save(insert(model, rows, amax), tmp_path / "m.onnx")
+    read_back(tmp_path / "m.onnx", rows, amax, {})
+    rng = np.random.default_rng(0)
+    feeds = {
+        n: rng.standard_normal(s).astype("f4") for n, s in {"q": (2, 3, 4), "k": (2, 4, 5)}.items()
+    }
+    assert agreement(tmp_path / "m.onnx", rows, amax, feeds).sites == 2
+    with pytest.raises(Unhonoured, match=r"scores\.other: should be int8, and is not"):
+        save(insert(model, rows[:1], amax), tmp_path / "half.onnx")
+        read_back(tmp_path / "half.onnx", rows, amax, {})
+    found = find(load(tmp_path / "m.onnx"), tmp_path / "m.onnx")
+    assert [(row.operand, row.granularity) for row in found.rows] == [
+        ("input", "per_tensor"), ("other", "per_channel(axis 2)"),
+    ]  # fmt: skip
 
 
 def network_rows(granularity="per_channel"):

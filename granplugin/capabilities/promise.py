@@ -96,11 +96,13 @@ def _convolution(layer: Layer) -> str:
     return "grouped" if layer.groups > 1 else "conv"
 
 
+_ACTIVATIONS = "activations"
+"""A product of two of them, of which no table knows anything yet."""
 _OPERATIONS: dict[str, Callable[[Layer], str]] = {
     "convolution": _convolution,
     "transposed": lambda layer: "transposed",
     "linear": lambda layer: "gemm" if len(layer.shape("input") or ()) <= 2 else "linear",
-    "matmul": lambda layer: "activations",
+    "matmul": lambda layer: _ACTIVATIONS,
 }
 
 
@@ -239,7 +241,7 @@ class Book:
         return Cell(
             op,
             formats.pop() if len(formats) == 1 else "mixed",
-            weight=pair.get("weight", _NONE)[1],
+            weight="none" if op == _ACTIVATIONS else pair.get("weight", _NONE)[1],
             input=pair.get("input", _NONE)[1],
             other=pair.get("other", _NONE)[1],
             size=sizes[0] if sizes else None,

@@ -71,7 +71,7 @@ LOWERINGS = {
 @dataclass(frozen=True, slots=True)
 class Cell:
     """One case of the table: an op with the scales of its weight and input - or, of a product of
-    two activations, of its input and the other one -, or of its output.
+    two activations, whose weight is "none", of its input and the other one -, or of its output.
 
     `format` is that of all quantized tensors, mixed if they differ; `size` is a per_block
     weight's block size, or else a per_block input's; `graph` is the precision of what is not

@@ -69,7 +69,8 @@ class Settled:
         self.values: dict[tuple[str, str], tuple[Any, int]] = {}
         self.history: list[tuple[str | None, str, int, Any]] = []
         self.bn, self.bn_rule, self.half = "keep", PRESET, False
-        self.on_unsupported, self.unsupported_rule = None, PRESET
+        self.on_unsupported: tuple[str, ...] | None = None
+        self.unsupported_rule = PRESET
         for index, decision in said:
             self._apply(index, decision)
         floats = {each for each in operands if self.value(each, "format") in (None, FLOAT)}

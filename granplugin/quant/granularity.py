@@ -218,7 +218,7 @@ def parse_granularity(value: Any) -> Granularity:
     >>> print(parse_granularity({"per_block": {"size": 16, "axis": 1}}))
     per_block(size 16, axis 1)
     """
-    if isinstance(value, _Granularity):
+    if isinstance(value, Granularity):
         return value
     if isinstance(value, str):
         name, parameters = value, dict[str, Any]()

@@ -8,7 +8,7 @@ from typing import Any
 from granplugin.backends.base import Backend, Options
 from granplugin.backends.gpu import gpu
 from granplugin.engines import ENGINES, taking
-from granplugin.quant.granularity import Shape
+from granplugin.quant.site import Shape
 from granplugin.recipe.schema import Recipe
 from granplugin.runs.session import Session
 from granplugin.suggest import did_you_mean

@@ -12,7 +12,7 @@ from granplugin.data.batches import Batch, Batches
 from granplugin.data.open import open_data
 from granplugin.planning.plan_file import text_key
 from granplugin.progress import track
-from granplugin.quant.granularity import Shape
+from granplugin.quant.site import Shape
 from granplugin.quant.layers import Layer, layer_from_json, layer_to_json
 from granplugin.recipe.loaded import Loaded, located
 from granplugin.sources import open_network
