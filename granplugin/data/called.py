@@ -70,8 +70,9 @@ class Called:
         count, labels = 0, []
         for inputs, numbers in self._chunks():
             count += length_of(inputs)
-            labels.append(numbers)
-        return count, None if labels[0] is None else np.concatenate(labels)
+            # All of them have labels, or none.
+            labels += [] if numbers is None else [numbers]
+        return count, np.concatenate(labels) if labels else None
 
     def _chunks(self) -> Iterator[tuple[Batch, np.ndarray | None]]:
         """Inputs and labels of each of the callable's own batches, up to `limit` samples."""
@@ -148,7 +149,7 @@ class Called:
     def _check_repeats(self, number: int, arrays: list[np.ndarray]) -> None:
         checksum = 0
         for values in arrays:
-            checksum = zlib.crc32(np.ascontiguousarray(values), checksum)
+            checksum = zlib.crc32(np.ascontiguousarray(values).data, checksum)
         if number > len(self.checksums):
             self.checksums.append(checksum)
         elif checksum != self.checksums[number - 1]:

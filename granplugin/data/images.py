@@ -19,6 +19,8 @@ from granplugin.store.keys import file_key
 
 IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _SMALL_BYTES = 256 * 2**20
+Labelled = list[tuple[Path, int | None]]
+"""Files with their class numbers, None without labels."""
 
 
 def open_folder(
@@ -30,14 +32,18 @@ def open_folder(
         raise DataError(f"{where}: there is no such folder")
     if 0 in source.std:
         raise DataError(f"{where}: std divides and cannot be 0")
-    found = _listed(source) if source.labels else _found(source.folder, where)
-    if not found:
+    labelled = (
+        _in_list(source.labels, source.folder)
+        if source.labels
+        else _in_folder(source.folder, where)
+    )
+    if not labelled:
         raise DataError(f"{where}: there are no images in it ({', '.join(sorted(IMAGES))})")
-    chosen = drawn_indices(len(found), source.samples, seed, where)
-    files = [found[index][0] for index in chosen]
+    chosen = drawn_indices(len(labelled), source.samples, seed, where)
+    files = [labelled[index][0] for index in chosen]
     labels = None
-    if found[0][1] is not None:
-        labels = np.array([found[index][1] for index in chosen], np.int64)
+    if labelled[0][1] is not None:
+        labels = np.array([labelled[index][1] for index in chosen], np.int64)
     shape = _decode(files[0], source, where).shape
 
     def read(part: slice) -> Batch:
@@ -68,13 +74,13 @@ def open_folder(
     return Drawn(len(files), batch_size, read, labels, facts)
 
 
-def _found(folder: Path, where: str) -> list[tuple[Path, int | None]]:
+def _in_folder(folder: Path, where: str) -> Labelled:
     """The images of a folder without labels, or those of its subfolders, numbered by name."""
-    flat = [(file, None) for file in sorted(folder.iterdir()) if _is_image(file)]
+    flat: Labelled = [(file, None) for file in sorted(folder.iterdir()) if _is_image(file)]
     classes = sorted(
         path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
     )
-    nested = [
+    nested: Labelled = [
         (file, number)
         for number, path in enumerate(classes)
         for file in sorted(path.rglob("*"))
@@ -93,25 +99,25 @@ def _is_image(file: Path) -> bool:
     return file.suffix.lower() in IMAGES and not file.name.startswith(".") and file.is_file()
 
 
-def _listed(source: FolderSource) -> list[tuple[Path, int | None]]:
+def _in_list(labels: Path, folder: Path) -> Labelled:
     try:
-        text = source.labels.read_text("utf-8-sig")
+        text = labels.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as err:
-        raise DataError(f"{source.labels}: there is no such text file of labels") from err
-    found: list[tuple[Path, int | None]] = []
+        raise DataError(f"{labels}: there is no such text file of labels") from err
+    labelled: Labelled = []
     reader = csv.reader(text.splitlines())
     for row in reader:
         cells = [cell.strip() for cell in row]
-        where = f"{source.labels}:{reader.line_num}"
-        if not any(cells) or (not found and cells == ["file", "label"]):
+        where = f"{labels}:{reader.line_num}"
+        if not any(cells) or (not labelled and cells == ["file", "label"]):
             continue
         if len(cells) != 2 or not cells[1].isdecimal():
             raise DataError(f"{where}: {','.join(row)!r} is not file,label with a class number")
-        file = source.folder / cells[0]
+        file = folder / cells[0]
         if not file.is_file():
-            raise DataError(f"{where}: there is no image {cells[0]!r} in {source.folder}")
-        found.append((file, int(cells[1])))
-    return found
+            raise DataError(f"{where}: there is no image {cells[0]!r} in {folder}")
+        labelled.append((file, int(cells[1])))
+    return labelled
 
 
 def _decode(file: Path, source: FolderSource, where: str) -> np.ndarray:

@@ -56,7 +56,7 @@ def fold_batch_norms(
         step = _fold(model, name, bn)
         by_layer[name] = _moved(model, before, example)
         step()
-    worst = max(by_layer, key=by_layer.get)
+    worst = max(by_layer, key=lambda name: by_layer[name])
     raise ModelError(
         f"folding {pairs[worst]!r} into {worst!r} changes the model's outputs (by "
         f"{by_layer[worst]:.1e} of their largest value); something else reads the output of "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from granplugin.network.flow import Op
-from granplugin.network.modules import base_class
+from granplugin.network.modules import layer_type
 from granplugin.network.values import Values
 from granplugin.network.watch import LayerCall
 from granplugin.quant.layers import WEIGHTED
@@ -39,12 +39,12 @@ def find_batch_norms(
     def readers(tensor: Tensor) -> list[Op]:
         return flow.consumers[values.number(tensor)]
 
-    found = {}
+    foldable = {}
     for name, seen in calls.items():
         module = modules[name]
         weight = module._parameters.get("weight")  # not there: computed by a hook
         if (
-            base_class(module).__name__ not in WEIGHTED
+            layer_type(module) not in WEIGHTED
             or weight is None
             or weight.dtype != torch.float32  # fold's result is float32
             or seen[0].output in ends
@@ -67,16 +67,18 @@ def find_batch_norms(
             inspect.signature(F.batch_norm).bind(*batch_norm.args, **batch_norm.kwargs).arguments
         )
         bn_name = by_mean.get(id(given["running_mean"]))
-        bn = modules.get(bn_name)
+        if bn_name is None or bn_name not in calls:
+            continue
+        bn, shape = modules[bn_name], seen[0].output_shape
         if (
-            bn_name in calls
-            and type(bn).forward is _BatchNorm.forward
+            type(bn).forward is _BatchNorm.forward
             # A hook of the user's does not change the result, and there is one call.
             and calls[bn_name][0].output in op.writes
             and len(readers(bn.running_mean)) == 1
             and not given.get("training", False)
             # Else axis 1, which batch norm scales, is not the layer's channels.
-            and len(seen[0].output_shape) == weight.ndim
+            and shape is not None
+            and len(shape) == weight.ndim
         ):
-            found[name] = bn_name
-    return found
+            foldable[name] = bn_name
+    return foldable

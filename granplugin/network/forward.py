@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from granplugin.errors import ModelError, UserError
 from granplugin.quant.site import Shape
 
-Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
+Example: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """One batch: the only argument of forward, its positional arguments, or its keyword arguments."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from granplugin.network.weight_facts import WeightFacts, weight_facts
 from granplugin.quant.folding import channel_ranges, fold, spread
@@ -14,7 +14,7 @@ from granplugin.quant.layers import Layer, PASSIVE, PRODUCTS, WEIGHTED, sites_of
 
 def sited(model: nn.Module) -> dict[str, nn.Module]:
     """The modules that have sites, by name."""
-    return {name: m for name, m in model.named_modules() if base_class(m) is not None}
+    return {name: m for name, m in model.named_modules() if _registered(type(m))}
 
 
 def untraced(model: nn.Module) -> tuple[Layer, ...]:
@@ -25,9 +25,8 @@ def untraced(model: nn.Module) -> tuple[Layer, ...]:
 
 def describe(name: str, module: nn.Module, bn: nn.Module | None) -> Layer:
     """What the module alone says, with the spread of its weight behind its batch norm."""
-    base = base_class(module)
+    base, unusable = _sited_class(module), None
     type_ = base.__name__
-    unusable = None
     if type(module).forward is not base.forward:
         unusable = (
             f"its class {type(module).__name__} has its own forward, which modelopt does not "
@@ -59,24 +58,28 @@ def _spread(module: nn.Module, bn: nn.Module | None) -> float | None:
 
 def weight_axis(module: nn.Module) -> int:
     """The output-channel axis of a layer's weight, as granplugin.quant.folding takes it."""
-    return PRODUCTS[base_class(module).__name__].weight_channels
+    axis = PRODUCTS[layer_type(module)].weight_channels
+    return 0 if axis is None else axis
 
 
 def folded(module: nn.Module, bn: nn.Module) -> tuple[np.ndarray, np.ndarray]:
     """The weight and bias (float32) of `module` with the batch norm behind it folded in."""
-    weight, bias, gamma, beta, mean, var = (
-        None if tensor is None else tensor.detach().cpu().numpy()
-        for tensor in (
-            module.weight,
-            module.bias,
-            bn.weight,
-            bn.bias,
-            bn.running_mean,
-            bn.running_var,
-        )
-    )
     groups = getattr(module, "groups", 1)
-    return fold(weight, bias, gamma, beta, mean, var, bn.eps, weight_axis(module), groups)
+    return fold(
+        _array(module.weight),
+        None if module.bias is None else _array(module.bias),
+        None if bn.weight is None else _array(bn.weight),
+        None if bn.bias is None else _array(bn.bias),
+        _array(bn.running_mean),
+        _array(bn.running_var),
+        bn.eps,
+        weight_axis(module),
+        groups,
+    )
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
 
 
 def module_facts(module: nn.Module, bn: nn.Module | None, layer: Layer) -> WeightFacts:
@@ -92,13 +95,22 @@ def module_facts(module: nn.Module, bn: nn.Module | None, layer: Layer) -> Weigh
     return weight_facts(weight, after, weight_axis(module), layer.groups)
 
 
-def base_class(module: nn.Module) -> type[nn.Module] | None:
-    """The class of torch.nn that modelopt would know this module by."""
-    return _registered(type(module))
+def layer_type(module: nn.Module) -> str:
+    """The type of the layer that a module with sites is."""
+    return _sited_class(module).__name__
+
+
+def _sited_class(module: nn.Module) -> type[nn.Module]:
+    base = _registered(type(module))
+    if base is None:
+        raise TypeError(f"{type(module).__name__} has no sites")
+    return base
 
 
 @cache
-def _registered(cls: type) -> type | None:
+def _registered(cls: type[nn.Module]) -> type[nn.Module] | None:
+    """The class of torch.nn that modelopt would know these modules by; None where they have no
+    sites."""
     for base in cls.__mro__:
         if base.__name__ in WEIGHTED | PASSIVE and getattr(nn, base.__name__, None) is base:
             return base

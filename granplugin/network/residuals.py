@@ -36,8 +36,8 @@ def find_skips(flow: Flow, outputs: Mapping[str, Sequence[int]], ends: set[int])
     history = _history(flow, outputs)
     branches: dict[int, dict[str, tuple[int, int]]] = {}
     for layer, numbers in outputs.items():
-        met = [_meets(flow, number, ends) for number in numbers]
-        if all(met):
+        met = [add for number in numbers if (add := _meets(flow, number, ends))]
+        if len(met) == len(numbers):
             for at, branch, skip in met:
                 branches.setdefault(at, {})[layer] = (branch, skip)
     found: dict[str, Skip] = {}

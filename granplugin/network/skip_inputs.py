@@ -66,10 +66,11 @@ class _Following(TorchFunctionMode):
         if branch is None:
             return func(*args, **kwargs)
         added = addends(func, args, kwargs)
-        ours = [id(operand) in self.live for operand in added or ()]
-        if len(set(ours)) == 2:
+        left, right = added or (None, None)
+        if added and (id(left) in self.live) != (id(right) in self.live):
+            skip_first = id(right) in self.live
             self.live = {i: seen for i, seen in self.live.items() if seen[1] is not branch}
-            return _add(func, *added, branch[0], skip_first=ours[1])
+            return _add(func, *added, module=branch[0], skip_first=skip_first)
         result = func(*args, **kwargs)
         self.live |= {id(tensor): (tensor, branch) for tensor in tensors_in(result)}
         return result

@@ -26,10 +26,10 @@ from granplugin.network.forward import (
     flatten_outputs,
     named_inputs,
 )
-from granplugin.network.modules import base_class, describe, sited
+from granplugin.network.modules import describe, layer_type, sited
 from granplugin.network.residuals import find_concats, find_same, find_skips
 from granplugin.network.watch import LayerCall, Watch
-from granplugin.quant.site import Shape
+from granplugin.quant.site import Operand, Shape
 from granplugin.quant.layers import Layer, WEIGHTED, sites_of
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def trace(model: nn.Module, example: Example) -> Traced:
 
 def _check_parametrized(modules: Mapping[str, nn.Module]) -> None:
     for name, module in modules.items():
-        if base_class(module).__name__ in WEIGHTED and is_parametrized(module, "weight"):
+        if layer_type(module) in WEIGHTED and is_parametrized(module, "weight"):
             raise ModelError(
                 f"the weight of layer {name!r} is parametrized, which modelopt cannot convert; "
                 "call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first"
@@ -123,26 +123,31 @@ def _describe_calls(
     """The layers that ran, by name: what their modules say, and what the flow of values does."""
     flow = watch.values.flow
     outputs = {
-        name: [made.output for made in calls]
+        name: [made.output for made in calls if made.output is not None]
         for name, calls in watch.calls.items()
-        if base_class(modules[name]).__name__ in WEIGHTED
+        if layer_type(modules[name]) in WEIGHTED
     }
     skips = find_skips(flow, outputs, ends)
     concats, same = find_concats(flow), find_same(flow)
     from_input, to_output = flow.reached_from(starts), flow.leading_to(ends)
 
     def described(name: str, calls: Sequence[LayerCall]) -> Layer:
-        layer = describe(name, modules[name], modules.get(batch_norms.get(name)))
+        bn = batch_norms.get(name)
+        layer = describe(name, modules[name], None if bn is None else modules[bn])
         first, skip = calls[0], skips.get(name)
-        tensors = {"input": first.input, "output": first.output, "skip": skip and skip.value}
-        tensors = {operand: same.get(number, number) for operand, number in tensors.items()}
-        shapes = {
+        values: dict[Operand, int | None] = {
+            "input": first.input,
+            "output": first.output,
+            "skip": skip.value if skip else None,
+        }
+        tensors = {at: same.get(n, n) for at, n in values.items() if n is not None}
+        shapes: dict[Operand, Shape | None] = {
             "weight": layer.shape("weight"),
             "input": first.input_shape,
             "output": first.output_shape,
-            "skip": skip and skip.shape,
+            "skip": skip.shape if skip else None,
         }
-        joined = {operand: concats[n] for operand, n in tensors.items() if n in concats}
+        joined = {at: concats[n] for at, n in tensors.items() if n in concats}
         ends_here = {
             "first": any(made.input in from_input for made in calls),
             "last": any(made.output in to_output for made in calls),
@@ -152,7 +157,7 @@ def _describe_calls(
             calls=len(calls),
             sites=sites_of(name, layer.type, shapes, layer.groups, tensors, joined),
             traits=layer.traits | {trait for trait, holds in ends_here.items() if holds},
-            bn=batch_norms.get(name),
+            bn=bn,
             varying=len({(made.input_shape, made.output_shape) for made in calls}) > 1,
         )
 

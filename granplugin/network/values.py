@@ -62,7 +62,7 @@ class Values(TorchFunctionMode):
         given = list(tensors_in((args, kwargs)))
         versions = [_version(tensor) for tensor in given]
         result = func(*args, **kwargs)
-        reads = [self.number(tensor) for tensor in given]
+        numbers = [self.number(tensor) for tensor in given]
         changed = [t for t, version in zip(given, versions) if _version(t) != version]
         new = [t for t in tensors_in(result) if id(t) not in self._current]
         if not changed and not new and name_of(func) not in _READERS:
@@ -71,7 +71,7 @@ class Values(TorchFunctionMode):
         touched = [
             tensor_id for tensor in changed for tensor_id in self._on_storage[_storage(tensor)]
         ]
-        reads = tuple(dict.fromkeys([*reads, *(self._current[i] for i in touched)]))
+        reads = tuple(dict.fromkeys([*numbers, *(self._current[i] for i in touched)]))
         data = any(self.flow.data[number] for number in reads)
         writes = [self._new(i, data) for i in dict.fromkeys(touched)]
         writes += [self.number(tensor, data) for tensor in new]

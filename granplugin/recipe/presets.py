@@ -91,7 +91,7 @@ DEFAULT = "tensorrt@11"
 
 def spelt_out(decision: Decision) -> Callable[[Layer], Decision]:
     """Defaults written per operand: what is not said of one that is named is int8, per_tensor, max."""
-    named = {
+    named: dict[str, Settings] = {
         operand: _PER_TENSOR.model_copy(update={k: v for k, v in given if v is not None})
         for operand in OPERANDS
         if (given := getattr(decision, operand)) is not None
