@@ -67,7 +67,7 @@ class _Planner:
             settled = self.sayings.settle(layer, rules)
             of_layer = self._rows(layer, settled)
             self._check_half(layer, settled, of_layer)
-            if of_layer and of_layer[0].bn == "fold":
+            if layer.bn is not None and of_layer and of_layer[0].bn == "fold":
                 folded_norms[layer.bn] = layer.name
             rows += of_layer
             self._count(settled, of_layer)
