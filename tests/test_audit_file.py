@@ -439,7 +439,7 @@ def _uint8(graph, role):
 def _swapped(graph, role):
     """Two scales of a vector, or the weight's and the input's."""
     one, two = dq_of(graph, "weight"), dq_of(graph, "input")
-    held = [t for t in graph.initializer if t.name == one.input[1]][0]
+    held = next(t for t in graph.initializer if t.name == one.input[1])
     if role == "weight" and held.dims:
         edit(graph, one.input[1], lambda scale: scale[[1, 0, *range(2, scale.size)]])
     else:
@@ -481,7 +481,7 @@ def test_what_an_engine_cannot_honour_is_no_success_without_a_plan_either(tmp_pa
         pytest.skip(
             "one scale for a weight, written as a vector of one, is per_tensor and honoured"
         )
-    model, rows, amax, weights = quantized("conv", "per_channel")
+    model, rows, amax, _ = quantized("conv", "per_channel")
     path = tmp_path / "model.onnx"
     save(insert(model, rows, amax), path)
     assert audit(path, "tensorrt_rtx").exit_code == 0

@@ -278,7 +278,9 @@ def test_any_inputs_and_outputs_keep_their_names_and_their_batch(tmp_path, examp
     export_float(model, example, path)
     assert all(module.training for module in model.modules())
     session = onnxruntime.InferenceSession(path)
-    args = dict(zip(("left", "right"), example if isinstance(example, tuple) else (example,)))
+    args = dict(
+        zip(("left", "right"), example if isinstance(example, tuple) else (example,), strict=False)
+    )
     args = example if isinstance(example, dict) else args
     assert [value.name for value in session.get_inputs()] == list(args)
     assert [value.name for value in session.get_outputs()] == ["boxes", "scores_0", "scores_1"]

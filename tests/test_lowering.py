@@ -297,7 +297,7 @@ def test_a_dynamic_scale_does_not_depend_on_the_rest_of_the_batch(tmp_path, kind
 
 def qkv(how, granularity, shared_weight=False):
     """Three linear layers on one tensor, all but the last asked to be lowered."""
-    kinds = {name: LINEAR3 for name in "qkv"}
+    kinds = dict.fromkeys("qkv", LINEAR3)
     nodes = [n for name in kinds for n in LINEAR3.nodes(name, "x", f"{name}.y")]
     constants = {}
     for number, name in enumerate(kinds):

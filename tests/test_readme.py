@@ -126,4 +126,4 @@ def test_a_recipe_that_names_no_engine_applies_with_what_is_installed(project):
     project.recipe(engines=None)
     done = project.apply()
     assert done.code == 0, done.stderr
-    assert [engine.engine for engine in project.report().variants[0].engines][0] == "onnxruntime"
+    assert project.report().variants[0].engines[0].engine == "onnxruntime"

@@ -179,7 +179,7 @@ MISTAKES = {
 @pytest.mark.parametrize("text", MISTAKES, ids=lambda text: text[:40])
 def test_a_mistake_is_told_in_one_line_with_its_place(write, text):
     said = refused(write(BASE + text))
-    assert re.match(r"r\.yaml:\d+:\d+: ", said) and len(said) < 400 or len(text) > 4000
+    assert (re.match(r"r\.yaml:\d+:\d+: ", said) and len(said) < 400) or len(text) > 4000
     assert MISTAKES[text] in said and len(said.splitlines()) == 1
 
 

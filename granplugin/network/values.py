@@ -63,7 +63,7 @@ class Values(TorchFunctionMode):
         versions = [_version(tensor) for tensor in given]
         result = func(*args, **kwargs)
         numbers = [self.number(tensor) for tensor in given]
-        changed = [t for t, version in zip(given, versions) if _version(t) != version]
+        changed = [t for t, version in zip(given, versions, strict=True) if _version(t) != version]
         new = [t for t in tensors_in(result) if id(t) not in self._current]
         if not changed and not new and name_of(func) not in _READERS:
             return result  # a shape, a flag, or the very tensor that was given

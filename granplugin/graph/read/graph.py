@@ -185,11 +185,8 @@ class ReadGraph:
         for node in self.nodes:
             if node.op_type in ONNX_PRODUCTS:
                 self.of_product.update(dict.fromkeys(filter(None, node.output), node.name))
-            elif (
-                node.op_type == "Max"
-                and scope_of(node).endswith(".input")
-                or node.op_type == "Cast"
-                and self.run_time_scales.issuperset(node.input)
+            elif (node.op_type == "Max" and scope_of(node).endswith(".input")) or (
+                node.op_type == "Cast" and self.run_time_scales.issuperset(node.input)
             ):
                 self.run_time_scales.update(node.output)
             elif node.op_type in _EPILOGUE:

@@ -15,7 +15,9 @@ THROUGH = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"
 
 def along(shape: Shape, scales: Shape, axis: int) -> tuple[Shape, Shape | None, str | None]:
     """The tensor's shape, the block, and what does not fit, of scales along one axis."""
-    if len(scales) == len(shape) and all(s and n % s == 0 for n, s in zip(shape, scales)):
+    if len(scales) == len(shape) and all(
+        s and n % s == 0 for n, s in zip(shape, scales, strict=True)
+    ):
         return shape, tuple(n // s for n, s in zip(shape, scales, strict=True)), None
     if axis == 0 and shape[0] == 1:
         shape = (*scales[:1], *shape[1:])  # one for each sample of a batch of that size
