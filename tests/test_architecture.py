@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import configparser
+import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,3 +59,69 @@ def test_a_verb_is_one_file_of_the_command_line_and_one_pipeline():
             if isinstance(node, ast.ImportFrom) and node.module.startswith("granplugin.pipelines")
         }  # fmt: skip
         assert called == {module.replace("cli", "pipelines")}, verb
+
+
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+
+
+def rows_of(head: str) -> list[list[str]]:
+    """The cells of the table that begins with this head."""
+    lines = ARCHITECTURE[ARCHITECTURE.index(head) :].splitlines()[2:]
+    table = itertools.takewhile(lambda line: line.startswith("|"), lines)
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+
+
+def test_the_picture_is_that_of_the_contracts():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    contract = setup["importlinter:contract:layers"]["layers"].split("\n")
+    lines = [set(line.replace("|", " ").split()) for line in contract if line]
+    shown = [set(re.findall(r"`(\w+)`", row[0])) for row in rows_of("| package | holds |")]
+    assert shown == [line for line in lines if line != {"__main__"}]
+
+
+def test_every_file_that_the_architecture_names_is_there():
+    named = re.findall(r"`(granplugin/[^`]+)`", ARCHITECTURE)
+    assert named and not [name for name in named if not (ROOT / name).is_file()]
+
+
+GOALS = {
+    "granularity": 2, "calibrator": 2, "metric": 2, "backend": 2, "kind of product": 6,
+    "source of networks": 3, "renderer": 2, "verb": 2,
+}  # fmt: skip
+
+
+def test_what_a_change_touches_is_counted_and_within_its_goal():
+    rows = rows_of("| to add a | touch | files |")
+    for kind, touch, count in rows:
+        assert len(set(re.findall(r"`(granplugin/[^`]+)`", touch))) == int(count), kind
+        assert int(count) <= GOALS.get(kind, 3), kind
+    assert set(GOALS) <= {kind for kind, _, _ in rows}
+
+
+def test_the_registries_that_it_names_stand_where_it_says():
+    for _, touch, _ in rows_of("| to add a | touch | files |"):
+        for path, registry in re.findall(r"`(granplugin/[^`]+)`[^;`]*`([A-Z]+)`", touch):
+            assert re.search(rf"^{registry}\b", (ROOT / path).read_text(), re.M), (path, registry)
+
+
+@pytest.mark.parametrize(
+    ("words", "modules"),
+    [
+        (("openvino", "tensorrt_rtx"), {"engines.py", "backends/nvidia/libraries.py"}),
+        (("mse", "entropy"), {"quant/calibrators.py", "recipe/analyze.py"}),
+        (("top5",), {"measures/metrics.py", "report/view/run.py"}),
+    ],
+)
+def test_members_of_a_family_are_named_in_its_registry(words, modules):
+    """And where one is spoken of alone: analyze's default calibrators, the headline metric."""
+    found = set()
+    for path in (ROOT / "granplugin").rglob("*.py"):
+        strings = {
+            node.value
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Constant)
+        }
+        if strings.intersection(words):
+            found.add(str(path.relative_to(ROOT / "granplugin")))
+    assert found <= modules
