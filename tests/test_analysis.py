@@ -489,7 +489,9 @@ def test_a_recipe_that_quantizes_nothing_is_told_so_and_gets_no_overrides(small)
 @pytest.fixture
 def forwards(monkeypatch):
     """The number of forward passes since, and at which of them to press ^C."""
-    from granplugin.analysis import effects, run
+    from granplugin.analysis import effects, rounded, subject
+
+    run = rounded.run
 
     told = {"count": 0, "stop": 0}
 
@@ -497,11 +499,9 @@ def forwards(monkeypatch):
         told["count"] += 1
         if told["count"] == told["stop"]:
             raise KeyboardInterrupt
-        return network.run(model, tensors)
+        return run(model, tensors)
 
-    from granplugin.analysis import network
-
-    for module in (run, effects):
+    for module in (subject, effects):
         monkeypatch.setattr(module, "run", counted)
     return told
 

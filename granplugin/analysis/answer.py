@@ -15,7 +15,7 @@ from granplugin.analysis.losses import LayerLosses, SiteLosses
 from granplugin.analysis.promised import Promised, pairs_of
 from granplugin.analysis.settings import label
 from granplugin.capabilities import KINDS
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow
 from granplugin.report.build.machine import machine
 from granplugin.report.schema import analysis as model
 from granplugin.runs.session import Session
@@ -185,7 +185,7 @@ def _site(each: SiteLosses, promised: Promised) -> model.SiteAnalysis:
 
 
 def _figures(
-    row: Row,
+    row: QuantizedRow,
     *,
     start: bool,
     bn: str | None,

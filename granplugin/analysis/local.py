@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from granplugin.analysis.figures import SUMS, FigureKey, sums
+from granplugin.analysis.figures import SUMS, FigureKey, Rounded, sums
 from granplugin.analysis.rounding import Rounding, rounding
 from granplugin.analysis.settings import Asked
 from granplugin.errors import ModelError
@@ -81,7 +81,7 @@ class Tried:
                 if index >= len(rounded) or rounded[index] is None:
                     return None
                 settings.append(key(rows[index]))
-        what = "both" if len(settings) == 2 else "input" if weight is None else "weight"
+        what: Rounded = "both" if len(settings) == 2 else "weight" if given is None else "input"
         return FigureKey(self.name, what, tuple(settings))
 
     def figures(self) -> dict[FigureKey, tuple[int | None, int | None]]:

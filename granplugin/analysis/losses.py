@@ -83,9 +83,9 @@ def layer_losses(tried: Tried, figures: LocalFigures, population: int) -> LayerL
     """What a layer's figures say of its settings."""
 
     def measured(alone: FigureKey | None, both: FigureKey | None, row: QuantizedRow) -> Loss | None:
-        if alone not in figures:
+        if alone is None or alone not in figures:
             return None
-        together = sqnr(figures[both], population) if both in figures else None
+        together = None if both is None or both not in figures else sqnr(figures[both], population)
         return Loss(row, sqnr(figures[alone], population), together, channels_lost(figures[alone]))
 
     weights = {

@@ -43,15 +43,16 @@ def local_errors(
 ) -> dict[FigureKey, np.ndarray]:
     """The local errors of all settings, on the samples `drawn`. Raises ModelError where an output
     is not finite."""
-    tried, sites = network.tried.values(), network.sites.values()
-    keys = [key for each in (*tried, *sites) for key in each.figures()]
+    tried, sites = list(network.tried.values()), list(network.sites.values())
+    keys = [key for each in tried for key in each.figures()]
+    keys += [key for site in sites for key in site.figures()]
     kept = subject.kept("local", content_key(drawn.tolist()))
     made: list[tuple[LocalErrors, TensorErrors]] = []
 
     def step(batch: Batch, wanted: frozenset[FigureKey]) -> Mapping[FigureKey, np.ndarray]:
         if not made:
-            layers = LocalErrors(subject.model, list(tried), wanted)
-            made.append((layers, TensorErrors(list(sites), wanted)))
+            layers = LocalErrors(subject.model, tried, wanted)
+            made.append((layers, TensorErrors(sites, wanted)))
         ((layers, tensors),) = made
         with tensors.watched(length_of(batch)):
             found = layers.run(lambda: subject.forward(batch), length_of(batch))

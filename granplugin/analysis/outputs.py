@@ -29,16 +29,18 @@ class OutputEffects:
     def whole(self, choice: Choice) -> Effect:
         return self.found[choice_name(self.network, choice)]
 
-    def alone(self, layer: str, pair: Pair | None = None) -> Effect | None:
-        """Of one layer with these settings, or its own; None where that was not measured."""
-        return self.found.get(alone_name(self.network, layer, pair or self.start[layer]))
+    def alone(self, layer: str) -> Effect:
+        """Of one of the `top` layers with its own settings."""
+        return self.found[alone_name(self.network, layer, self.start[layer])]
 
     def of_setting(self, layer: str, role: str, index: int) -> Effect | None:
-        """Of one setting of a layer, beside its own of the other role."""
+        """Of one setting of a layer, beside its own of the other role; None where that was not
+        measured."""
         if layer not in self.start:
             return None
         own = self.start[layer]
-        return self.alone(layer, (index, own[1]) if role == "weight" else (own[0], index))
+        pair = (index, own[1]) if role == "weight" else (own[0], index)
+        return self.found.get(alone_name(self.network, layer, pair))
 
     def restored(self, layer: str) -> Effect:
         return self.found[restored_name(self.network, layer)]

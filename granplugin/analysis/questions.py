@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from granplugin.analysis.settings import Asked, Skipped, ask, ask_of_site, label
 from granplugin.calibration.statistics import Need, needs_of
-from granplugin.planning.rows import Plan, Row
+from granplugin.planning.rows import Plan, QuantizedRow
 from granplugin.quant.calibrators import BINS
 from granplugin.quant.layers import Layer
 from granplugin.recipe.analyze import Analyze
@@ -21,11 +21,11 @@ class Questions:
 
     plan: Plan
     layers: tuple[Asked, ...]
-    sites: Mapping[str, tuple[Row, ...]]
+    sites: Mapping[str, tuple[QuantizedRow, ...]]
     skipped: tuple[Skipped, ...]
 
     @property
-    def others(self) -> tuple[Row, ...]:
+    def others(self) -> tuple[QuantizedRow, ...]:
         """The recipe's own row of each site."""
         return tuple(rows[0] for rows in self.sites.values())
 
@@ -39,7 +39,7 @@ def ask_all(
     skipped = (*skipped, *over)
     analyzed = {each.layer.name for each in asked}
     by_name = {layer.name: layer for layer in layers}
-    sites: dict[str, tuple[Row, ...]] = {}
+    sites: dict[str, tuple[QuantizedRow, ...]] = {}
     for row in plan.quantized:
         if row.operand in ("weight", "input") and row.layer in analyzed:
             continue

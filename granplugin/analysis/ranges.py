@@ -25,7 +25,7 @@ from granplugin.calibration.statistics import (
 )
 from granplugin.errors import DataError
 from granplugin.network.modules import folded
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow
 from granplugin.progress import track
 from granplugin.recipe.loaded import located
 from granplugin.runs.session import CALIBRATION_BATCH, Session, whole
@@ -41,7 +41,7 @@ class Ranges:
     ones. `fixed` are the sites whose range the recipe itself says: a rule on top of it could not
     change that."""
 
-    amax: Mapping[Row, np.ndarray | None]
+    amax: Mapping[QuantizedRow, np.ndarray | None]
     fixed: frozenset[str]
 
 
@@ -109,7 +109,7 @@ def gather(
     path = session.run.cache / f"statistics-{key}.safetensors"
     found = Statistics.load(path, key) if path.exists() else given
     missing = {n for n in needs if found is None or not found.covers([n])}
-    if missing:
+    if found is None or missing:
         partial = path.with_suffix(".partial.safetensors")
         whose = content_key(key, sorted(map(str, missing)))
         count = max(session.calibration.samples // CALIBRATION_BATCH, 1)
@@ -128,7 +128,7 @@ def find_ranges(
 ) -> Ranges:
     """Of every row that is tried; those of the recipe's own rows may come from the file `imported`.
     Raises DataError where that does not fit them."""
-    amax: dict[Row, np.ndarray | None] = {}
+    amax: dict[QuantizedRow, np.ndarray | None] = {}
     for each in questions.layers:
         module = model.get_submodule(each.layer.name)
         own = module.weight.detach().float().cpu().numpy()

@@ -19,7 +19,7 @@ from granplugin.errors import ModelError, UserError
 from granplugin.network.skip_inputs import SKIP_QUANTIZER, SkipInputs
 from granplugin.network.torch_calls import tensors_in
 from granplugin.network.forward import evaluating
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import QuantizedRow
 from granplugin.recipe.settings import FLOAT
 
 Pair = tuple[int | None, int | None]
@@ -137,7 +137,7 @@ class RoundedNetwork:
 
 
 def round_all(
-    questions: Questions, model: nn.Module, ranges: Mapping[Row, np.ndarray | None]
+    questions: Questions, model: nn.Module, ranges: Mapping[QuantizedRow, np.ndarray | None]
 ) -> RoundedNetwork:
     """Everything that is asked about, rounded by these ranges."""
     device = next(model.parameters()).device

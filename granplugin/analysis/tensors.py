@@ -43,8 +43,11 @@ class TriedSite:
 
     def figures(self) -> dict[FigureKey, Rounding]:
         """What is measured."""
-        found = {self.figure(n): rounding for n, rounding in enumerate(self.roundings)}
-        return {figure: rounding for figure, rounding in found.items() if figure is not None}
+        return {
+            figure: rounding
+            for n, rounding in enumerate(self.roundings)
+            if rounding is not None and (figure := self.figure(n)) is not None
+        }
 
 
 def module_of(model: nn.Module, row: QuantizedRow) -> nn.Module:

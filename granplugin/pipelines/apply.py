@@ -151,8 +151,8 @@ def publish(
     these very files."""
     for each in built:
         run.publish(f"variants/{each.job.name}/model.onnx", each.onnx.path)
-        for engine, file in each.own.items():
-            run.publish(f"variants/{each.job.name}/{engine}.onnx", file.path)
+        for engine, other in each.own.items():
+            run.publish(f"variants/{each.job.name}/{engine}.onnx", other.path)
     for (variant, engine), result in results.items():
         folder = f"variants/{variant}/{engine}"
         if result.audited.plan:

@@ -15,7 +15,7 @@ from granplugin.capabilities.legality import Written
 from granplugin.measures.faithful import Faithful
 from granplugin.measures.metrics import Score
 from granplugin.measures.timing import Latency
-from granplugin.planning.rows import Plan, Row
+from granplugin.planning.rows import Plan, QuantizedRow
 from granplugin.recipe.loaded import Loaded
 from granplugin.results.agreed import Agreement
 from granplugin.results.audited import Finding, Verdict
@@ -38,7 +38,7 @@ class Job:
     """Engine -> the plan as it is written for that engine."""
 
     @property
-    def calibrated(self) -> tuple[Row, ...]:
+    def calibrated(self) -> tuple[QuantizedRow, ...]:
         """The rows of any file whose ranges are constants: the plan's, and those that engines get
         in their place."""
         files = [self.plan.rows, *(written.rows for written in self.written.values())]
@@ -63,7 +63,7 @@ class Built:
 
     job: Job
     floats: Path
-    ranges: Mapping[Row, np.ndarray | None]
+    ranges: Mapping[QuantizedRow, np.ndarray | None]
     onnx: OnnxFile
     float32: OnnxFile
     amax: Mapping[str, np.ndarray]
@@ -73,11 +73,11 @@ class Built:
     float32_nodes: tuple[str, ...]
 
     @property
-    def quantized(self) -> tuple[Row, ...]:
+    def quantized(self) -> tuple[QuantizedRow, ...]:
         """The plan's rows that are quantized in the file: not those that only saw zeros."""
         return tuple(r for r in self.job.plan.quantized if r.dynamic or r.site in self.amax)
 
-    def quantized_for(self, engine: str) -> tuple[Row, ...]:
+    def quantized_for(self, engine: str) -> tuple[QuantizedRow, ...]:
         """The rows that are quantized in what this engine is built of."""
         rows = self.job.written.get(engine, self.job.plan).rows
         return tuple(

@@ -24,7 +24,7 @@ from granplugin.graph.edit.unsigned import concatenates, unsigned
 from granplugin.graph.files import load_float, save
 from granplugin.graph.read.agreement import agreement
 from granplugin.graph.read.verify import read_back
-from granplugin.planning.rows import Row, as_float
+from granplugin.planning.rows import QuantizedRow, Row, as_float
 from granplugin.quant.granularity import reduce_blocks
 from granplugin.results.values import FP32, Built, Job, OnnxFile
 from granplugin.runs.calibrated import Calibrated
@@ -36,7 +36,7 @@ from granplugin.store.maker import made_by
 SITE_SAMPLES = 4
 """Samples whose tensors are compared value by value at every site."""
 
-Ranges = Mapping[Row, np.ndarray | None]
+Ranges = Mapping[QuantizedRow, np.ndarray | None]
 """The amax of rows whose ranges are constants; None where only zeros were seen."""
 
 
@@ -216,10 +216,10 @@ def _float32_nodes(task: BuildVariant, path: Path, cache: Cache) -> list[str]:
 def write_quantized(built: Built, engine: str, layers: Collection[str], path: Path) -> None:
     """What this engine is built of, with only these layers quantized."""
     written = built.job.written.get(engine, Written(built.job.plan.rows))
-    rows = [row if row.layer in layers else as_float(row) for row in written.rows]
-    amax = _amax(rows, built.ranges)
+    kept = [row if row.layer in layers else as_float(row) for row in written.rows]
+    amax = _amax(kept, built.ranges)
     how = {site: way for site, way in written.how.items() if site in amax}
-    rows = edited(rows, amax)
+    rows = edited(kept, amax)
     save(insert(load_float(built.floats), rows, amax, how), path)
     precision = built.job.precision
     if precision != FP32 and precision in ENGINES[engine].precisions:
@@ -258,7 +258,7 @@ def _amax(rows: Sequence[Row], ranges: Ranges) -> dict[str, np.ndarray]:
 
 
 def _range(
-    row: Row,
+    row: QuantizedRow,
     imported: np.ndarray | None,
     statistics: Statistics | None,
     weight: np.ndarray | None,

@@ -16,7 +16,7 @@ from granplugin.quant.layers import Layer
 from granplugin.recipe.loaded import Loaded
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 Batch = Mapping[str, np.ndarray]
 """Input -> array with the samples on axis 0."""
@@ -104,3 +104,6 @@ class Network(Described, Protocol):
     def module(self) -> nn.Module:
         """The network as torch runs it, for what looks at it module by module (analyze). Raises
         ModelError where it is none."""
+
+    def tensors(self, batch: Batch) -> dict[str, Tensor]:
+        """A batch where the module is."""
