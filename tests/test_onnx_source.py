@@ -334,6 +334,14 @@ def test_a_file_that_cannot_be_planned_is_refused_at_the_recipes_line(project, v
     refused(project.again(verb), at, "no such file")
 
 
+def test_every_kind_of_model_has_its_keys_and_its_source():
+    from granplugin.recipe.model import MODELS
+    from granplugin.recipe.source import MODEL_KINDS
+    from granplugin.sources import SOURCES
+
+    assert set(MODELS) == MODEL_KINDS == set(SOURCES)
+
+
 def test_a_model_is_one_kind_of_source(project):
     for model, said in (
         ({"onnx": "net.onnx", "callable": "a:b"}, "a model is callable or onnx, not both"),

@@ -112,6 +112,9 @@ def merge(base: Document, own: Document) -> Document:
     return Document(value, marks, own.folder)
 
 
+MODEL_KINDS = frozenset({"callable", "onnx"})
+"""The keys of `model` of which there is one."""
+
 _WHOLE = (
     ("defaults",),
     *(("data", role) for role in ("calibration", "evaluation", "analysis")),
@@ -144,12 +147,8 @@ def _another_model(left: Any, right: Any, at: Location) -> bool:
     """Whether `right` is a model of another kind, of which nothing of `left` is true."""
     if at != ("model",) or not (isinstance(left, dict) and isinstance(right, dict)):
         return False
-    kinds = {"callable", "onnx"}
-    return (
-        bool(kinds & left.keys())
-        and kinds.isdisjoint(left.keys() & right.keys())
-        and bool(kinds & right.keys())
-    )
+    was, now = MODEL_KINDS & left.keys(), MODEL_KINDS & right.keys()
+    return bool(was and now) and was.isdisjoint(now)
 
 
 def get(value: Any, location: Location) -> Any:
