@@ -10,12 +10,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, NamedTuple
 
 # Workers share the cores, so each computes on one thread. Said before numpy and torch are imported:
 # they read it then, as do the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import hypothesis
 import numpy as np
 import pytest
 import yaml
@@ -51,6 +53,19 @@ def _group(item: pytest.Item) -> str:
     if mark := item.get_closest_marker("xdist_group"):
         return mark.args[0]
     return "quickstart" if "quickstart" in getattr(item, "fixturenames", ()) else item.path.stem
+
+
+# On a machine that does other work too, a slow example says nothing of the code.
+hypothesis.settings.register_profile(
+    "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy")
+
+
+def too_wide(text: str) -> list[str]:
+    """Lines of more than 80 columns, but for those that a path is in: a worker's folders have long
+    names."""
+    return [line for line in text.splitlines() if len(line) > 80 and gettempdir() not in line]
 
 
 class Done(NamedTuple):

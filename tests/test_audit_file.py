@@ -9,7 +9,7 @@ import jsonschema
 import numpy as np
 import onnx
 import pytest
-from conftest import run_main
+from conftest import run_main, too_wide
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
@@ -185,7 +185,7 @@ def test_layers_of_another_machine_are_audited_without_an_engine(tmp_path, versi
     done = run_main("audit", path, "--backend", "tensorrt", "--layers", layers)
     assert (done.code, done.stderr) == (0, "")
     assert "8 honoured of 8" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert not too_wide(done.stdout)
 
 
 def kinds_of(path, layers):
@@ -275,7 +275,7 @@ def test_times_are_told_only_with_a_profile(exported, tmp_path):
     assert "ms" not in run_main(*argv).stdout.split()
     done = run_main(*argv, "--profile", tmp_path / "profile.json")
     assert done.code == 0 and "6.000" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert not too_wide(done.stdout)
 
 
 def test_a_float_model_has_nothing_to_honour_and_no_success(tmp_path):

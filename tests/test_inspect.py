@@ -11,7 +11,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_main
+from conftest import ROOT, run_main, too_wide
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -260,7 +260,7 @@ def test_what_cannot_be_quantized_or_folded_is_told_with_its_reason(project):
     assert told["others"] == [{"type": "Embedding", "modules": 1, "parameters": 64}]
     assert told["parameters"] == 64 + sum(layer["parameters"] for layer in told["layers"])
     text = run_main("inspect", recipe, "--out", project.out).stdout
-    assert all(len(line) <= 80 for line in text.splitlines())
+    assert not too_wide(text)
     assert "cannot be quantized: never: never runs in the forward pass" in text
     assert "batch norms that cannot be folded: bn" in text
     assert "never quantized: 1 Embedding (64 parameters)" in text
