@@ -336,10 +336,11 @@ def test_a_file_that_cannot_be_planned_is_refused_at_the_recipes_line(project, v
 
 def test_every_kind_of_model_has_its_keys_and_its_source():
     from granplugin.recipe.model import MODELS
-    from granplugin.recipe.source import MODEL_KINDS
+    from granplugin.recipe.strict import paths_of
     from granplugin.sources import SOURCES
 
-    assert set(MODELS) == MODEL_KINDS == set(SOURCES)
+    assert set(MODELS) == set(SOURCES)
+    assert all(kind in paths_of(section) for kind, section in MODELS.items())
 
 
 def test_a_model_is_one_kind_of_source(project):

@@ -7,11 +7,10 @@ from pathlib import Path
 from granplugin.engines import ENGINES, taking
 from granplugin.recipe.decisions import Decision
 from granplugin.recipe.loaded import Loaded, LoadedPart
-from granplugin.recipe.model import OnnxModel
 from granplugin.recipe.paths import shown, why_missing
 from granplugin.recipe.settings import Settings
 from granplugin.recipe.source import Location
-from granplugin.recipe.strict import Target
+from granplugin.recipe.strict import Strict, Target, paths_of
 from granplugin.suggest import did_you_mean
 
 
@@ -86,14 +85,14 @@ def _check_files(loaded: Loaded, data: bool) -> None:
         (("evaluate",), recipe.evaluate.path if recipe.evaluate else None),
         (("statistics", "import"), recipe.statistics.import_),
     ]
-    # An ONNX file is planned and inspected without data.
-    read = data and not isinstance(recipe.model, OnnxModel)
-    parts: list[tuple[Location, object]] = [(("model",), recipe.model)]
-    for role in ("calibration", "evaluation", "analysis") if read else ():
+    parts: list[tuple[Location, Strict | None]] = [(("model",), recipe.model)]
+    for role in (
+        ("calibration", "evaluation", "analysis") if data and recipe.model.reads_data else ()
+    ):
         parts.append((("data", role), getattr(recipe.data, role)))
     for at, part in parts:
-        for key in ("onnx", "weights", "npz", "folder", "labels", "callable"):
-            given = getattr(part, key, None)
+        for key in paths_of(type(part)) if part is not None else ():
+            given = getattr(part, key)
             given = given.path if isinstance(given, Target) else given
             files.append(((*at, key), given if isinstance(given, Path) else None))
     for at, file in files:

@@ -53,23 +53,24 @@ class FolderSource(Strict):
         return self
 
 
-_SOURCES: dict[str, type[Strict]] = {
+SOURCES: dict[str, type[Strict]] = {
     "npz": NpzSource,
     "callable": CallableSource,
     "folder": FolderSource,
 }
+"""The key that says which kind of source it is -> what may stand beside it."""
 
 
 def _source(value: Any) -> Any:
     if isinstance(value, dict):
-        kinds = [kind for kind in _SOURCES if kind in value]
+        kinds = [kind for kind in SOURCES if kind in value]
         if len(kinds) == 1:
-            return _SOURCES[kinds[0]].model_validate(value)
+            return SOURCES[kinds[0]].model_validate(value)
         if not kinds and value:
-            near = [message for key in value if "did" in (message := did_you_mean(key, _SOURCES))]
+            near = [message for key in value if "did" in (message := did_you_mean(key, SOURCES))]
             if near:
                 raise ValueError(f"a data source is an npz, a callable or a folder{near[0]}")
-    elif isinstance(value, tuple(_SOURCES.values())):
+    elif isinstance(value, tuple(SOURCES.values())):
         return value
     raise ValueError("a data source is one of npz:, callable: or folder:, with its keys")
 

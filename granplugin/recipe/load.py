@@ -22,6 +22,7 @@ from granplugin.recipe.edit import (
 from granplugin.recipe.explain import explained
 from granplugin.recipe.forms import IN_MEMORY, RecipeForm, read
 from granplugin.recipe.loaded import Loaded, LoadedPart
+from granplugin.recipe.model import MODELS
 from granplugin.recipe.paths import anchored, shown, why_missing
 from granplugin.recipe.schema import Recipe, RecipePart
 from granplugin.recipe.source import (
@@ -118,8 +119,8 @@ def _extended(own: Document, path: Path, chain: tuple[Path, ...]) -> Document:
         base = Path(shown(base))
         document = _extended(read_document(base), base, chain)
         document.value.pop("name", None)
-        below = merge(below, document) if below else document
-    return merge(below, own) if below else own
+        below = merge(below, document, MODELS) if below else document
+    return merge(below, own, MODELS) if below else own
 
 
 def _loaded(document: Document, path: Path, settings: tuple[str, ...], data: bool) -> Loaded:

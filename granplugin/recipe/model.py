@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
@@ -12,6 +12,8 @@ from granplugin.recipe.strict import Callable, File, Strict, at_key, unknown_key
 
 class CallableModel(Strict):
     """A torch model: what a callable returns, with weights of a file if there is one."""
+
+    reads_data: ClassVar[bool] = True
 
     callable: Callable = Field(description="Returns the torch.nn.Module.")
     args: dict[str, Any] = Field(default={}, description="Keyword arguments of the callable.")
@@ -31,7 +33,9 @@ class CallableModel(Strict):
 
 
 class OnnxModel(Strict):
-    """A float ONNX file, whose nodes are the layers: for plan and inspect."""
+    """A float ONNX file, whose nodes are the layers: for plan and inspect, which need no data."""
+
+    reads_data: ClassVar[bool] = False
 
     onnx: File = Field(description="The file; weights in other files lie beside it.")
 

@@ -9,7 +9,10 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from granplugin.recipe.data import SOURCES
+from granplugin.recipe.model import MODELS
 from granplugin.recipe.source import Document, Location
+from granplugin.recipe.strict import paths_of
 
 
 def anchored(document: Document) -> Document:
@@ -19,14 +22,16 @@ def anchored(document: Document) -> Document:
     places = [
         ("extends",),
         ("evaluate",),
-        ("model", "callable"),
-        ("model", "weights"),
-        ("model", "onnx"),
         ("statistics", "import"),
         ("statistics", "export"),
         ("build", "timing_cache"),
-        *((*at, key) for at in sources for key in ("npz", "folder", "callable")),
-        *((*at, "labels") for at in sources if "folder" in _peek(value, at, {})),
+        *(
+            (*at, key)
+            for at, kinds in ((("model",), MODELS), *((at, SOURCES) for at in sources))
+            for kind, section in kinds.items()
+            if kind in _peek(value, at, {})
+            for key in paths_of(section)
+        ),
     ]
     folder = document.folder
     for place in places:

@@ -7,7 +7,7 @@ a number, and a key may be written once.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,15 +105,13 @@ def _parse(text: str, file: str) -> tuple[Any, dict[Location, Mark]]:
         raise RecipeError(f"{file}:1:1: not YAML: {err}") from err
 
 
-def merge(base: Document, own: Document) -> Document:
+def merge(base: Document, own: Document, kinds: Collection[str]) -> Document:
     """`own` extends `base`: its keys win, mapping by mapping; base's rules come first. What _WHOLE
-    names is taken whole, so that no parameter of one granularity or data source meets another."""
-    value, marks = _merge(base, own, ())
+    names is taken whole, so that no parameter of one granularity or data source meets another, and
+    so is a model of another kind; `kinds` are the keys of `model` of which there is one."""
+    value, marks = _merge(base, own, (), frozenset(kinds))
     return Document(value, marks, own.folder)
 
-
-MODEL_KINDS = frozenset({"callable", "onnx"})
-"""The keys of `model` of which there is one."""
 
 _WHOLE = (
     ("defaults",),
@@ -121,21 +119,23 @@ _WHOLE = (
 )
 
 
-def _merge(base: Document, own: Document, at: Location) -> tuple[Any, dict[Location, Mark]]:
+def _merge(
+    base: Document, own: Document, at: Location, kinds: frozenset[str]
+) -> tuple[Any, dict[Location, Mark]]:
     left, right = get(base.value, at), get(own.value, at)
     marks = {at: own.mark(at)}
     if at == ("rules",) and isinstance(left, list) and isinstance(right, list):
         marks |= subtree(base, at, at)
         marks |= rule_marks(own, {index: len(left) + index for index in range(len(right))})
         return [*left, *right], marks
-    whole = at in _WHOLE or at[:-1] == ("variants",) or _another_model(left, right, at)
+    whole = at in _WHOLE or at[:-1] == ("variants",) or _another_model(left, right, at, kinds)
     if whole or not (isinstance(left, dict) and isinstance(right, dict)):
         return right, subtree(own, at, at)
     merged: dict[str, Any] = {}
     for key in [*left, *(key for key in right if key not in left)]:
         here = (*at, key)
         if key in left and key in right:
-            merged[key], inside = _merge(base, own, here)
+            merged[key], inside = _merge(base, own, here, kinds)
         else:
             document = own if key in right else base
             merged[key], inside = get(document.value, here), subtree(document, here, here)
@@ -143,11 +143,11 @@ def _merge(base: Document, own: Document, at: Location) -> tuple[Any, dict[Locat
     return merged, marks
 
 
-def _another_model(left: Any, right: Any, at: Location) -> bool:
+def _another_model(left: Any, right: Any, at: Location, kinds: frozenset[str]) -> bool:
     """Whether `right` is a model of another kind, of which nothing of `left` is true."""
     if at != ("model",) or not (isinstance(left, dict) and isinstance(right, dict)):
         return False
-    was, now = MODEL_KINDS & left.keys(), MODEL_KINDS & right.keys()
+    was, now = kinds & left.keys(), kinds & right.keys()
     return bool(was and now) and was.isdisjoint(now)
 
 

@@ -141,3 +141,13 @@ class OrAlone:
         made = AfterValidator(tuple if get_origin(source) is tuple else list)
         least = Field(min_length=self.least)
         return handler.generate_schema(Annotated[written, least, before, made])
+
+
+def paths_of(section: type[Strict]) -> tuple[str, ...]:
+    """The keys of a section that name a file, a folder, or a callable, which a file may hold."""
+    fields = section.model_fields.items()
+    return tuple(name for name, field in fields if _is_path(field.annotation))
+
+
+def _is_path(annotation: Any) -> bool:
+    return annotation in (Path, Target) or any(map(_is_path, get_args(annotation)))
