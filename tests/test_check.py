@@ -87,6 +87,35 @@ def test_a_plan_of_another_model_is_not_used(folder):
     assert found.ok and found.checked == "text" and "of another model" in found.why
 
 
+def test_a_plan_of_other_code_beside_the_models_is_not_used(folder):
+    Path("net.py").write_text("from parts import Net")
+    Path("parts.py").write_text("# a part of it")
+    planned()
+    assert check().checked == "text and its rules"
+    Path("parts.py").write_text("# another part")
+    found = check()
+    assert found.checked == "text" and "of another model" in found.why
+
+
+def test_the_code_of_an_installed_module_is_found_without_importing_what_it_is_in(folder):
+    package = folder / "big"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('imported')")
+    (package / "net.py").write_text("# a network")
+    code = (
+        "from granplugin.recipe.code_key import code_key; "
+        "from granplugin.recipe.strict import Target; "
+        "print(code_key(Target(module='big.net', name='net')))"
+    )
+
+    def key():
+        return subprocess.check_output([sys.executable, "-c", code], text=True)
+
+    before = key()
+    (package / "net.py").write_text("# another network")
+    assert key() != before
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", "null", '{"text_key": 1}', "{"])
 def test_a_broken_plan_is_not_used(folder, content):
     planned()

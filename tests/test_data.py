@@ -511,13 +511,23 @@ def test_a_large_folder_is_known_by_names_sizes_and_times(images, monkeypatch):
     assert opened(source).key() != before
 
 
-def test_the_key_of_a_callable_changes_with_code_arguments_and_samples_only(called):
+def test_the_key_of_a_callable_changes_with_its_samples_and_labels_only(called, tmp_path):
     body = "return [{'image': np.ones((4, 1))}]"
     keys = [
         opened(called(body)).key(),
         opened(called(body, samples=2)).key(),
-        opened(called(body, extra=1)).key(),
         opened(called(body.replace("ones", "zeros"))).key(),
+        opened(called(body.replace("(4, 1)", "(4, 1, 1)"))).key(),
+        opened(called("return [({'image': np.ones((4, 1))}, [0, 1, 2, 3])]")).key(),
+        opened(called("return [({'image': np.ones((4, 1))}, [0, 1, 2, 2])]")).key(),
     ]
     assert len(set(keys)) == len(keys)
     assert opened(called(body), batch_size=1, seed=4).key() == keys[0]
+    assert opened(called("return 2 * [{'image': np.ones((2, 1))}]")).key() == keys[0]
+
+    # What the callable reads is no part of its code.
+    reads = f"return [{{'image': np.load({str(tmp_path / 'x.npy')!r})}}]"
+    np.save(tmp_path / "x.npy", np.ones((4, 1)))
+    assert opened(called(reads)).key() == keys[0]
+    np.save(tmp_path / "x.npy", np.zeros((4, 1)))
+    assert opened(called(reads)).key() == keys[2]

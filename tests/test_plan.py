@@ -272,6 +272,11 @@ REFUSALS = {
                  "2:2: 'steam.conv' matches no layer; nearest: 'stem.conv'"),
     "one name of several": ({"match": ["head.fc", "stem.cov"], "weight": "per_tensor"},
                             "2:23: 'stem.cov' matches no layer; nearest: 'stem.conv'"),
+    "an excluded name": ({"match": {"type": "Conv2d", "exclude": "stme.conv"}, "bn": "fold"},
+                         "2:30: 'stme.conv' matches no layer; nearest: 'stem.conv'"),
+    "one excluded of two": ({"match": {"type": "Conv2d", "exclude": ["mid.*", "stme.*"]},
+                             "bn": "fold"},
+                            "2:51: 'stme.*' matches no layer; nearest: 'stem.*'"),
     "never used": ({"match": "never", "weight": "per_tensor"},
                    "2:2: 'never' cannot be quantized: it is never called"),
     "no weight": ({"match": "pool", "weight": "per_tensor"}, "2:19: no layer this rule matches"),
@@ -363,6 +368,21 @@ def test_the_refusal_of_a_variants_rule_is_at_its_line(recipe):
 def test_half_is_allowed_when_said(recipe):
     plan = plan_of([{"match": "head.fc", "input": "float", "half": "allow"}])
     assert row_of(plan, "head.fc", "weight").quantized
+
+
+def test_a_rule_without_which_the_plan_is_refused_decides_something(recipe):
+    weights = {"weight": {"format": "int4", "granularity": {"per_block": {"size": 8}}}}
+    half = {"id": "half", "match": {"type": "Linear"}, "half": "allow"}
+    rest = {"match": "**", "format": "float"}
+    head = {"match": "head.fc", **weights}
+    assert "half: allow" in refused([rest, head])
+    plan = plan_of([half, rest, head])
+    assert plan.uses[0].decides == 1 and plan.notes == ()
+    said = why(loaded([half, rest, head]), NET, plan, "head.fc")
+    assert any("half = allow" in line for line in said)
+
+    needless = plan_of([half, {"match": "head.fc", "weight": "per_tensor"}])
+    assert needless.uses[0].decides == 0 and "half decides nothing" in needless.notes[0]
 
 
 def test_why_of_an_unknown_layer_names_the_nearest(recipe):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,8 @@ import numpy as np
 from granplugin.data.arrays import as_array, check_names, class_numbers, finite_numbers
 from granplugin.data.batches import Batch, length_of, rebatched
 from granplugin.errors import DataError
+from granplugin.quant.site import Shape
 from granplugin.recipe.callables import blame, resolve
-from granplugin.recipe.code_key import code_key
 from granplugin.recipe.data import CallableSource
 from granplugin.recipe.strict import Target
 from granplugin.store.keys import content_key
@@ -36,6 +38,15 @@ def open_called(
 
 
 @dataclass(frozen=True, eq=False)
+class _Seen:
+    """What one pass shows: how many samples, their labels, and a hash of both."""
+
+    samples: int
+    labels: np.ndarray | None
+    key: str
+
+
+@dataclass(frozen=True, eq=False)
 class Called:
     """What a callable gives, called anew for each pass."""
 
@@ -51,28 +62,37 @@ class Called:
 
     @property
     def samples(self) -> int:
-        return self._counted[0]
+        return self._seen.samples
 
     def labels(self) -> np.ndarray | None:
-        return None if self._counted[1] is None else self._counted[1].copy()
+        labels = self._seen.labels
+        return None if labels is None else labels.copy()
 
     def __iter__(self) -> Iterator[Batch]:
         return rebatched((inputs for inputs, _ in self._chunks()), self.batch_size)
 
     def key(self) -> str:
-        """Of the callable's code, its arguments and `samples`: not of files that it reads."""
-        code = code_key(self.target)
-        return content_key("callable", code, self.args, self.limit, self.input_names[:1])
+        """Of the samples, not of the code: what it reads may change without it."""
+        return self._seen.key
 
     @cached_property
-    def _counted(self) -> tuple[int, np.ndarray | None]:
-        """Samples and labels, at the cost of one pass."""
+    def _seen(self) -> _Seen:
+        """At the cost of one pass."""
         count, labels = 0, []
+        # One for each input, so that it is the same however the samples are batched.
+        digests: dict[str, Any] = defaultdict(partial(blake2b, digest_size=16))
+        kinds: dict[str, tuple[str, Shape]] = {}
         for inputs, numbers in self._chunks():
             count += length_of(inputs)
             # All of them have labels, or none.
             labels += [] if numbers is None else [numbers]
-        return count, np.concatenate(labels) if labels else None
+            for name, values in inputs.items():
+                digests[name].update(np.ascontiguousarray(values).data)
+                kinds[name] = str(values.dtype), values.shape[1:]
+        known = np.concatenate(labels) if labels else None
+        content = {name: (kinds[name], digest.hexdigest()) for name, digest in digests.items()}
+        told = None if known is None else known.tolist()
+        return _Seen(count, known, content_key("callable", content, told))
 
     def _chunks(self) -> Iterator[tuple[Batch, np.ndarray | None]]:
         """Inputs and labels of each of the callable's own batches, up to `limit` samples."""

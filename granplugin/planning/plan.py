@@ -66,11 +66,13 @@ class _Planner:
                 continue
             settled = self.sayings.settle(layer, rules)
             of_layer = self._rows(layer, settled)
-            self._check_half(layer, settled, of_layer)
+            half = _is_half(layer, of_layer)
+            if half and not settled.half:
+                raise self._half(layer, settled, of_layer)
             if layer.bn is not None and of_layer and of_layer[0].bn == "fold":
                 folded_norms[layer.bn] = layer.name
             rows += of_layer
-            self._count(settled, of_layer)
+            self._count(settled, of_layer, half)
         _check_folded_norms(rows, folded_norms)
         rows = one_pair(rows, frozenset(self.ranged))
         rows = one_scale(rows, self.layers, self.loaded)
@@ -181,26 +183,27 @@ class _Planner:
                     f"found at run time, so there is no {key}",
                 )  # fmt: skip
 
-    def _check_half(self, layer: Layer, settled: Settled, rows: Sequence[Row]) -> None:
-        factors = [row for row in rows if row.operand in layer.multiplied]
-        left = [row.operand for row in factors if not row.quantized]
-        if settled.half or not 0 < len(left) < len(factors):
-            return
-        quantized = " and ".join(row.operand for row in factors if row.quantized)
+    def _half(self, layer: Layer, settled: Settled, rows: Sequence[Row]) -> RecipeError:
+        left = next(row for row in rows if row.operand in layer.multiplied and not row.quantized)
+        quantized = " and ".join(
+            row.operand for row in rows if row.operand in layer.multiplied and row.quantized
+        )
         source = max(settled.source(operand, "format") for operand in layer.multiplied)
-        raise self.sayings.error(
-            source, left[0], "format",
+        return self.sayings.error(
+            source, left.operand, "format",
             f"{layer.name!r}: only its {quantized} would be quantized, which engines run in float; "
             "quantize both, or say half: allow",
         )  # fmt: skip
 
-    def _count(self, settled: Settled, rows: Sequence[Row]) -> None:
+    def _count(self, settled: Settled, rows: Sequence[Row], half: bool) -> None:
         for row in rows:
             self.decides.update(settled.last_words[row.operand])
         if rows and rows[0].bn:
             self.decides[settled.bn_rule] += 1
         if any(row.quantized for row in rows):
             self.decides[settled.unsupported_rule] += 1
+        if half:
+            self.decides[settled.half_rule] += 1
 
     def _notes(self, uses: Sequence[RuleUse]) -> list[str]:
         notes = []
@@ -218,6 +221,11 @@ class _Planner:
                         break
                 notes.append(f"{use.where}: {use.rule} decides nothing: {reason}")
         return notes
+
+
+def _is_half(layer: Layer, rows: Sequence[Row]) -> bool:
+    """Whether one of the tensors that the layer multiplies is quantized and another is not."""
+    return len({row.quantized for row in rows if row.operand in layer.multiplied}) > 1
 
 
 def check_varying(layer: Layer, site: Site, block: Shape) -> None:

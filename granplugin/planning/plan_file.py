@@ -8,14 +8,17 @@ from collections.abc import Mapping, Sequence
 from granplugin.planning.row_json import row_to_json
 from granplugin.planning.rows import Plan
 from granplugin.quant.layers import Layer, layer_to_json
+from granplugin.recipe.code_key import code_key
 from granplugin.recipe.schema import Recipe
 from granplugin.store.keys import content_key, file_key
 
 
 def text_key(recipe: Recipe) -> str:
-    """A hash of what the recipe's text says of the model: files and arguments, without torch."""
+    """A hash of what the recipe's text says of the model, without torch: arguments, files, and the
+    code of its callables with the files beside it that they import."""
     model = recipe.model
-    return content_key(*model.text, [file_key(path) for path in model.files])
+    files = [file_key(path) for path in model.files]
+    return content_key(*model.text, files, [code_key(target) for target in model.code])
 
 
 def plan_file(

@@ -68,7 +68,8 @@ class Settled:
         self.operands = operands
         self.values: dict[tuple[str, str], tuple[Any, int]] = {}
         self.history: list[tuple[str | None, str, int, Any]] = []
-        self.bn, self.bn_rule, self.half = "keep", PRESET, False
+        self.bn, self.bn_rule = "keep", PRESET
+        self.half, self.half_rule = False, PRESET
         self.on_unsupported: tuple[str, ...] | None = None
         self.unsupported_rule = PRESET
         for index, decision in said:
@@ -104,7 +105,9 @@ class Settled:
         if decision.on_unsupported is not None:
             self.on_unsupported, self.unsupported_rule = decision.on_unsupported, index
             self.history.append((None, "on_unsupported", index, ", ".join(decision.on_unsupported)))
-        self.half = self.half or decision.half == "allow"
+        if decision.half is not None:
+            self.half, self.half_rule = True, index
+            self.history.append((None, "half", index, decision.half))
 
     def _keys(self, operand: str, is_float: bool) -> tuple[str, ...]:
         """The keys whose word counts."""

@@ -31,7 +31,11 @@ def why(loaded: LoadedPart, layers: Sequence[Layer], plan: Plan, name: str) -> t
 
 
 def _said(sayings: Sayings, settled: Settled) -> Iterator[str]:
-    of_layer = {"bn": settled.bn_rule, "on_unsupported": settled.unsupported_rule}
+    of_layer = {
+        "bn": settled.bn_rule,
+        "on_unsupported": settled.unsupported_rule,
+        "half": settled.half_rule,
+    }
     for operand, key, index, value in settled.history:
         rule, where = sayings.name(index)
         last = settled.source(operand, key) if operand else of_layer[key]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from granplugin.recipe.strict import Target
@@ -21,9 +22,8 @@ def code_key(target: Target) -> str:
         facts = sorted(file_key(file) for file in _with_neighbours(target.path))
     else:
         module = target.module or ""
-        spec = importlib.util.find_spec(module)
-        origin = [file_key(Path(spec.origin))] if spec and spec.origin else []
-        facts = [*origin, version_of(package_of(module))]
+        file = _file_of(module)
+        facts = [*([file_key(file)] if file else []), version_of(package_of(module))]
     return content_key(target.name, *facts)
 
 
@@ -39,6 +39,22 @@ def version_of(package: str) -> str:
     except importlib.metadata.PackageNotFoundError:
         # A user's file; or a distribution of another name, whose files' hashes have to do.
         return ""
+
+
+def _file_of(module: str) -> Path | None:
+    """The file of an installed module; unlike importlib.util.find_spec, no package that it is in
+    is imported."""
+    spec: ModuleSpec | None = None
+    name = ""
+    for part in module.split("."):
+        name = f"{name}.{part}".lstrip(".")
+        if spec is None:
+            spec = importlib.util.find_spec(name)
+        else:
+            spec = PathFinder.find_spec(name, spec.submodule_search_locations)
+        if spec is None:
+            return None
+    return Path(spec.origin) if spec and spec.has_location and spec.origin else None
 
 
 def _with_neighbours(path: Path) -> set[Path]:

@@ -123,8 +123,8 @@ def select(match: Match, layers: Iterable[Layer]) -> list[int]:
 
 
 def missing(match: Match, layers: Sequence[Layer]) -> tuple[tuple[str | int, ...], str] | None:
-    """Where in a match is what matches no layer - all of it, or one name of several - and what to
-    say of it; None where there is no such thing."""
+    """Where in a match is what matches no layer - all of it, one name of several, or a name that it
+    leaves out - and what to say of it; None where there is no such thing."""
     if not select(match, layers):
         return (), nearest(match, layers)
     names = match.name or ()
@@ -132,6 +132,10 @@ def missing(match: Match, layers: Sequence[Layer]) -> tuple[tuple[str | int, ...
         alone = Match(name=[name])
         if not select(alone, layers):
             return ("name", number), nearest(alone, layers)
+    for number, name in enumerate(match.exclude or ()):
+        alone = Match(name=[name])
+        if not select(alone, layers):
+            return ("exclude", number), nearest(alone, layers)
     return None
 
 

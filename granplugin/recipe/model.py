@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
-from granplugin.recipe.strict import Callable, File, Strict, at_key, unknown_key
+from granplugin.recipe.strict import Callable, File, Strict, Target, at_key, unknown_key
 
 
 class CallableModel(Strict):
@@ -23,8 +23,13 @@ class CallableModel(Strict):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that the text names."""
-        return tuple(path for path in (self.callable.path, self.weights) if path)
+        """The files that the text names, but for code."""
+        return (self.weights,) if self.weights else ()
+
+    @property
+    def code(self) -> tuple[Target, ...]:
+        """The callables that the text names."""
+        return (self.callable,)
 
     @property
     def text(self) -> tuple[Any, ...]:
@@ -41,8 +46,13 @@ class OnnxModel(Strict):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that the text names."""
+        """The files that the text names, but for code."""
         return (self.onnx,)
+
+    @property
+    def code(self) -> tuple[Target, ...]:
+        """The callables that the text names."""
+        return ()
 
     @property
     def text(self) -> tuple[Any, ...]:
