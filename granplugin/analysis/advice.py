@@ -6,19 +6,20 @@ at the network's output, on top of the overrides so far; the coarsest within a d
 is taken, or the coarsest with which the goal is reached. Layers that spoil the same signal, such as
 a filter and the input behind it, win nothing one by one: where the goal is not reached so, all get
 their finest settings, and each, the least harmful first, the coarsest with which that holds. Then
-each override is left out again, the last first, where the goal holds without it. Nothing is
+each override is left out again, the last first, where the goal holds without it. What no setting
+reaches, float does: the worst layers are left float, as few as are enough. Nothing is
 suggested where the recipe reaches the goal: a loss that the samples cannot tell from the finest
 settings' loss is none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from granplugin.analysis.effects import Effect
 from granplugin.analysis.losses import LayerLosses
-from granplugin.analysis.rounded import Choice, Pair
+from granplugin.analysis.rounded import FLOATING, Choice, Pair
 
 NEAR_DB = 1.0
 """Output SQNRs closer than this are as good as equal."""
@@ -68,10 +69,12 @@ def advise(
     allowed: Mapping[str, Mapping[str, set[int]]],
     measure: Measure,
     sites: Mapping[str, Sequence[Pair]],
+    kept: Collection[str] = (),
 ) -> Advice:
     """`worst` are the layers to try, worst first; `measure` gives the effects of whole choices.
     `sites` are what else the recipe quantizes, worst first, each with what it can have instead,
-    coarsest first. An override must win a decibel: a loss alone may get smaller by chance."""
+    coarsest first; `kept` are layers that are never left float. An override must win a decibel: a
+    loss alone may get smaller by chance."""
     goal = at_finest.loss.value + tolerance
 
     def reached(found: Effect) -> bool:
@@ -110,6 +113,9 @@ def advise(
         if top >= best_db + NEAR_DB:
             at = next(n for n, f in enumerate(effects) if reached(f) or f.sqnr.db >= top - NEAR_DB)
             overrides[site], now, best_db = options[at], effects[at], effects[at].sqnr.db
+    if not reached(now):
+        open_to = [each for each in worst if each.name not in kept]
+        overrides, now = _floating(open_to, start, overrides, now, tolerance, measure, reached)
     for name in list(overrides)[-2::-1] if reached(now) else ():
         fewer = {layer: pair for layer, pair in overrides.items() if layer != name}
         (found,) = measure([{**start, **fewer}])
@@ -138,6 +144,44 @@ def _options(each: LayerLosses, start: Pair, allowed: Mapping[str, set[int]]) ->
         best = (each.best("weight", allowed["weight"]), each.best("input", allowed["input"]))
         found.append(best)
     return [pair for pair in dict.fromkeys(found) if pair != start]
+
+
+def _floating(
+    worst: Sequence[LayerLosses],
+    start: Choice,
+    overrides: Mapping[str, Pair],
+    now: Effect,
+    tolerance: float,
+    measure: Measure,
+    reached: Callable[[Effect], bool],
+) -> tuple[dict[str, Pair], Effect]:
+    """These overrides and, one by one, the worst layers left float; of the latter none that neither
+    reaches the goal nor wins more than the tolerance."""
+    tried, held = dict(overrides), (dict(overrides), now)
+    for each in worst:
+        if reached(now):
+            break
+        options = _floats(each, {**start, **tried}[each.name])
+        effects = measure([{**start, **tried, each.name: pair} for pair in options])
+        top = max(found.sqnr.db for found in effects)
+        if top < now.sqnr.db + NEAR_DB:
+            continue
+        at = next(n for n, f in enumerate(effects) if reached(f) or f.sqnr.db >= top - NEAR_DB)
+        tried.pop(each.name, None)
+        tried[each.name], now = options[at], effects[at]
+        if reached(now) or now.loss.value < held[1].loss.value - tolerance:
+            held = dict(tried), now
+    return held
+
+
+def _floats(each: LayerLosses, now: Pair) -> list[Pair]:
+    """The layer with one of its factors float, where that is asked; then all of it."""
+    floats, (weight, given) = each.tried.asked.floats, now
+    found: list[Pair] = []
+    if weight is not None and given is not None:
+        found += [(None, given)] if "weight" in floats else []
+        found += [(weight, None)] if "input" in floats else []
+    return [*found, FLOATING]
 
 
 def _together(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import granplugin
 from granplugin.analysis import effects, losses, why
@@ -16,6 +17,8 @@ from granplugin.analysis.promised import Promised, pairs_of
 from granplugin.analysis.settings import label
 from granplugin.capabilities import KINDS
 from granplugin.planning.rows import QuantizedRow
+from granplugin.quant.site import Operand
+from granplugin.recipe.settings import FLOAT
 from granplugin.report.build.machine import machine
 from granplugin.report.schema import analysis as model
 from granplugin.runs.session import Session
@@ -96,8 +99,14 @@ def _layer(
         type=layer.type,
         traits=sorted(layer.traits),
         calls=layer.calls,
-        weights=[setting("weight", i) for i in range(len(each.tried.weights))],
-        inputs=[setting("input", j) for j in range(len(each.tried.inputs))],
+        weights=[
+            *(setting("weight", i) for i in range(len(each.tried.weights))),
+            *_float("weight", each, evidence),
+        ],
+        inputs=[
+            *(setting("input", j) for j in range(len(each.tried.inputs))),
+            *_float("input", each, evidence),
+        ],
         facts=model.Facts(
             spread_before=weight.spread_before,
             spread_after=weight.spread_after,
@@ -150,6 +159,36 @@ def _setting(
         shares=shares,
         zero_range=(tried.weights if of_weight else tried.inputs)[index] is None,
         costs=engines[at] if engines else {},
+    )
+
+
+def _float(role: Operand, each: LayerLosses, evidence: Evidence) -> Iterator[model.SettingFigures]:
+    """The figures of float, where it is asked of this role: it changes nothing and has no scales."""
+    asked = each.tried.asked
+    if role not in asked.floats:
+        return
+    exact = model.Sqnr(db=math.inf, low=None, high=None, relative_error=0.0, samples=0)
+    cost = model.EngineCost(
+        promise=FLOAT, reason="left alone", kernels=None, mb=None, unmeasured=None
+    )
+    yield model.SettingFigures(
+        setting=FLOAT,
+        format=FLOAT,
+        granularity=None,
+        calibrator=None,
+        bn=None,
+        start=role not in {row.operand for row in asked.start},
+        scales=0,
+        scale_bytes=0,
+        weight=exact if role == "weight" else None,
+        alone=exact,
+        both=None,
+        network=None,
+        channels_lost=0.0,
+        clipped=0.0,
+        zeroed=0.0,
+        zero_range=False,
+        costs=dict.fromkeys(evidence.promised.sites, cost),
     )
 
 

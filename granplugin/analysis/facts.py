@@ -15,6 +15,7 @@ from granplugin.analysis.rounded import Pair
 from granplugin.analysis.settings import label
 from granplugin.network.modules import module_facts
 from granplugin.network.weight_facts import WeightFacts
+from granplugin.recipe.settings import FLOAT
 
 LOUD_DB = 20.0
 """A layer that alone leaves less of the network's output is not called harmless."""
@@ -95,7 +96,10 @@ def reasons(
             found[name] = _of_site(of_sites[name], pair[1])
         else:
             own = evidence.outputs.start[name]
-            changed = tuple(n if n != o else None for n, o in zip(pair, own, strict=True))
+            changed = tuple(
+                None if n == o else FLOAT if n is None else n
+                for n, o in zip(pair, own, strict=True)
+            )
             of = facts[name]
             found[name] = why.reason(of_layers[name], of.weight, of.given, changed)
     return found

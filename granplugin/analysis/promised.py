@@ -63,13 +63,13 @@ class Promised:
 
     def lowered(self, tried: Tried, pair: Pair) -> bool:
         """Whether an engine has this setting only rewritten."""
-        pairs = pairs_of(tried)
-        weight, given = (START if at is None else at for at in pair)
+        pairs, (weight, given) = pairs_of(tried), pair
+        ones = [] if weight is None else [(0, (weight, START))]
+        ones += [] if given is None else [(1, (START, given))]
         return any(
-            promise is not None and promise.kind == "lowered"
-            for one in ((weight, START), (START, given))
+            (promise := of[role]) is not None and promise.kind == "lowered"
+            for role, one in ones
             for of in self.layers[tried.name][pairs.index(one)].values()
-            for promise in of
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from granplugin.analysis.settings import Asked, Skipped, ask, ask_of_site, label
 from granplugin.calibration.statistics import Need, needs_of
@@ -76,5 +76,5 @@ def _within_budget(
                 size = row.scales * BINS * 8 / 2**20
                 reason = f"its histograms take {size:.0f} MB more than analyze.memory_mb leaves"
                 over.append(Skipped(row.site, label(row), reason))
-        kept.append(Asked(each.layer, each.weights, tuple(inputs), each.start))
+        kept.append(replace(each, inputs=tuple(inputs)))
     return tuple(kept), over

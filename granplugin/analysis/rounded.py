@@ -25,7 +25,7 @@ from granplugin.recipe.settings import FLOAT
 Pair = tuple[int | None, int | None]
 """Which weight and which input setting of a layer; None: float."""
 Choice = Mapping[str, Pair]
-"""Layer -> its settings; layers that are not named are float. Site of something else that the
+"""Layer -> its settings; layers that are not named are float, with all that goes with them. Site of something else that the
 recipe quantizes -> (None, which of its settings); those not named have the recipe's own."""
 FLOATING: Pair = (None, None)
 
@@ -111,7 +111,8 @@ class RoundedNetwork:
                 }
         for name, site in self.sites.items():
             chosen = choice.get(name, (None, 0))[1]
-            goes = site.own.layer in choice if site.own.layer in self.tried else others
+            layer = site.own.layer
+            goes = choice.get(layer, FLOATING) != FLOATING if layer in self.tried else others
             if goes and chosen is not None and site.roundings[chosen] is not None:
                 role = "output" if site.own.operand == "output" else "input"
                 steps.setdefault(site.module, {})[role] = site.roundings[chosen]

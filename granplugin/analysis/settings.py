@@ -21,13 +21,15 @@ class Asked:
     """One layer with the rows to try for its weight and its input.
 
     The first of each is the recipe's own where the recipe quantizes the site. `start` are all rows
-    of the layer that the recipe quantizes, other roles' too.
+    of the layer that the recipe quantizes, other roles' too. `floats` are the roles for which
+    float is asked: it has no row, since it rounds nothing.
     """
 
     layer: Layer
     weights: tuple[QuantizedRow, ...]
     inputs: tuple[QuantizedRow, ...]
     start: tuple[QuantizedRow, ...]
+    floats: frozenset[Operand] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,10 @@ def ask(
     `samples` is the number of calibration samples. A layer that cannot be quantized is skipped
     whole, with its reason.
     """
+    wanted_of: dict[Operand, Sequence[Settings]] = {
+        "weight": wanted.weights,
+        "input": wanted.inputs,
+    }
     rows: dict[str, dict[Operand, Row]] = {}
     for row in plan.rows:
         rows.setdefault(row.layer, {})[row.operand] = row
@@ -60,7 +66,7 @@ def ask(
             continue
         of_layer = rows[layer.name]
         found: dict[Operand, tuple[QuantizedRow, ...]] = {}
-        for role, entries in (("weight", wanted.weights), ("input", wanted.inputs)):
+        for role, entries in wanted_of.items():
             own = of_layer[role]
             tried = [own] if own.quantized else []
             for settings in _crossed(entries, wanted.calibrators):
@@ -72,7 +78,10 @@ def ask(
                         tried.append(row)
             found[role] = _distinct(tried)
         start = tuple(row for row in of_layer.values() if row.quantized)
-        asked.append(Asked(layer, found["weight"], found["input"], start))
+        floats: frozenset[Operand] = frozenset(
+            role for role in found if any(map(_is_float, wanted_of[role]))
+        )
+        asked.append(Asked(layer, found["weight"], found["input"], start, floats))
     return tuple(asked), tuple(dict.fromkeys(skipped))
 
 
@@ -122,8 +131,15 @@ def _distinct(rows: Sequence[QuantizedRow]) -> tuple[QuantizedRow, ...]:
     return tuple(found.values())
 
 
+def _is_float(entry: Settings) -> bool:
+    return entry.format == FLOAT
+
+
 def _crossed(entries: Sequence[Settings], calibrators: Sequence[Calibrator]) -> Iterator[Settings]:
+    """The settings that round, each with every calibrator it may have."""
     for entry in entries:
+        if _is_float(entry):
+            continue
         at_run_time = entry.granularity is not None and entry.granularity.at_run_time
         if entry.calibrator or entry.amax or at_run_time:
             yield entry

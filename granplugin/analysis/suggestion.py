@@ -88,12 +88,17 @@ def recipe_text(
 
 def _body(tried: Tried, start: Pair, pair: Pair) -> dict[str, Any]:
     """The keys of a rule that turns the recipe's settings of a layer into these."""
+    if pair == FLOATING:
+        return {"format": FLOAT}
     body: dict[str, Any] = {}
     for role, rows, old, new in (
         ("weight", tried.asked.weights, start[0], pair[0]),
         ("input", tried.asked.inputs, start[1], pair[1]),
     ):
-        if new is None or new == old:
+        if new == old:
+            continue
+        if new is None:
+            body |= {role: FLOAT, "half": "allow"}
             continue
         now, then = rows[new], rows[old]
         settings = _settings(then, now)

@@ -42,6 +42,11 @@ def find_advice(
         {each.name: evidence.promised.allowed(each, fixed) for each in evidence.layers},
         measure,
         {each.tried.own.site: _site_options(each, fixed) for each in evidence.sites},
+        [
+            each.name
+            for each in evidence.layers
+            if any(row.site in fixed for row in each.tried.asked.start)
+        ],
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,15 +82,21 @@ def reason(
     losses: LayerLosses,
     weight: WeightFacts,
     given: InputFacts | None,
-    changed: tuple[int | None, int | None],
+    changed: Sequence[int | str | None],
 ) -> str:
-    """Why an override gives the layer these settings: what its own lose, and what they leave."""
+    """Why an override gives the layer these settings, of its weight and its input: what its own
+    lose, and what they leave. None: it is not changed; FLOAT: it is left float."""
     said = []
     for found, index, own in (
         (losses.weights, changed[0], lambda: _of_weight(losses, weight)),
         (losses.inputs, changed[1], lambda: "in its input, " + _of_input(losses, given)),
     ):
         if index in (None, START):
+            continue
+        if isinstance(index, str):
+            # Where the setting before loses nothing by itself, the other role tells why.
+            if START in found and found[START].channels_lost >= MATTERS:
+                said.append(f"{own()}; float keeps it")
             continue
         start, chosen = found[START], found[index]
         only_bn = chosen.row.block == start.row.block and chosen.row.bn != start.row.bn
@@ -99,7 +105,7 @@ def reason(
             said.append(f"{own()}; {name} takes {_share(chosen)}")
         else:
             said.append(f"{own()}; {name} leaves {chosen.db:.0f} dB instead of {start.db:.0f}")
-    return "; ".join(said)
+    return "; ".join(said) or "nothing coarser than float is enough"
 
 
 def _of_weight(losses: LayerLosses, facts: WeightFacts) -> str:

@@ -50,7 +50,7 @@ class NetworkEffect(Part):
 class EngineCost(Part):
     """What one engine makes of a setting, and what it costs there."""
 
-    promise: PromiseKind
+    promise: PromiseKind | Literal["float"]
     reason: str
     kernels: int | None = Field(description="Of the layer, in a built engine; null: not measured.")
     mb: float | None = Field(description="MB that they read and write; null: not measured.")
@@ -62,7 +62,7 @@ class SettingFigures(Part):
 
     setting: str = Field(description="In a few words, as `per_channel, bn keep`.")
     format: str
-    granularity: str
+    granularity: str | None = Field(description="null: float.")
     calibrator: str | None
     bn: Literal["fold", "keep"] | None
     start: bool = Field(description="It is the recipe's own.")

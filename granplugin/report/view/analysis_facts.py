@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import yaml
 
+from granplugin.recipe.settings import FLOAT
 from granplugin.report.schema.analysis import (
     Analysis,
     NetworkEffect,
@@ -59,9 +60,11 @@ def effects(analysis: Analysis) -> list[tuple[str, NetworkEffect]]:
 def own_and_best(
     settings: Iterable[SettingFigures],
 ) -> tuple[SettingFigures | None, SettingFigures | None]:
-    """The recipe's own setting of a site, None where it is float, and the best of the others."""
-    own = next((s for s in settings if s.start), None)
-    others = [(db, s) for s in settings if not s.start and (db := db_alone(s)) is not None]
+    """The recipe's own setting of a site, None where it is float, and the best of the others that
+    round."""
+    rounding = [s for s in settings if s.format != FLOAT]
+    own = next((s for s in rounding if s.start), None)
+    others = [(db, s) for s in rounding if not s.start and (db := db_alone(s)) is not None]
     return own, max(others, key=lambda of: of[0])[1] if others else None
 
 
@@ -77,6 +80,7 @@ def promised(analysis: Analysis) -> Iterator[str]:
         for layer in analysis.layers
         for role, settings in (("weight", layer.weights), ("input", layer.inputs))
         for setting in settings
+        if setting.format != FLOAT
     ]
     others = [(each.site, setting) for each in analysis.sites for setting in each.settings]
     own = [(site, setting.costs) for site, setting in (*of_layers, *others) if setting.start]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from granplugin.recipe.settings import Settings, long_form
+from granplugin.recipe.settings import FLOAT, Settings, long_form
 from granplugin.report.schema.analysis import (
     Analysis,
     EngineCost,
@@ -83,6 +83,8 @@ def _suggested(
     if role not in rule and bn == own.bn:
         return None
     given = Settings.model_validate(long_form(rule.get(role, {})))
+    if given.format == FLOAT:
+        return next((each for each in settings if each.format == FLOAT), None)
     granularity = str(given.granularity) if given.granularity else own.granularity
     kind = str(given.calibrator) if given.calibrator else own.calibrator or "max"
     wanted = given.format or own.format, granularity, bn
