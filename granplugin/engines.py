@@ -60,6 +60,9 @@ class EngineFacts:
     concatenates_int8: bool = True
     """Without, it computes what lies around a concatenation wrongly where that is stored as int8,
     and gets uint8 with zero point 128 there: the same numbers."""
+    operators: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Format -> the engine's own operator by which it reads weights in it; ONNX Runtime has none of
+    these, and the file that it is compared on has DequantizeLinear there."""
     builds_vary: bool = False
     """Two builds of one graph may choose other kernels."""
     builds_for: Literal["anywhere", "this gpu", "targets"] = "anywhere"
@@ -78,6 +81,7 @@ class EngineFacts:
 
 
 _TIMING_CACHE = "--timingCacheFile=timing.cache"
+_OPERATORS = MappingProxyType({"mxfp8": "TRT_MXFP8DequantizeLinear"})
 _BUILD = ("optimization_level", "workspace_mb", "shapes", "seconds", "memory_mb")
 
 ENGINES: Mapping[str, EngineFacts] = {
@@ -119,6 +123,7 @@ ENGINES: Mapping[str, EngineFacts] = {
             precisions=("fp32", "fp16", "bf16"),
             targeted=True,
             tells_plan=True,
+            operators=_OPERATORS,
             builds_vary=True,
             builds_for="this gpu",
             build=(*_BUILD, "timing_cache"),
@@ -150,6 +155,7 @@ ENGINES: Mapping[str, EngineFacts] = {
             precisions=("fp32", "fp16", "bf16"),
             targeted=True,
             tells_plan=True,
+            operators=_OPERATORS,
             builds_vary=True,
             builds_for="targets",
             targets=("sm75", "sm80", "sm86", "sm89", "sm120"),

@@ -28,7 +28,7 @@ def test_integers_are_the_ratio_rounded_half_to_even_and_clipped(x, amax, fmt):
 @given(st.sampled_from(list(FORMATS.values())), amaxes)
 def test_amax_is_the_largest_value_that_fits(fmt, amax):
     scale = scale_of(np.array([amax]), fmt)
-    x = np.array([amax, 2 * amax], np.float32)
+    x = np.array([fmt.fit(np.float32(amax)), 2 * amax], np.float32)
     assert quantize(x, scale, (2,), fmt).astype(np.float32).tolist() == [fmt.largest] * 2
 
 

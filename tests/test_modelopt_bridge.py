@@ -104,6 +104,7 @@ def tensors_with_granularity(draw):
         x = np.round(x * 8) / 8
     exponent = draw(st.integers(-20, 20))
     grid = (rng.uniform(0.1, 3, which.grid) * 2.0**exponent).astype(np.float32)
+    grid = FORMATS[name].fit(grid)
     return which, grid, (x * np.float32(2.0**exponent)).astype(np.float32)
 
 

@@ -93,6 +93,7 @@ MATCHES = {
     "*.conv": lambda layer: layer.name.endswith(".conv"),
     "head.fc": lambda layer: layer.name == "head.fc",
 }
+FREE = [name for name, fmt in FORMATS.items() if fmt.block is None]
 GRANULARITIES = [
     "per_tensor", {"per_channel": {"axis": 1}}, "per_element",
     {"per_block": {"size": 1, "axis": 1}},
@@ -100,7 +101,7 @@ GRANULARITIES = [
 site_settings = st.fixed_dictionaries(
     {},
     optional={
-        "format": st.sampled_from([*FORMATS, "float"]),
+        "format": st.sampled_from([*FREE, "float"]),
         "granularity": st.sampled_from(GRANULARITIES),
         "calibrator": st.just("max"),
         "amax": st.sampled_from([0.5, 2.0]),
@@ -110,7 +111,7 @@ rule_lists = st.lists(
     st.fixed_dictionaries(
         {"match": st.sampled_from(list(MATCHES)), "half": st.just("allow")},
         optional={
-            "format": st.sampled_from([*FORMATS, "float"]),
+            "format": st.sampled_from([*FREE, "float"]),
             "weight": site_settings,
             "input": site_settings,
             "output": site_settings,

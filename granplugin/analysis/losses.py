@@ -202,9 +202,9 @@ def input_shares(
         return None
     largest = float(amax.max())
     total, nonzero = counts.sum(), counts[1:].sum()
-    # What rounds to 0 is below half a step; fp8's smallest steps are 2^-9 of its scale.
+    # What rounds to 0 is below half of the smallest step.
     fmt = FORMATS[row.format]
-    step = largest / fmt.largest * (1 if fmt.integer else 2.0**-9)
+    step = largest / fmt.largest * fmt.step
     clipped = counts[np.searchsorted(EDGES, largest * 1.004) :].sum() / max(total, 1)
     below = counts[1 : max(int(np.searchsorted(EDGES, step / 2)), 1)].sum() / max(nonzero, 1)
     return 100 * float(clipped), 100 * float(below)

@@ -12,7 +12,6 @@ from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.formats import FORMATS, Format, scale_of
 from granplugin.quant.granularity import expand
 
-_FP8 = torch.float8_e4m3fn
 _SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
 
 
@@ -36,7 +35,7 @@ class Rounding:
         if self.format.integer:
             return x.round_().clamp_(self.format.smallest, self.format.largest).mul_(scale)
         x.clamp_(self.format.smallest, self.format.largest)
-        return x.copy_(x.to(_FP8)).mul_(scale)
+        return x.copy_(x.to(getattr(torch, self.format.dtype.name))).mul_(scale)
 
 
 def rounding(row: QuantizedRow, amax: np.ndarray | None, device: torch.device) -> Rounding:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from granplugin.planning.plan import check_varying
 from granplugin.planning.rows import Plan, QuantizedRow, Row, as_quantized
 from granplugin.quant.calibrators import Calibrator, refusal
-from granplugin.quant.formats import FORMATS
+from granplugin.quant.formats import FORMATS, block_of
 from granplugin.quant.granularity import DoesNotApply, PerTensor
 from granplugin.quant.site import Operand
 from granplugin.quant.layers import WEIGHTED, Layer
@@ -156,7 +156,7 @@ def _row(
     calibrator = settings.calibrator or Calibrator()
     said = f"{granularity} {calibrator}" if calibrator.kind != "max" else str(granularity)
     try:
-        block = granularity.block(own.at)
+        block = block_of(FORMATS[form], granularity, own.at)
         check_varying(layer, own.at, block)
     except DoesNotApply as err:
         return Skipped(own.site, said, str(err))

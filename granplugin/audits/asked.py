@@ -13,6 +13,7 @@ from granplugin.errors import UserError
 from granplugin.graph.read.found import Found
 from granplugin.planning.row_json import row_from_json
 from granplugin.planning.rows import ScaledRow
+from granplugin.quant.formats import FORMATS
 from granplugin.quant.site import MULTIPLIED
 from granplugin.results.audited import Verdict
 
@@ -57,10 +58,16 @@ class Asked:
         if row is None:
             return site
         kind, detail = site.verdict.kind, site.verdict.detail
-        if (row.format, _cells(row)) != (site.row.format, _cells(site.row)):
+        if (_stored(row), _cells(row)) != (_stored(site.row), _cells(site.row)):
             kind, detail = "wrong", f"the plan says {row.format} {row.granularity}"
         verdict = replace(site.verdict, where=row.where, kind=kind, detail=detail)
         return replace(site, verdict=verdict, where=row.where)
+
+
+def _stored(row: ScaledRow) -> str:
+    """The type of a row's values: formats that differ in their scales alone are the same in a
+    file."""
+    return FORMATS[row.format].dtype.name if row.format in FORMATS else row.format
 
 
 def _cells(row: ScaledRow) -> tuple[tuple[int, int], ...]:

@@ -164,8 +164,8 @@ def find_amax(
     A weight's comes from `weight` (its batch norm already folded where the row says so), another
     one's from `statistics`, a pinned range from the row. A block too small to have a scale, such
     as a channel of zeros, takes the largest amax: its zeros stay exact. None where all blocks are
-    so: the site stays float. Raises ModelError for a weight that is not finite, DataError
-    for statistics that do not serve the row.
+    so: the site stays float. What is found is fitted to the row's format. Raises ModelError for a
+    weight that is not finite, DataError for statistics that do not serve the row.
     """
     fmt = FORMATS[row.format]
     if row.amax is not None:
@@ -177,7 +177,7 @@ def find_amax(
         largest, counts = statistics.of(_need(row))
         amax = _calibrate(row, fmt, largest, lambda cell: counts[cell])
     usable = amax >= fmt.largest * _SMALLEST_NORMAL
-    return np.where(usable, amax, amax.max()) if usable.any() else None
+    return fmt.fit(np.where(usable, amax, amax.max())) if usable.any() else None
 
 
 def share_amax(
@@ -273,5 +273,5 @@ def import_amax(path: Path, rows: Iterable[Row]) -> dict[str, np.ndarray]:
             raise DataError(
                 f"{path}: {row.site} needs {list(row.grid)} positive numbers, one per scale"
             )
-        imported[row.site] = amax
+        imported[row.site] = FORMATS[row.format].fit(amax)
     return imported

@@ -21,6 +21,7 @@ from granplugin.errors import RecipeError
 from granplugin.graph.methods import How
 from granplugin.planning.rows import Plan, QuantizedRow, Row, as_float
 from granplugin.recipe.presets import PRESETS
+from granplugin.quant.formats import FORMATS
 from granplugin.quant.granularity import PerTensor, coarser
 from granplugin.quant.layers import Layer, PRODUCTS
 from granplugin.quant.site import MULTIPLIED
@@ -221,7 +222,10 @@ def coarser_rows(row: QuantizedRow) -> Iterator[QuantizedRow]:
     """The row with each coarser granularity, finest first, its scales constants.
 
     Scales of run time are of one sample, constant ones of all: there the same block is coarser.
+    A format with blocks of its own has no coarser ones.
     """
+    if FORMATS[row.format].block is not None:
+        return
     for granularity in coarser(row.at, row.block):
         if granularity.block(row.at) != row.block or row.dynamic:
             note = f"coarsened from {row.granularity}"

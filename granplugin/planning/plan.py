@@ -11,6 +11,7 @@ from granplugin.planning.rows import FloatRow, Plan, QuantizedRow, Row, RuleUse
 from granplugin.planning.settle import PRESET, Sayings, Settled
 from granplugin.planning.sharing import one_pair, one_scale
 from granplugin.quant.calibrators import Calibrator, refusal
+from granplugin.quant.formats import FORMATS, block_of, own_block
 from granplugin.quant.granularity import DoesNotApply, Granularity, PerChannel, PerTensor, grid
 from granplugin.quant.layers import PRODUCTS, Layer
 from granplugin.quant.site import Operand, Shape, Site
@@ -129,7 +130,7 @@ class _Planner:
                 )  # fmt: skip
                 continue
             granularity = settled.value(operand, "granularity") or PerTensor()
-            block = self._block(layer, site, granularity, settled)
+            block = self._block(layer, site, format, granularity, settled)
             calibrator, amax = self._ranges(layer, site, granularity, block, settled)
             rows.append(
                 QuantizedRow(
@@ -140,16 +141,24 @@ class _Planner:
             )  # fmt: skip
         return rows
 
-    def _block(self, layer: Layer, site: Site, granularity: Granularity, settled: Settled) -> Shape:
+    def _block(
+        self, layer: Layer, site: Site, format: str, granularity: Granularity, settled: Settled
+    ) -> Shape:
+        operand, fmt = site.operand, FORMATS[format]
+        key = "format"
         try:
-            block = granularity.block(site)
+            own = own_block(fmt, site)
+            if own is None or settled.source(operand, key) <= settled.source(
+                operand, "granularity"
+            ):
+                key = "granularity"
+            block = block_of(fmt, granularity, site)
             check_varying(layer, site, block)
             if granularity.at_run_time:
                 _check_dynamic(layer)
         except DoesNotApply as err:
-            at = settled.source(site.operand, "granularity")
             message = f"{layer.name!r}: {err}"
-            raise self.sayings.error(at, site.operand, "granularity", message) from err
+            raise self.sayings.error(settled.source(operand, key), operand, key, message) from err
         return block
 
     def _ranges(

@@ -14,8 +14,8 @@ from typing import Any
 
 from granplugin.planning.row_json import row_to_json
 from granplugin.planning.rows import QuantizedRow, Row
+from granplugin.quant.formats import FORMATS
 
-NUM_BITS = {"int8": 8, "int4": 4, "fp8": (4, 3)}
 METHOD = "granplugin"
 _MOST_ENTRIES = 500
 """modelopt matches every entry with every module: 4,000 take two minutes. Beyond this many the
@@ -51,9 +51,10 @@ def attributes(row: QuantizedRow) -> dict[str, Any]:
     """num_bits, and the axes on which the scale varies; None for one scale. What is found at run
     time is so sample by sample: modelopt's own per-tensor default would span the batch."""
     axis = tuple(i for i, cells in enumerate(row.grid) if cells > 1)
+    num_bits = FORMATS[row.format].num_bits
     if row.dynamic:
-        return {"num_bits": NUM_BITS[row.format], "axis": (0, *axis), "type": "dynamic"}
-    return {"num_bits": NUM_BITS[row.format], "axis": axis or None}
+        return {"num_bits": num_bits, "axis": (0, *axis), "type": "dynamic"}
+    return {"num_bits": num_bits, "axis": axis or None}
 
 
 def site_of(row: QuantizedRow) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Settings(Strict):
     model_config = ConfigDict(json_schema_extra=_short_forms)
 
     format: FormatKey | None = Field(
-        default=None, description="int8, int4, fp8, or float: left alone."
+        default=None, description=f"{', '.join(FORMATS)}, or float: left alone."
     )
     granularity: GranularityKey | None = Field(
         default=None, description="Which values share one scale; its parameters are part of it."

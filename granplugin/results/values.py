@@ -48,10 +48,17 @@ class Job:
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A variant's ONNX file, and the key of the decisions, ranges and floats it was made of."""
+    """A variant's ONNX file, and the key of the decisions, ranges and floats it was made of.
+    `plain` is the same graph in ONNX's own operators, where it has an engine's."""
 
     path: Path
     key: str
+    plain: Path | None = None
+
+    @property
+    def comparable(self) -> Path:
+        """The file whose numbers the reference computes."""
+        return self.plain or self.path
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,7 +47,7 @@ def _held(
         return None
     samples = len(next(iter(floats.values())))
     theirs = {name: array[:samples] for name, array in found.outputs.items()}
-    return faithful(theirs, _reference(session, built.file(engine).path), floats)
+    return faithful(theirs, _reference(session, built.file(engine).comparable), floats)
 
 
 def _reference(session: Session, onnx: Path) -> dict[str, np.ndarray]:

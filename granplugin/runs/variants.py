@@ -14,10 +14,11 @@ import onnx_ir as ir
 from granplugin.calibration.statistics import Statistics, find_amax, share_amax
 from granplugin.capabilities.legality import Written, engines_of
 from granplugin.data.batches import Batch, Batches
-from granplugin.engines import ENGINES, REFERENCE
+from granplugin.engines import ENGINES, REFERENCE, EngineFacts
 from granplugin.errors import ModelError, UserError
 from granplugin.graph.edit.fold import weights_of
 from granplugin.graph.methods import How
+from granplugin.graph.edit.own_operators import own_operators
 from granplugin.graph.edit.precision import convert, too_large
 from granplugin.graph.edit.qdq import insert
 from granplugin.graph.edit.unsigned import concatenates, unsigned
@@ -69,7 +70,7 @@ class BuildVariant:
             written = job.written.get(engine, planned)
             facts, content = ENGINES[engine], _content(written, ranges)
             precision = job.precision if job.precision in facts.precisions else FP32
-            each = _write(self, floats, content, cache, precision, facts.concatenates_int8)
+            each = _write(self, floats, content, cache, precision, facts)
             float32_nodes += each.float32_nodes
             if written.made or each.onnx != own.onnx:
                 files[engine] = each.onnx
@@ -149,10 +150,10 @@ def _write(
     content: _Content,
     cache: Cache,
     precision: str,
-    signed: bool = True,
+    engine: EngineFacts | None = None,
 ) -> _Files:
-    """The file of this content with its float part in this precision; unless `signed`, what it
-    concatenates is stored as uint8."""
+    """The file of this content with its float part in this precision; of an engine, as that takes
+    it."""
     onnx = float32 = _float32(task, floats, content, cache)
     keep: list[str] = []
 
@@ -171,13 +172,26 @@ def _write(
 
         key = content_key(file_key(float32.path), keep, content.how, writer())
         onnx = OnnxFile(cache.made(precision, key, ".onnx", partial(checked, lower)), key)
-    if not signed and concatenates(model := load_float(onnx.path)):
+    if engine is None:
+        return _Files(onnx, float32, tuple(keep))
+    if not engine.concatenates_int8 and concatenates(model := load_float(onnx.path)):
 
         def unsign(path: Path) -> None:
             save(unsigned(model), path)
 
         key = content_key(file_key(onnx.path), writer())
         onnx = OnnxFile(cache.made("unsigned", key, ".onnx", partial(checked, unsign)), key)
+    if rows := _by_own_operators(engine, content.rows, content.amax, content.how):
+        plain = onnx.path
+
+        def write_own(path: Path) -> None:
+            save(own_operators(load_float(plain), rows, engine.operators), path)
+            read_back(
+                path, content.rows, content.amax, floats.weights, content.how, precision, keep
+            )
+
+        key = content_key(file_key(plain), sorted(engine.operators.items()), writer())
+        onnx = OnnxFile(cache.made("own", key, ".onnx", write_own), key, plain)
     return _Files(onnx, float32, tuple(keep))
 
 
@@ -195,6 +209,20 @@ def _float32(task: BuildVariant, floats: _Floats, content: _Content, cache: Cach
             _agrees(task, floats, content, path)
 
     return OnnxFile(cache.made("variant", key, ".onnx", write), key)
+
+
+def _by_own_operators(
+    engine: EngineFacts, rows: Sequence[Row], amax: Mapping[str, np.ndarray], how: Mapping[str, How]
+) -> list[QuantizedRow]:
+    """The rows whose weights this engine reads by operators of its own."""
+    return [
+        row
+        for row in rows
+        if row.quantized
+        and row.format in engine.operators
+        and row.site in amax
+        and row.site not in how
+    ]
 
 
 def _agrees(task: BuildVariant, floats: _Floats, content: _Content, path: Path) -> None:
@@ -227,6 +255,8 @@ def write_quantized(built: Built, engine: str, layers: Collection[str], path: Pa
         save(convert(path, precision, sites, built.float32_nodes), path)
     if not ENGINES[engine].concatenates_int8 and concatenates(model := load_float(path)):
         save(unsigned(model), path)
+    if own := _by_own_operators(ENGINES[engine], rows, amax, how):
+        save(own_operators(load_float(path), own, ENGINES[engine].operators), path)
 
 
 def writer() -> str:
@@ -235,6 +265,7 @@ def writer() -> str:
         "granplugin.graph.edit.qdq",
         "granplugin.graph.edit.precision",
         "granplugin.graph.edit.unsigned",
+        "granplugin.graph.edit.own_operators",
         "granplugin.graph.read.verify",
         "granplugin.graph.read.agreement",
         libraries=("onnx", "onnx_ir", "onnxruntime"),

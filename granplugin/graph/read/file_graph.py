@@ -29,6 +29,8 @@ from granplugin.graph.read.residual import residual_add
 from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.site import Shape
 
+E8M0_OPERATOR = "TRT_MXFP8DequantizeLinear"
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -84,6 +86,8 @@ class FileGraph(ReadGraph):
 
     def _pair(self, pair: Qdq) -> Pair:
         dq, q, source, result = pair.dq, pair.q, pair.source, pair.result
+        if dq.op_type == E8M0_OPERATOR:
+            return self._own(pair)
         if len(dq.input) != 3 or not all(name in self.stored for name in dq.input[1:]):
             raise Unhonoured(f"{dq.name}: its scale and zero point are not constants")
         if q is None and source not in self.stored:
@@ -120,6 +124,33 @@ class FileGraph(ReadGraph):
             low=low,
             flat=None if flat is None else tuple(flat),
             sample=None if sample is None else tuple(sample),
+        )
+
+    def _own(self, pair: Qdq) -> Pair:
+        """A weight that is dequantized by TensorRT's own operator, in the words of ONNX: a byte e
+        is the scale 2^(e - 127), and there is no zero point."""
+        dq = pair.dq
+        if len(dq.input) != 2 or not all(name in self.stored for name in dq.input):
+            raise Unhonoured(f"{dq.name}: does not dequantize constants")
+        stored, exponents = (self.array(name) for name in dq.input)
+        attributes = _ints(dq)
+        if exponents.dtype != np.uint8:
+            raise Unhonoured(f"{dq.name}: its scales are {exponents.dtype}, not uint8")
+        scale = np.exp2(exponents.astype(np.float32) - 127)
+        lone = scale.size == 1
+        scale = scale.reshape(()) if lone else scale
+        return Pair(
+            name=dq.name,
+            source=pair.source,
+            result=pair.result,
+            stored=stored,
+            scale=scale,
+            zero=np.zeros(scale.shape, stored.dtype),
+            axis=attributes.get("axis", 1),
+            block_size=0 if lone else attributes["block_size"],
+            low=attributes["output_dtype"],
+            flat=None,
+            sample=None,
         )
 
 
