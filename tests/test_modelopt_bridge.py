@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from conftest import NETS, run_main
 from plan_values import quantized_row
 from granplugin.planning.row_json import row_from_json
 from granplugin.planning.rows import as_float
@@ -439,3 +440,25 @@ def test_statistics_of_all_needs_come_from_one_pass():
     assert len(passes) == 1 and isinstance(statistics, Statistics) and statistics.covers(needs)
     whole, each = (statistics.of(need)[0] for need in needs[:2])
     assert whole.item() == each.max()
+
+
+def test_a_model_that_holds_quantizers_is_refused_with_their_count(project):
+    project.write(
+        "nets.py",
+        NETS
+        + """
+
+def quantized():
+    import modelopt.torch.quantization as mtq
+    return mtq.quantize(Tiny(), mtq.INT8_DEFAULT_CFG, lambda m: m(torch.ones(2, 1, 8, 8)))
+""",
+    )
+    recipe = project.recipe(model={"callable": "nets.py:quantized"})
+    for verb in ("plan", "inspect", "apply"):
+        done = run_main(verb, recipe)
+        assert done.code == 2, done.stderr
+        assert (
+            "nets.py:quantized: the model holds 13 quantizers of modelopt already "
+            "(conv.input_quantizer, conv.output_quantizer, conv.weight_quantizer and 10 more), "
+            "which would be lost; return it as it was before mtq.quantize" in done.stderr
+        )

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from granplugin.errors import DataError, ModelError
+from granplugin.network.trace import trace
 from granplugin.network.models import build_model, device, input_names, model_key
 from granplugin.recipe.callables import resolve
 from granplugin.recipe.model import CallableModel
@@ -191,6 +192,76 @@ def test_wrong_arguments_are_an_error(net):
 def test_what_is_not_a_module_is_an_error(net):
     said = message(build_model, net("number"), CPU)
     assert said == "net.py:number: it returned int, not a torch.nn.Module"
+
+
+UNSUITABLE = {
+    "scripted": ("torch.jit.trace(Net(), torch.ones(1, 1, 8, 8))",
+                 "it is a TorchScript module, which cannot be quantized; return the nn.Module"),
+    "a scripted part": ("nn.Sequential(nn.Conv2d(1, 4, 3), torch.jit.script(nn.ReLU()))",
+                        "its '1' is a TorchScript module, which cannot be quantized"),
+    "float16": ("Net().half()", "its parameter 'conv.weight' is float16; load it as float32 "
+                                "(model.float()), and write precision: fp16"),
+    "bfloat16": ("nn.Sequential(nn.Conv2d(1, 4, 3), Net().bfloat16())",
+                 "its parameter '1.conv.weight' is bfloat16; load it as float32 (model.float()), "
+                 "and write precision: bf16"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNSUITABLE)
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated
+def test_a_module_that_cannot_be_quantized_is_refused_with_the_way_out(write, case):
+    made, wanted = UNSUITABLE[case]
+    path = write(
+        NET
+        + f"""
+    def made():
+        return {made}
+    """
+    )
+    said = message(build_model, CallableModel(callable=Target(path=path, name="made")), CPU)
+    assert said.startswith("net.py:made: ") and wanted in said
+
+
+WRAPPED = {
+    "parallel": "nn.DataParallel(Net())",
+    "compiled": "torch.compile(Net())",
+    "both": "nn.DataParallel(torch.compile(Net()))",
+    "in place": "in_place(Net())",
+    "a part": "part(Net())",
+}
+
+
+@pytest.mark.parametrize("case", WRAPPED)
+def test_what_only_wraps_a_module_is_taken_off(write, tmp_path, case):
+    path = write(
+        NET
+        + f"""
+    def in_place(net):
+        net.compile()
+        return net
+
+    def part(net):
+        net.conv = nn.DataParallel(torch.compile(net.conv))
+        return net
+
+    def made():
+        return {WRAPPED[case]}
+    """
+    )
+    of = [CallableModel(callable=Target(path=path, name=name)) for name in ("Net", "made")]
+    plain, found = (build_model(spec, CPU) for spec in of)
+    assert [(n, type(m).__name__) for n, m in found.named_modules()] == [
+        (n, type(m).__name__) for n, m in plain.named_modules()
+    ]
+    image = torch.ones(2, 1, 8, 8)
+    assert torch.equal(found(image), plain(image))
+    assert [layer.name for layer in trace(found, image).layers] == ["conv", "bn"]
+
+    # A checkpoint has the names of the model that it was saved from.
+    wrapped = resolve(of[1].callable)()
+    torch.save(wrapped.state_dict(), tmp_path / "saved.pt")
+    again = build_model(of[1].model_copy(update={"weights": tmp_path / "saved.pt"}), CPU)
+    assert torch.equal(again.conv.weight, next(wrapped.parameters()))
 
 
 @pytest.mark.parametrize("how", ["safetensors", "pt", "old pt", "in state_dict", "in any key"])

@@ -17,6 +17,7 @@ from torch import nn
 from granplugin.errors import ModelError
 from granplugin.network.batch_norms import fold_batch_norms
 from granplugin.network.forward import Example
+from granplugin.network.suitable import is_quantizer
 from granplugin.network.trace import trace
 from granplugin.planning.plan import make_plan
 from granplugin.planning.row_json import row_from_json
@@ -46,7 +47,7 @@ def prepare(model: Model, recipe: RecipeForm | LoadedPart, example: Example) -> 
     forward. Outputs on it are compared before and after. Call it before mtq.quantize. Raises
     RecipeError where the recipe does not fit the model, ModelError where folding would change it.
     """
-    if any(type(module).__name__ == "TensorQuantizer" for module in model.modules()):
+    if any(map(is_quantizer, model.modules())):
         raise ModelError("the model has quantizers; call granplugin.prepare before mtq.quantize")
     traced = trace(model, example)
     plan = make_plan(_loaded(recipe), traced.layers)
