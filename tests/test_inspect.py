@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from granplugin.network.modules import folded, weight_axis
 from granplugin.network.trace import trace
 from granplugin.network.modules import module_facts
-from granplugin.pipelines.inspect import macs
+from granplugin.quant.multiplications import macs
 from granplugin.quant.folding import channel_ranges
 from granplugin.report.render.names import cut
 

@@ -16,9 +16,11 @@ from granplugin.analysis.losses import LayerLosses, SiteLosses
 from granplugin.analysis.promised import Promised, pairs_of
 from granplugin.analysis.settings import label
 from granplugin.capabilities import KINDS
+from granplugin.planning.coverage import coverage
 from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.site import Operand
 from granplugin.recipe.settings import FLOAT
+from granplugin.report.build.covered import covered
 from granplugin.report.build.machine import machine
 from granplugin.report.schema import analysis as model
 from granplugin.runs.session import Session
@@ -71,6 +73,7 @@ def answer(
         ],
         advice=advice,
         notes=list(evidence.questions.plan.notes),
+        coverage=covered(coverage(session.products, session.layers, evidence.questions.plan)),
     )
 
 

@@ -26,9 +26,11 @@ from granplugin.network.forward import (
     flatten_outputs,
     named_inputs,
 )
+from granplugin.network.multiplied import Multiplied
 from granplugin.network.modules import describe, layer_type, sited
 from granplugin.network.residuals import find_concats, find_same, find_skips
 from granplugin.network.watch import LayerCall, Watch
+from granplugin.quant.multiplications import Multiplication
 from granplugin.quant.site import Operand, Shape
 from granplugin.quant.layers import Layer, WEIGHTED, sites_of
 
@@ -41,13 +43,14 @@ class Traced:
 
     `layers` are in the order of their first call, those that never run at the end. `batch_norms`
     maps a layer to the batch norm that can be folded into it. `inputs` and `outputs` map names to
-    shapes with 1 on axis 0 (the batch).
+    shapes with 1 on axis 0 (the batch). `products` are all that is multiplied, by layers or not.
     """
 
     layers: tuple[Layer, ...]
     batch_norms: dict[str, str]
     inputs: dict[str, Shape]
     outputs: dict[str, Shape]
+    products: tuple[Multiplication, ...] = ()
 
 
 def trace(model: nn.Module, example: Example) -> Traced:
@@ -63,7 +66,9 @@ def trace(model: nn.Module, example: Example) -> Traced:
     given = copied(example)
     inputs = named_inputs(model, given)
     starts = {watch.values.number(tensor, data=True) for tensor in inputs.values()}
-    outputs = _run(model, given, modules, inputs, watch)
+    multiplied = Multiplied(model, watch.values)
+    with multiplied.hooked():
+        outputs = _run(model, given, modules, inputs, watch, multiplied)
     ends = {watch.values.number(tensor) for tensor in outputs.values()}
     batch_norms = find_batch_norms(model, modules, watch.calls, watch.values, ends)
     ran = _describe_calls(modules, watch, batch_norms, starts, ends)
@@ -75,7 +80,14 @@ def trace(model: nn.Module, example: Example) -> Traced:
         batch_norms=batch_norms,
         inputs={name: batched_shape(tensor) for name, tensor in inputs.items()},
         outputs={name: batched_shape(tensor) for name, tensor in outputs.items()},
+        products=multiplied.products(_samples(inputs)),
     )
+
+
+def _samples(inputs: Mapping[str, Tensor]) -> int:
+    """How many samples the example has."""
+    first = next((tensor for tensor in inputs.values() if tensor.ndim), None)
+    return 1 if first is None else max(len(first), 1)
 
 
 def _check_parametrized(modules: Mapping[str, nn.Module]) -> None:
@@ -93,9 +105,10 @@ def _run(
     modules: Mapping[str, nn.Module],
     inputs: Mapping[str, Tensor],
     watch: Watch,
+    multiplied: Multiplied,
 ) -> dict[str, Tensor]:
     """The outputs of one watched pass, all finite."""
-    with watch.hooked(modules):
+    with watch.hooked(modules), multiplied:
         try:
             outputs = flatten_outputs(call(model, example, watch.values))
         except ModelError as err:

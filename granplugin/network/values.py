@@ -39,6 +39,9 @@ class Values(TorchFunctionMode):
         super().__init__()
         self.flow = Flow()
         self.calls: list[Called] = []
+        self.running: Any = None
+        """The function that is being called, the `running_at`-th; None outside of any."""
+        self.running_at = 0
         self._current: dict[int, int] = {}
         # Kept alive, or Python would give a new tensor an old one's id.
         self._tensors: list[Tensor] = []
@@ -61,7 +64,7 @@ class Values(TorchFunctionMode):
         kwargs = kwargs or {}
         given = list(tensors_in((args, kwargs)))
         versions = [_version(tensor) for tensor in given]
-        result = func(*args, **kwargs)
+        result = self._run(func, args, kwargs)
         numbers = [self.number(tensor) for tensor in given]
         changed = [t for t, version in zip(given, versions, strict=True) if _version(t) != version]
         new = [t for t in tensors_in(result) if id(t) not in self._current]
@@ -78,6 +81,14 @@ class Values(TorchFunctionMode):
         self.calls.append(Called(func, args, kwargs))
         self.flow.record(kind_of(func, args, kwargs), reads, writes, _sum(func, args, kwargs))
         return result
+
+    def _run(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        before, self.running = self.running, func
+        self.running_at += 1
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.running = before
 
 
 def _sum(function: Any, args: tuple, kwargs: dict) -> Shape | None:

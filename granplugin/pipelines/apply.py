@@ -103,7 +103,7 @@ def apply_in(run: RunFolder, recipes: Sequence[Loaded]) -> Report:
     latencies = measure_latency(session, built, results, engines)
     profiles = profile(session, results, engines)
     report = make_report(
-        recipes, session.layers, built, results, latencies,
+        recipes, session.layers, session.products, built, results, latencies,
         calibration_samples=session.calibration.samples,
         evaluation_samples=session.evaluation.samples,
         seconds=monotonic() - start,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from granplugin.network.weight_facts import WeightFacts
 from granplugin.planning.plan import make_plan, preset_plan
 from granplugin.planning.rows import Plan, Row
 from granplugin.quant.layers import Layer
+from granplugin.quant.multiplications import macs
 from granplugin.recipe.loaded import Loaded
 from granplugin.report.build.verbs import inspect_output
 from granplugin.report.result import Result
@@ -106,22 +106,6 @@ def _look(session: Session) -> Inspection:
         missing=missing,
         refused=refused,
     )
-
-
-def macs(layer: Layer) -> int | None:
-    """Multiply-accumulates for one sample: each of the weight's values is used once for each
-    position of the output (of the input for a transposed convolution), in each call."""
-    weight = layer.shape("weight")
-    if layer.kind is None or weight is None or layer.varying:
-        return None
-    shape = layer.shape("output" if layer.kind.operation == "convolution" else "input")
-    if not shape:
-        return None
-    if layer.kind.operation == "linear":
-        return layer.calls * math.prod(shape[1:-1]) * layer.size
-    if len(shape) != len(weight):  # torch takes a convolution's input without a batch
-        return None
-    return layer.calls * math.prod(shape[2:]) * layer.size
 
 
 def _inspected(

@@ -9,11 +9,13 @@ from typing import Any
 
 from granplugin.capabilities.legality import Written
 from granplugin.errors import UserError
+from granplugin.planning.coverage import coverage
 from granplugin.planning.rows import Plan
 from granplugin.planning.story import why as story
 from granplugin.planning.plan_file import plan_file
 from granplugin.planning.quantize_config import config
 from granplugin.quant.layers import Layer
+from granplugin.quant.multiplications import Multiplication
 from granplugin.recipe.load import RECIPE, load_variants
 from granplugin.recipe.loaded import Loaded
 from granplugin.report.build.verbs import plan_output
@@ -36,12 +38,14 @@ class Planned(Result):
     loaded: Loaded
     variant: str
     layers: tuple[Layer, ...]
+    products: tuple[Multiplication, ...]
     plan: Plan
     written: Mapping[str, Written]
 
     def output(self) -> PlanOutput:
         """Every site, rule and promise."""
-        return plan_output(str(self.loaded.path), self.variant, self.plan, self.written)
+        found = coverage(self.products, self.layers, self.plan)
+        return plan_output(str(self.loaded.path), self.variant, self.plan, self.written, found)
 
     def why(self, layer: str) -> tuple[str, ...]:
         """One layer's story: what each rule said of it. UserError where there is no such layer."""
@@ -74,4 +78,4 @@ def plan(loaded: Loaded, variant: str | None = None, out: Path | None = None) ->
         run.publish("plan.json", plan_file(session.key, session.text_key, session.layers, plans))
     own = [job for job in jobs if job.kind != "baseline"]
     job = dict(zip(variants, own, strict=True))[name]
-    return Planned(variants[name], name, session.layers, job.plan, job.written)
+    return Planned(variants[name], name, session.layers, session.products, job.plan, job.written)

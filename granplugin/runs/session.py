@@ -14,8 +14,15 @@ from granplugin.planning.plan_file import text_key
 from granplugin.progress import track
 from granplugin.quant.site import Shape
 from granplugin.quant.layers import Layer, layer_from_json, layer_to_json
+from granplugin.quant.multiplications import (
+    Multiplication,
+    multiplication_from_json,
+    multiplication_to_json,
+    multiplications,
+)
 from granplugin.recipe.loaded import Loaded, located
 from granplugin.sources import open_network
+from granplugin.sources.protocol import Ran
 from granplugin.store.keys import content_key
 from granplugin.store.maker import made_by
 from granplugin.store.run_folder import RunFolder
@@ -81,17 +88,35 @@ class Session:
         maker = made_by(*makers, libraries=("nvidia-modelopt", "torch"))
         return content_key(self.key, self.calibration.key(), maker)
 
-    @cached_property
+    @property
     def layers(self) -> tuple[Layer, ...]:
-        if not self.network.runs:
-            return self.network.untraced()
+        return self._traced.layers
 
-        def traced() -> list[dict]:
+    @property
+    def products(self) -> tuple[Multiplication, ...]:
+        """All that the network multiplies, in layers or not."""
+        return self._traced.products
+
+    @cached_property
+    def _traced(self) -> Ran:
+        if not self.network.runs:
+            layers = self.network.untraced()
+            return Ran(layers, multiplications(layers))
+
+        def traced() -> dict[str, list]:
             with located(self.loaded, "model"):
-                return [layer_to_json(layer) for layer in self.network.layers(self.example)]
+                found = self.network.traced(self.example)
+            return {
+                "layers": list(map(layer_to_json, found.layers)),
+                "products": list(map(multiplication_to_json, found.products)),
+            }
 
         key = content_key(self.key, self.input_shapes, self.made_by("torch"))
-        return tuple(map(layer_from_json, self.run.kept.made_json("layers", key, traced)))
+        kept = self.run.kept.made_json("layers", key, traced)
+        return Ran(
+            tuple(map(layer_from_json, kept["layers"])),
+            tuple(map(multiplication_from_json, kept["products"])),
+        )
 
     def collect(self, needs: Collection[Need]) -> Statistics:
         """What is needed at each site, in one pass over the calibration data."""

@@ -13,6 +13,7 @@ from granplugin.calibration.statistics import Need, Statistics
 from granplugin.network.weight_facts import WeightFacts
 from granplugin.planning.rows import Plan
 from granplugin.quant.layers import Layer
+from granplugin.quant.multiplications import Multiplication
 from granplugin.recipe.loaded import Loaded
 
 if TYPE_CHECKING:
@@ -22,6 +23,14 @@ Batch = Mapping[str, np.ndarray]
 """Input -> array with the samples on axis 0."""
 Outputs = dict[str, np.ndarray]
 """Output -> array with the samples on axis 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What one pass shows: the layers, in the order they run, and all that is multiplied."""
+
+    layers: tuple[Layer, ...]
+    products: tuple[Multiplication, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +85,8 @@ class Network(Described, Protocol):
     input_names: tuple[str, ...]
     """What it takes; empty where it takes any name."""
 
-    def layers(self, example: Batch) -> tuple[Layer, ...]:
-        """The layers, in the order they run, and what reads what. Raises ModelError, DataError."""
+    def traced(self, example: Batch) -> Ran:
+        """The layers and what reads what, and the products. Raises ModelError, DataError."""
 
     def outputs(self, batch: Batch) -> Outputs:
         """The float outputs. Raises ModelError with what running it raised."""

@@ -24,7 +24,7 @@ from granplugin.planning.rows import Plan
 from granplugin.quant.layers import Layer
 from granplugin.recipe.loaded import Loaded, located
 from granplugin.recipe.model import CallableModel
-from granplugin.sources.protocol import Batch, LayerFacts, NetworkFacts, Outputs, Unsited
+from granplugin.sources.protocol import Batch, LayerFacts, NetworkFacts, Outputs, Ran, Unsited
 
 
 class TorchNetwork:
@@ -47,8 +47,9 @@ class TorchNetwork:
             model = build_model(spec, where)
         return cls(model, model_key(spec, model))
 
-    def layers(self, example: Batch) -> tuple[Layer, ...]:
-        return trace(self.model, self.tensors(example)).layers
+    def traced(self, example: Batch) -> Ran:
+        found = trace(self.model, self.tensors(example))
+        return Ran(found.layers, found.products)
 
     def untraced(self) -> tuple[Layer, ...]:
         return untraced(self.model)

@@ -8,11 +8,14 @@ from typing import cast
 
 import granplugin
 from granplugin.measures import intervals, metrics, timing
+from granplugin.planning.coverage import coverage
 from granplugin.planning.plan import preset_plan
 from granplugin.planning.rows import Plan, Row
 from granplugin.quant.layers import Layer
+from granplugin.quant.multiplications import Multiplication
 from granplugin.recipe.loaded import Loaded
 from granplugin.recipe.presets import DEFAULT, PRESETS
+from granplugin.report.build.covered import covered
 from granplugin.report.build.limits import limits
 from granplugin.report.build.machine import machine
 from granplugin.report.build.notes import notes
@@ -44,6 +47,7 @@ Timings = Mapping[tuple[str, str, int], Timing]
 def make_report(
     recipes: Sequence[Loaded],
     layers: Sequence[Layer],
+    products: Sequence[Multiplication],
     built: Sequence[Built],
     results: Results,
     latencies: Timings,
@@ -55,7 +59,7 @@ def make_report(
     each engine."""
     recipe = recipes[0].recipe
     baselines = [each.job.name for each in built if each.job.kind == "baseline"]
-    variants = [_variant(each, baselines, results, latencies) for each in built]
+    variants = [_variant(each, baselines, results, latencies, layers, products) for each in built]
     preset = _preset(recipes[0])
     defaults = preset_plan(preset, layers, recipes[0])
     overrides = [
@@ -103,6 +107,8 @@ def _variant(
     baselines: Sequence[str],
     results: Results,
     latencies: Timings,
+    layers: Sequence[Layer],
+    products: Sequence[Multiplication],
 ) -> VariantResult:
     job = each.job
     against = [name for name in baselines if name != job.name]
@@ -120,6 +126,7 @@ def _variant(
         folded=len(job.plan.folded),
         zero_sites=list(each.zero_sites),
         agreement=each.agreement,
+        coverage=covered(coverage(products, layers, job.plan, each.zero_sites)),
         engines=[
             engine_result(
                 job.name,

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Literal
 
 from granplugin.capabilities import Line, Table
 from granplugin.capabilities.legality import Written
+from granplugin.planning.coverage import Coverage
 from granplugin.planning.rows import Plan, Row
 from granplugin.planning.row_json import row_to_json
 from granplugin.quant.folding import typical
 from granplugin.quant.site import Shape
+from granplugin.report.build.covered import covered
 from granplugin.report.schema.run import LintFinding
 from granplugin.report.schema.verbs import (
     AuditedSite,
@@ -140,7 +142,7 @@ def probe_output(table: Table, cells: Sequence[Probed]) -> CapabilitiesOutput:
 
 
 def plan_output(
-    recipe: str, variant: str, plan: Plan, written: Mapping[str, Written]
+    recipe: str, variant: str, plan: Plan, written: Mapping[str, Written], found: Coverage
 ) -> PlanOutput:
     """Every site of a plan, with what each engine promises of it as it is written there."""
     return PlanOutput(
@@ -153,6 +155,7 @@ def plan_output(
         ],
         notes=list(plan.notes),
         promises={engine: _promises(of_engine) for engine, of_engine in written.items()},
+        coverage=covered(found),
     )
 
 

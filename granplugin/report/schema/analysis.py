@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from granplugin.engines import PromiseKind
-from granplugin.report.schema.parts import Machine
+from granplugin.report.schema.parts import Coverage, Machine
 from granplugin.results.parts import Number, Part
 
 VERSION = 1
@@ -199,3 +199,6 @@ class Analysis(Part):
     skipped: list[SkippedSetting]
     advice: Advice
     notes: list[str]
+    coverage: Coverage | None = Field(
+        default=None, description="The recipe's, of all that the network multiplies."
+    )

@@ -1,4 +1,4 @@
-"""What several schemas have: the machine."""
+"""What several schemas have: the machine, and how much is quantized."""
 
 from __future__ import annotations
 
@@ -15,3 +15,26 @@ class Machine(Part):
     cores: int = Field(description="Cores this process may use.")
     python: str
     packages: dict[str, str] = Field(description="Name -> version.")
+
+
+class FloatProducts(Part):
+    """Products that stay float for one reason."""
+
+    what: str = Field(description="The module's class, or the function and the class it is in.")
+    reason: str
+    products: int
+    macs: int = Field(description="Multiply-accumulates for one sample; 0: not known.")
+    places: list[str] = Field(description="The modules, each once.")
+
+
+class Coverage(Part):
+    """How much of what the network multiplies is quantized."""
+
+    products: int = Field(description="Of the whole network, in layers with sites or not.")
+    quantized: int = Field(description="Of these, with an operand in fewer bits.")
+    half: int = Field(description="Of the quantized, with only one operand in fewer bits.")
+    macs: int = Field(description="Multiply-accumulates for one sample.")
+    quantized_macs: int
+    weights: int = Field(description="Values of stored tensors that are multiplied.")
+    quantized_weights: int
+    floats: list[FloatProducts] = Field(description="Most multiply-accumulates first.")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from granplugin.engines import PromiseKind
-from granplugin.report.schema.parts import Machine
+from granplugin.report.schema.parts import Coverage, Machine
 from granplugin.results.agreed import Agreement
 from granplugin.results.audited import Kind as VerdictKind
 from granplugin.results.parts import Number, Part
@@ -191,6 +191,9 @@ class VariantResult(Part):
     zero_sites: list[str] = Field(default=[], description="Only ever saw zeros, so stay float.")
     agreement: Agreement | None = Field(
         default=None, description="Null where nothing is quantized."
+    )
+    coverage: Coverage | None = Field(
+        default=None, description="Of all that the network multiplies; null: not counted."
     )
     engines: list[EngineResult]
 

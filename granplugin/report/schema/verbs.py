@@ -8,7 +8,7 @@ from pydantic import Field
 
 from granplugin.engines import PromiseKind
 from granplugin.report.schema.analysis import Analysis
-from granplugin.report.schema.parts import Machine
+from granplugin.report.schema.parts import Coverage, Machine
 from granplugin.report.schema.run import LintFinding
 from granplugin.results.audited import Kind as VerdictKind
 from granplugin.results.parts import Part
@@ -74,6 +74,9 @@ class PlanOutput(Part):
     notes: list[str]
     promises: dict[str, dict[str, SitePromise]] = Field(
         default={}, description="Engine -> site -> promise."
+    )
+    coverage: Coverage | None = Field(
+        default=None, description="Of all that the network multiplies; null: not counted."
     )
 
 

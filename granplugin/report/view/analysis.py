@@ -26,6 +26,7 @@ from granplugin.report.view.analysis_facts import (
 )
 from granplugin.report.view.analysis_figures import db_text, share_text, widest
 from granplugin.report.view.analysis_reasons import better, reasons
+from granplugin.report.view.coverage import coverage_line
 from granplugin.report.view.elements import (
     Block,
     Column,
@@ -69,6 +70,8 @@ def analysis_view(analysis: Analysis, all_layers: bool = False) -> Section:
 
 def _measured(analysis: Analysis) -> Iterator[Item]:
     yield Item(f"{analysis.recipe}: {measured_on(analysis)}")
+    if analysis.coverage:
+        yield Item(f"the recipe {coverage_line(analysis.coverage)}")
     yield Item(
         f"loss: {loss_means(analysis)}; tolerated: {analysis.tolerance:g} more than with the "
         "finest: the best setting of each layer that every engine of the recipe has"

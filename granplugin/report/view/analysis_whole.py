@@ -27,6 +27,7 @@ from granplugin.report.view.analysis_facts import (
     unmeasured,
     within_tolerance,
 )
+from granplugin.report.view.coverage import coverage_items, coverage_line
 from granplugin.report.view.elements import (
     Block,
     Column,
@@ -84,6 +85,7 @@ def analysis_whole_view(analysis: Analysis) -> Section:
                 "finest settings is tolerated. Brackets hold the 95 % interval over all the data; "
                 "a figure without them is exact for its samples."
             ),
+            *_covered(analysis),
             Section("The network", tuple(_network(analysis))),
             Section("What to do", tuple(_advised(analysis))),
             Section("The layers, worst first", (_ranked(analysis),)),
@@ -96,6 +98,12 @@ def analysis_whole_view(analysis: Analysis) -> Section:
             Section("What the figures mean", tuple(_meanings(analysis))),
         ),
     )
+
+
+def _covered(analysis: Analysis) -> Iterator[Block]:
+    if analysis.coverage:
+        yield Paragraph(f"The recipe {coverage_line(analysis.coverage)}.")
+        yield from coverage_items(analysis.coverage)
 
 
 def _network(analysis: Analysis) -> Iterator[Block]:

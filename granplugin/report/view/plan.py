@@ -11,6 +11,7 @@ from pathlib import Path
 from granplugin.capabilities import KINDS
 from granplugin.recipe.settings import FLOAT
 from granplugin.report.schema.verbs import PlanOutput, SitePromise, SiteRow, WhyOutput
+from granplugin.report.view.coverage import coverage_line
 from granplugin.report.view.elements import (
     Column,
     Item,
@@ -43,6 +44,8 @@ def plan_view(plan: PlanOutput) -> Section:
             f"{len(plan.rows) - len(quantized)} float"
         )
     ]
+    if plan.coverage:
+        told.append(Item(f"the recipe {coverage_line(plan.coverage)}"))
     for engine, promises in plan.promises.items():
         told += _promises(engine, promises)
     told += items(

@@ -22,6 +22,7 @@ from granplugin.report.view.elements import (
 from granplugin.report.view.findings import findings_items
 from granplugin.report.view.run_facts import (
     agreement_sentences,
+    covered,
     gpu_sentences,
     int8_layers,
     made,
@@ -45,6 +46,7 @@ def run_view(report: Report) -> Section:
     """The variants on the main engine, every engine's plan, sentences, overrides and limits."""
     parts: tuple[Iterable[Block], ...] = (
         (_table(report, lambda variant: variant.main_engine), *_wrong(report)),
+        covered(report),
         _engines(report),
         (*_reading(report), *_broken(report)),
         made(report),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from granplugin.report.schema.parts import Coverage
 from granplugin.report.schema.run import ClockValue, EngineResult, Override, Ratio, Report
+from granplugin.report.view.coverage import coverage_items, coverage_line
 from granplugin.report.view.elements import Item
 
 
@@ -95,6 +97,20 @@ def agreement_sentences(report: Report) -> Iterator[str]:
             f"{checked[0].network_samples} samples: SQNR at least {quality:.0f} dB"
             + (f", same class for at least {min(same):.0f} %." if same else ".")
         )
+
+
+def covered(report: Report, listed: bool = False) -> Iterator[Item]:
+    """How much each recipe and variant quantizes, of variants only what is not the recipe's;
+    `listed` names what stays float."""
+    seen: list[Coverage] = []
+    for variant in report.variants:
+        found = variant.coverage
+        if found is None or variant.kind == "baseline" or found in seen:
+            continue
+        seen.append(found)
+        yield Item(f"{variant.name} {coverage_line(found)}")
+        if listed:
+            yield from coverage_items(found)
 
 
 def overrides(report: Report) -> Iterator[Item]:

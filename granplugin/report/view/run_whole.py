@@ -20,6 +20,7 @@ from granplugin.report.view.elements import (
 from granplugin.report.view.findings import findings_items
 from granplugin.report.view.run_facts import (
     agreement_sentences,
+    covered,
     gpu_sentences,
     int8_layers,
     made,
@@ -51,6 +52,7 @@ def run_whole_view(report: Report) -> Section:
             ),
             *(_engine(report, engines) for engines in report.by_engine),
             *map(Paragraph, [*sentences, *agreement_sentences(report)]),
+            *covered(report, listed=True),
             *overrides(report),
             *made(report),
             *_limits(report),

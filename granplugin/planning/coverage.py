@@ -1,0 +1,107 @@
+"""How much of what a network multiplies a plan quantizes, and why the rest stays float."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from granplugin.planning.rows import Plan
+from granplugin.quant.layers import Layer
+from granplugin.quant.multiplications import Multiplication
+
+
+@dataclass(frozen=True, slots=True)
+class FloatProducts:
+    """Products that stay float for one reason: `what` they are, and in which `places`, each once.
+
+    `macs` are their multiply-accumulates for one sample, 0 where they are not known.
+    """
+
+    what: str
+    reason: str
+    products: int
+    macs: int
+    places: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """`quantized` of the `products` have an operand in fewer bits, `half` of these only one.
+
+    `macs` are multiply-accumulates for one sample, `weights` values of stored tensors that are
+    multiplied, each tensor once. `floats` are in the order of their multiply-accumulates.
+    """
+
+    products: int
+    quantized: int
+    half: int
+    macs: int
+    quantized_macs: int
+    weights: int
+    quantized_weights: int
+    floats: tuple[FloatProducts, ...]
+
+
+def coverage(
+    products: Sequence[Multiplication],
+    layers: Iterable[Layer],
+    plan: Plan,
+    zero_sites: Collection[str] = (),
+) -> Coverage:
+    """What the plan quantizes of all products; `zero_sites` stay float whatever it says."""
+    by_name = {layer.name: layer for layer in layers}
+    rows = {row.site: row for row in plan.rows}
+    told: dict[tuple[str, str], list[Multiplication]] = {}
+    quantized: list[Multiplication] = []
+    half = 0
+    reached: set[str] = set()
+    for product in products:
+        layer = by_name.get(product.place)
+        if layer is None or layer.unusable or not layer.multiplied:
+            told.setdefault(_without_sites(product, layer), []).append(product)
+            continue
+        own = [row for o in layer.multiplied if (row := rows.get(f"{layer.name}.{o}"))]
+        done = [row for row in own if row.quantized and row.site not in zero_sites]
+        if done:
+            quantized.append(product)
+            half += len(done) < len(layer.multiplied)
+            if any(row.operand == "weight" for row in done):
+                reached.update(name for name, _ in product.weights)
+        elif any(row.site in zero_sites for row in own):
+            told.setdefault((product.type, "saw only zeros"), []).append(product)
+        else:
+            by = f"by {own[0].rule}" if own else "its tensors are not known"
+            told.setdefault((product.type, by), []).append(product)
+    floats = [
+        FloatProducts(
+            what,
+            reason,
+            len(of),
+            _macs(of),
+            tuple(dict.fromkeys(each.place or "the model itself" for each in of)),
+        )
+        for (what, reason), of in told.items()
+    ]
+    weights = {name: values for product in products for name, values in product.weights}
+    return Coverage(
+        len(products),
+        len(quantized),
+        half,
+        _macs(products),
+        _macs(quantized),
+        sum(weights.values()),
+        sum(values for name, values in weights.items() if name in reached),
+        tuple(sorted(floats, key=lambda each: -each.macs)),
+    )
+
+
+def _without_sites(product: Multiplication, layer: Layer | None) -> tuple[str, str]:
+    """What such a product is, and why it has no row."""
+    if layer is None or not layer.multiplied:
+        return f"{product.function} in {product.type}", "no layer that can be quantized"
+    why = (layer.unusable or "").partition(", which")[0]
+    return product.type, why.removeprefix(f"its class {product.type} has its ")
+
+
+def _macs(products: Iterable[Multiplication]) -> int:
+    return sum(product.macs or 0 for product in products)
