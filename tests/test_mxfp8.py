@@ -17,6 +17,9 @@ from onnx_ir.passes import PreconditionError
 from test_qdq import row_of, run, site_model
 
 from granplugin.calibration.statistics import find_amax
+from granplugin.capabilities import load_table
+from granplugin.capabilities.promise import cell_promise
+from granplugin.capabilities.table import Cell
 from granplugin.engines import ENGINES
 from granplugin.errors import Unhonoured
 from granplugin.graph.edit.own_operators import own_operators
@@ -179,6 +182,13 @@ def test_the_block_lies_along_the_axis_that_the_product_sums_over():
         block_of(MXFP8, PerChannel(), Site("m", "weight", (64, 64), 0))
 
 
+def test_tensorrt_rtx_has_it_where_it_has_fp8():
+    table = load_table("tensorrt_rtx")
+    for target, kind in (("sm86", "refused"), ("sm89", "native"), ("sm120", "native")):
+        cell = Cell("linear", "mxfp8", weight="per_block(in)", size=32, targets=(target,))
+        assert cell_promise(table, cell).kind == kind
+
+
 NET = """
 from torch import nn
 
@@ -248,3 +258,32 @@ def test_an_input_of_it_is_refused(project):
     assert (
         "mxfp8: it is for weights alone; say input: {format: float} and half: allow" in done.stderr
     )
+
+
+def test_a_recipe_of_it_is_built_honoured_and_reported(project):
+    pytest.importorskip("tensorrt_rtx")
+    project.write("net.py", NET)
+    recipe = asked({"name": ["second", "third"]}, granularity=BLOCKS)
+    project.recipe(**recipe, engines=["onnxruntime", "tensorrt_rtx", "openvino"])
+    done = project.apply()
+    assert done.code == 0, done.stderr
+    (variant,) = [each for each in project.report().variants if each.kind == "recipe"]
+    assert variant.quantized_sites == 2 and variant.scales == 32 * 2 + 4
+    assert variant.agreement.oracle_differs == variant.agreement.modelopt_differs == 0
+    told = {
+        each.engine: {(v.promise, v.verdict, v.detail) for v in each.verdicts}
+        for each in variant.engines
+    }
+    assert told["onnxruntime"] == set()
+    assert told["tensorrt_rtx"] == {("native", "honoured", "weight-only")}
+    (openvino,) = [each for each in variant.engines if each.engine == "openvino"]
+    assert {v.promise for v in openvino.verdicts} == {"simulated"}
+    assert not openvino.held.wrong
+    folder = project.out / "variants" / variant.name
+    for file, op_type in (
+        ("model.onnx", "DequantizeLinear"),
+        ("tensorrt_rtx.onnx", "TRT_MXFP8DequantizeLinear"),
+    ):
+        found = [n.op_type for n in onnx.load(folder / file).graph.node if "Quant" in n.op_type]
+        found += [n.op_type for n in onnx.load(folder / file).graph.node if "quant" in n.op_type]
+        assert found == [op_type] * 2
