@@ -185,11 +185,8 @@ def test_an_input_that_shapes_leave_out_has_the_batch_of_the_others():
     from granplugin.recipe.build import Build, Shapes
 
     shape = Shapes(min=[1, 3], opt=[2, 3], max=[4, 3])
-    session = SimpleNamespace(
-        recipe=SimpleNamespace(build=Build(shapes={"a": shape})),
-        example={"a": np.zeros((2, 3)), "b": np.zeros((2, 5, 7))},
-    )
-    assert build_options._shapes(session) == {
+    recipe = SimpleNamespace(build=Build(shapes={"a": shape}))
+    assert build_options._shapes(recipe, {"a": (2, 3), "b": (2, 5, 7)}) == {
         "a": ((1, 3), (2, 3), (4, 3)),
         "b": ((1, 5, 7), (2, 5, 7), (4, 5, 7)),
     }

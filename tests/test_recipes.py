@@ -53,7 +53,7 @@ def test_every_recipe_applies(recipe, runs, tmp_path_factory, request):
         lend(runs[network], folder, "layers", "float")
     runs[network] = folder
     code, _, err = run_main("apply", recipe, "--out", folder, *FEW)
-    assert code in (0, 1), err  # so few samples may miss a limit
+    assert code in (0, 1, 4), err  # so few samples may miss a limit, or not tell
     report = Report.model_validate_json((folder / "report.json").read_text())
     for variant in report.variants:
         assert variant.agreement is None or variant.agreement.oracle_differs == 0

@@ -6,20 +6,25 @@ import difflib
 import errno
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from granplugin.recipe.data import SOURCES
 from granplugin.recipe.model import MODELS
 from granplugin.recipe.source import Document, Location
-from granplugin.recipe.strict import paths_of
+from granplugin.recipe.strict import Strict, paths_of
 
 
 def anchored(document: Document) -> Document:
     """Paths that start at the file they are written in, made absolute."""
     value = document.value
-    sources = [("data", role) for role in ("calibration", "evaluation", "analysis")]
-    places = [
+    roles = ("calibration", "evaluation", "analysis")
+    sections: dict[Location, Mapping[str, type[Strict]]] = {
+        ("model",): MODELS,
+        **{("data", role): SOURCES for role in roles},
+    }
+    places: list[Location] = [
         ("extends",),
         ("evaluate",),
         ("statistics", "import"),
@@ -27,7 +32,7 @@ def anchored(document: Document) -> Document:
         ("build", "timing_cache"),
         *(
             (*at, key)
-            for at, kinds in ((("model",), MODELS), *((at, SOURCES) for at in sources))
+            for at, kinds in sections.items()
             for kind, section in kinds.items()
             if kind in _peek(value, at, {})
             for key in paths_of(section)
