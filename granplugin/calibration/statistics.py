@@ -7,7 +7,7 @@ size does not depend on the number of samples.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,10 +20,12 @@ from granplugin.planning.rows import QuantizedRow, Row
 from granplugin.quant.calibrators import LEAST_VALUES, amax_of, histogram
 from granplugin.quant.formats import FORMATS, Format
 from granplugin.quant.granularity import grid
-from granplugin.quant.site import Shape
+from granplugin.quant.site import MULTIPLIED, Shape
 from granplugin.store.whole_file import write_whole
 
-_SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
+NO_RANGE = 2.0**-24
+"""Up to this amax, the smallest number of float16, a range is none: modelopt takes it for zero
+(tensor_quant._tensor_quant and scaled_e4m3), whatever the format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +161,12 @@ class Statistics:
 def find_amax(
     row: QuantizedRow, statistics: Statistics | None = None, weight: np.ndarray | None = None
 ) -> np.ndarray | None:
-    """The amax grid of a quantized row, float32, every scale a positive normal number.
+    """The amax grid of a quantized row, float32, all above NO_RANGE.
 
     A weight's comes from `weight` (its batch norm already folded where the row says so), another
-    one's from `statistics`, a pinned range from the row. A block too small to have a scale, such
-    as a channel of zeros, takes the largest amax: its zeros stay exact. None where all blocks are
-    so: the site stays float. What is found is fitted to the row's format. Raises ModelError for a
+    one's from `statistics`, a pinned range from the row. A block without a range, such as a channel
+    of zeros, takes the largest amax: its zeros stay exact. None where all blocks are so: the site
+    stays float, and its layer with it (`ranged`). What is found is fitted to the row's format. Raises ModelError for a
     weight that is not finite, DataError for statistics that do not serve the row.
     """
     fmt = FORMATS[row.format]
@@ -176,8 +178,26 @@ def find_amax(
     else:
         largest, counts = statistics.of(_need(row))
         amax = _calibrate(row, fmt, largest, lambda cell: counts[cell])
-    usable = amax >= fmt.largest * _SMALLEST_NORMAL
-    return fmt.fit(np.where(usable, amax, amax.max())) if usable.any() else None
+    found = usable(amax)
+    return None if found is None else fmt.fit(found)
+
+
+def usable(amax: np.ndarray) -> np.ndarray | None:
+    """An amax grid with the largest in place of those that are no range; None where all are so."""
+    ranges = amax > NO_RANGE
+    return np.where(ranges, amax, amax.max()) if ranges.any() else None
+
+
+def ranged(rows: Iterable[Row], amax: Collection[str]) -> tuple[QuantizedRow, ...]:
+    """The rows that can be quantized, where `amax` has the sites with a range.
+
+    A layer that multiplies a tensor without one stays float as a whole: engines multiply in float
+    unless both factors are quantized.
+    """
+    quantized = [row for row in rows if row.quantized]
+    without = {row.site for row in quantized if not row.dynamic and row.site not in amax}
+    dead = {row.layer for row in quantized if row.site in without and row.operand in MULTIPLIED}
+    return tuple(row for row in quantized if row.site not in without and row.layer not in dead)
 
 
 def share_amax(

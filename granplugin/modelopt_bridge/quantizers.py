@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from granplugin.calibration.statistics import ranged
 from granplugin.errors import ModelError
 from granplugin.modelopt_bridge.library import (
     ModeloptStateManager,
@@ -36,30 +37,27 @@ def set_quantizers(
 ) -> None:
     """Make a converted model behave as the quantized rows say, with `amax`: site -> grid.
 
-    A site whose amax is None stays float, unless its row is dynamic; those are counted and logged.
-    What is in no row stays float too. Raises ModelError where modelopt has no quantizer for a row.
+    A site whose amax is None stays float, unless its row is dynamic, and its layer with it
+    (`ranged`); those are counted and logged. What is in no row stays float too. Raises ModelError where modelopt has no quantizer for a row.
     """
     quantizers = _quantizers(model)
     for quantizer in quantizers.values():
         _forget(quantizer)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    left = []
-    for row in rows:
-        if not row.quantized:
-            continue
+    planned = [row for row in rows if row.quantized]
+    live = ranged(planned, {site for site, grid in amax.items() if grid is not None})
+    for row in planned:
         name = quantizer_name(row)
         if name not in quantizers:
             raise ModelError(
                 f"{row.site}: modelopt has no quantizer there; set its format to float"
             )
-        grid = amax.get(row.site)
-        if grid is None and not row.dynamic:
-            left.append(row.site)
-        else:
-            _set(quantizers[name], row, grid, device)
-    if left:
+        if row in live:
+            _set(quantizers[name], row, amax.get(row.site), device)
+    if left := [row.site for row in planned if row not in live]:
         log.warning(
-            "%d of the sites to quantize only ever see zeros and stay float: %s",
+            "%d of the sites to quantize stay float, since they or their layers' other factor only "
+            "ever see zeros: %s",
             len(left),
             ", ".join(left),
         )

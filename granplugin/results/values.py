@@ -17,6 +17,7 @@ from granplugin.measures.metrics import Score
 from granplugin.measures.timing import Latency
 from granplugin.planning.rows import Plan, QuantizedRow
 from granplugin.recipe.loaded import Loaded
+from granplugin.calibration.statistics import ranged
 from granplugin.results.agreed import Agreement
 from granplugin.results.audited import Finding, Verdict
 
@@ -81,15 +82,13 @@ class Built:
 
     @property
     def quantized(self) -> tuple[QuantizedRow, ...]:
-        """The plan's rows that are quantized in the file: not those that only saw zeros."""
-        return tuple(r for r in self.job.plan.quantized if r.dynamic or r.site in self.amax)
+        """The plan's rows that are quantized in the file: no layer that only saw zeros."""
+        return ranged(self.job.plan.rows, self.amax)
 
     def quantized_for(self, engine: str) -> tuple[QuantizedRow, ...]:
         """The rows that are quantized in what this engine is built of."""
         rows = self.job.written.get(engine, self.job.plan).rows
-        return tuple(
-            r for r in rows if r.quantized and (r.dynamic or self.ranges.get(r) is not None)
-        )
+        return ranged(rows, {row.site for row in rows if self.ranges.get(row) is not None})
 
     def file(self, engine: str) -> OnnxFile:
         """What this engine is built of."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from granplugin.calibration.statistics import Statistics, find_amax, share_amax
+from granplugin.calibration.statistics import Statistics, find_amax, ranged, share_amax, usable
 from granplugin.capabilities.legality import Written, engines_of
 from granplugin.data.batches import Batch, Batches
 from granplugin.engines import ENGINES, REFERENCE, EngineFacts
@@ -274,18 +274,19 @@ def writer() -> str:
 
 def edited(rows: Sequence[Row], amax: Mapping[str, np.ndarray] | None) -> tuple[Row, ...]:
     """The rows a graph is edited by: quantized with a range, or with a batch norm to fold."""
+    kept = {r.site for r in (ranged(rows, amax) if amax is not None else rows) if r.quantized}
     return tuple(
-        row
+        row if row.site in kept or not row.quantized else as_float(row)
         for row in rows
-        if (row.quantized and (row.dynamic or amax is None or row.site in amax))
-        or (row.bn == "fold" and not row.quantized)
+        if row.site in kept or row.bn == "fold"
     )
 
 
 def _amax(rows: Sequence[Row], ranges: Ranges) -> dict[str, np.ndarray]:
     """Site -> amax of the rows that have a range, that of its group where a scale is shared."""
     found = {row.site: ranges[row] for row in rows if ranges.get(row) is not None}
-    return share_amax(rows, found)
+    kept = {row.site for row in ranged(rows, found)}
+    return share_amax(rows, {site: amax for site, amax in found.items() if site in kept})
 
 
 def _range(
@@ -298,7 +299,7 @@ def _range(
     there is one."""
     if imported is not None:
         parts = tuple(n // k for n, k in zip(imported.shape, row.grid, strict=True))
-        return reduce_blocks(imported, parts)
+        return usable(reduce_blocks(imported, parts))
     try:
         return find_amax(row, statistics, weight)
     except UserError as err:

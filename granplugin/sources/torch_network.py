@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from granplugin.calibration.statistics import Need, Statistics
+from granplugin.calibration.statistics import Need, Statistics, ranged
 from granplugin.network.batch_norms import fold_batch_norms
 from granplugin.network.export import export_float
 from granplugin.network.forward import call, flatten_outputs
@@ -110,7 +110,7 @@ class TorchNetwork:
         norms = {layer.name: layer.bn for layer in layers if layer.bn}
         traced = Traced(tuple(layers), norms, {}, {})
         fold_batch_norms(model, traced, plan.folded, self.tensors(example))
-        rows = [replace(r, bn=None) for r in plan.quantized if r.site in amax or r.dynamic]
+        rows = [replace(row, bn=None) for row in ranged(plan.rows, amax)]
         modelopt_bridge.load_amax(model, rows, amax)
         return lambda batch: self._outputs(model, batch)
 

@@ -54,7 +54,9 @@ def _of_files(built: Sequence[Built]) -> list[str]:
         name = each.job.name
         notes |= dict.fromkeys(each.job.plan.notes)
         if each.zero_sites:
-            notes[f"{name}: only saw zeros and stay float: {first(each.zero_sites)}"] = None
+            notes[
+                f"{name}: only saw zeros, so their layers stay float: {first(each.zero_sites)}"
+            ] = None
         if each.float32_nodes:
             notes[
                 f"{name}: nodes that stay float32, since float16 could overflow there: "
