@@ -7,18 +7,19 @@ from granplugin.recipe.schema import Limits
 from granplugin.report.schema.run import LimitResult, LimitVerdict, VariantResult
 
 
-def limits(asked: Limits, result: VariantResult) -> list[LimitResult]:
-    """Each limit of the recipe: met, missed, or what keeps it from being told."""
+def limits(asked: Limits, result: VariantResult, broken: str | None) -> list[LimitResult]:
+    """Each limit of the recipe: met, missed, or what keeps it from being told; `broken` says why
+    fp32 is no baseline for accuracy."""
     found = []
     if asked.top1_drop is not None:
-        found.append(_top1_drop(asked.top1_drop, result))
+        found.append(_top1_drop(asked.top1_drop, result, broken))
     found += [_latency(*each, result) for each in asked.latency_vs.items()]
     if asked.unhonoured is not None:
         found += _unhonoured(asked.unhonoured, result)
     return found
 
 
-def _top1_drop(bound: float, result: VariantResult) -> LimitResult:
+def _top1_drop(bound: float, result: VariantResult, broken: str | None) -> LimitResult:
     main = result.main_engine
     metric = main.metrics.get("top1")
     interval = metric.vs.get("fp32") if metric else None
@@ -26,6 +27,8 @@ def _top1_drop(bound: float, result: VariantResult) -> LimitResult:
     verdict: LimitVerdict = "cannot tell"
     if main.held and main.held.wrong:
         why = f"{main.engine} does not compute what its file says"
+    elif broken:
+        why = broken
     elif interval is None or drop is None or interval.high is None:
         why = interval.method if interval else "top1 was not measured"
     else:

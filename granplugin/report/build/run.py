@@ -15,6 +15,7 @@ from granplugin.quant.layers import Layer
 from granplugin.quant.multiplications import Multiplication
 from granplugin.recipe.loaded import Loaded
 from granplugin.recipe.presets import DEFAULT, PRESETS
+from granplugin.report.build.baseline import broken_baseline
 from granplugin.report.build.covered import covered
 from granplugin.report.build.limits import limits
 from granplugin.report.build.machine import machine
@@ -36,7 +37,7 @@ from granplugin.report.schema.run import (
     VariantKind,
     VariantResult,
 )
-from granplugin.results.values import Built, Job, Measured, Timing
+from granplugin.results.values import FP32, Built, Job, Measured, Timing
 
 Results = Mapping[tuple[str, str], Measured]
 """By variant and engine."""
@@ -68,6 +69,7 @@ def make_report(
         if each.job.kind != "baseline"
         for override in _overrides(each.job, defaults, result)
     ]
+    broken = broken_baseline(recipe, (r for (name, _), r in results.items() if name == FP32))
     drops = [m for m in recipe.metrics if metrics.METRICS[m].kind == "proportion"]
     return Report(
         granplugin=granplugin.__version__,
@@ -86,12 +88,13 @@ def make_report(
         else None,
         variants=variants,
         overrides=overrides,
+        broken_baseline=broken,
         notes=notes(recipe, built, variants),
         limits=[
             limit
             for each, result in zip(built, variants, strict=True)
             if each.job.kind == "recipe"
-            for limit in limits(each.job.loaded.recipe.limits, result)
+            for limit in limits(each.job.loaded.recipe.limits, result, broken)
         ],
     )
 

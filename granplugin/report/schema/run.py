@@ -249,6 +249,9 @@ class Report(Part):
     )
     variants: list[VariantResult]
     overrides: list[Override] = []
+    broken_baseline: str | None = Field(
+        default=None, description="Why no loss can be judged against fp32; null: it can."
+    )
     notes: list[str] = []
     limits: list[LimitResult] = []
 

@@ -20,6 +20,13 @@ from granplugin.report.view.elements import (
     columns,
 )
 from granplugin.report.view.findings import findings_items
+from granplugin.report.view.metric_figures import (
+    NONE_MEASURABLE,
+    bounds,
+    difference,
+    figure,
+    spec_of,
+)
 from granplugin.report.view.run_facts import (
     agreement_sentences,
     covered,
@@ -31,8 +38,10 @@ from granplugin.report.view.run_facts import (
     overrides,
     provable,
     ratio_text,
+    same_as_fp32,
     seconds,
     version_of,
+    warnings,
 )
 
 EngineOf = Callable[[VariantResult], EngineResult]
@@ -45,7 +54,7 @@ _LISTED = 5
 def run_view(report: Report) -> Section:
     """The variants on the main engine, every engine's plan, sentences, overrides and limits."""
     parts: tuple[Iterable[Block], ...] = (
-        (_table(report, lambda variant: variant.main_engine), *_wrong(report)),
+        (*_tables(report, lambda variant: variant.main_engine), *_wrong(report), *warnings(report)),
         covered(report),
         _engines(report),
         (*_reading(report), *_broken(report)),
@@ -74,11 +83,43 @@ def _headline_metric(report: Report) -> str | None:
     return next((name for name in ("top1", "top5") if name in names), names[0] if names else None)
 
 
+def _tables(report: Report, engine_of: EngineOf) -> Iterator[Block]:
+    """The variants with the headline metric; then with the others, two a table."""
+    yield _table(report, engine_of)
+    engines = [engine_of(variant) for variant in report.variants]
+    measured = dict.fromkeys(name for engine in engines for name in engine.metrics)
+    others = [name for name in measured if name not in (_headline_metric(report), "sqnr_db")]
+    for at in range(0, len(others), 2):
+        yield Section("", (_metrics_table(report, engines, others[at : at + 2]),))
+
+
+def _metrics_table(
+    report: Report, engines: Sequence[EngineResult], metrics: Sequence[str]
+) -> Table:
+    heads: list[str] = []
+    told: list[list[str | Cell | None]] = [[] for _ in engines]
+    for metric in metrics:
+        found = [engine.metrics.get(metric) for engine in engines]
+        known = [each for each in found if each]
+        spec, compared = spec_of(known), any("fp32" in each.vs for each in known)
+        bounded = compared or any(each.low is not None for each in known)
+        heads.append(f"{metric} {known[0].unit}".strip())
+        heads += ["against fp32 (95 %)" if compared else "(95 %)"] if bounded else []
+        for cells_of, each, engine in zip(told, found, engines, strict=True):
+            cells_of.append(figure(each.value, spec) if each else None)
+            cells_of += [_against(engine, metric, spec, said=True)] if bounded else []
+    rows = (
+        Row(cells(variant.name, *of)) for variant, of in zip(report.variants, told, strict=True)
+    )
+    return Table(columns(Column("variant", fills=True), *heads), tuple(rows))
+
+
 def _table(report: Report, engine_of: EngineOf) -> Table:
     metric = _headline_metric(report)
     engines = [engine_of(variant) for variant in report.variants]
     batches = sorted({latency.batch for engine in engines for latency in engine.latency})
     unit = report.variants[-1].main_engine.metrics[metric].unit if metric else ""
+    spec = spec_of(engine.metrics[metric] for engine in engines if metric in engine.metrics)
     heads = columns(
         Column("variant", fills=True),
         f"{metric} {unit}".strip() if metric else "",
@@ -95,8 +136,8 @@ def _table(report: Report, engine_of: EngineOf) -> Table:
             Row(
                 cells(
                     Cell(variant.name, "strong" if variant.kind == "recipe" else "plain"),
-                    _value(engine, metric),
-                    _against(engine, metric),
+                    _value(engine, metric, spec),
+                    _against(engine, metric, spec),
                     _sqnr(engine),
                     *map(times.get, batches),
                     megabytes(variant.onnx_bytes),
@@ -122,24 +163,30 @@ def _wrong(report: Report) -> Iterator[Item]:
                 )
 
 
-def _value(engine: EngineResult, metric: str | None) -> str | None:
+def _value(engine: EngineResult, metric: str | None, spec: str) -> str | None:
     found = engine.metrics.get(metric) if metric else None
-    return f"{found.value:.2f}" if found else None
+    return figure(found.value, spec) if found else None
 
 
-def _against(engine: EngineResult, metric: str | None) -> Cell | None:
+def _against(
+    engine: EngineResult, metric: str | None, spec: str, said: bool = False
+) -> Cell | None:
+    """The difference from fp32, else the value's own interval; marked where no metric differs,
+    or with its verdict `said`."""
     found = engine.metrics.get(metric) if metric else None
     if found is None:
         return None
     interval = found.vs.get("fp32")
     if interval is None:
-        return Cell(f"[{found.low:.2f}, {found.high:.2f}]") if found.low is not None else None
+        if found.low is None or found.high is None:
+            return None
+        return Cell(bounds(found.low, found.high, spec))
     senses: dict[str, Sense] = {"worse": "bad", "better": "good"}
     sense = senses.get(interval.verdict, "plain")
-    if interval.low is None:
-        return Cell(f"{interval.value:+.2f}", sense)
-    mark = " =" if interval.verdict == "no measurable difference" else ""
-    return Cell(f"{interval.value:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]{mark}", sense)
+    if said and interval.verdict != NONE_MEASURABLE:
+        return Cell(f"{difference(interval, spec)} {interval.verdict}", sense)
+    same = " =" if not said and interval.low is not None and same_as_fp32(engine) else ""
+    return Cell(f"{difference(interval, spec)}{same}", sense)
 
 
 def _sqnr(engine: EngineResult) -> str | None:
@@ -165,7 +212,7 @@ def _imported(report: Report, position: int) -> Section:
     engines = report.by_engine[position]
     return Section(
         f"{engines[0].engine} {version_of(engines)}",
-        (_table(report, engine_of), *_latencies(report.variants, engine_of)),
+        (*_tables(report, engine_of), *_latencies(report.variants, engine_of)),
     )
 
 
@@ -243,11 +290,7 @@ def _reading(report: Report) -> Iterator[Block]:
     metric = _headline_metric(report)
     shown = [v for v in report.variants if v.name != "fp32"]
     same = [
-        v.name
-        for v in shown
-        if metric in v.main_engine.metrics
-        and (interval := v.main_engine.metrics[metric].vs.get("fp32"))
-        and interval.verdict == "no measurable difference"
+        v.name for v in shown if metric in v.main_engine.metrics and same_as_fp32(v.main_engine)
     ]
     if same:
         yield Paragraph(f"= no measurable difference from fp32: {', '.join(same)}")

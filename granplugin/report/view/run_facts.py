@@ -8,6 +8,7 @@ from granplugin.report.schema.parts import Coverage
 from granplugin.report.schema.run import ClockValue, EngineResult, Override, Ratio, Report
 from granplugin.report.view.coverage import coverage_items, coverage_line
 from granplugin.report.view.elements import Item
+from granplugin.report.view.metric_figures import NONE_MEASURABLE
 
 
 def moved(engine: EngineResult) -> str | None:
@@ -40,6 +41,12 @@ def version_of(engines: Sequence[EngineResult]) -> str:
 def ratio_text(ratio: Ratio | None) -> str | None:
     """A ratio of latencies and its 95 % interval."""
     return f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio else None
+
+
+def same_as_fp32(engine: EngineResult) -> bool:
+    """Whether no metric that was compared with fp32's differs measurably, and one was."""
+    against = [found.vs["fp32"] for found in engine.metrics.values() if "fp32" in found.vs]
+    return bool(against) and all(each.verdict == NONE_MEASURABLE for each in against)
 
 
 def provable(report: Report) -> Iterator[str]:
@@ -97,6 +104,12 @@ def agreement_sentences(report: Report) -> Iterator[str]:
             f"{checked[0].network_samples} samples: SQNR at least {quality:.0f} dB"
             + (f", same class for at least {min(same):.0f} %." if same else ".")
         )
+
+
+def warnings(report: Report) -> Iterator[Item]:
+    """What makes figures mean less than they seem to."""
+    if report.broken_baseline:
+        yield Item(f"WARNING: {report.broken_baseline}", sense="bad")
 
 
 def covered(report: Report, listed: bool = False) -> Iterator[Item]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 from granplugin.report.schema.run import EngineResult, Interval, MetricValue, Report
@@ -18,6 +17,7 @@ from granplugin.report.view.elements import (
     columns,
 )
 from granplugin.report.view.findings import findings_items
+from granplugin.report.view.metric_figures import bounds, difference, figure, spec_of
 from granplugin.report.view.run_facts import (
     agreement_sentences,
     covered,
@@ -31,6 +31,7 @@ from granplugin.report.view.run_facts import (
     ratio_text,
     seconds,
     version_of,
+    warnings,
 )
 
 
@@ -50,6 +51,7 @@ def run_whole_view(report: Report) -> Section:
                 f"Machine: {report.machine.processor}, {report.machine.cores} cores, "
                 f"{report.machine.system}, Python {report.machine.python}, {packages}."
             ),
+            *warnings(report),
             *(_engine(report, engines) for engines in report.by_engine),
             *map(Paragraph, [*sentences, *agreement_sentences(report)]),
             *covered(report, listed=True),
@@ -75,6 +77,10 @@ def _figures(report: Report, engines: Sequence[EngineResult]) -> Table:
     batches = sorted({latency.batch for engine in engines for latency in engine.latency})
     measured = {name: value for engine in engines for name, value in engine.metrics.items()}
     heads = []
+    specs = {
+        name: spec_of(engine.metrics[name] for engine in engines if name in engine.metrics)
+        for name in measured
+    }
     for metric, value in measured.items():
         heads += [f"{metric} {value.unit}".strip(), f"{metric} against fp32"]
     heads += [f"ms, batch {batch}" for batch in batches]
@@ -85,7 +91,8 @@ def _figures(report: Report, engines: Sequence[EngineResult]) -> Table:
         told = []
         for metric in measured:
             found = engine.metrics.get(metric)
-            told += [_value(found), _difference(found.vs.get("fp32") if found else None)]
+            against, spec = found.vs.get("fp32") if found else None, specs[metric]
+            told += [_value(found, spec), _difference(against, spec)]
         own = {latency.batch: latency for latency in engine.latency}
         timed = [own.get(batch) for batch in batches]
         told += [f"{x.median_ms:.3f} (p90 {x.p90_ms:.3f})" if x else None for x in timed]
@@ -159,16 +166,17 @@ def _limits(report: Report) -> Iterator[Table]:
     )
 
 
-def _value(found: MetricValue | None) -> str | None:
+def _value(found: MetricValue | None, spec: str) -> str | None:
     if found is None:
         return None
-    value = f"{found.value:.2f}" if math.isfinite(found.value) else "equal"
-    return value if found.low is None else f"{value} [{found.low:.2f}, {found.high:.2f}]"
+    value = figure(found.value, spec)
+    if found.low is None or found.high is None:
+        return value
+    return f"{value} {bounds(found.low, found.high, spec)}"
 
 
-def _difference(interval: Interval | None) -> str | None:
+def _difference(interval: Interval | None, spec: str) -> str | None:
     if interval is None:
         return None
-    if interval.low is None:
-        return f"{interval.value:+.2f} ({interval.verdict})"
-    return f"{interval.value:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}] {interval.verdict}"
+    verdict = f"({interval.verdict})" if interval.low is None else interval.verdict
+    return f"{difference(interval, spec)} {verdict}"

@@ -1,0 +1,58 @@
+"""Whether FP32 is worth comparing with: a network that guesses loses nothing by quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from granplugin.measures.intervals import proportion_interval
+from granplugin.measures.metrics import scores_of
+from granplugin.recipe.model import CallableModel
+from granplugin.recipe.schema import Recipe
+from granplugin.results.values import Measured
+
+_FEW = 10
+"""Below so many samples, one class for all of them says nothing."""
+
+
+def broken_baseline(recipe: Recipe, found: Iterable[Measured]) -> str | None:
+    """Why FP32, which came to `found` on engines, is no baseline: it cannot be told from chance, or
+    puts all samples in one class; None where it is one, or where it does not tell classes."""
+    for result in found:
+        name = scores_of(result.outputs)
+        if name is None:
+            continue
+        why = _guesses(result, name) or _one_class(result, name)
+        return f"{why}; {_look_at(recipe)}" if why else None
+    return None
+
+
+def _guesses(result: Measured, name: str) -> str | None:
+    top1 = result.values.get("top1")
+    if top1 is None or top1.per_sample is None:
+        return None
+    classes = result.outputs[name].shape[1]
+    low, high = proportion_interval(int(top1.per_sample.sum()), top1.per_sample.size)
+    if low > 100 / classes:
+        return None
+    return (
+        f"fp32's top1 of {top1.value:.2f} % [{low:.2f}, {high:.2f}] cannot be told from chance "
+        f"({100 / classes:.2f} % of {classes} classes)"
+    )
+
+
+def _one_class(result: Measured, name: str) -> str | None:
+    chosen = np.unique(result.outputs[name].argmax(axis=1))
+    top1 = result.values.get("top1")
+    right = top1 is not None and top1.value == 100
+    if len(chosen) > 1 or len(result.outputs[name]) < _FEW or right:
+        return None
+    return f"fp32 puts all {len(result.outputs[name])} samples in class {chosen[0]}"
+
+
+def _look_at(recipe: Recipe) -> str:
+    causes = ["how the inputs are scaled and normalized", "the labels"]
+    if isinstance(recipe.model, CallableModel) and recipe.model.weights is None:
+        causes.insert(0, "the weights (the recipe has no model.weights)")
+    return f"look at {', '.join(causes[:-1])} and {causes[-1]}; no loss can be judged against it"

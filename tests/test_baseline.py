@@ -1,0 +1,70 @@
+"""FP32 is a baseline only where it does better than to guess."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from granplugin.measures.metrics import METRICS
+from granplugin.recipe.model import CallableModel
+from granplugin.report.build.baseline import broken_baseline
+from granplugin.report.build.limits import limits
+
+CLASSES = 10
+
+
+def recipe(weights=None):
+    return SimpleNamespace(model=CallableModel.model_construct(weights=weights))
+
+
+def fp32(choices, labels=None):
+    """A result of an engine that chose these classes."""
+    outputs = {"scores": np.eye(CLASSES, dtype=np.float32)[choices]}
+    values = {}
+    if labels is not None:
+        values["top1"] = METRICS["top1"].measure(outputs, None, labels)
+    return SimpleNamespace(outputs=outputs, values=values)
+
+
+LABELS = np.arange(200) % CLASSES
+
+
+def test_a_network_that_guesses_is_no_baseline():
+    guesses = np.random.default_rng(0).integers(0, CLASSES, 200)
+    told = broken_baseline(recipe(), [fp32(guesses, LABELS)])
+    assert "cannot be told from chance (10.00 % of 10 classes)" in told
+    assert "the weights (the recipe has no model.weights)" in told
+    assert "the weights" not in broken_baseline(recipe("net.pt"), [fp32(guesses, LABELS)])
+
+
+def test_one_that_has_learned_is_a_baseline_weights_file_or_not():
+    assert broken_baseline(recipe(), [fp32(LABELS, LABELS)]) is None
+
+
+def test_one_class_for_all_samples_is_none_though_nobody_has_labels():
+    assert "puts all 200 samples in class 3" in broken_baseline(recipe(), [fp32(LABELS * 0 + 3)])
+    assert broken_baseline(recipe(), [fp32(np.array([3, 3]))]) is None, "too few to tell"
+
+
+def test_few_samples_cannot_tell_a_network_from_chance():
+    right = np.array([0, 1])
+    assert "chance" not in (broken_baseline(recipe(), [fp32(right, right)]) or "")
+    assert "chance" in broken_baseline(recipe(), [fp32(right, right[::-1])])
+
+
+def test_a_network_without_classes_is_not_judged():
+    dense = SimpleNamespace(outputs={"map": np.zeros((20, 3, 4, 4), np.float32)}, values={})
+    assert broken_baseline(recipe(), [dense]) is None
+
+
+@pytest.mark.parametrize("broken, verdict", [(None, "met"), ("it guesses", "cannot tell")])
+def test_a_drop_from_a_broken_baseline_cannot_be_told(broken, verdict):
+    interval = SimpleNamespace(low=-0.4, high=0.4, method="Tango score")
+    main = SimpleNamespace(
+        metrics={"top1": SimpleNamespace(vs={"fp32": interval})}, held=None, engine="openvino"
+    )
+    asked = SimpleNamespace(top1_drop=1.0, latency_vs={}, unhonoured=None)
+    result = SimpleNamespace(main_engine=main, name="mine")
+    (limit,) = limits(asked, result, broken)
+    assert limit.verdict == verdict
+    assert broken is None or limit.why == broken

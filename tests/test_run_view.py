@@ -1,0 +1,73 @@
+"""What the table of a run says of metrics, and of the network that all is compared with."""
+
+import pytest
+from report_values import report
+
+from granplugin.report.schema.run import Interval, MetricValue
+from granplugin.report.show import as_markdown, as_text
+
+EQUAL, WORSE = "no measurable difference", "worse"
+
+
+def against(value, verdict, half=1.0, unit="points"):
+    interval = Interval(
+        value=value, low=value - half, high=value + half, unit=unit, n=9, method="paired",
+        verdict=verdict,
+    )  # fmt: skip
+    return {"fp32": interval}
+
+
+def run_of(**metrics):
+    """A run of which the recipe has these metrics on the engine that runs; fp32 their values."""
+    made = report("mine")
+    variants = []
+    for variant in made.variants:
+        main, *others = variant.engines
+        own = metrics
+        if variant.name == "fp32":
+            own = {k: m.model_copy(update={"vs": {}}) for k, m in metrics.items()}
+        main = main.model_copy(update={"metrics": own})
+        variants.append(variant.model_copy(update={"engines": [main, *others]}))
+    return made.model_copy(update={"variants": variants, "notes": [], "limits": []})
+
+
+def test_a_baseline_that_is_none_is_said_below_the_table_and_in_the_report():
+    broken = run_of(top1=metric(10.0, {})).model_copy(update={"broken_baseline": "it guesses"})
+    assert "WARNING: it guesses" in as_text(broken)
+    assert "WARNING: it guesses" in as_markdown(broken)
+
+
+def metric(value, vs, unit="%"):
+    return MetricValue(value=value, unit=unit, vs=vs)
+
+
+def test_every_metric_is_in_the_terminal_and_the_users_own_too():
+    told = as_text(
+        run_of(
+            top1=metric(98.5, against(0.0, EQUAL)),
+            top5=metric(95.1, against(-3.74, WORSE)),
+            mean_box=metric(0.262, against(-0.001, "better", 0.0004, ""), ""),
+        )
+    )
+    assert "-3.74 [-4.74, -2.74] worse" in told
+    assert "mean_box" in told
+    assert "-0.00100 [-0.00140, -0.00060] better" in told, "a difference is never shown as -0.00"
+
+
+def test_a_variant_is_equal_only_where_all_metrics_agree():
+    equal = {"top1": metric(98.5, against(0.0, EQUAL))}
+    assert "= no measurable difference from fp32: mine" in as_text(run_of(**equal))
+    text = as_text(run_of(**equal, top5=metric(95.1, against(-3.74, WORSE))))
+    told = text.partition("latency as a multiple")[0]
+    assert "no measurable difference" not in told
+    assert "] =" not in told
+
+
+def test_the_report_has_as_many_decimals():
+    told = as_markdown(run_of(mean_box=metric(0.262, against(-0.001, "better", 0.0004, ""), "")))
+    assert "-0.00100 [-0.00140, -0.00060] better" in told
+
+
+@pytest.mark.parametrize("value", [float("inf"), 3e-9, 4e12])
+def test_a_figure_of_any_size_is_told(value):
+    assert as_text(run_of(mine=metric(value, {}, "")))
