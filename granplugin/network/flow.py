@@ -70,6 +70,27 @@ class Flow:
                 leading.add(source)
         return leading
 
+    def behind(self, ends: set[int], origins: set[int]) -> set[int] | None:
+        """All that these values depend on; operations that wrote nothing only looked at a value,
+        which the pass may depend on.
+
+        None where one of them is neither among `origins` nor written by an operation: something was
+        computed unseen, of who knows what.
+        """
+        found: set[int] = set()
+        waiting = [*ends, *(number for op in self.ops if not op.writes for number in op.reads)]
+        while waiting:
+            number = waiting.pop()
+            if number in found:
+                continue
+            found.add(number)
+            op = self.producer[number]
+            if op is not None:
+                waiting += op.reads
+            elif number not in origins:
+                return None
+        return found
+
     def _source(self, op: Op) -> int | None:
         """The only value this operates on; None for several, or for a product."""
         read = [number for number in op.reads if self.data[number]]

@@ -71,7 +71,11 @@ def trace(model: nn.Module, example: Example) -> Traced:
         outputs = _run(model, given, modules, inputs, watch, multiplied)
     ends = {watch.values.number(tensor) for tensor in outputs.values()}
     batch_norms = find_batch_norms(model, modules, watch.calls, watch.values, ends)
+    held = {watch.values.number(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    read = watch.values.flow.behind(ends, starts | held)
     ran = _describe_calls(modules, watch, batch_norms, starts, ends)
+    if read is not None:
+        ran = {name: _left_out(layer, watch.calls[name], read) for name, layer in ran.items()}
     idle = [_describe_idle(name, modules[name], watch) for name in modules if name not in ran]
     layers = (*ran.values(), *idle)
     log.info("%d layers, %d with a batch norm that can be folded", len(layers), len(batch_norms))
@@ -175,6 +179,16 @@ def _describe_calls(
         )
 
     return {name: described(name, calls) for name, calls in watch.calls.items()}
+
+
+def _left_out(layer: Layer, calls: Sequence[LayerCall], read: set[int]) -> Layer:
+    """The layer, unusable where none of its results is among the values that outputs depend on: a
+    graph has no such node."""
+    if any(made.output is None or made.output in read for made in calls):
+        return layer
+    return dataclasses.replace(
+        layer, unusable=layer.unusable or "no output of the model depends on it"
+    )
 
 
 def _describe_idle(name: str, module: nn.Module, watch: Watch) -> Layer:

@@ -48,7 +48,8 @@ def coverage(
     plan: Plan,
     zero_sites: Collection[str] = (),
 ) -> Coverage:
-    """What the plan quantizes of all products; `zero_sites` stay float whatever it says."""
+    """What the plan quantizes of all products; layers of `zero_sites` stay float
+    whatever it says."""
     by_name = {layer.name: layer for layer in layers}
     rows = {row.site: row for row in plan.rows}
     told: dict[tuple[str, str], list[Multiplication]] = {}
@@ -61,14 +62,14 @@ def coverage(
             told.setdefault(_without_sites(product, layer), []).append(product)
             continue
         own = [row for o in layer.multiplied if (row := rows.get(f"{layer.name}.{o}"))]
-        done = [row for row in own if row.quantized and row.site not in zero_sites]
-        if done:
+        done = [row for row in own if row.quantized]
+        if any(row.site in zero_sites for row in own):
+            told.setdefault((product.type, "saw only zeros"), []).append(product)
+        elif done:
             quantized.append(product)
             half += len(done) < len(layer.multiplied)
             if any(row.operand == "weight" for row in done):
                 reached.update(name for name, _ in product.weights)
-        elif any(row.site in zero_sites for row in own):
-            told.setdefault((product.type, "saw only zeros"), []).append(product)
         else:
             by = f"by {own[0].rule}" if own else "its tensors are not known"
             told.setdefault((product.type, by), []).append(product)

@@ -95,7 +95,7 @@ class _Planner:
             raise self.loaded.error((*at, *inside), message)
         matched = [self.layers[position] for position in positions]
         usable = [layer for layer in matched if not layer.unusable]
-        if not usable:
+        if not usable and rule.format != FLOAT:
             layer = matched[0]
             raise self.loaded.error(at, f"{layer.name!r} cannot be quantized: {layer.unusable}")
         for operand, nowhere in _NOWHERE.items():
