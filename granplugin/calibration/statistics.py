@@ -166,8 +166,9 @@ def find_amax(
     A weight's comes from `weight` (its batch norm already folded where the row says so), another
     one's from `statistics`, a pinned range from the row. A block without a range, such as a channel
     of zeros, takes the largest amax: its zeros stay exact. None where all blocks are so: the site
-    stays float, and its layer with it (`ranged`). What is found is fitted to the row's format. Raises ModelError for a
-    weight that is not finite, DataError for statistics that do not serve the row.
+    stays float, and its layer with it (`ranged`). What is found is fitted to the row's format.
+    Raises ModelError for a weight that is not finite, DataError for statistics that do not serve
+    the row.
     """
     fmt = FORMATS[row.format]
     if row.amax is not None:

@@ -54,9 +54,9 @@ def power_of_two_amax(amax: np.ndarray) -> np.ndarray:
 
     The scale's exponent is floor(log2(amax)) - 8, where 8 is the exponent of E4M3's largest value
     (OCP Microscaling Formats v1.0, section 6.3), but not below -126. So amax / scale is in
-    [256, 512), and what lies above 448 saturates, amax itself too. NVIDIA rounds the exponent of
-    amax / 448 up instead (modelopt 0.47, TensorRT; ONNX's cast to float8e8m0): the same scale but
-    where amax / scale is above 448; there it is twice as large, and nothing saturates.
+    [256, 512), and what lies above 448 saturates, amax itself too. modelopt 0.47's MXFP8 takes
+    ceil(log2(amax / 448)) instead, as ONNX's Cast to float8e8m0 rounds up by default: the same
+    scale but where amax / scale is above 448; there it is twice as large, and nothing saturates.
 
     >>> power_of_two_amax(np.float32([448, 500, 1.0])).tolist()
     [448.0, 448.0, 1.75]

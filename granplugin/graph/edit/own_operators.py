@@ -1,8 +1,8 @@
 """Weights in block-scaled formats by an engine's own operators, in place of DequantizeLinear.
 
 What ONNX says with float32 scales, TensorRT's parser reads with scales in E8M0: a power of two s is
-stored as the byte log2(s) + 127 (OCP Microscaling Formats v1.0, section 5.4.1), so every float of
-the graph stays the same to the bit. TensorRT-RTX multiplies in the kernel that dequantizes such
+stored as the byte log2(s) + 127 (OCP Microscaling Formats v1.0), so every float of the graph stays
+the same to the bit. TensorRT-RTX multiplies in the kernel that dequantizes such
 weights, where DequantizeLinear gets a kernel of its own.
 """
 
