@@ -233,14 +233,16 @@ def test_faults_that_only_together_are_mended_are_advised_together(project, laye
     args = {"norms": False, "kind": "conv", "layer": layer, "channel": 3, "factor": 300.0}
     recipe = write(
         project, "Chain", {**args, "outputs": 1}, metrics=["sqnr_db"], rules=[COARSE],
-        analyze={"top": 4},
+        analyze={"top": 4, "tolerance": 5.0},
     )  # fmt: skip
     found = analyzed(recipe, project.out)
     changed = {name: o.rule for o in found.advice.overrides for name in o.layers}
-    assert changed[LAYERS[layer]]["weight"] == "per_channel"
-    assert changed[LAYERS[layer + 1]]["input"] == "per_channel"
+    # per_channel where that is enough, and else float.
+    mended = {"weight": "per_channel"}, {"input": "per_channel"}, {"format": "float"}
+    for name in (LAYERS[layer], LAYERS[layer + 1]):
+        assert any(rule.items() <= changed[name].items() for rule in mended)
     assert len(changed) <= 3 and found.advice.reached
-    assert found.advice.suggested.loss.value <= found.finest.loss.value + 1
+    assert found.advice.suggested.loss.value <= found.tolerance
     assert found.advice.suggested.loss.value < found.start.loss.value / 1.5
 
 
@@ -286,8 +288,8 @@ def test_a_network_without_a_fault_has_none(project):
     for norms, rules in ((True, [COARSE]), (False, [COARSE]), (True, [])):
         found, _ = planted(project, 0, rules, norms=norms)
         assert {layer.loss_in for layer in found.layers} == {"neither"}
-        assert (found.advice.overrides, found.advice.reached) == ([], True)
-        assert found.advice.said.startswith("Nothing needs to change")
+        assert (found.advice.overrides, found.advice.verdict) == ([], "cannot tell")
+        assert found.advice.said.startswith("Cannot tell whether anything needs to change: on 64")
 
 
 # -- what a user can get wrong, and what can go wrong ----------------------------------------------
@@ -440,7 +442,7 @@ def test_a_layer_that_never_runs_and_settings_that_do_not_apply_are_listed(proje
     asked = {"weights": ["per_channel", {"per_block": {"size": 3, "axis": 1}}]}
     write(project, "-", model={"callable": "odd.py:Odd"}, analyze=asked)
     done = analyze(project)
-    assert done.code == 0, done.stderr
+    assert done.code == 4, done.stderr
     found = Analysis.model_validate_json((project.out / "analysis.json").read_text())
     assert {layer.layer for layer in found.layers} == {"first", "loud", "head"}
     reasons = {skipped.site: skipped.reason for skipped in found.skipped}
@@ -457,7 +459,7 @@ def test_out_of_memory_halves_the_batch_once_and_says_so(project):
     for most in (32, 20):
         model = {"callable": "odd.py:Odd", "args": {"most": most}}
         write(project, "-", model=model)
-        assert analyze(project).code == 0
+        assert analyze(project).code == 4
         found.append(Analysis.model_validate_json((project.out / "analysis.json").read_text()))
     log = (project.out / "analyze_log.txt").read_text()
     assert log.count("out of memory with 32 samples in a batch; halving it") == 2  # local, effects
@@ -516,16 +518,17 @@ def test_an_interrupted_analysis_goes_on_where_it_was(small, forwards):
 
     done, whole = go()
     expected = (small.out / "analysis.json").read_text()
-    assert done.code == 0 and whole > 30
+    code = done.code
+    assert code in (0, 4) and whole > 30
     again, repeated = go()
-    assert (again.code, repeated) == (0, 0)
+    assert (again.code, repeated) == (code, 0)
     for stop in range(2, whole, 7):
         shutil.rmtree(small.out)
         stopped, first = go(stop)
         assert (stopped.code, first) == (130, stop), stopped.stderr
         assert not (small.out / "analysis.json").exists()
         done, rest = go()
-        assert done.code == 0, done.stderr
+        assert done.code == code, done.stderr
         # The batch that was stopped is run again, and what each pass learns of the model.
         assert stop + rest <= whole + 20
         text = (small.out / "analysis.json").read_text()
@@ -559,7 +562,7 @@ def test_a_killed_analysis_goes_on_behind_the_stages_that_were_done(small, comma
     assert kept and not (small.out / "analysis.json").exists()
     (small.folder / "kill").unlink()
     done = analyze(small)
-    assert done.code == 0, done.stderr
+    assert done.code == 4, done.stderr
     assert {p: p.stat().st_mtime_ns for p in small.out.glob("cache/statistics-*")} == kept
 
 
@@ -661,8 +664,9 @@ def test_with_batch_norms_kept_nothing_is_suggested(halves):
     )
     target = half.folder / "nothing.yaml"
     done = half.analyze(kept, "--write-recipe", target, "--set", "analyze.top=2")
-    assert done.code == 0, done.stderr
-    assert "Nothing needs to change" in " ".join(done.stdout.split())
+    # Of 160 samples that all decide as fp32 does, one in 50 of others may not.
+    assert done.code == 4, done.stderr
+    assert "some 390 samples like these could tell" in " ".join(done.stdout.split())
     assert yaml.safe_load(target.read_text())["rules"] == []
 
 

@@ -209,6 +209,8 @@ def analyses(draw):
             )
         ),
         advice=Advice(
+            verdict=draw(st.sampled_from(["within", "above", "cannot tell"])),
+            enough_samples=draw(st.none() | st.integers(1, 10**9)),
             said=draw(sentences),
             overrides=overrides,
             suggested=draw(some_effects) if overrides else None,
@@ -362,6 +364,8 @@ def network(layers, overrides=(), skipped=(), start=5.0, **more):
         "layers": layers,
         "skipped": skipped,
         "advice": Advice(
+            verdict="above" if overrides else "within",
+            enough_samples=None,
             said="As it is.",
             overrides=overrides,
             suggested=effect(0.5) if overrides else None,

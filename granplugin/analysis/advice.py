@@ -1,5 +1,5 @@
 """What to do: the fewest and coarsest overrides with which the network loses no more than the
-tolerance above what its finest settings lose - measured, not predicted.
+tolerance against FP32 - measured, not predicted.
 
 The worst layers are taken in order. For each, every setting that the engines can have is measured
 at the network's output, on top of the overrides so far; the coarsest within a decibel of the best
@@ -7,17 +7,18 @@ is taken, or the coarsest with which the goal is reached. Layers that spoil the 
 a filter and the input behind it, win nothing one by one: where the goal is not reached so, all get
 their finest settings, and each, the least harmful first, the coarsest with which that holds. Then
 each override is left out again, the last first, where the goal holds without it. What no setting
-reaches, float does: the worst layers are left float, as few as are enough. Nothing is
-suggested where the recipe reaches the goal: a loss that the samples cannot tell from the finest
-settings' loss is none.
+reaches, float does: the worst layers are left float, as few as are enough. Nothing is suggested
+unless the interval of the recipe's own loss is above the tolerance. Where the samples cannot tell
+that a loss is above it, and the finest settings lose no less, it is taken for reached.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from granplugin.analysis.effects import Effect
+from granplugin.analysis.effects import Effect, Mean
 from granplugin.analysis.losses import LayerLosses
 from granplugin.analysis.rounded import FLOATING, Choice, Pair
 
@@ -27,19 +28,31 @@ NEAR_DB = 1.0
 OWN: Pair = (None, 0)
 """What a site has by the recipe."""
 
+Verdict = Literal["within", "above", "cannot tell"]
+"""Of a loss: whether it is within the tolerance."""
+
 Measure = Callable[[Sequence[Choice]], list[Effect]]
+
+
+def judged(loss: Mean, tolerance: float) -> Verdict:
+    """On which side of the tolerance the interval of a loss is; one sample has none."""
+    if loss.low is None or loss.high is None:
+        return "cannot tell"
+    if loss.high <= tolerance:
+        return "within"
+    return "above" if loss.low > tolerance else "cannot tell"
 
 
 @dataclass(frozen=True)
 class Advice:
     """`overrides` are layer -> settings, or site -> its own, in the order they were found; `final`
-    is the network with them, None where there are none; `goal` the loss that is accepted, in
-    points."""
+    is the network with them, None where there are none. `verdict` is of the recipe's own loss;
+    `reached` says whether the final one is within the tolerance, as far as samples can tell."""
 
     overrides: Mapping[str, Pair]
     final: Effect | None
     reached: bool
-    goal: float
+    verdict: Verdict
 
 
 def finest(
@@ -75,14 +88,15 @@ def advise(
     `sites` are what else the recipe quantizes, worst first, each with what it can have instead,
     coarsest first; `kept` are layers that are never left float. An override must win a decibel: a
     loss alone may get smaller by chance."""
-    goal = at_finest.loss.value + tolerance
+    verdict = judged(at_start.loss, tolerance)
+    if verdict != "above":
+        return Advice({}, None, at_start.loss.value <= tolerance, verdict)
 
     def reached(found: Effect) -> bool:
-        low = found.loss.low
-        return found.loss.value <= goal or (low is not None and low <= at_finest.loss.value)
+        loss = found.loss
+        excused = loss.value <= at_finest.loss.value + tolerance
+        return loss.value <= tolerance or (excused and judged(loss, tolerance) != "above")
 
-    if reached(at_start):
-        return Advice({}, None, True, goal)
     overrides: dict[str, Pair] = {}
     now, best_db = at_start, at_start.sqnr.db
     for each in worst:
@@ -121,7 +135,8 @@ def advise(
         (found,) = measure([{**start, **fewer}])
         if reached(found):
             overrides, now = fewer, found
-    return Advice(overrides, now if overrides else None, reached(now), goal)
+    told = judged(now.loss, tolerance) != "above"
+    return Advice(overrides, now if overrides else None, told, verdict)
 
 
 def scales(each: LayerLosses, pair: Pair) -> int:
@@ -155,8 +170,8 @@ def _floating(
     measure: Measure,
     reached: Callable[[Effect], bool],
 ) -> tuple[dict[str, Pair], Effect]:
-    """These overrides and, one by one, the worst layers left float; of the latter none that neither
-    reaches the goal nor wins more than the tolerance."""
+    """These overrides and, one by one, the worst layers left float; none of the latter behind the
+    last that reached the goal or won more than the tolerance."""
     tried, held = dict(overrides), (dict(overrides), now)
     for each in worst:
         if reached(now):
@@ -164,7 +179,7 @@ def _floating(
         options = _floats(each, {**start, **tried}[each.name])
         effects = measure([{**start, **tried, each.name: pair} for pair in options])
         top = max(found.sqnr.db for found in effects)
-        if top < now.sqnr.db + NEAR_DB:
+        if top <= now.sqnr.db:
             continue
         at = next(n for n, f in enumerate(effects) if reached(f) or f.sqnr.db >= top - NEAR_DB)
         tried.pop(each.name, None)

@@ -32,6 +32,10 @@ _PARTS = ("kl", "kl2", "agree", "agree2", "decided", "whole", "hits", "fp32_hits
 decision, not one per position; `hits` is NaN without labels."""
 
 
+_MANY = 10**12
+"""A population of which any number of samples is a small part."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mean:
     """A mean over samples with its 95 % interval."""
@@ -54,6 +58,8 @@ class Effect:
     fp32_metric: Mean | None
     loss: Mean
     measured_by: str
+    deviation: float
+    """Of one sample's loss, in points; NaN where that is not known."""
 
 
 def effect(figure: np.ndarray) -> Effect:
@@ -64,21 +70,28 @@ def effect(figure: np.ndarray) -> Effect:
     if found.db is None:
         raise ModelError("FP32's outputs are all 0 on the analysis data: nothing can be compared")
     if said["decided"] == 0:
-        error = Mean(100 * found.relative_error, None, None)
-        return Effect(found, None, None, None, None, error, "outputs")
+        error, deviation = _relative_error(figure)
+        return Effect(found, None, None, None, None, error, "outputs", deviation)
     kl = _mean(said["kl"], said["kl2"], n)
     agreement = _mean(said["agree"], said["agree2"], n)
-    if said["whole"]:
+    share = agreement.value / 100
+    deviation = 100 * math.sqrt(share * (1 - share))
+    if not said["whole"]:
+        deviation = math.sqrt(max(said["agree2"] / n - agreement.value**2, 0.0))
+    # Where all decisions agree, their spread says nothing, and their number does.
+    if said["whole"] or agreement.value == 100:
         agreement = _proportion(said["agree"] / 100, n)
     if not said["hits"] >= 0:
         upper = None if agreement.low is None else 100 - agreement.low
         lower = None if agreement.high is None else 100 - agreement.high
         loss = Mean(100 - agreement.value, lower, upper)
-        return Effect(found, kl, agreement, None, None, loss, "decisions")
+        return Effect(found, kl, agreement, None, None, loss, "decisions", deviation)
     low, high = tango_interval(round(said["lost"]), round(said["gained"]), n)
     loss = Mean(100 * (said["lost"] - said["gained"]) / n, low, high)
     metric, fp32 = _proportion(said["hits"], n), _proportion(said["fp32_hits"], n)
-    return Effect(found, kl, agreement, metric, fp32, loss, "metric")
+    flips = (said["lost"] + said["gained"]) / n
+    deviation = 100 * math.sqrt(max(flips - (loss.value / 100) ** 2, 0.0))
+    return Effect(found, kl, agreement, metric, fp32, loss, "metric", deviation)
 
 
 class Effects:
@@ -281,6 +294,20 @@ def _arrays(outputs: object) -> dict[str, np.ndarray]:
 def _energy(values: np.ndarray) -> np.ndarray:
     rows = values.reshape(len(values), -1).astype(np.float64, copy=False)
     return np.einsum("ij,ij->i", rows, rows)
+
+
+def _relative_error(figure: np.ndarray) -> tuple[Mean, float]:
+    """In percent, and the deviation that its interval is of. Of any number of samples like these:
+    the output's SQNR on them is exact, what it would be on others is not."""
+    found = sqnr(figure, _MANY)
+    value = 100 * found.relative_error
+    if found.db == math.inf:
+        return Mean(value, value, value), 0.0
+    if found.low is None or found.high is None:
+        return Mean(value, None, None), math.nan
+    low, high = (100 * 10 ** (-db / 20) for db in (found.high, found.low))
+    n = round(float(figure[0]))
+    return Mean(value, low, high), (high - low) / 2 / float(stdtrit(n - 2, 0.975)) * math.sqrt(n)
 
 
 def _mean(total: float, squares: float, n: int) -> Mean:

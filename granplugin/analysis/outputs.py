@@ -17,8 +17,8 @@ from granplugin.recipe.analyze import Analyze
 
 @dataclass(frozen=True)
 class OutputEffects:
-    """`start` is the recipe's own choice, `finest` the one that loses least of what could be said
-    in its place, `top` the worst layers, which were measured alone and restored."""
+    """`start` is the recipe's own choice, `finest` what loses least of what engines have, each
+    setting of its own layer - whatever the recipe says - `top` the worst layers, which were measured alone and restored."""
 
     network: RoundedNetwork
     start: Choice
@@ -61,14 +61,13 @@ def measure_outputs(
     best = finest(losses.layers, start, {each.name: promised.had(each) for each in losses.layers})
     floating = {each.tried.own.site: FLOATING for each in losses.sites}
     alone = [(name, pair) for name in top for pair in _measured(network, start[name], name, wanted)]
-    candidates: list[Choice] = [best, {**best, **floating}, start]
-    found = measure_effects(subject, network, clock, candidates, alone, top)
+    candidates: list[Choice] = [best, {**best, **floating}]
+    found = measure_effects(subject, network, clock, [*candidates, start], alone, top)
 
     def harm(choice: Choice) -> tuple[float, float]:
         effect = found[choice_name(network, choice)]
         return effect.loss.value, -effect.sqnr.db
 
-    # Of what is locally best the whole is not always better than what the recipe has.
     return OutputEffects(network, start, min(candidates, key=harm), tuple(top), found)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from granplugin.analysis import why
-from granplugin.analysis.advice import Advice, advise
+from granplugin.analysis.advice import Advice, advise, judged
 from granplugin.analysis.answer import network_effect
 from granplugin.analysis.effects import Effect, choice_name
 from granplugin.analysis.evidence import Evidence
@@ -16,6 +17,7 @@ from granplugin.analysis.outputs import OutputEffects
 from granplugin.analysis.rounded import FLOATING, Choice, Pair
 from granplugin.analysis.subject import Clock, Subject
 from granplugin.analysis.suggestion import suggest
+from granplugin.measures.intervals import samples_to_tell
 from granplugin.quant.layers import Layer
 from granplugin.report.schema import analysis as model
 
@@ -73,7 +75,14 @@ def say(
     if advice is None:
         said = "The recipe quantizes no layer that has a weight: there is nothing to advise."
         return model.Advice(
-            said=said, overrides=[], suggested=None, reached=True, per_tensor=0, layers=0
+            verdict="within",
+            enough_samples=None,
+            said=said,
+            overrides=[],
+            suggested=None,
+            reached=True,
+            per_tensor=0,
+            layers=0,
         )
     outputs, tried = evidence.outputs, evidence.outputs.network.tried
     lowered = {
@@ -90,7 +99,11 @@ def say(
         layers,
     )
     per_tensor, weights = _per_tensor(advice, outputs)
+    at_start = outputs.whole(outputs.start)
+    told = advice.verdict != "cannot tell"
     return model.Advice(
+        verdict=advice.verdict,
+        enough_samples=None if told else _enough(at_start, subject),
         said=_sentence(advice, evidence, subject),
         overrides=[
             model.Override(layers=list(r.layers), rule=r.rule, reason=r.reason) for r in rules
@@ -116,39 +129,73 @@ def _per_tensor(advice: Advice, outputs: OutputEffects) -> tuple[int, int]:
 
 def _sentence(advice: Advice, evidence: Evidence, subject: Subject) -> str:
     outputs, tolerance = evidence.outputs, subject.loaded.recipe.analyze.tolerance
-    at_start, best = outputs.whole(outputs.start), outputs.whole(outputs.finest)
+    at_start = outputs.whole(outputs.start)
     of = {
         "metric": f"points of {subject.metric}",
         "decisions": "% of its decisions",
         "outputs": "% of its outputs (relative error)",
-    }[best.measured_by]
+    }[at_start.measured_by]
     count = subject.data.samples
     samples = "1 sample" if count == 1 else f"{count:,} samples"
     lost = f"{at_start.loss.value:.2f} {of}"
-    if not advice.overrides and advice.reached:
+    if advice.verdict == "within":
         return (
-            f"Nothing needs to change: on {samples} the recipe loses {lost}, which is "
-            f"within {tolerance:g} of the finest settings' "
-            f"{best.loss.value:.2f} or cannot be told from it."
+            f"Nothing needs to change: on {samples} the recipe loses {lost}"
+            f"{_interval(at_start)}, which is within the tolerance of {tolerance:g}."
         )
+    if advice.verdict == "cannot tell":
+        return (
+            f"Cannot tell whether anything needs to change: on {samples} the recipe loses {lost}"
+            f"{_interval(at_start)}, and {tolerance:g} is tolerated; {_could(at_start, subject)}."
+        )
+    lost += ", more than is accepted" if not advice.overrides else ""
     first = "" if advice.reached else _mend_first(evidence.layers, evidence.ranges.fixed)
     if not advice.overrides and not outputs.top:
         return f"The recipe loses {lost}; with analyze.top at 0 nothing else was measured."
     if not advice.overrides:
         return (
             f"The recipe loses {lost}, and no setting that was tried on its "
-            f"{len(outputs.top)} worst layers wins any of it back.{first}"
+            f"{len(outputs.top)} worst layers, nor leaving them float, wins any of it back.{first}"
         )
     many = f"{len(advice.overrides)} layer{'s' if len(advice.overrides) > 1 else ''}"
-    loss = advice.final.loss
-    interval = "" if loss.low is None else f" ({loss.low:.2f} to {loss.high:.2f})"
-    reaches = "" if advice.reached else ", still more than is accepted"
+    floats = sum(pair == FLOATING for pair in advice.overrides.values())
+    left = f" ({floats} of them left float)" if floats else ""
+    final = advice.final
+    reaches = {
+        "within": "",
+        "above": ", still more than is accepted",
+        "cannot tell": f", where {tolerance:g} is tolerated; {_could(final, subject)}",
+    }[judged(final.loss, tolerance)]
     per_tensor, weights = _per_tensor(advice, outputs)
     return (
-        f"The recipe loses {lost}; with {many} changed it loses {loss.value:.2f}{interval} on "
-        f"{samples}{reaches}. {per_tensor} of {weights} weights are per_tensor then."
+        f"The recipe loses {lost}; with {many} changed{left} it loses {final.loss.value:.2f}"
+        f"{_interval(final)} on {samples}{reaches}. {per_tensor} of {weights} weights are per_tensor then."
         f"{first}"
     )
+
+
+def _interval(effect: Effect) -> str:
+    loss = effect.loss
+    return "" if loss.low is None else f" ({loss.low:.2f} to {loss.high:.2f})"
+
+
+def _enough(effect: Effect, subject: Subject) -> int | None:
+    """How many samples could tell whether this loss is within the tolerance; None: no number is
+    known."""
+    tolerance, deviation = subject.loaded.recipe.analyze.tolerance, effect.deviation
+    if math.isnan(deviation):
+        return None
+    # Were the loss the tolerance, so many decisions at least would be others.
+    flips = 0.0 if effect.measured_by == "outputs" else math.sqrt(tolerance * (100 - tolerance))
+    enough = samples_to_tell(effect.loss.value, tolerance, deviation, max(deviation, flips))
+    return None if enough is None else max(enough, subject.data.samples + 1)
+
+
+def _could(effect: Effect, subject: Subject) -> str:
+    enough = _enough(effect, subject)
+    if enough is None:
+        return "these samples cannot tell more, nor how many could"
+    return f"some {enough:,} samples like these could tell"
 
 
 def _mend_first(layers: Sequence[LayerLosses], fixed: frozenset[str]) -> str:

@@ -46,4 +46,4 @@ def analyze(
         found.write_recipe(write_recipe)
         if not json_:
             print(f"recipe: {write_recipe}")
-    return 0
+    return found.exit_code

@@ -45,6 +45,11 @@ class Analyzed(Result):
         """The analysis."""
         return self.analysis
 
+    @property
+    def exit_code(self) -> int:
+        """0 told; 4 the samples cannot tell whether the recipe loses more than is tolerated."""
+        return 4 if self.analysis.advice.verdict == "cannot tell" else 0
+
     def write_recipe(self, target: str | Path) -> None:
         """Write the suggested recipe, which extends the analyzed one. Raises UserError where no
         file can be written there, and where the analyzed recipe is in no file."""

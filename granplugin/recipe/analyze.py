@@ -61,8 +61,8 @@ class Analyze(Strict):
     tolerance: float = Field(
         default=1.0,
         ge=0,
-        description="Loss that is accepted, in points above that of the finest settings: of the "
-        "metric, of decisions that differ from fp32, or of the outputs' relative error.",
+        description="Loss against fp32 that is accepted, in points: of the metric, of decisions "
+        "that differ from fp32's, or of the outputs' relative error.",
     )
     memory_mb: Positive = Field(
         default=256, description="For histograms; what does not fit is left out, and listed."

@@ -159,10 +159,20 @@ class Override(Part):
 class Advice(Part):
     """What to do."""
 
+    verdict: Literal["within", "above", "cannot tell"] = Field(
+        description="Of the recipe's own loss, with its interval: within the tolerance, above it, or "
+        "the samples cannot tell, which is exit code 4."
+    )
+    enough_samples: int | None = Field(
+        description="How many samples could tell, with a power of 80 %; null: they can, or no "
+        "number is known."
+    )
     said: str = Field(description="In one or two sentences.")
     overrides: list[Override] = Field(description="Empty where the network needs nothing.")
     suggested: NetworkEffect | None = Field(description="With the overrides; null without any.")
-    reached: bool = Field(description="Whether the loss is within the tolerance then.")
+    reached: bool = Field(
+        description="Whether the loss is within the tolerance then, as far as samples tell."
+    )
     per_tensor: int = Field(description="Layers whose weight has one scale then.")
     layers: int = Field(description="Layers that are quantized then.")
 
@@ -192,7 +202,8 @@ class Analysis(Part):
         description="With all that the recipe quantizes; null: it quantizes nothing."
     )
     finest: NetworkEffect = Field(
-        description="With the setting of each layer that, of those asked, loses least there."
+        description="With the setting of each layer that, of those asked that round, loses least "
+        "there."
     )
     layers: list[LayerAnalysis]
     sites: list[SiteAnalysis] = Field(description="Worst first.")

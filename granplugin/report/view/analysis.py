@@ -73,8 +73,8 @@ def _measured(analysis: Analysis) -> Iterator[Item]:
     if analysis.coverage:
         yield Item(f"the recipe {coverage_line(analysis.coverage)}")
     yield Item(
-        f"loss: {loss_means(analysis)}; tolerated: {analysis.tolerance:g} more than with the "
-        "finest: the best setting of each layer that every engine of the recipe has"
+        f"loss: {loss_means(analysis)}; tolerated: {analysis.tolerance:g}; the finest: the "
+        "best setting of each layer that every engine of the recipe has"
     )
     yield Item("±: to the farther end of the 95 % interval over samples")
 

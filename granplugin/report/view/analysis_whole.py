@@ -81,8 +81,7 @@ def analysis_whole_view(analysis: Analysis) -> Section:
         (
             Paragraph(f"{measured_on(analysis)}. granplugin {analysis.granplugin}."),
             Paragraph(
-                f"A loss is {loss_means(analysis)}; {analysis.tolerance:g} more than with the "
-                "finest settings is tolerated. Brackets hold the 95 % interval over all the data; "
+                f"A loss is {loss_means(analysis)}; {analysis.tolerance:g} is tolerated. Brackets hold the 95 % interval over all the data; "
                 "a figure without them is exact for its samples."
             ),
             *_covered(analysis),
@@ -122,7 +121,7 @@ def _advised(analysis: Analysis) -> Iterator[Block]:
     yield Paragraph(advice.said)
     if advice.overrides:
         yield Verbatim(tuple(rules_yaml(advice.overrides)), "yaml")
-        yield Paragraph(f"With these rules the loss is {within_tolerance(analysis)}.")
+        yield Paragraph(f"With these rules, {within_tolerance(analysis)}.")
 
 
 def _ranked(analysis: Analysis) -> Block:

@@ -1,0 +1,89 @@
+"""What analyze concludes: only what the samples show, against FP32."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from analysis_nets import analyzed, images, write
+from conftest import run_main
+from hypothesis import given
+from hypothesis import strategies as st
+
+COARSE = {"match": "**", "weight": "per_tensor"}
+RUINED = {"norms": False, "kind": "conv", "layer": 2, "channel": 3, "factor": 300.0, "outputs": 1}
+
+
+@dataclass(frozen=True)
+class Loss:
+    value: float
+    low: float | None
+    high: float | None
+
+
+def ruined(project, asked):
+    recipe = write(
+        project, "Chain", RUINED, metrics=["sqnr_db"], rules=[COARSE], analyze=asked
+    )  # fmt: skip
+    return analyzed(recipe, project.out)
+
+
+@given(st.floats(-5, 50), st.floats(0, 20), st.floats(0, 20), st.floats(0, 10))
+def test_a_loss_is_within_the_tolerance_only_with_all_of_its_interval(
+    value, below, over, tolerance
+):
+    from granplugin.analysis.advice import judged
+
+    verdict = judged(Loss(value, value - below, value + over), tolerance)
+    assert (verdict == "within") == (value + over <= tolerance)
+    assert (verdict == "above") == (value - below > tolerance)
+    assert judged(Loss(value, None, None), tolerance) == "cannot tell"
+
+
+def test_as_many_samples_as_are_said_can_tell_four_times_of_five():
+    from granplugin.measures.intervals import samples_to_tell, tango_interval
+
+    share, tolerance = 0.03, 1.0
+    deviation = 100 * math.sqrt(share * (1 - share))
+    n = samples_to_tell(3.0, tolerance, deviation, math.sqrt(tolerance * (100 - tolerance)))
+    flips = np.random.default_rng(0).binomial(n, share, 400)
+    told = np.mean([tango_interval(int(lost), 0, n)[0] > tolerance for lost in flips])
+    assert 0.72 < told < 0.92
+    # Where nothing flips, these are enough for the interval to end below the tolerance.
+    enough = samples_to_tell(0.0, tolerance, 0.0, math.sqrt(tolerance * (100 - tolerance)))
+    assert tango_interval(0, 0, enough)[1] <= tolerance < tango_interval(0, 0, enough // 2)[1]
+
+
+def test_a_ruined_network_that_no_setting_mends_is_not_said_to_need_nothing(project):
+    """The recipe has the only setting that is asked: against itself it would lose nothing."""
+    project.arrays = {"images": images(256)}
+    asked = {"weights": "per_tensor", "inputs": "per_tensor", "top": 1}
+    found = ruined(project, asked)
+    assert found.advice.verdict == "above" and found.start.loss.low > 20
+    assert not found.advice.reached and not found.advice.said.startswith("Nothing")
+    assert "more than is accepted" in found.advice.said
+
+
+def test_what_no_setting_mends_is_left_float_and_as_little_as_is_enough(project):
+    project.arrays = {"images": images(512)}
+    asked = {"weights": ["per_tensor", "float"], "inputs": ["per_tensor", "float"], "tolerance": 5}
+    found = ruined(project, asked)
+    assert found.advice.verdict == "above" and found.advice.reached
+    changed = {name: o.rule for o in found.advice.overrides for name in o.layers}
+    assert changed.keys() == {"convs.2", "convs.3"}
+    assert all("float" in rule.values() for rule in changed.values())
+    assert found.advice.suggested.loss.value < 5 < found.start.loss.low
+
+
+@pytest.mark.parametrize("samples", [4, 64])
+def test_samples_that_cannot_tell_are_exit_4_and_how_many_could_is_said(project, samples):
+    project.arrays = {"images": images(samples)}
+    data = {"calibration": {"npz": "data.npz", "inputs": {"image": "images"}}}
+    recipe = write(project, "Chain", {"norms": False}, data=data, analyze={"top": 1})
+    done = run_main("analyze", recipe, "--no-costs", "--out", project.out)
+    told = " ".join(done.stdout.split())
+    assert done.code == 4, done.stderr
+    assert "what to do: Cannot tell whether anything needs to change" in told
+    assert "samples like these could tell" in told and "Nothing needs to change" not in told
