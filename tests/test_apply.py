@@ -246,6 +246,7 @@ def test_a_folder_of_images_is_a_data_source(applied):
 )
 def test_limits_decide_the_exit_code(applied, monkeypatch, limits, code, verdict):
     from granplugin.measures.timing import Latency
+    from granplugin.report.build import run
     from granplugin.runs import latency
 
     def measured(runners, **_):
@@ -255,11 +256,39 @@ def test_limits_decide_the_exit_code(applied, monkeypatch, limits, code, verdict
         }
 
     monkeypatch.setattr(latency, "measure_interleaved", measured)
+    # The project's labels are random.
+    monkeypatch.setattr(run, "broken_baseline", lambda recipe, found: None)
     applied.recipe(limits=limits, engines=["openvino"])
     done = applied.apply()
     assert done.code == code
     assert verdict in {limit.verdict for limit in applied.report().limits}
     assert verdict in done.stdout
+
+
+def test_no_drop_is_met_by_a_network_that_guesses(applied):
+    applied.recipe(limits={"top1_drop": 100})
+    done = applied.apply()
+    assert done.code == 4
+    assert "cannot be told from chance" in done.stdout
+    assert "the recipe has no model.weights" in (applied.out / "report.md").read_text()
+
+
+def test_a_variant_of_the_defaults_own_file_is_said_to_change_nothing(applied):
+    applied.recipe(
+        rules=[{"match": {"type": "Conv2d"}, "weight": "per_channel"}],
+        baselines=["fp32", "tensorrt@11"],
+        engines=["openvino"],
+        latency={"rounds": 11},
+    )
+    done = applied.apply()
+    assert done.code == 0, done.stderr
+    assert "recipe changes nothing: its file is tensorrt@11's" in done.stdout
+    of = {variant.name: variant.engines for variant in applied.report().variants}
+    for own, default in zip(of["recipe"], of["tensorrt@11"], strict=True):
+        assert own.latency[0].median_ms == default.latency[0].median_ms
+        assert own.latency[0].vs["fp32"] == default.latency[0].vs["fp32"]
+        assert own.latency[0].vs["tensorrt@11"].value == 1
+        assert own.metrics["sqnr_db"].value == default.metrics["sqnr_db"].value
 
 
 def test_a_file_that_is_not_what_the_plan_says_exits_3(applied, monkeypatch):

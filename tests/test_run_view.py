@@ -31,6 +31,16 @@ def run_of(**metrics):
     return made.model_copy(update={"variants": variants, "notes": [], "limits": []})
 
 
+def test_a_variant_that_changes_nothing_is_said_to():
+    made = run_of(top1=metric(98.5, {}))
+    fp32, mine = made.variants
+    same = made.model_copy(
+        update={"variants": [fp32, mine.model_copy(update={"same_as": "tensorrt@11"})]}
+    )
+    for told in (as_text(same), as_markdown(same)):
+        assert "mine changes nothing: its file is tensorrt@11's" in told
+
+
 def test_a_baseline_that_is_none_is_said_below_the_table_and_in_the_report():
     broken = run_of(top1=metric(10.0, {})).model_copy(update={"broken_baseline": "it guesses"})
     assert "WARNING: it guesses" in as_text(broken)

@@ -33,22 +33,26 @@ def measure_latency(
     results: Mapping[tuple[str, str], Measured],
     engines: Mapping[str, Backend],
 ) -> dict[tuple[str, str, int], Timing]:
-    """(variant, engine, batch size) -> latency, all variants of an engine interleaved."""
+    """(variant, engine, batch size) -> latency, all variants of an engine interleaved; those of
+    one file are timed once."""
     timings: dict[tuple[str, str, int], Timing] = {}
     for name, module in engines.items():
         if not ENGINES[name].measures_latency or cannot_run(session.recipe, module):
             continue
         own = {variant: each.engine for (variant, on), each in results.items() if on == name}
+        timed = {engine.path: variant for variant, engine in reversed(own.items())}
+        same = {variant: timed[engine.path] for variant, engine in own.items()}
+        own = {variant: own[variant] for variant in own if same[variant] == variant}
         again = {}
         if ENGINES[name].builds_vary:
-            again = {each.job.name: _second(session, each, module) for each in built}
+            again = {b.job.name: _second(session, b, module) for b in built if b.job.name in own}
         for batch in latency_batches(session.recipe, name):
             feeds = _feeds(session, batch)
             log.info("measuring latency of %d variants on %s, batch %d", len(own), name, batch)
             with ExitStack() as stack:
                 runs, second = (_opened(stack, module, of, feeds) for of in (own, again))
                 found = _timings(session, runs, second)
-            timings |= {(variant, name, batch): timing for variant, timing in found.items()}
+            timings |= {(variant, name, batch): found[once] for variant, once in same.items()}
     return timings
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import cast
 
 import granplugin
@@ -60,7 +61,9 @@ def make_report(
     each engine."""
     recipe = recipes[0].recipe
     baselines = [each.job.name for each in built if each.job.kind == "baseline"]
-    variants = [_variant(each, baselines, results, latencies, layers, products) for each in built]
+    variants = [
+        _variant(each, baselines, results, latencies, layers, products, built) for each in built
+    ]
     preset = _preset(recipes[0])
     defaults = preset_plan(preset, layers, recipes[0])
     overrides = [
@@ -112,9 +115,17 @@ def _variant(
     latencies: Timings,
     layers: Sequence[Layer],
     products: Sequence[Multiplication],
+    built: Sequence[Built],
 ) -> VariantResult:
     job = each.job
     against = [name for name in baselines if name != job.name]
+    files = {engine: each.file(engine).path for _, engine in results}
+    same = (
+        other.job.name
+        for other in takewhile(lambda other: other is not each, built)
+        if other.onnx.path == each.onnx.path
+        and all(other.file(engine).path == path for engine, path in files.items())
+    )
     quantized = each.quantized
     return VariantResult(
         name=job.name,
@@ -129,6 +140,7 @@ def _variant(
         folded=len(job.plan.folded),
         zero_sites=list(each.zero_sites),
         agreement=each.agreement,
+        same_as=next(same, None),
         coverage=covered(coverage(products, layers, job.plan, each.zero_sites)),
         engines=[
             engine_result(

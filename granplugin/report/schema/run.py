@@ -195,6 +195,9 @@ class VariantResult(Part):
     coverage: Coverage | None = Field(
         default=None, description="Of all that the network multiplies; null: not counted."
     )
+    same_as: str | None = Field(
+        default=None, description="The earlier variant whose files these are: nothing differs."
+    )
     engines: list[EngineResult]
 
     @property

@@ -110,6 +110,11 @@ def warnings(report: Report) -> Iterator[Item]:
     """What makes figures mean less than they seem to."""
     if report.broken_baseline:
         yield Item(f"WARNING: {report.broken_baseline}", sense="bad")
+    for variant in report.variants:
+        if variant.same_as and variant.kind != "baseline":
+            yield Item(
+                f"{variant.name} changes nothing: its file is {variant.same_as}'s", sense="doubtful"
+            )
 
 
 def covered(report: Report, listed: bool = False) -> Iterator[Item]:
