@@ -236,6 +236,41 @@ def test_an_add_that_cannot_be_fused_into_one_layer_is_no_site():
 # What is planned for them.
 
 
+class SharedAdd(nn.Module):
+    """One convolution for two branches, whose results are added: directly, or by what follows."""
+
+    def __init__(self, direct=True):
+        super().__init__()
+        self.stem, self.shared = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.head, self.direct = nn.Conv2d(8, 4, 1), direct
+
+    def forward(self, image):
+        x = self.stem(image).relu()
+        a, b = self.shared(x), self.shared(nn.functional.max_pool2d(x, 3, 1, 1))
+        return self.head((a + b if self.direct else a.relu() + b.sigmoid()).relu())
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_results_of_one_module_that_are_added_are_no_skips_and_work(tmp_path, direct):
+    layers = layers_of(SharedAdd(direct).eval(), torch.randn(2, 3, 16, 16))
+    assert skips_of(layers) == {}
+    assert next(layer for layer in layers if layer.name == "shared").calls == 2
+    made = Project(tmp_path)
+    made.write(
+        "nets.py",
+        f"from test_skips import SharedAdd\n\n\ndef net():\n    return SharedAdd({direct})\n",
+    )
+    images = np.random.default_rng(0).standard_normal((16, 3, 16, 16), np.float32)
+    made.arrays = {"images": images}
+    source = {"npz": "data.npz", "inputs": {"image": "images"}}
+    made.recipe(
+        model={"callable": "nets.py:net"}, data={"calibration": source}, metrics=["sqnr_db"]
+    )
+    done = made.apply()
+    assert done.code == 0, done.stderr
+    assert made.report().variants[-1].quantized_sites == 6
+
+
 def planned(folder, model: nn.Module, example, **recipe) -> Plan:
     path = folder / "r.yaml"
     text = {

@@ -31,13 +31,15 @@ def find_skips(flow: Flow, outputs: Mapping[str, Sequence[int]], ends: set[int])
     """Layer -> its skip input; `outputs` has, for each layer that runs, the value each of its calls
     put out, and `ends` are the model's own outputs.
 
-    A layer whose result is read by anything else than its residual add has none.
+    A layer whose result is read by anything else than its residual add has none, nor has one that is
+    called twice and whose results are added to each other.
     """
     history = _history(flow, outputs)
     branches: dict[int, dict[str, tuple[int, int]]] = {}
     for layer, numbers in outputs.items():
         met = [add for number in numbers if (add := _meets(flow, number, ends))]
-        if len(met) == len(numbers):
+        # Where a layer's own results are added, neither is the skip of the other.
+        if len(met) == len(numbers) == len({at for at, _, _ in met}):
             for at, branch, skip in met:
                 branches.setdefault(at, {})[layer] = (branch, skip)
     found: dict[str, Skip] = {}
