@@ -14,6 +14,7 @@ from granplugin.measures.intervals import (
     difference,
     paired_difference,
     paired_mean_difference,
+    pooled_difference,
     proportion_interval,
     smallest_provable_drop,
     tango_interval,
@@ -224,3 +225,49 @@ def test_samples_that_do_not_pair_or_are_nan_are_refused():
         difference(np.ones(3), np.ones(4), "dB")
     with pytest.raises(UserError, match="NaN for sample 1"):
         difference(np.ones(3), np.array([1, np.nan, 1]), "dB")
+
+
+def noisy(rng, n, scale):
+    """Signals and noises of n samples, unlike each other as those of networks are."""
+    signal = rng.lognormal(0, 0.5, n)
+    shared = rng.lognormal(0, 0.8, n)
+    return [np.stack([signal, signal * shared * k * rng.lognormal(0, 0.3, n)]) for k in scale]
+
+
+def db(signal, noise):
+    return 10 * np.log10(signal.sum() / noise.sum())
+
+
+def test_a_pooled_differences_value_is_the_difference_of_the_shown_figures():
+    a, b = noisy(np.random.default_rng(1), 200, (1e-4, 1e-3))
+    found = pooled_difference(a, b)
+    assert found.value == pytest.approx(db(*a) - db(*b))
+    assert found.low < found.value < found.high
+    assert found.verdict == "better"
+    back = pooled_difference(b, a)
+    assert (back.value, back.low) == pytest.approx((-found.value, -found.high))
+
+
+def test_a_pooled_differences_interval_covers_that_of_all_samples():
+    rng, covered = np.random.default_rng(2), 0
+    a, b = noisy(rng, 100_000, (1e-4, 1.2e-4))
+    true = db(*a) - db(*b)
+    for _ in range(400):
+        drawn = rng.choice(a.shape[1], 100)
+        found = pooled_difference(a[:, drawn], b[:, drawn])
+        covered += found.low <= true <= found.high
+    assert covered >= 0.9 * 400
+
+
+def test_a_pooled_figure_does_not_differ_from_itself():
+    (a,) = noisy(np.random.default_rng(3), 50, (1e-4,))
+    found = pooled_difference(a, a.copy())
+    assert (found.value, found.low, found.verdict) == (0, None, NOTHING)
+
+
+def test_a_pooled_figure_without_noise_is_compared_by_signs():
+    (a,) = noisy(np.random.default_rng(4), 50, (1e-4,))
+    exact = a * [[1], [0]]
+    found = pooled_difference(exact, a)
+    assert (found.value, found.low, found.verdict) == (np.inf, None, "better")
+    assert pooled_difference(exact, exact).verdict == NOTHING

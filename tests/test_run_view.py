@@ -31,6 +31,14 @@ def run_of(**metrics):
     return made.model_copy(update={"variants": variants, "notes": [], "limits": []})
 
 
+def test_several_comparisons_say_how_many_false_differences_to_expect():
+    equal = metric(98.5, against(0.0, EQUAL))
+    three = run_of(top1=equal, top5=equal)
+    told = "Each of the 3 comparisons with fp32 has its own 95 %"
+    assert told in " ".join(as_text(three).split()), "two metrics and a latency"
+    assert told in as_markdown(three)
+
+
 def test_a_variant_that_changes_nothing_is_said_to():
     made = run_of(top1=metric(98.5, {}))
     fp32, mine = made.variants

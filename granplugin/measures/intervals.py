@@ -18,6 +18,7 @@ from granplugin.errors import UserError
 Verdict = Literal["no measurable difference", "better", "worse"]
 
 _Z = float(ndtri(0.975))
+_DB = 10 / math.log(10)
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,34 @@ def paired_mean_difference(
     half = float(stdtrit(n - 1, 0.975) * gain.std(ddof=1) / math.sqrt(n))
     verdict = _verdict((value > half) - (value < -half), higher_is_better)
     return Difference(value, value - half, value + half, unit, n, "paired t", verdict)
+
+
+def pooled_difference(a: np.ndarray, b: np.ndarray) -> Difference:
+    """Difference of two figures 10 log10(sum of signals / sum of noises) over the same samples, in
+    dB; a and b hold each sample's signal and noise, (2, n).
+
+    The value is the difference of the two figures; its interval that of the logarithm of ratios of
+    means, linearized (Cochran, Sampling Techniques, 3rd ed. 1977, section 2.9), with Student's t.
+    Where there is none (as in `paired_mean_difference`) samples' own figures decide by signs.
+    """
+    n = _paired(a[0], b[0])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pooled = [_DB * np.log(signal.sum() / noise.sum()) for signal, noise in (a, b)]
+        own = [_DB * np.log(signal / noise) for signal, noise in (a, b)]
+        value = 0.0 if pooled[0] == pooled[1] else float(pooled[0] - pooled[1])
+        gain = np.where((a == b).all(axis=0), 0.0, own[0] - own[1])
+        moves = sum(
+            sign * each / each.mean() for sign, each in zip((1, -1, -1, 1), (*a, *b), strict=True)
+        )
+    reason = None if math.isfinite(value) else "an infinite difference has no interval"
+    if reason is None:
+        reason = _no_t_interval(_DB * moves, 1.0)
+    if reason:
+        verdict = _verdict(_sign_test(int((gain > 0).sum()), int((gain < 0).sum())), True)
+        return Difference(value, None, None, "dB", n, f"sign test ({reason})", verdict)
+    half = float(stdtrit(n - 1, 0.975) * _DB * moves.std(ddof=1) / math.sqrt(n))
+    verdict = _verdict((value > half) - (value < -half), higher_is_better=True)
+    return Difference(value, value - half, value + half, "dB", n, "ratio of sums", verdict)
 
 
 def smallest_provable_drop(n: int) -> float | None:

@@ -22,12 +22,14 @@ class Score:
     """One metric of one variant on one engine.
 
     `per_sample` has shape (N,): bool where each sample is a hit or a miss (`value` is their
-    percentage), otherwise floats in the metric's unit; None where no sample stands alone.
+    percentage), otherwise floats in the metric's unit; None where no sample stands alone. Of a
+    pooled figure, `pooled` has each sample's signal and noise, (2, N): `value` is of their sums.
     """
 
     value: float
     per_sample: np.ndarray | None
     higher_is_better: bool = True
+    pooled: np.ndarray | None = None
 
 
 class Measure(Protocol):
@@ -124,7 +126,8 @@ def sqnr_db(outputs: Outputs, reference: Outputs | None, labels: np.ndarray | No
         raise ModelError(f"sqnr_db needs a floating output, and {_shapes(outputs)}")
     signal = sum(_energy(reference[name]) for name in names)
     noise = sum(_energy(np.subtract(reference[n], outputs[n], dtype=np.float64)) for n in names)
-    return Score(float(_db(signal.sum(), noise.sum())), _db(signal, noise))
+    value = float(_db(signal.sum(), noise.sum()))
+    return Score(value, _db(signal, noise), pooled=np.stack([signal, noise]))
 
 
 METRICS: dict[str, Metric] = {

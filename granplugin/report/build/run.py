@@ -221,9 +221,12 @@ def _metric(
         other = values.get(name)
         if other is None or value.per_sample is None or other.per_sample is None:
             continue
-        found = intervals.difference(
-            value.per_sample, other.per_sample, unit, value.higher_is_better
-        )
+        if value.pooled is not None and other.pooled is not None:
+            found = intervals.pooled_difference(value.pooled, other.pooled)
+        else:
+            found = intervals.difference(
+                value.per_sample, other.per_sample, unit, value.higher_is_better
+            )
         vs[baseline] = Interval(**vars(found))
     return MetricValue(value=value.value, unit=unit, low=low, high=high, vs=vs)
 

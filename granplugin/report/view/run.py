@@ -30,6 +30,7 @@ from granplugin.report.view.metric_figures import (
 from granplugin.report.view.run_facts import (
     agreement_sentences,
     covered,
+    false_differences,
     gpu_sentences,
     int8_layers,
     made,
@@ -294,6 +295,8 @@ def _reading(report: Report) -> Iterator[Block]:
     ]
     if same:
         yield Paragraph(f"= no measurable difference from fp32: {', '.join(same)}")
+    compared = [v.main_engine for v in shown if v.same_as is None]
+    yield from map(Paragraph, false_differences(compared))
     yield from map(Paragraph, provable(report))
     yield from _latencies(shown, lambda variant: variant.main_engine)
     yield from map(Paragraph, gpu_sentences(report))

@@ -49,6 +49,19 @@ def same_as_fp32(engine: EngineResult) -> bool:
     return bool(against) and all(each.verdict == NONE_MEASURABLE for each in against)
 
 
+def false_differences(engines: Sequence[EngineResult]) -> Iterator[str]:
+    """What 95 % means where a table has several comparisons with fp32."""
+    count = sum(
+        sum("fp32" in each.vs for each in (*engine.metrics.values(), *engine.latency))
+        for engine in engines
+    )
+    if count > 1:
+        yield (
+            f"Each of the {count} comparisons with fp32 has its own 95 %: were there no difference "
+            f"at all, {count / 20:.1f} of them would be expected to show one."
+        )
+
+
 def provable(report: Report) -> Iterator[str]:
     """The smallest drop that the samples can prove, where a metric is a proportion."""
     if report.smallest_provable_drop is not None:

@@ -21,6 +21,7 @@ from granplugin.report.view.metric_figures import bounds, difference, figure, sp
 from granplugin.report.view.run_facts import (
     agreement_sentences,
     covered,
+    false_differences,
     gpu_sentences,
     int8_layers,
     made,
@@ -70,7 +71,9 @@ def _engine(report: Report, engines: Sequence[EngineResult]) -> Section:
         why = f"Built for batch {report.batch_size} and audited, not run: {last.cannot_run}."
         return Section(title, (Paragraph(why), *_made_of_rows(report, engines)))
     rows = _made_of_rows(report, engines) if last.imported else ()
-    return Section(title, (_figures(report, engines), *_timing(engines), *rows))
+    own = [e for v, e in zip(report.variants, engines, strict=True) if v.same_as is None]
+    told = map(Paragraph, false_differences(own))
+    return Section(title, (_figures(report, engines), *told, *_timing(engines), *rows))
 
 
 def _figures(report: Report, engines: Sequence[EngineResult]) -> Table:
