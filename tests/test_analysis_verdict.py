@@ -87,3 +87,52 @@ def test_samples_that_cannot_tell_are_exit_4_and_how_many_could_is_said(project,
     assert done.code == 4, done.stderr
     assert "what to do: Cannot tell whether anything needs to change" in told
     assert "samples like these could tell" in told and "Nothing needs to change" not in told
+
+
+def labelled(project, labels):
+    project.arrays = {"images": images(512), "labels": labels}
+    asked = {"top": 1}
+    return analyzed(write(project, "Residual", rules=[COARSE], analyze=asked), project.out)
+
+
+def test_labels_on_which_fp32_is_at_chance_decide_nothing_and_that_is_said(project):
+    found = labelled(project, np.random.default_rng(1).integers(0, 10, 512))
+    assert (found.loss, found.metric, found.fp32) == ("decisions", None, None)
+    (note,) = [note for note in found.notes if "at chance" in note]
+    assert "10 classes give 10 % blindly" in note
+    assert found.start.loss.value == pytest.approx(100 - found.start.agreement.value)
+
+
+def figure(n, classes, hits, fp32_hits, lost, gained, agree):
+    """The sums of n samples, of which so many are as said."""
+    from granplugin.analysis.effects import _PARTS
+    from granplugin.analysis.figures import sums
+
+    part = dict.fromkeys(_PARTS, 0.0) | {
+        "agree": 100.0 * agree, "agree2": 1e4 * agree, "decided": n, "whole": n,
+        "classes": n * classes, "hits": hits, "fp32_hits": fp32_hits, "lost": lost,
+        "gained": gained,
+    }  # fmt: skip
+    return np.concatenate([sums(np.ones(n), np.full(n, 1e-2)), list(part.values())])
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        (figure(512, 10, 52, 51, 40, 41, 91), "at chance"),
+        (figure(512, 10, 300, 301, 80, 79, 350), "the same as fp32's while only 68.4 %"),
+        (figure(512, 10, 500, 501, 2, 1, 505), None),
+        (figure(512, 10, 100, 501, 401, 0, 102), None),
+        (figure(512, 2, 260, 262, 40, 38, 430), "at chance"),
+    ],
+)
+def test_labels_that_contradict_are_told_from_labels_that_do_not(said, word):
+    from types import SimpleNamespace
+
+    from granplugin.analysis.effects import effect
+    from granplugin.analysis.outputs import contradiction
+
+    outputs = SimpleNamespace(start={"a": (0, 0)}, whole=lambda choice: effect(said))
+    found = contradiction(outputs, "top1")
+    assert found is None if word is None else word in found
+    assert effect(said, by_labels=False).measured_by == "decisions"

@@ -36,6 +36,7 @@ def answer(
     local_samples: int,
     metric: str | None,
     seconds: Mapping[str, float],
+    notes: Sequence[str],
 ) -> model.Analysis:
     """The analysis of a session's recipe; `facts`, `why_each` and `costs` are by layer."""
     outputs = evidence.outputs
@@ -72,7 +73,7 @@ def answer(
             for s in evidence.questions.skipped
         ],
         advice=advice,
-        notes=list(evidence.questions.plan.notes),
+        notes=list(notes),
         coverage=covered(coverage(session.products, session.layers, evidence.questions.plan)),
     )
 

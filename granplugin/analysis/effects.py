@@ -27,9 +27,13 @@ from granplugin.store.keys import content_key
 
 log = logging.getLogger(__name__)
 
-_PARTS = ("kl", "kl2", "agree", "agree2", "decided", "whole", "hits", "fp32_hits", "gained", "lost")
+_PARTS = (
+    "kl", "kl2", "agree", "agree2", "decided", "whole", "classes", "hits", "fp32_hits", "gained",
+    "lost",
+)  # fmt: skip
 """Sums over samples; `decided` counts those whose outputs have classes, `whole` those that are one
-decision, not one per position; `hits` is NaN without labels."""
+decision, not one per position; `classes` is how many each chooses from; `hits` is NaN without
+labels."""
 
 
 _MANY = 10**12
@@ -60,10 +64,13 @@ class Effect:
     measured_by: str
     deviation: float
     """Of one sample's loss, in points; NaN where that is not known."""
+    classes: int = 0
+    """That a decision chooses from."""
 
 
-def effect(figure: np.ndarray) -> Effect:
-    """The effect that these sums are of. Raises ModelError where FP32's outputs are all 0."""
+def effect(figure: np.ndarray, by_labels: bool = True) -> Effect:
+    """The effect that these sums are of; without `by_labels` as if there were no labels. Raises
+    ModelError where FP32's outputs are all 0."""
     said = dict(zip(_PARTS, figure[SUMS:].tolist(), strict=True))
     n = round(float(figure[0]))
     found = sqnr(figure, n)
@@ -81,17 +88,18 @@ def effect(figure: np.ndarray) -> Effect:
     # Where all decisions agree, their spread says nothing, and their number does.
     if said["whole"] or agreement.value == 100:
         agreement = _proportion(said["agree"] / 100, n)
-    if not said["hits"] >= 0:
+    classes = round(said["classes"] / said["decided"])
+    if not (by_labels and said["hits"] >= 0):
         upper = None if agreement.low is None else 100 - agreement.low
         lower = None if agreement.high is None else 100 - agreement.high
         loss = Mean(100 - agreement.value, lower, upper)
-        return Effect(found, kl, agreement, None, None, loss, "decisions", deviation)
+        return Effect(found, kl, agreement, None, None, loss, "decisions", deviation, classes)
     low, high = tango_interval(round(said["lost"]), round(said["gained"]), n)
     loss = Mean(100 * (said["lost"] - said["gained"]) / n, low, high)
     metric, fp32 = _proportion(said["hits"], n), _proportion(said["fp32_hits"], n)
     flips = (said["lost"] + said["gained"]) / n
     deviation = 100 * math.sqrt(max(flips - (loss.value / 100) ** 2, 0.0))
-    return Effect(found, kl, agreement, metric, fp32, loss, "metric", deviation)
+    return Effect(found, kl, agreement, metric, fp32, loss, "metric", deviation, classes)
 
 
 class Effects:
@@ -251,6 +259,7 @@ def compare(
             "agree2": (agree * agree).sum(),
             "decided": len(agree),
             "whole": len(agree) if whole else 0,
+            "classes": len(agree) * reference[name].shape[axis],
         }
     part["hits"] = math.nan
     if metric is not None and labels is not None:

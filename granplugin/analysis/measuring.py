@@ -91,4 +91,5 @@ def measure_effects(
     with subject.located(), clock.timed(what):
         batches = track(subject.batches(everything), what, subject.count(everything))
         found = accumulate(kept, names, batches, step)
-    return {name: effect(figure) for name, figure in found.items()}
+    by_labels = subject.distrust is None
+    return {name: effect(figure, by_labels) for name, figure in found.items()}

@@ -15,6 +15,12 @@ from granplugin.analysis.subject import Clock, Subject
 from granplugin.recipe.analyze import Analyze
 
 
+_CONTRADICTS = 90.0
+"""Percent of equal decisions below which an unchanged metric is no evidence."""
+_GUESSES = {"top5": 5}
+"""How many classes a sample may name, for a metric where that is not one."""
+
+
 @dataclass(frozen=True)
 class OutputEffects:
     """`start` is the recipe's own choice, `finest` what loses least of what engines have, each
@@ -69,6 +75,34 @@ def measure_outputs(
         return effect.loss.value, -effect.sqnr.db
 
     return OutputEffects(network, start, min(candidates, key=harm), tuple(top), found)
+
+
+def contradiction(outputs: OutputEffects, metric: str | None) -> str | None:
+    """Why the labels cannot judge the recipe; None where they can, or there are none. FP32 is held
+    to be at chance where its interval has what choosing blindly hits; and a metric that stays while
+    decisions change does so by chance alone."""
+    effect = outputs.whole(outputs.start if outputs.start else outputs.finest)
+    if metric is None or effect.metric is None or effect.fp32_metric is None:
+        return None
+    fp32, agreement = effect.fp32_metric, effect.agreement
+    chance = 100 * min(_GUESSES.get(metric, 1) / effect.classes, 1.0)
+    told = "so the loss is measured by decisions that differ from fp32's, not by the labels"
+    if fp32.low is not None and fp32.low <= chance:
+        return (
+            f"fp32 is at chance on these labels: {metric} is {fp32.value:.1f} % "
+            f"({fp32.low:.1f} to {fp32.high:.1f}) where {effect.classes} classes give "
+            f"{chance:.3g} % blindly; are they these samples' labels, and are inputs as the model "
+            f"was trained on? {told}"
+        )
+    loss = effect.loss
+    if agreement is None or agreement.high is None or loss.low is None or loss.high is None:
+        return None
+    if loss.low <= 0 <= loss.high and agreement.high < _CONTRADICTS:
+        return (
+            f"{metric} is the same as fp32's while only {agreement.value:.1f} % of decisions are: "
+            f"the labels contradict what the networks do; {told}"
+        )
+    return None
 
 
 def rank(layers: Sequence[LayerLosses], outputs: OutputEffects) -> tuple[LayerLosses, ...]:

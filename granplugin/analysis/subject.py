@@ -34,7 +34,8 @@ _MAKERS = ("granplugin.analysis.measuring", "granplugin.analysis.ranges")
 class Subject:
     """`model` is a copy that passes may hook into; `tensors` puts a batch where it is. Passes run
     on `data` in full batches of `batch` samples; `example` is a small one. `folder` keeps the
-    figures of the model, data and recipe that `key` is of."""
+    figures of the model, data and recipe that `key` is of. `distrust` says why the labels, where
+    there are some, decide nothing."""
 
     model: nn.Module
     tensors: Callable[[Batch], dict[str, Tensor]]
@@ -44,6 +45,7 @@ class Subject:
     loaded: Loaded
     folder: Path
     key: str
+    distrust: str | None = None
 
     @property
     def device(self) -> Any:

@@ -7,7 +7,7 @@ the run folder, by content, and go on where they were killed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from granplugin.analysis.answer import answer
@@ -15,7 +15,7 @@ from granplugin.analysis.evidence import Evidence
 from granplugin.analysis.facts import facts_of, why_of
 from granplugin.analysis.losses import all_losses
 from granplugin.analysis.measuring import draw, local_errors
-from granplugin.analysis.outputs import measure_outputs, rank
+from granplugin.analysis.outputs import contradiction, measure_outputs, rank
 from granplugin.analysis.promised import find_costs, find_promises
 from granplugin.analysis.questions import ask_all
 from granplugin.analysis.ranges import find_ranges, gather, read_statistics
@@ -101,6 +101,10 @@ def analyze_in(session: Session, costs: bool = True, statistics: Path | None = N
     )
     promised = find_promises(session, questions, network)
     outputs = measure_outputs(subject, network, losses, promised, wanted, clock)
+    if distrust := contradiction(outputs, subject.metric):
+        # The figures are kept: only what they are read for changes.
+        subject = replace(subject, distrust=distrust)
+        outputs = measure_outputs(subject, network, losses, promised, wanted, clock)
     layers = rank(losses.layers, outputs)
     evidence = Evidence(questions, seen, ranges, promised, outputs, layers, losses.sites)
     facts = {each.name: facts_of(each, evidence) for each in layers}
@@ -109,6 +113,16 @@ def analyze_in(session: Session, costs: bool = True, statistics: Path | None = N
     told = say(advice, evidence, facts, subject, session.layers)
     with clock.timed("costs"):
         priced = find_costs(session, questions, network, seen, measured=costs)
+    notes = [*plan.notes, *([distrust] if distrust else [])]
     return answer(
-        session, evidence, facts, why, priced, told, len(drawn), subject.metric, clock.seconds
+        session,
+        evidence,
+        facts,
+        why,
+        priced,
+        told,
+        len(drawn),
+        subject.metric,
+        clock.seconds,
+        notes,
     )
