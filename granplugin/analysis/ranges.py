@@ -26,9 +26,8 @@ from granplugin.calibration.statistics import (
 from granplugin.errors import DataError
 from granplugin.network.modules import folded
 from granplugin.planning.rows import QuantizedRow
-from granplugin.progress import track
 from granplugin.recipe.loaded import located
-from granplugin.runs.session import CALIBRATION_BATCH, Session, whole
+from granplugin.runs.session import Session
 from granplugin.store.keys import content_key
 
 STATISTICS = "statistics.safetensors"
@@ -111,9 +110,8 @@ def gather(
     missing = {n for n in needs if found is None or not found.covers([n])}
     if found is None or missing:
         partial = path.with_suffix(".partial.safetensors")
-        whose = content_key(key, sorted(map(str, missing)))
-        count = max(session.calibration.samples // CALIBRATION_BATCH, 1)
-        batches = track(whole(session.calibration), "ranges", count)
+        whose = content_key(key, session.recipe.data.batch_size, sorted(map(str, missing)))
+        batches = session.calibrating("ranges")
         with located(session.loaded, "data", "calibration"), clock.timed("ranges"):
             seen = collect(subject.model, missing, batches, subject.forward, partial, whose)
         found = found.join(seen) if found else seen

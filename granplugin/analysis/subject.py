@@ -16,11 +16,11 @@ from granplugin.analysis.local import key
 from granplugin.analysis.passes import Kept
 from granplugin.analysis.questions import Questions
 from granplugin.analysis.rounded import analysis_copy, run
-from granplugin.data.batches import Batch, Batches
+from granplugin.data.batches import SAME_BITS, Batch, Batches
 from granplugin.errors import RunError
 from granplugin.measures.metrics import METRICS
 from granplugin.recipe.loaded import Loaded, located
-from granplugin.runs.session import CALIBRATION_BATCH, Session
+from granplugin.runs.session import Session
 from granplugin.store.keys import content_key, file_key
 from granplugin.store.maker import made_by
 
@@ -119,7 +119,7 @@ def open_subject(session: Session, questions: Questions) -> Subject:
         tensors=session.network.tensors,
         example=session.example,
         data=session.analysis,
-        batch=max(session.recipe.data.batch_size, CALIBRATION_BATCH),
+        batch=max(session.recipe.data.batch_size, SAME_BITS),
         loaded=session.loaded,
         folder=session.run.path / "analysis",
         key=content_key(

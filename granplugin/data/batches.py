@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,15 +73,45 @@ def drawn_indices(total: int, samples: int | None, seed: int, where: str) -> np.
     return np.sort(np.random.default_rng(seed).choice(total, samples, replace=False))
 
 
-def rebatched(chunks: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """The same samples in batches of `size`, fewer in the last one; copies."""
+SAME_BITS = 16
+"""On a CPU, torch computes a sample's activations to the same bits in any batch of 16 or more, on
+any number of threads, and to others below (modelopt_bridge.observe.batches has the measurement)."""
+
+
+def calibration_sizes(samples: int, most: int) -> tuple[int, ...]:
+    """The batches to calibrate in: none has more than `most` samples, and none fewer than SAME_BITS
+    where that can be, so that ranges do not depend on `most`.
+
+    >>> calibration_sizes(36, 32), calibration_sizes(36, 18), calibration_sizes(36, 16)
+    ((16, 20), (18, 18), (16, 16, 4))
+    >>> calibration_sizes(5, 2)
+    (2, 2, 1)
+    """
+    size = min(SAME_BITS, most)
+    sizes, left = [size] * (samples // size), samples % size
+    for at in reversed(range(len(sizes))):
+        more = min(left, most - size)
+        sizes[at] += more
+        left -= more
+    return (*sizes, left) if left else tuple(sizes)
+
+
+def same_bits(samples: int, most: int) -> bool:
+    """Whether calibration_sizes gives the same ranges as any larger batch does."""
+    return min(calibration_sizes(samples, most)) >= min(SAME_BITS, samples)
+
+
+def rebatched(chunks: Iterable[Batch], sizes: Iterable[int]) -> Iterator[Batch]:
+    """The same samples in batches of these sizes, fewer in the last one; copies."""
     held: list[Batch] = []
-    room = size
+    following = iter(sizes)
+    room: float = next(following, math.inf)
     for chunk in chunks:
         start, length = 0, length_of(chunk)
         while length - start >= room:
-            yield _join([*held, _part(chunk, start, start + room)])
-            held, start, room = [], start + room, size
+            stop = start + int(room)
+            yield _join([*held, _part(chunk, start, stop)])
+            held, start, room = [], stop, next(following, math.inf)
         if start < length:
             held.append(_part(chunk, start, length))
             room -= length - start

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from hashlib import blake2b
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ class Called:
         return None if labels is None else labels.copy()
 
     def __iter__(self) -> Iterator[Batch]:
-        return rebatched((inputs for inputs, _ in self._chunks()), self.batch_size)
+        return rebatched((inputs for inputs, _ in self._chunks()), repeat(self.batch_size))
 
     def key(self) -> str:
         """Of the samples, not of the code: what it reads may change without it."""

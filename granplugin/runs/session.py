@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 
-import numpy as np
-
 from granplugin.calibration.statistics import Need, Statistics
-from granplugin.data.batches import Batch, Batches
+from granplugin.data.batches import (
+    SAME_BITS,
+    Batch,
+    Batches,
+    calibration_sizes,
+    rebatched,
+    same_bits,
+)
 from granplugin.data.open import open_data
 from granplugin.planning.plan_file import text_key
 from granplugin.progress import track
@@ -27,11 +32,6 @@ from granplugin.store.keys import content_key
 from granplugin.store.maker import made_by
 from granplugin.store.run_folder import RunFolder
 
-CALIBRATION_BATCH = 16
-"""On a CPU, torch computes a sample's activations to the same bits in any batch of 16 or more, on
-any number of threads, and to others below (modelopt_bridge.observe.batches has the measurement).
-So calibration has its own batches, and scales do not depend on the recipe's batch_size."""
-
 
 class Session:
     """The recipe, data and network that all recipes of a run share."""
@@ -47,7 +47,7 @@ class Session:
 
     @cached_property
     def calibration(self) -> Batches:
-        return self._data("calibration", CALIBRATION_BATCH)
+        return self._data("calibration", min(self.recipe.data.batch_size, SAME_BITS))
 
     @cached_property
     def evaluation(self) -> Batches:
@@ -58,7 +58,7 @@ class Session:
     def analysis(self) -> Batches:
         """What an analysis measures on: in batches at least as large as those of calibration."""
         role = "analysis" if self.recipe.data.analysis else "calibration"
-        return self._data(role, max(self.recipe.data.batch_size, CALIBRATION_BATCH))
+        return self._data(role, max(self.recipe.data.batch_size, SAME_BITS))
 
     def _data(self, role: str, batch_size: int) -> Batches:
         data, names = self.recipe.data, self.network.input_names
@@ -69,7 +69,8 @@ class Session:
     def example(self) -> Batch:
         """Two samples: torch.export takes a batch of one for a constant."""
         with located(self.loaded, "data", "calibration"):
-            batch = next(iter(self.calibration))
+            alone = self.recipe.data.batch_size == 1
+            batch = next(iter(self._data("calibration", 2) if alone else self.calibration))
         return {name: array[:2] for name, array in batch.items()}
 
     @property
@@ -86,7 +87,10 @@ class Session:
         """Of ranges and histograms, whichever verb's pass over the calibration data made them."""
         makers = (type(self.network).__module__, "granplugin.analysis.collect")
         maker = made_by(*makers, libraries=("nvidia-modelopt", "torch"))
-        return content_key(self.key, self.calibration.key(), maker)
+        samples, most = self.calibration.samples, self.recipe.data.batch_size
+        # Where the last bits depend on it, ranges of another batch size are others.
+        batches = [] if same_bits(samples, most) else [most]
+        return content_key(self.key, self.calibration.key(), maker, *batches)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -120,21 +124,11 @@ class Session:
 
     def collect(self, needs: Collection[Need]) -> Statistics:
         """What is needed at each site, in one pass over the calibration data."""
-        count = max(self.calibration.samples // CALIBRATION_BATCH, 1)
-        batches = track(whole(self.calibration), "calibrating", count)
+        batches = self.calibrating("calibrating")
         with located(self.loaded, "data", "calibration"):
             return self.network.collect(needs, self.layers, batches)
 
-
-def whole(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Batches of CALIBRATION_BATCH samples; what is left over joins the last one."""
-    held: Batch | None = None
-    for batch in batches:
-        if held is not None and len(next(iter(batch.values()))) < CALIBRATION_BATCH:
-            held = {name: np.concatenate([held[name], batch[name]]) for name in held}
-            continue
-        if held is not None:
-            yield held
-        held = batch
-    if held is not None:
-        yield held
+    def calibrating(self, stage: str) -> Iterator[Batch]:
+        """The calibration data in batches of calibration_sizes, with the stage's progress told."""
+        sizes = calibration_sizes(self.calibration.samples, self.recipe.data.batch_size)
+        yield from track(rebatched(self.calibration, sizes), stage, len(sizes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from granplugin import backends
+from granplugin.data.batches import SAME_BITS, calibration_sizes, same_bits
 from granplugin.engines import ENGINES, taking
 from granplugin.recipe.build import Build
 from granplugin.recipe.schema import Recipe
@@ -13,9 +14,31 @@ from granplugin.words import first
 from granplugin.results.values import Built
 
 
-def notes(recipe: Recipe, built: Sequence[Built], variants: Sequence[VariantResult]) -> list[str]:
+def notes(
+    recipe: Recipe,
+    built: Sequence[Built],
+    variants: Sequence[VariantResult],
+    calibration_samples: int,
+) -> list[str]:
     """What was left out, what an engine does without, what stays float, what is wrong."""
-    return [*_left_out(recipe), *_not_for_all(recipe), *_of_files(built), *_wrong(variants)]
+    batches = _batches(calibration_samples, recipe.data.batch_size)
+    return [
+        *_left_out(recipe),
+        *_not_for_all(recipe),
+        *batches,
+        *_of_files(built),
+        *_wrong(variants),
+    ]
+
+
+def _batches(samples: int, most: int) -> list[str]:
+    if same_bits(samples, most):
+        return []
+    least = min(calibration_sizes(samples, most))
+    return [
+        f"calibration had a batch of {least}, since data.batch_size is {most}: below {SAME_BITS} "
+        "the last bits of ranges depend on the batch size and the number of threads"
+    ]
 
 
 def _left_out(recipe: Recipe) -> list[str]:

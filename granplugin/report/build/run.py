@@ -92,7 +92,7 @@ def make_report(
         variants=variants,
         overrides=overrides,
         broken_baseline=broken,
-        notes=notes(recipe, built, variants),
+        notes=notes(recipe, built, variants, calibration_samples),
         limits=[
             limit
             for each, result in zip(built, variants, strict=True)
