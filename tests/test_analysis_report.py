@@ -170,7 +170,7 @@ def analyses(draw):
             facts=some_facts,
             alone=draw(some_effects) if rank <= measured else None,
             restored=draw(some_effects) if rank <= measured else None,
-            loss_in=draw(st.sampled_from(["weight", "input", "neither"])),
+            loss_in=draw(st.sampled_from(["weight", "input", "both", "neither"])),
             why=draw(whys),
         )
         for rank, name in enumerate(names, start=1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from analysis_nets import analyzed, images, write
+from analysis_nets import analyzed, images, layer_of, write
 from conftest import run_main
 from hypothesis import given
 from hypothesis import strategies as st
@@ -136,3 +136,34 @@ def test_labels_that_contradict_are_told_from_labels_that_do_not(said, word):
     found = contradiction(outputs, "top1")
     assert found is None if word is None else word in found
     assert effect(said, by_labels=False).measured_by == "decisions"
+
+
+def test_a_loss_of_weight_and_input_is_told_as_both_with_a_way_out_of_each(project):
+    project.arrays = {"images": images(64)}
+    fault = {"norms": True, "kind": "gamma", "layer": 6, "channel": 9 % 8, "factor": 30_000.0}
+    found = analyzed(
+        write(project, "Chain", fault, rules=[COARSE], analyze={"top": 3}), project.out
+    )  # fmt: skip
+    head = layer_of(found, "head")
+    assert head.loss_in == "both"
+    weight, given = (next(s for s in each if s.start) for each in (head.weights, head.inputs))
+    assert min(weight.channels_lost, given.channels_lost) > 0.1
+    assert head.why.startswith("its weight and its input each lose by themselves: the weight's ")
+    assert "; the input's per_tensor " in head.why
+    assert "the weight's granularity cannot help" not in head.why
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_the_role_that_takes_more_is_named_always(weight, given_):
+    from types import SimpleNamespace
+
+    from granplugin.analysis.why import MATTERS, loss_in, roles_of
+
+    lost = {"weight": weight, "input": given_}
+    of = {role: {0: SimpleNamespace(channels_lost=share)} for role, share in lost.items()}
+    roles = roles_of(loss_in(SimpleNamespace(weights=of["weight"], inputs=of["input"])))
+    if max(lost.values()) < MATTERS:
+        assert roles == ()
+    else:
+        assert max(lost, key=lost.get) in roles
+        assert all(lost[role] >= max(lost.values()) / 2 for role in roles)

@@ -79,8 +79,9 @@ def why_of(each: LayerLosses, facts: Facts, evidence: Evidence) -> str:
             )
     told = why.why(each, facts.weight, facts.given)
     own = {row.operand: row for row in each.tried.asked.start}
-    if where in own and own[where].site in evidence.ranges.fixed:
-        told += f"; the recipe itself says that {where}'s range, so nothing else is suggested"
+    for role in why.roles_of(where):
+        if role in own and own[role].site in evidence.ranges.fixed:
+            told += f"; the recipe itself says that {role}'s range, so nothing else is suggested"
     return told
 
 

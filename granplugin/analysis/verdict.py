@@ -203,7 +203,7 @@ def _mend_first(layers: Sequence[LayerLosses], fixed: frozenset[str]) -> str:
     said = [
         f"{each.name}.{where}"
         for each in layers
-        if (where := why.loss_in(each)) != "neither"
+        for where in why.roles_of(why.loss_in(each))
         for row in each.tried.asked.start
         if row.operand == where and row.site in fixed
     ]

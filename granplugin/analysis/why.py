@@ -16,10 +16,12 @@ from granplugin.network.weight_facts import OUTLIER, WeightFacts
 from granplugin.quant.calibrators import EDGES
 from granplugin.quant.folding import spread, typical
 
-Where = Literal["weight", "input", "neither"]
+Where = Literal["weight", "input", "both", "neither"]
 
 MATTERS = 1e-3
 """A share of the channels' signal (30 dB) below which a loss is not worth a word."""
+MIXED = 0.5
+"""Of a layer's larger loss, the share from which on the other role's is told beside it."""
 GAIN_DB = 3.0
 """An alternative that wins back less is none."""
 
@@ -54,12 +56,20 @@ class InputFacts:
 
 
 def loss_in(losses: LayerLosses) -> Where:
-    """Which of the recipe's roundings changes the layer's output more."""
+    """Which of the recipe's roundings changes the layer's output more; both where each by itself
+    takes much of what the other takes."""
     weight, given = losses.weights.get(START), losses.inputs.get(START)
     lost = (weight.channels_lost if weight else 0.0, given.channels_lost if given else 0.0)
     if max(lost) < MATTERS:
         return "neither"
+    if min(lost) >= max(MATTERS, MIXED * max(lost)):
+        return "both"
     return "weight" if lost[0] >= lost[1] else "input"
+
+
+def roles_of(where: Where) -> tuple[str, ...]:
+    """The roles that lose there."""
+    return {"both": ("weight", "input"), "neither": ()}.get(where, (where,))
 
 
 def why(losses: LayerLosses, weight: WeightFacts, given: InputFacts | None) -> str:
@@ -67,6 +77,13 @@ def why(losses: LayerLosses, weight: WeightFacts, given: InputFacts | None) -> s
     where = loss_in(losses)
     if where == "weight":
         return _of_weight(losses, weight) + _remedy(losses.weights)
+    if where == "both":
+        of_weight = _of_weight(losses, weight) + _remedy(losses.weights)
+        of_input = _of_input(losses, given) + _input_remedy(losses.inputs)
+        return (
+            "its weight and its input each lose by themselves: the weight's "
+            f"{of_weight}; the input's {of_input}"
+        )
     if where == "input":
         said = "the loss is in the input, where the weight's granularity cannot help: "
         return said + _of_input(losses, given) + _input_remedy(losses.inputs)

@@ -124,8 +124,9 @@ class LayerAnalysis(Part):
     restored: NetworkEffect | None = Field(
         description="The network with all the recipe quantizes, but not this layer."
     )
-    loss_in: Literal["weight", "input", "neither"] = Field(
-        description="Which of the recipe's roundings changes the layer's output more."
+    loss_in: Literal["weight", "input", "both", "neither"] = Field(
+        description="Which of the recipe's roundings changes the layer's output more; both: each by "
+        "itself takes much of what the other takes."
     )
     why: str = Field(description="One sentence.")
 

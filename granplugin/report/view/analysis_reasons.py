@@ -52,15 +52,15 @@ def _ways_out(
     analysis: Analysis, layer: LayerAnalysis
 ) -> Iterator[tuple[str, SettingFigures, SettingFigures]]:
     """Sites with the recipe's own setting and another: the suggested ones, or else the best one of
-    the site that loses more."""
+    the site that loses more, or of both where both do."""
     found = False
     for role, settings in (("weight", layer.weights), ("input", layer.inputs)):
         own, _ = own_and_best(settings)
         if own and (other := _suggested(analysis, layer.layer, role, own, settings)):
             found = True
             yield role, own, other
-    if not found:
-        role = "input" if layer.loss_in == "input" else "weight"
+    roles = {"input": ("input",), "both": ("weight", "input")}.get(layer.loss_in, ("weight",))
+    for role in () if found else roles:
         own, best = own_and_best(layer.inputs if role == "input" else layer.weights)
         if own and best and better(best, own):
             yield role, own, best
