@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import run_main
 from plan_values import layer_of, quantized_row
 from torch import nn
 from torch.nn import functional as F
@@ -140,3 +141,19 @@ def test_weights_that_are_standardised_count_as_their_modules():
     own, other = found(nn.Sequential(nn.Conv2d(3, 4, 1), Standardised(4, 2, 1)), 3, 5, 5)
     assert other.weights == (("1.weight", 8),)
     assert (own.type, other.type) == ("Conv2d", "Standardised")
+
+
+@pytest.mark.parametrize("verb", ["plan", "inspect"])
+def test_plan_and_inspect_say_it(project, verb):
+    done = run_main(verb, project.recipe(), "--out", project.out)
+    assert done.code == 0, done.stderr
+    assert "the recipe quantizes 3 of 3 products, 100 %" in " ".join(done.stdout.split())
+
+
+def test_rules_that_change_nothing_are_called_so_by_plan(project):
+    same = {"match": {"type": "Conv2d"}, "weight": "per_channel"}
+    told = "the rules change nothing: the plan is that of tensorrt@11 alone"
+    path = project.recipe(rules=[same])
+    assert told in " ".join(run_main("plan", path, "--out", project.out).stdout.split())
+    path = project.recipe(rules=[{**same, "weight": "per_tensor"}])
+    assert told not in " ".join(run_main("plan", path, "--out", project.out).stdout.split())

@@ -55,6 +55,13 @@ def test_a_baseline_that_is_none_is_said_below_the_table_and_in_the_report():
     assert "WARNING: it guesses" in as_markdown(broken)
 
 
+def test_nothing_is_called_equal_to_a_baseline_that_is_none():
+    equal = run_of(top1=metric(10.0, against(0.0, EQUAL)))
+    told = as_text(equal.model_copy(update={"broken_baseline": "it guesses"}))
+    assert "no measurable difference from fp32" not in told
+    assert "] =" not in told.partition("latency as a multiple")[0]
+
+
 def metric(value, vs, unit="%"):
     return MetricValue(value=value, unit=unit, vs=vs)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from granplugin.errors import DataError, RecipeError
 from granplugin.network.weight_facts import WeightFacts
+from granplugin.planning.coverage import Coverage, coverage
 from granplugin.planning.plan import make_plan, preset_plan
 from granplugin.planning.rows import Plan, Row
 from granplugin.quant.layers import Layer
@@ -55,6 +57,7 @@ class Inspection(Result):
     others: tuple[Unsited, ...]
     missing: str | None
     refused: str | None
+    coverage: Coverage | None
 
     def output(self) -> InspectOutput:
         """Every layer."""
@@ -105,6 +108,9 @@ def _look(session: Session) -> Inspection:
         others=facts.others,
         missing=missing,
         refused=refused,
+        coverage=None
+        if missing or refused
+        else coverage(session.products, layers, Plan(tuple(chain.from_iterable(rules.values())))),
     )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from granplugin.capabilities.legality import Written
 from granplugin.errors import UserError
 from granplugin.planning.coverage import coverage
-from granplugin.planning.rows import Plan
+from granplugin.planning.plan import preset_plan
+from granplugin.planning.row_json import row_to_json
+from granplugin.planning.rows import Plan, Row
 from granplugin.planning.story import why as story
 from granplugin.planning.plan_file import plan_file
 from granplugin.planning.quantize_config import config
@@ -44,8 +46,22 @@ class Planned(Result):
 
     def output(self) -> PlanOutput:
         """Every site, rule and promise."""
-        found = coverage(self.products, self.layers, self.plan)
-        return plan_output(str(self.loaded.path), self.variant, self.plan, self.written, found)
+        found, plan = coverage(self.products, self.layers, self.plan), self.plan
+        if self._changes_nothing():
+            told = f"the rules change nothing: the plan is that of {self._defaults()} alone"
+            plan = replace(plan, notes=(*plan.notes, told))
+        return plan_output(str(self.loaded.path), self.variant, plan, self.written, found)
+
+    def _defaults(self) -> str:
+        said = self.loaded.recipe.defaults
+        return said if isinstance(said, str) else "the defaults"
+
+    def _changes_nothing(self) -> bool:
+        recipe = self.loaded.recipe
+        if not recipe.rules:
+            return False
+        alone = preset_plan(recipe.defaults, self.layers, self.loaded)
+        return list(map(_decision, alone.rows)) == list(map(_decision, self.plan.rows))
 
     def why(self, layer: str) -> tuple[str, ...]:
         """One layer's story: what each rule said of it. UserError where there is no such layer."""
@@ -56,6 +72,12 @@ class Planned(Result):
         model is not torch's."""
         check_runs(self.loaded, "modelopt")
         return config(self.plan.quantized)
+
+
+def _decision(row: Row) -> dict[str, Any]:
+    """What is decided, without who decided it."""
+    told = row_to_json(row)
+    return {key: told[key] for key in told if key not in ("rule", "where", "note")}
 
 
 def plan(loaded: Loaded, variant: str | None = None, out: Path | None = None) -> Planned:

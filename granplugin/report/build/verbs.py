@@ -186,6 +186,7 @@ def inspect_output(found: Inspection) -> InspectOutput:
         others=[Unsited(**asdict(each)) for each in found.others],
         missing=found.missing,
         refused=found.refused,
+        coverage=covered(found.coverage) if found.coverage else None,
     )
 
 

@@ -295,6 +295,9 @@ class InspectOutput(Part):
     others: list[Unsited]
     missing: str | None = Field(description="Why no forward pass could be run.")
     refused: str | None = Field(description="Why the rules do not fit the layers.")
+    coverage: Coverage | None = Field(
+        default=None, description="The recipe's, of all that the network multiplies."
+    )
 
 
 OUTPUTS: dict[str, Any] = {

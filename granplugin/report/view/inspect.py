@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from granplugin.quant.layers import BATCH_NORMS
 from granplugin.recipe.settings import FLOAT
 from granplugin.report.schema.verbs import ChannelFacts, InspectedLayer, InspectOutput, SiteRow
+from granplugin.report.view.coverage import coverage_line
 from granplugin.report.view.elements import (
     Column,
     Item,
@@ -40,6 +41,8 @@ def inspect_view(found: InspectOutput) -> Section:
         Section("", (Item(_ranges_mean(weighted)), _ranges(weighted))),
     )
     rest = [*_notable(weighted), *_decided(found), *_floats(found)]
+    if found.coverage:
+        rest.append(f"the recipe {coverage_line(found.coverage)}")
     if found.missing:
         rest.append(
             "note: no forward pass could be run, so shapes of inputs and outputs, what can be "

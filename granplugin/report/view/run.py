@@ -138,7 +138,7 @@ def _table(report: Report, engine_of: EngineOf) -> Table:
                 cells(
                     Cell(variant.name, "strong" if variant.kind == "recipe" else "plain"),
                     _value(engine, metric, spec),
-                    _against(engine, metric, spec),
+                    _against(engine, metric, spec, said=report.broken_baseline is not None),
                     _sqnr(engine),
                     *map(times.get, batches),
                     megabytes(variant.onnx_bytes),
@@ -293,7 +293,7 @@ def _reading(report: Report) -> Iterator[Block]:
     same = [
         v.name for v in shown if metric in v.main_engine.metrics and same_as_fp32(v.main_engine)
     ]
-    if same:
+    if same and not report.broken_baseline:
         yield Paragraph(f"= no measurable difference from fp32: {', '.join(same)}")
     compared = [v.main_engine for v in shown if v.same_as is None]
     yield from map(Paragraph, false_differences(compared))
