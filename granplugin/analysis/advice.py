@@ -98,7 +98,7 @@ def advise(
         return loss.value <= tolerance or (excused and judged(loss, tolerance) != "above")
 
     overrides: dict[str, Pair] = {}
-    now, best_db = at_start, at_start.sqnr.db
+    now, best_db = at_start, at_start.db
     for each in worst:
         options = _options(each, start[each.name], allowed[each.name])
         if not options:
@@ -106,27 +106,27 @@ def advise(
         effects = measure([{**start, **overrides, each.name: pair} for pair in options])
         good = [n for n, found in enumerate(effects) if reached(found)]
         if not good:
-            top = max(found.sqnr.db for found in effects)
-            good = [n for n, found in enumerate(effects) if found.sqnr.db >= top - NEAR_DB]
+            top = max(found.db for found in effects)
+            good = [n for n, found in enumerate(effects) if found.db >= top - NEAR_DB]
         chosen = _coarsest(each, start[each.name], options, effects, good)
         found = effects[options.index(chosen)]
-        if found.sqnr.db < best_db + NEAR_DB:
+        if found.db < best_db + NEAR_DB:
             continue
-        overrides[each.name], now, best_db = chosen, found, found.sqnr.db
+        overrides[each.name], now, best_db = chosen, found, found.db
         if reached(found):
             break
     if not reached(now):
         together, found = _together(worst, start, allowed, sites, measure, reached)
-        if found.sqnr.db >= (at_start.sqnr.db if reached(found) else best_db) + NEAR_DB:
-            overrides, now, best_db = together, found, found.sqnr.db
+        if found.db >= (at_start.db if reached(found) else best_db) + NEAR_DB:
+            overrides, now, best_db = together, found, found.db
     for site, options in sites.items():
         if reached(now):
             break
         effects = measure([{**start, **overrides, site: pair} for pair in options])
-        top = max(found.sqnr.db for found in effects)
+        top = max(found.db for found in effects)
         if top >= best_db + NEAR_DB:
-            at = next(n for n, f in enumerate(effects) if reached(f) or f.sqnr.db >= top - NEAR_DB)
-            overrides[site], now, best_db = options[at], effects[at], effects[at].sqnr.db
+            at = next(n for n, f in enumerate(effects) if reached(f) or f.db >= top - NEAR_DB)
+            overrides[site], now, best_db = options[at], effects[at], effects[at].db
     if not reached(now):
         open_to = [each for each in worst if each.name not in kept]
         overrides, now = _floating(open_to, start, overrides, now, tolerance, measure, reached)
@@ -178,10 +178,10 @@ def _floating(
             break
         options = _floats(each, {**start, **tried}[each.name])
         effects = measure([{**start, **tried, each.name: pair} for pair in options])
-        top = max(found.sqnr.db for found in effects)
-        if top <= now.sqnr.db:
+        top = max(found.db for found in effects)
+        if top <= now.db:
             continue
-        at = next(n for n, f in enumerate(effects) if reached(f) or f.sqnr.db >= top - NEAR_DB)
+        at = next(n for n, f in enumerate(effects) if reached(f) or f.db >= top - NEAR_DB)
         tried.pop(each.name, None)
         tried[each.name], now = options[at], effects[at]
         if reached(now) or now.loss.value < held[1].loss.value - tolerance:
@@ -211,7 +211,7 @@ def _together(
     that."""
     best = {**finest(worst, start, allowed), **{site: each[-1] for site, each in sites.items()}}
     (now,) = measure([{**start, **best}])
-    enough_db = now.sqnr.db - NEAR_DB
+    enough_db = now.db - NEAR_DB
     wins = reached(now)
 
     def fitting(name: str, options: Sequence[Pair]) -> tuple[list[Effect], list[int]]:
@@ -219,7 +219,7 @@ def _together(
         good = [
             n
             for n, found in enumerate(effects)
-            if (reached(found) if wins else found.sqnr.db >= enough_db)
+            if (reached(found) if wins else found.db >= enough_db)
         ]
         return effects, good
 
@@ -253,6 +253,6 @@ def _coarsest(
         pair = options[n]
         dynamic = pair[1] is not None and each.tried.asked.inputs[pair[1]].dynamic
         changed = sum(a != b for a, b in zip(pair, start, strict=True))
-        return dynamic, changed, scales(each, pair), -effects[n].sqnr.db, n
+        return dynamic, changed, scales(each, pair), -effects[n].db, n
 
     return options[min(good, key=cost)]

@@ -173,7 +173,7 @@ def _float(role: Operand, each: LayerLosses, evidence: Evidence) -> Iterator[mod
         return
     exact = model.Sqnr(db=math.inf, low=None, high=None, relative_error=0.0, samples=0)
     cost = model.EngineCost(
-        promise=FLOAT, reason="left alone", kernels=None, mb=None, unmeasured=None
+        promise="float", reason="left alone", kernels=None, mb=None, unmeasured=None
     )
     yield model.SettingFigures(
         setting=FLOAT,

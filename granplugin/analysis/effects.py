@@ -67,6 +67,11 @@ class Effect:
     classes: int = 0
     """That a decision chooses from."""
 
+    @property
+    def db(self) -> float:
+        """The outputs' SQNR; where FP32's are all 0, there is no effect."""
+        return math.inf if self.sqnr.db is None else self.sqnr.db
+
 
 def effect(figure: np.ndarray, by_labels: bool = True) -> Effect:
     """The effect that these sums are of; without `by_labels` as if there were no labels. Raises
@@ -309,7 +314,7 @@ def _relative_error(figure: np.ndarray) -> tuple[Mean, float]:
     """In percent, and the deviation that its interval is of. Of any number of samples like these:
     the output's SQNR on them is exact, what it would be on others is not."""
     found = sqnr(figure, _MANY)
-    value = 100 * found.relative_error
+    value = 100 * (found.relative_error or 0.0)
     if found.db == math.inf:
         return Mean(value, value, value), 0.0
     if found.low is None or found.high is None:

@@ -79,9 +79,11 @@ def why_of(each: LayerLosses, facts: Facts, evidence: Evidence) -> str:
             )
     told = why.why(each, facts.weight, facts.given)
     own = {row.operand: row for row in each.tried.asked.start}
-    for role in why.roles_of(where):
-        if role in own and own[role].site in evidence.ranges.fixed:
-            told += f"; the recipe itself says that {role}'s range, so nothing else is suggested"
+    for each_role in why.roles_of(where):
+        if each_role in own and own[each_role].site in evidence.ranges.fixed:
+            told += (
+                f"; the recipe itself says that {each_role}'s range, so nothing else is suggested"
+            )
     return told
 
 

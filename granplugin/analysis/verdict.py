@@ -152,7 +152,7 @@ def _sentence(advice: Advice, evidence: Evidence, subject: Subject) -> str:
     first = "" if advice.reached else _mend_first(evidence.layers, evidence.ranges.fixed)
     if not advice.overrides and not outputs.top:
         return f"The recipe loses {lost}; with analyze.top at 0 nothing else was measured."
-    if not advice.overrides:
+    if advice.final is None:
         return (
             f"The recipe loses {lost}, and no setting that was tried on its "
             f"{len(outputs.top)} worst layers, nor leaving them float, wins any of it back.{first}"
