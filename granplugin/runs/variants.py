@@ -21,7 +21,7 @@ from granplugin.graph.methods import How
 from granplugin.graph.edit.own_operators import own_operators
 from granplugin.graph.edit.precision import convert, too_large
 from granplugin.graph.edit.qdq import insert
-from granplugin.graph.edit.unsigned import concatenates, unsigned
+from granplugin.graph.edit.forms import asked_forms, in_forms
 from granplugin.graph.files import load_float, save
 from granplugin.graph.read.agreement import agreement
 from granplugin.graph.read.verify import read_back
@@ -174,13 +174,13 @@ def _write(
         onnx = OnnxFile(cache.made(precision, key, ".onnx", partial(checked, lower)), key)
     if engine is None:
         return _Files(onnx, float32, tuple(keep))
-    if not engine.concatenates_int8 and concatenates(model := load_float(onnx.path)):
+    if engine.forms and (forms := asked_forms(model := load_float(onnx.path), engine.forms)):
 
-        def unsign(path: Path) -> None:
-            save(unsigned(model), path)
+        def write_forms(path: Path) -> None:
+            save(in_forms(model, forms), path)
 
-        key = content_key(file_key(onnx.path), writer())
-        onnx = OnnxFile(cache.made("unsigned", key, ".onnx", partial(checked, unsign)), key)
+        key = content_key(file_key(onnx.path), forms, writer())
+        onnx = OnnxFile(cache.made("equal", key, ".onnx", partial(checked, write_forms)), key)
     if rows := _by_own_operators(engine, content.rows, content.amax, content.how):
         plain = onnx.path
 
@@ -253,8 +253,8 @@ def write_quantized(built: Built, engine: str, layers: Collection[str], path: Pa
     if precision != FP32 and precision in ENGINES[engine].precisions:
         sites = {row.site for row in rows}
         save(convert(path, precision, sites, built.float32_nodes), path)
-    if not ENGINES[engine].concatenates_int8 and concatenates(model := load_float(path)):
-        save(unsigned(model), path)
+    if forms := asked_forms(model := load_float(path), ENGINES[engine].forms):
+        save(in_forms(model, forms), path)
     if own := _by_own_operators(ENGINES[engine], rows, amax, how):
         save(own_operators(load_float(path), own, ENGINES[engine].operators), path)
 
@@ -264,7 +264,7 @@ def writer() -> str:
     return made_by(
         "granplugin.graph.edit.qdq",
         "granplugin.graph.edit.precision",
-        "granplugin.graph.edit.unsigned",
+        "granplugin.graph.edit.forms",
         "granplugin.graph.edit.own_operators",
         "granplugin.graph.read.verify",
         "granplugin.graph.read.agreement",

@@ -1,4 +1,4 @@
-"""Networks that concatenate: what engines compute of them is what the reference computes."""
+"""Networks that engines compute wrongly in the plain form, and rightly in an equal one."""
 
 from __future__ import annotations
 
@@ -81,6 +81,40 @@ class C2f(nn.Module):
         return self.head(silu(self.after(torch.cat(parts, 1))).mean((2, 3)))
 
 
+class PreActivation(nn.Module):
+    """ResNetV2: convolutions without a bias, each read by a batch norm and by a residual add."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.steps = nn.ModuleList(
+            [nn.Conv2d(16, 16, 3, padding=1, bias=False) for _ in range(2)]
+        )
+        self.norms = nn.ModuleList([nn.BatchNorm2d(16) for _ in range(3)])
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, image):
+        x = self.stem(image)
+        for norm, step in zip(self.norms, self.steps):
+            x = x + step(norm(x).relu())
+        return self.head(self.norms[-1](x).relu().mean((2, 3)))
+
+
+class Gated(nn.Module):
+    """Squeeze and excite right behind a convolution without a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.squeeze = nn.Conv2d(16, 16, 1)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, image):
+        x = self.conv(image)
+        x = x * self.squeeze(x.mean((2, 3), keepdim=True)).sigmoid()
+        return self.head(x.mean((2, 3)))
+
+
 def images():
     random = np.random.default_rng(1)
     for _ in range(4):
@@ -106,14 +140,30 @@ def inception():
 
 def c2f():
     return warmed(C2f)
+
+
+def preactivation():
+    return warmed(PreActivation)
+
+
+def gated():
+    return warmed(Gated)
 '''
 
 
 @pytest.mark.parametrize(
     ("network", "share"),
-    [("unet", []), ("inception", []), ("c2f", []), ("inception", ["concat"]), ("c2f", ["concat"])],
+    [
+        ("unet", []),
+        ("inception", []),
+        ("c2f", []),
+        ("inception", ["concat"]),
+        ("c2f", ["concat"]),
+        ("preactivation", []),
+        ("gated", []),
+    ],
 )
-def test_openvino_computes_quantized_concatenations_as_the_reference_does(project, network, share):
+def test_openvino_computes_them_as_the_reference_does(project, network, share):
     variant = apply(project, network, share)
     reference, engine = (each.metrics["sqnr_db"].value for each in variant.engines)
     assert reference > 20 and abs(engine - reference) < 1
@@ -139,13 +189,13 @@ def apply(project, network, share=(), code=0):
     return variant
 
 
-@pytest.mark.parametrize(("targeted", "code"), [(False, 0), (True, 3)])
+@pytest.mark.parametrize(("network", "targeted", "code"), [("c2f", False, 0), ("gated", True, 3)])
 def test_an_engine_that_computes_something_else_is_called_wrong(
-    project, monkeypatch, targeted, code
+    project, monkeypatch, network, targeted, code
 ):
-    signed = dataclasses.replace(ENGINES["openvino"], concatenates_int8=True, targeted=targeted)
+    signed = dataclasses.replace(ENGINES["openvino"], forms=(), targeted=targeted)
     monkeypatch.setitem(ENGINES, "openvino", signed)
-    variant = apply(project, "c2f", code=code)
+    variant = apply(project, network, code=code)
     reference, engine = variant.engines
     assert reference.held is None
-    assert engine.held.wrong and engine.held.engine_db < engine.held.reference_db - 20
+    assert engine.held.wrong and engine.held.engine_db < engine.held.reference_db - 10

@@ -1,0 +1,46 @@
+"""Equal forms of a written graph: the same numbers, for engines that compute the plain one wrongly.
+
+An engine's facts name those that it is given; a form is one entry of FORMS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from granplugin.graph.edit.unsigned import concatenates, unsigned
+from granplugin.graph.edit.zero_bias import add_zero_biases, unbiased
+
+
+@dataclass(frozen=True)
+class Form:
+    """`asked` tells whether a graph has what is computed wrongly, `write` makes the equal one."""
+
+    asked: Callable[[ir.Model], bool]
+    write: Callable[[ir.Model], ir.Model]
+
+
+def _biased(model: ir.Model) -> ir.Model:
+    model = model.clone()
+    add_zero_biases(model)
+    return model
+
+
+FORMS: dict[str, Form] = {
+    "unsigned-concat": Form(concatenates, unsigned),
+    "zero-bias": Form(lambda model: bool(unbiased(model)), _biased),
+}
+
+
+def asked_forms(model: ir.Model, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of these forms that a graph has to be written in."""
+    return tuple(name for name in names if FORMS[name].asked(model))
+
+
+def in_forms(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """The graph in these forms, one after another."""
+    for name in names:
+        model = FORMS[name].write(model)
+    return model

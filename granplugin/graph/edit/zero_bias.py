@@ -1,0 +1,70 @@
+"""A bias of zeros for quantized convolutions that have none and are read more than once.
+
+To add 0 changes no number. Of the zeros the first is -0: a bias whose zeros are all alike is taken
+for none (by OpenVINO, which then applies the scales of such a convolution twice on one of the ways
+that its output goes).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from granplugin.graph.edit.additions import Additions
+from granplugin.graph.edit.contract import Before, contract
+from granplugin.graph.edit.nodes import constant
+
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+_WEIGHT, _BIAS = 1, 2
+
+
+def unbiased(model: ir.Model) -> list[ir.Node]:
+    """The convolutions of quantized weights whose output is read more than once, without a bias
+    or with one of equal zeros."""
+    return [node for node in model.graph if node.op_type in _CONVOLUTIONS and _is_unbiased(node)]
+
+
+def _is_unbiased(node: ir.Node) -> bool:
+    weight, output = node.inputs[_WEIGHT].producer(), node.outputs[0]
+    stored = weight is not None and weight.op_type == "DequantizeLinear"
+    if not stored or len(output.uses()) + output.is_graph_output() < 2:
+        return False
+    if len(node.inputs) <= _BIAS or node.inputs[_BIAS] is None:
+        return True
+    bias = constant(node.inputs[_BIAS])
+    return bias is not None and not bias.any() and len(set(np.signbit(bias).tolist())) < 2
+
+
+def _requires(model: ir.Model) -> None:
+    return None
+
+
+def _ensures(before: Before, result: None, model: ir.Model) -> str | None:
+    left = [node for node in unbiased(model) if _channels(node) > 1]
+    return f"{left[0].name} still has no bias" if left else None
+
+
+@contract(_requires, _ensures)
+def add_zero_biases(model: ir.Model) -> None:
+    """Give them one, in place. Ensures that none of more than one channel is left: of a single
+    channel no two zeros can differ."""
+    additions = Additions(model.graph)
+    for node in unbiased(model):
+        zeros = np.zeros(_channels(node), _dtype(node))
+        zeros[0] = -0.0
+        name = node.name.rpartition("/")[0] or node.name
+        node.resize_inputs(_BIAS + 1)
+        node.replace_input_with(_BIAS, additions.constant(f"{name}.zero_bias", zeros))
+
+
+def _channels(node: ir.Node) -> int:
+    shape = node.inputs[_WEIGHT].producer().inputs[0].shape
+    if node.op_type == "Conv":
+        return int(shape[0])
+    group = node.attributes.get("group")
+    return int(shape[1]) * (1 if group is None else group.as_int())
+
+
+def _dtype(node: ir.Node) -> np.dtype:
+    kind = node.inputs[0].dtype or node.outputs[0].dtype or ir.DataType.FLOAT
+    return kind.numpy()
