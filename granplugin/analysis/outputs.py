@@ -12,19 +12,19 @@ from granplugin.analysis.measuring import measure_effects
 from granplugin.analysis.promised import Promised
 from granplugin.analysis.rounded import FLOATING, Choice, Pair, RoundedNetwork
 from granplugin.analysis.subject import Clock, Subject
+from granplugin.measures.metrics import METRICS
 from granplugin.recipe.analyze import Analyze
 
 
 _CONTRADICTS = 90.0
 """Percent of equal decisions below which an unchanged metric is no evidence."""
-_GUESSES = {"top5": 5}
-"""How many classes a sample may name, for a metric where that is not one."""
 
 
 @dataclass(frozen=True)
 class OutputEffects:
     """`start` is the recipe's own choice, `finest` what loses least of what engines have, each
-    setting of its own layer - whatever the recipe says - `top` the worst layers, which were measured alone and restored."""
+    setting of its own layer - whatever the recipe says - `top` the worst layers, which were measured
+    alone and restored."""
 
     network: RoundedNetwork
     start: Choice
@@ -85,7 +85,7 @@ def contradiction(outputs: OutputEffects, metric: str | None) -> str | None:
     if metric is None or effect.metric is None or effect.fp32_metric is None:
         return None
     fp32, agreement = effect.fp32_metric, effect.agreement
-    chance = 100 * min(_GUESSES.get(metric, 1) / effect.classes, 1.0)
+    chance = 100 * min(METRICS[metric].guesses / effect.classes, 1.0)
     told = "so the loss is measured by decisions that differ from fp32's, not by the labels"
     if fp32.low is not None and fp32.low <= chance:
         return (

@@ -43,7 +43,8 @@ class Metric:
     """A measure and what a reader must know of it.
 
     `kind` says how two variants are compared: "proportion" by paired hits and misses, "mean" by
-    paired per-sample values, "plain" by the value alone.
+    paired per-sample values, "plain" by the value alone. `guesses` is how many classes a sample may
+    name: of so many, it hits by choosing blindly.
     """
 
     measure: Measure
@@ -51,6 +52,7 @@ class Metric:
     needs_labels: bool
     needs_reference: bool
     kind: Literal["proportion", "mean", "plain"]
+    guesses: int = 1
 
 
 def check_labels(labels: np.ndarray, classes: int) -> None:
@@ -132,7 +134,7 @@ def sqnr_db(outputs: Outputs, reference: Outputs | None, labels: np.ndarray | No
 
 METRICS: dict[str, Metric] = {
     "top1": Metric(top1, "%", True, False, "proportion"),
-    "top5": Metric(top5, "%", True, False, "proportion"),
+    "top5": Metric(top5, "%", True, False, "proportion", guesses=5),
     "agreement": Metric(agreement, "%", False, True, "proportion"),
     "sqnr_db": Metric(sqnr_db, "dB", False, True, "mean"),
 }
