@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from measure import HERE, Figure, main, of_latency, of_ratio, of_values, run, forward_loop
+from measure import HERE, Figure, forward_loop, main, of_latency, of_ratio, of_values, run
 
 from granplugin import modelopt_bridge
 from granplugin.calibration.statistics import find_amax, needs_of

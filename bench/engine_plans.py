@@ -13,11 +13,11 @@ from pathlib import Path
 
 from measure import HERE, Figure, main, of_latency
 
-from granplugin.pipelines.audit import audit
 from granplugin.backends.nvidia.plan_reader import read_plan
 from granplugin.capabilities import Cell
 from granplugin.capabilities.networks import network
 from granplugin.measures.timing import measure_interleaved
+from granplugin.pipelines.audit import audit
 
 LAYERS = 1_000
 RECORDED = HERE.parent / "tests" / "data" / "engine_plans" / "rtx_conv_per_channel.txt"

@@ -20,17 +20,17 @@ from pathlib import Path
 import modelopt.torch.quantization as mtq
 import numpy as np
 import torch
-from measure import HERE, Figure, main, of_latency, of_ratio, forward_loop
+from measure import HERE, Figure, forward_loop, main, of_latency, of_ratio
 
 from granplugin import backends
 from granplugin.measures.timing import measure_interleaved, ratio
 from granplugin.modelopt_bridge import quiet
 from granplugin.recipe.load import load_recipe
-from granplugin.runs.session import Session
 from granplugin.results.values import FP32
 from granplugin.runs.calibrated import calibrate
 from granplugin.runs.executor import run_tasks
 from granplugin.runs.jobs import plan_jobs
+from granplugin.runs.session import Session
 from granplugin.runs.variants import variant_task
 from granplugin.store.run_folder import RunFolder, open_run
 

@@ -18,11 +18,11 @@ from granplugin.measures.timing import measure_interleaved
 from granplugin.planning.plan import make_plan
 from granplugin.quant.layers import Layer, sites_of
 from granplugin.recipe.load import load_recipe
-from granplugin.runs.session import Session
 from granplugin.results.values import FP32
 from granplugin.runs.calibrated import calibrate
 from granplugin.runs.executor import run_tasks
 from granplugin.runs.jobs import plan_jobs
+from granplugin.runs.session import Session
 from granplugin.runs.variants import variant_task
 from granplugin.store.run_folder import RunFolder, open_run
 

@@ -25,8 +25,8 @@ from granplugin.analysis.measuring import measure_effects
 from granplugin.analysis.questions import ask_all
 from granplugin.analysis.ranges import find_ranges, gather
 from granplugin.analysis.rounded import Choice, RoundedNetwork, round_all
-from granplugin.analysis.subject import Clock, open_subject
 from granplugin.analysis.settings import same
+from granplugin.analysis.subject import Clock, open_subject
 from granplugin.pipelines.apply import apply_in
 from granplugin.planning.plan import make_plan
 from granplugin.planning.rows import Plan

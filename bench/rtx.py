@@ -17,16 +17,16 @@ from time import perf_counter
 
 from measure import HERE, Figure, main, of_values
 
+from granplugin import backends
 from granplugin.audits.audit import audit
 from granplugin.audits.audit_file import examine
-from granplugin import backends
 from granplugin.backends.nvidia.build import Options
 from granplugin.backends.nvidia.plan_reader import read_layers_text
 from granplugin.recipe.load import load_recipe
-from granplugin.runs.session import Session
 from granplugin.results.values import Built
 from granplugin.runs.calibrated import calibrate
 from granplugin.runs.jobs import plan_jobs
+from granplugin.runs.session import Session
 from granplugin.runs.variants import variant_task
 from granplugin.store.run_folder import RunFolder, open_run
 

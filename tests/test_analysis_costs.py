@@ -9,10 +9,8 @@ import pytest
 from conftest import RECIPES, lend, run_main
 from hypothesis import given
 from hypothesis import strategies as st
-
 from plan_values import layer_of
-from granplugin.planning.rows import QuantizedRow
-from granplugin.quant.granularity import PerTensor, PerChannel
+
 from granplugin import backends
 from granplugin.analysis.costs import (
     NO_LAYER,
@@ -24,14 +22,15 @@ from granplugin.analysis.costs import (
 )
 from granplugin.backends.engine_plan import EngineLayer, EnginePlan, EngineTensor
 from granplugin.planning.plan import make_plan
-from granplugin.planning.rows import Plan
+from granplugin.planning.rows import Plan, QuantizedRow
 from granplugin.quant.calibrators import Calibrator
+from granplugin.quant.granularity import PerChannel, PerTensor
 from granplugin.quant.layers import WEIGHTED, Layer
 from granplugin.quant.site import MULTIPLIED
 from granplugin.recipe.load import load_recipe
-from granplugin.runs.session import Session
 from granplugin.runs.calibrated import calibrate
 from granplugin.runs.jobs import plan_jobs
+from granplugin.runs.session import Session
 from granplugin.store.run_folder import open_run
 
 RECIPE = RECIPES / "digits_mobilenet.yaml"

@@ -14,9 +14,10 @@ from conftest import run_main
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from granplugin.quant.site import Site
 from granplugin.quant.granularity import DoesNotApply, PerToken
+from granplugin.quant.site import Site
 from granplugin.recipe.decisions import Rule
+from granplugin.report.render.markdown import escaped
 from granplugin.report.schema.analysis import (
     ALL,
     Advice,
@@ -33,7 +34,6 @@ from granplugin.report.schema.analysis import (
     Sqnr,
 )
 from granplugin.report.schema.parts import Machine
-from granplugin.report.render.markdown import escaped
 from granplugin.report.show import as_markdown, as_text
 from granplugin.report.view.analysis import TOP
 

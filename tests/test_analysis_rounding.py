@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from plan_values import quantized_row
+
 from granplugin.analysis.rounding import rounding
 from granplugin.graph.read.verify_lowered import run_time_scales
 from granplugin.quant.formats import FORMATS, fake_quantize, scale_of

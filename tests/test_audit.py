@@ -8,8 +8,8 @@ import pytest
 from conftest import run_main
 from hypothesis import given
 from hypothesis import strategies as st
-
 from plan_values import quantized_row
+
 from granplugin import backends
 from granplugin.audits.audit import audit
 from granplugin.backends.base import LayerPrecision

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, replace
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,10 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 from granplugin import backends
 from granplugin.backends import gpu
 from granplugin.backends.base import BuildFailed, DeviceRunner, Runner
-from granplugin.backends.nvidia.build import Options
 from granplugin.backends.gpu import Clocks, Gpu
-from granplugin.engines import ENGINES
+from granplugin.backends.nvidia.build import Options
 from granplugin.capabilities import legality
+from granplugin.engines import ENGINES
 from granplugin.results.values import OnnxFile
 from granplugin.runs import build_options, failed_build, latency
 

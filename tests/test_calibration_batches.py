@@ -3,10 +3,10 @@
 import json
 
 import numpy as np
+from conftest import NETS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import NETS
 from granplugin.data.batches import SAME_BITS, calibration_sizes, same_bits
 
 

@@ -14,9 +14,8 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from plan_values import layer_of
-from granplugin.planning.rows import QuantizedRow, FloatRow
+
 from granplugin.backends import load as load_backend
 from granplugin.backends.nvidia.builder import Builder
 from granplugin.capabilities import (
@@ -37,7 +36,7 @@ from granplugin.capabilities.promise import scales_of
 from granplugin.capabilities.table import OPS, parse
 from granplugin.errors import EngineError
 from granplugin.graph.edit.qdq import _layout
-from granplugin.planning.rows import Row
+from granplugin.planning.rows import FloatRow, QuantizedRow, Row
 from granplugin.quant.granularity import DoesNotApply, parse_granularity
 from granplugin.quant.layers import Layer
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from plan_values import layer_of
+
 from granplugin.pipelines.check import check_recipe
 from granplugin.planning.plan_file import text_key
 from granplugin.quant.layers import layer_to_json

@@ -2,7 +2,6 @@
 
 import onnx
 import pytest
-
 from conftest import NETS
 
 DEAD = (

@@ -12,18 +12,18 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from plan_values import quantized_row
 from torch import nn
 
-from plan_values import quantized_row
-from granplugin.planning.rows import as_float
 from granplugin.errors import ModelError
 from granplugin.graph.edit.fold import weights_of
 from granplugin.graph.edit.nodes import markers, site_of
 from granplugin.graph.edit.qdq import insert
-from granplugin.network.export import export_float
 from granplugin.graph.files import load_float, save
 from granplugin.graph.read.agreement import agreement
 from granplugin.graph.read.verify import read_back
+from granplugin.network.export import export_float
+from granplugin.planning.rows import as_float
 from granplugin.quant.folding import fold
 from granplugin.quant.granularity import reduce_blocks
 

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from granplugin.quant.site import Site
 from granplugin.quant.formats import FORMATS, fake_quantize, quantize, scale_of
 from granplugin.quant.granularity import (
     GRANULARITIES,
@@ -16,14 +15,14 @@ from granplugin.quant.granularity import (
     PerElement,
     PerTensor,
     PerToken,
-    written,
     expand,
     grid,
     parse_granularity,
     reduce_blocks,
     scales,
+    written,
 )
-from granplugin.quant.site import OPERANDS
+from granplugin.quant.site import OPERANDS, Site
 
 axes = st.integers(-5, 5)
 granularities = st.one_of(

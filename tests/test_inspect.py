@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from granplugin.network.modules import folded, weight_axis
+from granplugin.network.modules import folded, module_facts, weight_axis
 from granplugin.network.trace import trace
-from granplugin.network.modules import module_facts
-from granplugin.quant.multiplications import macs
 from granplugin.quant.folding import channel_ranges
+from granplugin.quant.multiplications import macs
 from granplugin.report.render.names import cut
 
 CHANNELS = 8

@@ -14,22 +14,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
+from plan_values import quantized_row
 from test_qdq import marker, model_of, ops, row_of, run
 
-from plan_values import quantized_row
-from granplugin.quant.site import Site
-from granplugin.quant.granularity import PerBlock, PerTensor, PerToken
 from granplugin import capabilities
 from granplugin.calibration.statistics import find_amax
 from granplugin.errors import ModelError, Unhonoured
 from granplugin.graph.edit.fold import weights_of
-from granplugin.graph.methods import FLOOR, Method, methods
 from granplugin.graph.edit.qdq import insert
 from granplugin.graph.files import save
+from granplugin.graph.methods import FLOOR, Method, methods
 from granplugin.graph.read.agreement import agreement
 from granplugin.graph.read.verify import read_back
 from granplugin.quant.formats import FORMATS, fake_quantize, quantize, scale_of
-from granplugin.quant.granularity import parse_granularity, reduce_blocks
+from granplugin.quant.granularity import (
+    PerBlock,
+    PerTensor,
+    PerToken,
+    parse_granularity,
+    reduce_blocks,
+)
+from granplugin.quant.site import Site
 
 RNG = np.random.default_rng
 

@@ -8,19 +8,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import NETS, run_main
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plan_values import quantized_row
 from torch import nn
 
-from conftest import NETS, run_main
-from plan_values import quantized_row
-from granplugin.planning.row_json import row_from_json
-from granplugin.planning.rows import as_float
 from granplugin import modelopt_bridge as bridge
 from granplugin.calibration.statistics import Need, Statistics, find_amax
 from granplugin.errors import DataError, ModelError
 from granplugin.modelopt_bridge.library import TensorQuantizer, mto, mtq
 from granplugin.modelopt_bridge.observe import observe
+from granplugin.planning.row_json import row_from_json
+from granplugin.planning.rows import as_float
 from granplugin.quant.calibrators import Calibrator, histogram
 from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
 from granplugin.quant.granularity import DoesNotApply, reduce_blocks

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from granplugin.errors import DataError, ModelError
-from granplugin.network.trace import trace
 from granplugin.network.models import build_model, device, input_names, model_key
+from granplugin.network.trace import trace
 from granplugin.recipe.callables import resolve
 from granplugin.recipe.model import CallableModel
 from granplugin.recipe.strict import Target

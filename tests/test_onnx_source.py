@@ -12,9 +12,8 @@ import numpy as np
 import onnx
 import pytest
 import yaml
-from onnx import helper, numpy_helper, parser
-
 from conftest import RECIPES, Done, run_main
+from onnx import helper, numpy_helper, parser
 
 RULES = [
     {"match": {"trait": "depthwise"}, "weight": "per_tensor", "bn": "keep"},

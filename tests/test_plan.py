@@ -7,19 +7,25 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from plan_values import layer_of
-from granplugin.planning.rows import FloatRow, QuantizedRow
-from granplugin.quant.calibrators import Calibrator
-from granplugin.planning.row_json import row_from_json, row_to_json
-from granplugin.quant.granularity import DoesNotApply, PerBlock, PerElement, PerTensor, PerToken
+
 from granplugin.errors import RecipeError, UserError
 from granplugin.planning.plan import make_plan, preset_plan
+from granplugin.planning.row_json import row_from_json, row_to_json
+from granplugin.planning.rows import FloatRow, QuantizedRow
 from granplugin.planning.story import why
+from granplugin.quant.calibrators import Calibrator
 from granplugin.quant.formats import FORMATS
-from granplugin.quant.granularity import parse_granularity
-from granplugin.quant.site import OPERANDS, Site
+from granplugin.quant.granularity import (
+    DoesNotApply,
+    PerBlock,
+    PerElement,
+    PerTensor,
+    PerToken,
+    parse_granularity,
+)
 from granplugin.quant.layers import layer_from_json, layer_to_json
+from granplugin.quant.site import OPERANDS, Site
 from granplugin.recipe.load import load_recipe, load_variants
 
 BASE = {

@@ -10,8 +10,8 @@ from torch import nn
 
 from granplugin.network.trace import trace
 from granplugin.planning.plan import make_plan
-from granplugin.recipe.presets import _MODELOPT_EXCLUDED
 from granplugin.recipe.load import load_recipe
+from granplugin.recipe.presets import _MODELOPT_EXCLUDED
 
 
 class Net(nn.Module):

@@ -12,15 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-
 from plan_values import quantized_row
-from granplugin.graph.read.found import find
-from granplugin.graph.read.loading import load
-from granplugin.quant.site import Site
+
 from granplugin.errors import ModelError, Unhonoured
 from granplugin.graph.edit.qdq import insert
 from granplugin.graph.files import load_float, save
 from granplugin.graph.read.agreement import agreement
+from granplugin.graph.read.found import find
+from granplugin.graph.read.loading import load
 from granplugin.graph.read.verify import read_back
 from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
 from granplugin.quant.granularity import (
@@ -30,6 +29,7 @@ from granplugin.quant.granularity import (
     parse_granularity,
     reduce_blocks,
 )
+from granplugin.quant.site import Site
 
 
 def marker(value, site):

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from granplugin.errors import RecipeError
-from granplugin.recipe.load import load_recipe, load_variants
 from granplugin.recipe.decisions import Decision
+from granplugin.recipe.load import load_recipe, load_variants
 from granplugin.recipe.schema import Recipe, json_schema
 from granplugin.recipe.source import MAX_BYTES, parse_document
 

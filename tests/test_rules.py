@@ -3,10 +3,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from plan_values import layer_of
-from granplugin.recipe.match import nearest, pattern, select
-from granplugin.recipe.match import Match, within
+
+from granplugin.recipe.match import Match, nearest, pattern, select, within
 
 parts = st.text("ab1_", min_size=1, max_size=3)
 names = st.lists(parts, min_size=1, max_size=4).map(".".join)

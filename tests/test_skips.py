@@ -16,20 +16,20 @@ import torch
 from conftest import Project
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plan_values import quantized_row
 from torch import nn
 
 import granplugin
 import granplugin.modelopt_bridge as bridge
-from plan_values import quantized_row
 from granplugin.backends import load as load_backend
 from granplugin.backends.nvidia.plan_reader import read_layers_text
 from granplugin.calibration.statistics import find_amax, needs_of, share_amax
 from granplugin.errors import ModelError, RecipeError, Unhonoured
 from granplugin.graph.edit.fold import weights_of
 from granplugin.graph.edit.qdq import insert
-from granplugin.network.export import export_float
 from granplugin.graph.files import load_float, save
 from granplugin.graph.read.verify import read_back
+from granplugin.network.export import export_float
 from granplugin.network.trace import trace
 from granplugin.planning.plan import make_plan, preset_plan
 from granplugin.planning.rows import Plan

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from plan_values import quantized_row
-from granplugin.quant.site import Site
-from granplugin.planning.rows import as_float
+
 from granplugin.calibration.statistics import (
     Need,
     Statistics,
@@ -21,9 +19,11 @@ from granplugin.calibration.statistics import (
     needs_of,
 )
 from granplugin.errors import DataError, ModelError, UserError
+from granplugin.planning.rows import as_float
 from granplugin.quant.calibrators import Calibrator, histogram, percentile
 from granplugin.quant.formats import FORMATS
 from granplugin.quant.granularity import parse_granularity, reduce_blocks
+from granplugin.quant.site import Site
 
 
 def row(role="weight", shape=(8, 4), block=None, **changed):

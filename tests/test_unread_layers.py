@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from conftest import NETS, run_main
 from torch import nn
 
-from conftest import NETS, run_main
 from granplugin.network.trace import trace
 
 UNREAD = "no output of the model depends on it"

@@ -11,11 +11,11 @@ from granplugin import backends, capabilities
 from granplugin.capabilities.table import Formats
 from granplugin.engines import AUDITED, ENGINES, EXPORTED, PRECISIONS, REFERENCE, TARGETS, taking
 from granplugin.measures.metrics import METRICS
-from granplugin.recipe.presets import PRESETS
 from granplugin.quant.calibrators import CALIBRATORS
 from granplugin.quant.formats import FORMATS
 from granplugin.quant.granularity import GRANULARITIES
 from granplugin.recipe.build import Build
+from granplugin.recipe.presets import PRESETS
 from granplugin.recipe.schema import Recipe, json_schema
 from granplugin.recipe.settings import FLOAT
 

@@ -28,15 +28,14 @@ from granplugin.planning.rows import Plan, Row
 from granplugin.planning.sharing import following, tensors_of
 from granplugin.progress import track
 from granplugin.quant.calibrators import Calibrator
-from granplugin.quant.site import OPERANDS
 from granplugin.quant.layers import WEIGHTED, Layer
-from granplugin.quant.site import MULTIPLIED
+from granplugin.quant.site import MULTIPLIED, OPERANDS
 from granplugin.recipe.loaded import Loaded
 from granplugin.recipe.schema import Recipe, StatisticsSpec
+from granplugin.results.values import Job
 from granplugin.runs.build_options import options_of
 from granplugin.runs.calibrated import Calibrated
 from granplugin.runs.session import Session
-from granplugin.results.values import Job
 from granplugin.runs.variants import variant_task
 from granplugin.store.keys import content_key, file_key
 from granplugin.store.maker import made_by

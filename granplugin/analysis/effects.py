@@ -17,8 +17,8 @@ from scipy.special import log_softmax, stdtrit
 from torch import Tensor, nn
 
 from granplugin.analysis.figures import SUMS, Sqnr, sqnr, sums
-from granplugin.analysis.rounded import Choice, RoundedNetwork, Pair, run
 from granplugin.analysis.replay import Diverged, Script
+from granplugin.analysis.rounded import Choice, Pair, RoundedNetwork, run
 from granplugin.errors import ModelError
 from granplugin.measures.intervals import proportion_interval, tango_interval
 from granplugin.measures.metrics import METRICS, scores_of

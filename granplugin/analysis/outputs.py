@@ -15,7 +15,6 @@ from granplugin.analysis.subject import Clock, Subject
 from granplugin.measures.metrics import METRICS
 from granplugin.recipe.analyze import Analyze
 
-
 _CONTRADICTS = 90.0
 """Percent of equal decisions below which an unchanged metric is no evidence."""
 

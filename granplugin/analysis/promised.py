@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from granplugin import backends
 from granplugin.analysis.costs import (
     Cost,
     Setting,
@@ -19,12 +20,11 @@ from granplugin.analysis.local import START, Tried
 from granplugin.analysis.losses import LayerLosses
 from granplugin.analysis.questions import Questions
 from granplugin.analysis.rounded import Pair, RoundedNetwork
-from granplugin import backends
 from granplugin.calibration.statistics import Statistics
 from granplugin.capabilities import Promise
 from granplugin.engines import ENGINES
-from granplugin.runs.session import Session
 from granplugin.runs.calibrated import calibrate
+from granplugin.runs.session import Session
 
 ALLOWED = ("native", "lowered")
 """Promises that a suggestion may rely on."""

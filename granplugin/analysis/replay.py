@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from granplugin.network.torch_calls import tensors_in
 from granplugin.network.forward import evaluating, flatten_outputs
+from granplugin.network.torch_calls import tensors_in
 
 log = logging.getLogger(__name__)
 

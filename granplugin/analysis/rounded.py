@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from granplugin.analysis.local import Tried, key, try_settings
-from granplugin.analysis.replay import Change, Diverged
 from granplugin.analysis.questions import Questions
+from granplugin.analysis.replay import Change, Diverged
 from granplugin.analysis.rounding import Rounding, rounding
 from granplugin.analysis.tensors import TriedSite, module_of
 from granplugin.errors import ModelError, UserError
+from granplugin.network.forward import evaluating
 from granplugin.network.skip_inputs import SKIP_QUANTIZER, SkipInputs
 from granplugin.network.torch_calls import tensors_in
-from granplugin.network.forward import evaluating
 from granplugin.planning.rows import QuantizedRow
 from granplugin.recipe.settings import FLOAT
 

@@ -10,8 +10,8 @@ from granplugin.planning.rows import Plan, QuantizedRow, Row, as_quantized
 from granplugin.quant.calibrators import Calibrator, refusal
 from granplugin.quant.formats import FORMATS, block_of
 from granplugin.quant.granularity import DoesNotApply, PerTensor
-from granplugin.quant.site import Operand
 from granplugin.quant.layers import WEIGHTED, Layer
+from granplugin.quant.site import Operand
 from granplugin.recipe.analyze import Analyze
 from granplugin.recipe.settings import FLOAT, Settings
 

@@ -16,8 +16,7 @@ from granplugin.analysis.rounded import FLOATING, Pair, RoundedNetwork
 from granplugin.planning.rows import QuantizedRow
 from granplugin.quant import calibrators, granularity
 from granplugin.quant.layers import Layer
-from granplugin.recipe.match import select
-from granplugin.recipe.match import Match
+from granplugin.recipe.match import Match, select
 from granplugin.recipe.settings import FLOAT
 
 WIDTH = 96

@@ -96,9 +96,9 @@ def export_onnx(model: nn.Module, example: Example, path: str | Path) -> Path:
     from granplugin import modelopt_bridge
     from granplugin.graph.edit.fold import weights_of
     from granplugin.graph.edit.qdq import insert
-    from granplugin.network.export import export_float
     from granplugin.graph.files import load_float, save
     from granplugin.graph.read.verify import read_back
+    from granplugin.network.export import export_float
 
     path = Path(path)
     sites = modelopt_bridge.sites_of(model)

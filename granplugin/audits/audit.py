@@ -10,12 +10,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from granplugin.quant.layers import PRODUCTS
-from granplugin.quant.site import MULTIPLIED
 from granplugin.backends.base import LayerPrecision
 from granplugin.capabilities import Promise
 from granplugin.capabilities.legality import LEFT_FLOAT
 from granplugin.planning.rows import AnyRow
+from granplugin.quant.layers import PRODUCTS
+from granplugin.quant.site import MULTIPLIED
 from granplugin.results.audited import Kind, Verdict
 
 

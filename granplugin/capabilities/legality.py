@@ -13,18 +13,18 @@ from itertools import groupby
 from types import MappingProxyType
 
 from granplugin import backends, capabilities
-from granplugin.planning.sharing import shared_skips
 from granplugin.backends.gpu import gpu
 from granplugin.capabilities import Book, Promise
 from granplugin.engines import ENGINES, taking
 from granplugin.errors import RecipeError
 from granplugin.graph.methods import How
 from granplugin.planning.rows import Plan, QuantizedRow, Row, as_float
-from granplugin.recipe.presets import PRESETS
+from granplugin.planning.sharing import shared_skips
 from granplugin.quant.formats import FORMATS
 from granplugin.quant.granularity import PerTensor, coarser
-from granplugin.quant.layers import Layer, PRODUCTS
+from granplugin.quant.layers import PRODUCTS, Layer
 from granplugin.quant.site import MULTIPLIED
+from granplugin.recipe.presets import PRESETS
 from granplugin.recipe.schema import Recipe
 from granplugin.recipe.settings import FLOAT
 

@@ -11,9 +11,8 @@ from granplugin.capabilities.table import LOWERINGS, Cell, Table, TableRule
 from granplugin.engines import PromiseKind
 from granplugin.planning.rows import AnyRow, ScaledRow
 from granplugin.planning.sharing import shared_skips
-from granplugin.quant.site import Operand
 from granplugin.quant.layers import Layer
-from granplugin.quant.site import MULTIPLIED
+from granplugin.quant.site import MULTIPLIED, Operand
 
 KINDS: tuple[PromiseKind, ...] = ("native", "lowered", "simulated", "refused")
 """From best to worst."""

@@ -33,11 +33,11 @@ from granplugin.progress import track
 from granplugin.recipe.loaded import Loaded
 from granplugin.results.values import Built
 from granplugin.runs.build_options import check_build, options_of
-from granplugin.runs.session import Session
-from granplugin.runs.checked import agreed
 from granplugin.runs.calibrated import calibrate
+from granplugin.runs.checked import agreed
 from granplugin.runs.executor import run_tasks
 from granplugin.runs.jobs import plan_jobs
+from granplugin.runs.session import Session
 from granplugin.runs.variants import variant_task
 from granplugin.store.keys import content_key, file_sha256, text_sha256
 from granplugin.store.run_folder import RunFolder

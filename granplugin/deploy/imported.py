@@ -18,11 +18,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 import granplugin
 from granplugin.audits.audit import audit
 from granplugin.audits.audit_file import examine
-from granplugin.backends.nvidia import trtexec
 from granplugin.backends.base import Engine
-from granplugin.backends.nvidia.plan_reader import read_inspector_json, read_profile_json
+from granplugin.backends.nvidia import trtexec
 from granplugin.backends.nvidia.backend import weighted_nodes
 from granplugin.backends.nvidia.kernels import layer_precisions
+from granplugin.backends.nvidia.plan_reader import read_inspector_json, read_profile_json
 from granplugin.capabilities import Promise
 from granplugin.errors import EngineError, RunError, UserError
 from granplugin.measures import metrics, timing

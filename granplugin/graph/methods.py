@@ -10,8 +10,8 @@ import numpy as np
 
 from granplugin.errors import ModelError
 from granplugin.planning.rows import QuantizedRow
-from granplugin.quant.layers import PRODUCTS
 from granplugin.quant.formats import Format
+from granplugin.quant.layers import PRODUCTS
 
 How = Literal["lower", "simulate"]
 """What is asked of a site: exactly what its row says, made from a per_tensor Q/DQ, or float

@@ -26,9 +26,9 @@ from granplugin.modelopt_bridge.library import (
 from granplugin.modelopt_bridge.observe import ForwardLoop, observe
 from granplugin.modelopt_bridge.quantizers import refuse_unfolded, set_quantizers
 from granplugin.modelopt_bridge.skips import want_skip_quantizers
-from granplugin.planning.rows import QuantizedRow
 from granplugin.planning.quantize_config import METHOD, config
 from granplugin.planning.row_json import row_from_json
+from granplugin.planning.rows import QuantizedRow
 
 
 class CalibrationConfig(QuantizeAlgorithmConfig):

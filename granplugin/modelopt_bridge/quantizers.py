@@ -17,17 +17,17 @@ from granplugin.modelopt_bridge.library import (
     QuantizerAttributeConfig,
     TensorQuantizer,
 )
-from granplugin.planning.row_json import row_from_json
-from granplugin.planning.rows import QuantizedRow, Row
 from granplugin.planning.quantize_config import (
     METHOD,
     attributes,
     quantizer_name,
     site_of,
 )
+from granplugin.planning.row_json import row_from_json
+from granplugin.planning.rows import QuantizedRow, Row
 from granplugin.quant.granularity import expand
-from granplugin.quant.site import Shape
 from granplugin.quant.layers import BATCH_NORMS
+from granplugin.quant.site import Shape
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from granplugin.network.weight_facts import WeightFacts, weight_facts
 from granplugin.quant.folding import channel_ranges, fold, spread
-from granplugin.quant.layers import Layer, PASSIVE, PRODUCTS, WEIGHTED, sites_of
+from granplugin.quant.layers import PASSIVE, PRODUCTS, WEIGHTED, Layer, sites_of
 
 
 def sited(model: nn.Module) -> dict[str, nn.Module]:

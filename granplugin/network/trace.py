@@ -26,13 +26,13 @@ from granplugin.network.forward import (
     flatten_outputs,
     named_inputs,
 )
-from granplugin.network.multiplied import Multiplied
 from granplugin.network.modules import describe, layer_type, sited
+from granplugin.network.multiplied import Multiplied
 from granplugin.network.residuals import find_concats, find_same, find_skips
 from granplugin.network.watch import LayerCall, Watch
+from granplugin.quant.layers import WEIGHTED, Layer, sites_of
 from granplugin.quant.multiplications import Multiplication
 from granplugin.quant.site import Operand, Shape
-from granplugin.quant.layers import Layer, WEIGHTED, sites_of
 
 log = logging.getLogger(__name__)
 

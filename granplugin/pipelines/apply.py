@@ -29,16 +29,16 @@ from granplugin.report.build.run import make_report
 from granplugin.report.result import Result
 from granplugin.report.schema.run import Report
 from granplugin.report.show import as_markdown
-from granplugin.runs.build_options import check_build
 from granplugin.results.values import Built, Measured, Timing
+from granplugin.runs.build_options import check_build
+from granplugin.runs.calibrated import Calibrated, calibrate
+from granplugin.runs.checked import agreed
+from granplugin.runs.executor import run_tasks
 from granplugin.runs.held import held_to_reference
+from granplugin.runs.jobs import plan_jobs
 from granplugin.runs.latency import measure_latency, profile
 from granplugin.runs.measure import check_data, measure, open_backends
 from granplugin.runs.session import Session
-from granplugin.runs.checked import agreed
-from granplugin.runs.calibrated import Calibrated, calibrate
-from granplugin.runs.executor import run_tasks
-from granplugin.runs.jobs import plan_jobs
 from granplugin.runs.variants import variant_task
 from granplugin.sources import check_runs
 from granplugin.store.run_folder import RunFolder, default_folder, open_run

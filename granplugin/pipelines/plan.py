@@ -11,11 +11,11 @@ from granplugin.capabilities.legality import Written
 from granplugin.errors import UserError
 from granplugin.planning.coverage import coverage
 from granplugin.planning.plan import preset_plan
+from granplugin.planning.plan_file import plan_file
+from granplugin.planning.quantize_config import config
 from granplugin.planning.row_json import row_to_json
 from granplugin.planning.rows import Plan, Row
 from granplugin.planning.story import why as story
-from granplugin.planning.plan_file import plan_file
-from granplugin.planning.quantize_config import config
 from granplugin.quant.layers import Layer
 from granplugin.quant.multiplications import Multiplication
 from granplugin.recipe.load import RECIPE, load_variants
@@ -23,8 +23,8 @@ from granplugin.recipe.loaded import Loaded
 from granplugin.report.build.verbs import plan_output
 from granplugin.report.result import Result
 from granplugin.report.schema.verbs import PlanOutput
-from granplugin.runs.session import Session
 from granplugin.runs.jobs import plan_jobs
+from granplugin.runs.session import Session
 from granplugin.sources import check_runs
 from granplugin.store.run_folder import default_folder, open_run
 from granplugin.suggest import did_you_mean

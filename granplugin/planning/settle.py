@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from granplugin.errors import RecipeError
-from granplugin.recipe.presets import PRESETS, spelt_out
 from granplugin.quant.layers import Layer
 from granplugin.quant.site import MULTIPLIED, Operand
 from granplugin.recipe.decisions import Decision, Rule
 from granplugin.recipe.loaded import LoadedPart
+from granplugin.recipe.presets import PRESETS, spelt_out
 from granplugin.recipe.settings import FLOAT
 
 PRESET = -1

@@ -10,8 +10,8 @@ from typing import TypeGuard
 from granplugin.partition import joined
 from granplugin.planning.rows import AnyRow, QuantizedRow, Row
 from granplugin.quant.calibrators import Calibrator
-from granplugin.quant.site import Shape
 from granplugin.quant.layers import Layer
+from granplugin.quant.site import Shape
 from granplugin.recipe.decisions import Share
 from granplugin.recipe.loaded import LoadedPart
 from granplugin.recipe.match import missing, select

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from granplugin.results.parts import Part
 from granplugin.report.show import as_html, as_text
+from granplugin.results.parts import Part
 
 
 class Result:

@@ -10,8 +10,6 @@ from rich.text import Text
 
 from granplugin.report.render import RENDERERS, terminal
 from granplugin.report.schema.analysis import Analysis
-from granplugin.report.view.elements import Section
-from granplugin.results.parts import Part
 from granplugin.report.schema.run import Report
 from granplugin.report.schema.verbs import (
     AuditOutput,
@@ -23,6 +21,8 @@ from granplugin.report.schema.verbs import (
     PlanOutput,
     WhyOutput,
 )
+from granplugin.report.view.elements import Section
+from granplugin.results.parts import Part
 
 VIEWS: dict[type[Part], str] = {
     Report: "run.run_view",

@@ -11,13 +11,13 @@ import numpy as np
 from granplugin.backends.base import Engine, LayerPrecision
 from granplugin.backends.engine_plan import EnginePlan
 from granplugin.backends.gpu import Clocks
+from granplugin.calibration.statistics import ranged
 from granplugin.capabilities.legality import Written
 from granplugin.measures.faithful import Faithful
 from granplugin.measures.metrics import Score
 from granplugin.measures.timing import Latency
 from granplugin.planning.rows import Plan, QuantizedRow
 from granplugin.recipe.loaded import Loaded
-from granplugin.calibration.statistics import ranged
 from granplugin.results.agreed import Agreement
 from granplugin.results.audited import Finding, Verdict
 

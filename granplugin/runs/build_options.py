@@ -10,9 +10,9 @@ from granplugin.backends.gpu import gpu
 from granplugin.engines import ENGINES, taking
 from granplugin.quant.site import Shape
 from granplugin.recipe.schema import Recipe
+from granplugin.results.values import Built
 from granplugin.runs.session import Session
 from granplugin.suggest import did_you_mean
-from granplugin.results.values import Built
 
 
 def options_of(

@@ -13,11 +13,11 @@ from tempfile import TemporaryDirectory
 from time import monotonic
 
 from granplugin.backends.base import Backend, BuildFailed, Options
-from granplugin.runs.culprit import culprit
 from granplugin.errors import EngineError
 from granplugin.planning.rows import Row
 from granplugin.recipe.presets import PRESETS
 from granplugin.results.values import Built
+from granplugin.runs.culprit import culprit
 from granplugin.runs.variants import write_quantized
 
 log = logging.getLogger(__name__)

@@ -6,18 +6,19 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+
 import numpy as np
 
 from granplugin.backends.base import Backend, DeviceRunner, Engine, ResidentCall
 from granplugin.backends.card import CARD
-from granplugin.runs.build_options import cannot_run, latency_batches, options_of
 from granplugin.backends.gpu import clocks
 from granplugin.engines import ENGINES
-from granplugin.runs.measure import build_engine
-from granplugin.store.keys import content_key, file_key
-from granplugin.runs.session import Session
 from granplugin.measures.timing import build_spread, measure_interleaved, ratio
 from granplugin.results.values import Built, Measured, Timing
+from granplugin.runs.build_options import cannot_run, latency_batches, options_of
+from granplugin.runs.measure import build_engine
+from granplugin.runs.session import Session
+from granplugin.store.keys import content_key, file_key
 
 log = logging.getLogger(__name__)
 

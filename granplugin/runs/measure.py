@@ -12,25 +12,25 @@ from typing import Any
 import numpy as np
 
 from granplugin import backends
-from granplugin.measures import metrics
 from granplugin.audits.audit import audit
 from granplugin.audits.audit_file import examine
 from granplugin.backends.base import Backend, BuildFailed, Engine, LayerPrecision, Options
-from granplugin.runs.failed_build import explain
-from granplugin.runs.build_options import cannot_run, options_of
+from granplugin.capabilities.legality import Written
 from granplugin.data.batches import Batches
 from granplugin.errors import EngineError, ModelError, UserError
-from granplugin.capabilities.legality import Written
-from granplugin.recipe.callables import blame, resolve
+from granplugin.measures import metrics
 from granplugin.progress import track
+from granplugin.recipe.callables import blame, resolve
 from granplugin.recipe.loaded import Loaded, located
 from granplugin.recipe.strict import Target
+from granplugin.results.values import FP32, Audited, Built, Measured
+from granplugin.runs.build_options import cannot_run, options_of
 from granplugin.runs.executor import run_tasks
+from granplugin.runs.failed_build import explain
+from granplugin.runs.session import Session
 from granplugin.store.cache import Cache
 from granplugin.store.keys import content_key
 from granplugin.store.maker import made_by
-from granplugin.runs.session import Session
-from granplugin.results.values import FP32, Audited, Built, Measured
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,6 @@ from granplugin.data.batches import (
 from granplugin.data.open import open_data
 from granplugin.planning.plan_file import text_key
 from granplugin.progress import track
-from granplugin.quant.site import Shape
 from granplugin.quant.layers import Layer, layer_from_json, layer_to_json
 from granplugin.quant.multiplications import (
     Multiplication,
@@ -25,6 +24,7 @@ from granplugin.quant.multiplications import (
     multiplication_to_json,
     multiplications,
 )
+from granplugin.quant.site import Shape
 from granplugin.recipe.loaded import Loaded, located
 from granplugin.sources import open_network
 from granplugin.sources.protocol import Ran

@@ -17,12 +17,12 @@ from granplugin.data.batches import Batch, Batches
 from granplugin.engines import ENGINES, REFERENCE, EngineFacts
 from granplugin.errors import ModelError, UserError
 from granplugin.graph.edit.fold import weights_of
-from granplugin.graph.methods import How
+from granplugin.graph.edit.forms import asked_forms, in_forms
 from granplugin.graph.edit.own_operators import own_operators
 from granplugin.graph.edit.precision import convert, too_large
 from granplugin.graph.edit.qdq import insert
-from granplugin.graph.edit.forms import asked_forms, in_forms
 from granplugin.graph.files import load_float, save
+from granplugin.graph.methods import How
 from granplugin.graph.read.agreement import agreement
 from granplugin.graph.read.verify import read_back
 from granplugin.planning.rows import QuantizedRow, Row, as_float

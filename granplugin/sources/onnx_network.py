@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Self, cast
 
-
 from granplugin.graph.read.graph import ReadGraph
 from granplugin.graph.read.loading import reading
 from granplugin.network.onnx_file import content_of, is_float, read_float

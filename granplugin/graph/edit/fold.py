@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from granplugin.quant.layers import ONNX_PRODUCTS
 from granplugin.errors import ModelError
 from granplugin.graph.edit.contract import Before, contract, gone
 from granplugin.graph.edit.nodes import (
@@ -22,6 +21,7 @@ from granplugin.graph.edit.nodes import (
 )
 from granplugin.planning.rows import Row
 from granplugin.quant import folding
+from granplugin.quant.layers import ONNX_PRODUCTS
 
 
 def _requires(graph: ir.Graph, rows: Sequence[Row]) -> str | None:

@@ -19,9 +19,9 @@ from onnx_ir.passes import common as passes
 from onnxruntime.transformers import float16
 
 from granplugin.graph import reference
-from granplugin.graph.names import CASTS
 from granplugin.graph.edit.contract import seam, unsound
 from granplugin.graph.edit.nodes import replace, unique
+from granplugin.graph.names import CASTS
 
 DTYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 LARGEST = 2.0**13

@@ -15,7 +15,6 @@ from granplugin.graph.edit.additions import Additions
 from granplugin.graph.edit.contract import Before, contract, misfit
 from granplugin.graph.edit.fold import fold_batch_norms, weight_at
 from granplugin.graph.edit.lowering import lower
-from granplugin.graph.methods import How
 from granplugin.graph.edit.nodes import (
     DOMAIN,
     bypass,
@@ -26,6 +25,7 @@ from granplugin.graph.edit.nodes import (
     site_of,
 )
 from granplugin.graph.edit.pads import merge_pads
+from granplugin.graph.methods import How
 from granplugin.planning.rows import QuantizedRow, Row
 from granplugin.quant.formats import FORMATS, Format, quantize, scale_of
 from granplugin.quant.granularity import expand

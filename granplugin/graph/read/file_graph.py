@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from granplugin.quant.layers import ONNX_PRODUCTS
 from granplugin.errors import Unhonoured
 from granplugin.graph.names import CASTS
 from granplugin.graph.read.graph import (
@@ -27,6 +26,7 @@ from granplugin.graph.read.loading import load, reading
 from granplugin.graph.read.pairs import Qdq, qdq
 from granplugin.graph.read.residual import residual_add
 from granplugin.planning.rows import QuantizedRow
+from granplugin.quant.layers import ONNX_PRODUCTS
 from granplugin.quant.site import Shape
 
 E8M0_OPERATOR = "TRT_MXFP8DequantizeLinear"

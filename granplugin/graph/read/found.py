@@ -28,8 +28,8 @@ from granplugin.graph.read.loading import reading, subgraphs
 from granplugin.graph.read.pairs import BLOCKS, Scaled, qdq, scaled
 from granplugin.planning.rows import FileRow
 from granplugin.quant.granularity import grid
+from granplugin.quant.layers import ONNX_PRODUCTS, Layer, sites_of
 from granplugin.quant.site import Operand, Shape, Site
-from granplugin.quant.layers import Layer, ONNX_PRODUCTS, sites_of
 
 # What the capability tables know of layers without weights.
 _PASSIVE = ("MaxPool", "AveragePool", "GlobalAveragePool", "LayerNormalization")

@@ -19,11 +19,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, TypeProto, numpy_helper
 
-from granplugin.quant.layers import ONNX_PRODUCTS
 from granplugin.errors import ModelError
 from granplugin.graph.read.constants import Evaluator, Refused, is_random, stored_in
 from granplugin.graph.read.inferred import infer_types
 from granplugin.graph.read.loading import load, name_of, reading, subgraphs
+from granplugin.quant.layers import ONNX_PRODUCTS
 from granplugin.quant.site import Shape
 
 BIAS = 2

@@ -6,8 +6,8 @@ import heapq
 
 import onnx
 
-from granplugin.quant.layers import ONNX_PRODUCTS
 from granplugin.graph.read.graph import ReadGraph
+from granplugin.quant.layers import ONNX_PRODUCTS
 
 
 def residual_add(graph: ReadGraph, product: onnx.NodeProto) -> tuple[onnx.NodeProto, str] | None:

@@ -12,7 +12,6 @@ from types import MappingProxyType
 import numpy as np
 import onnx
 
-from granplugin.quant.granularity import PerTensor
 from granplugin.errors import Unhonoured
 from granplugin.graph.methods import How
 from granplugin.graph.read.file_graph import (
@@ -34,6 +33,7 @@ from granplugin.graph.read.verify_lowered import (
 )
 from granplugin.planning.rows import QuantizedRow, Row
 from granplugin.quant.formats import FORMATS, quantize, scale_of
+from granplugin.quant.granularity import PerTensor
 
 
 def read_back(

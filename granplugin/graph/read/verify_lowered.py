@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from granplugin.quant.layers import ONNX_PRODUCTS, PRODUCTS
 from granplugin.calibration.statistics import find_amax
 from granplugin.errors import Unhonoured
 from granplugin.graph.methods import FLOOR, Method
@@ -27,6 +26,7 @@ from granplugin.graph.read.graph import scope_of
 from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.formats import FORMATS, dequantize, fake_quantize, quantize, scale_of
 from granplugin.quant.granularity import PerBlock, expand, reduce_blocks
+from granplugin.quant.layers import ONNX_PRODUCTS, PRODUCTS
 from granplugin.quant.site import Shape
 
 

@@ -10,8 +10,8 @@ from granplugin.engines import ENGINES, taking
 from granplugin.recipe.build import Build
 from granplugin.recipe.schema import Recipe
 from granplugin.report.schema.run import VariantResult
-from granplugin.words import first
 from granplugin.results.values import Built
+from granplugin.words import first
 
 
 def notes(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from granplugin.capabilities import Line, Table
 from granplugin.capabilities.legality import Written
 from granplugin.planning.coverage import Coverage
-from granplugin.planning.rows import Plan, Row
 from granplugin.planning.row_json import row_to_json
+from granplugin.planning.rows import Plan, Row
 from granplugin.quant.folding import typical
 from granplugin.quant.site import Shape
 from granplugin.report.build.covered import covered

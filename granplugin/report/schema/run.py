@@ -13,7 +13,6 @@ from granplugin.results.agreed import Agreement
 from granplugin.results.audited import Kind as VerdictKind
 from granplugin.results.parts import Number, Part
 
-
 LimitVerdict = Literal["met", "missed", "cannot tell"]
 VariantKind = Literal["baseline", "recipe", "variant"]
 Precision = Literal["fp32", "fp16", "bf16"]

@@ -20,8 +20,8 @@ from granplugin.report.view.elements import (
     items,
 )
 from granplugin.report.view.findings import findings_items
-from granplugin.words import first, with_lines
 from granplugin.results.audited import Kind as VerdictKind
+from granplugin.words import first, with_lines
 
 _SENSES: dict[VerdictKind, Sense] = {
     "honoured": "good", "degraded": "doubtful", "wrong": "bad", "unknown": "plain",

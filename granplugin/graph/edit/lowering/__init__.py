@@ -16,11 +16,11 @@ import onnx_ir as ir
 from granplugin.graph.edit.additions import Additions
 from granplugin.graph.edit.contract import Before, contract, gone, misfit
 from granplugin.graph.edit.lowering.division import Divisions, undivided
-from granplugin.graph.methods import How, methods
 from granplugin.graph.edit.lowering.row_scale import scale_rows
 from granplugin.graph.edit.lowering.simulated import multiply_back, simulate
 from granplugin.graph.edit.lowering.weights import WEIGHT_PASSES, change_weight
 from granplugin.graph.edit.nodes import markers, scope_of, site_of
+from granplugin.graph.methods import How, methods
 from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.formats import FORMATS, scale_of
 

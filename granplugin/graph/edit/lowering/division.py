@@ -12,12 +12,12 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from granplugin.quant.granularity import PerTensor
 from granplugin.errors import ModelError
 from granplugin.graph.edit.additions import Additions
 from granplugin.graph.methods import FLOOR, reduced_axes, spread, unit_of
 from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.formats import FORMATS
+from granplugin.quant.granularity import PerTensor
 
 
 def undivided(row: QuantizedRow, cells: np.ndarray | None) -> tuple[QuantizedRow, np.ndarray]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from granplugin.quant.layers import ONNX_PRODUCTS
 from granplugin.errors import ModelError
 from granplugin.planning.rows import QuantizedRow
+from granplugin.quant.layers import ONNX_PRODUCTS
 
 
 def products(marker: ir.Node, row: QuantizedRow) -> list[ir.Node]:

@@ -18,8 +18,8 @@ from granplugin.graph.edit.additions import Additions
 from granplugin.graph.edit.contract import misfit, seam
 from granplugin.graph.edit.fold import weight_at
 from granplugin.graph.edit.lowering.division import divided
-from granplugin.graph.methods import spread
 from granplugin.graph.edit.nodes import only_user, replace, site_of
+from granplugin.graph.methods import spread
 from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
 

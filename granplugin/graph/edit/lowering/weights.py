@@ -15,16 +15,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from granplugin.quant.granularity import PerBlock
 from granplugin.calibration.statistics import find_amax
 from granplugin.errors import ModelError
 from granplugin.graph.edit.additions import Additions
 from granplugin.graph.edit.contract import misfit, seam
 from granplugin.graph.edit.fold import weight_at
-from granplugin.graph.methods import Method, operation, spread, unit_of
 from granplugin.graph.edit.lowering.products import check_readers
+from granplugin.graph.methods import Method, operation, spread, unit_of
 from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.formats import FORMATS, dequantize, quantize, scale_of
+from granplugin.quant.granularity import PerBlock
 from granplugin.quant.site import Shape
 
 _SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
