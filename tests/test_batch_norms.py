@@ -184,7 +184,6 @@ def scripted(y: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     "peek",
     [
-        lambda m, y: scripted(y),
         lambda m, y: torch.vmap(lambda row: row * 2)(y),
         lambda m, y: m.bad[1].eps * torch.ones(1),
     ],
@@ -199,6 +198,11 @@ def test_a_changed_output_is_an_error_naming_the_layer_and_leaves_the_model_alon
     assert list(net.modules()) == modules and net.training
     assert state.keys() == net.state_dict().keys()
     assert all(torch.equal(state[k], v) for k, v in net.state_dict().items())
+
+
+def test_what_a_scripted_function_reads_too_is_not_folded_away():
+    traced = trace(Hidden(lambda m, y: scripted(y)).train(), IMAGE)
+    assert traced.batch_norms == {"good.0": "good.1"}
 
 
 def test_a_wrong_pair_is_caught():

@@ -28,7 +28,7 @@ def test_an_engine_whose_roundings_flip_is_right(seed, db, flips, samples):
     assert not faithful(engine, reference, floats).wrong
 
 
-@given(st.integers(0, 2**16), st.floats(10, 35), st.sampled_from([16, 64, 512]))
+@given(st.integers(0, 2**16), st.floats(10, 35), st.sampled_from([64, 512]))
 @settings(max_examples=200, deadline=None)
 def test_an_engine_with_three_db_more_noise_is_wrong(seed, db, samples):
     floats, reference, engine = outputs(seed, samples, db)

@@ -88,7 +88,8 @@ class Built:
     def quantized_for(self, engine: str) -> tuple[QuantizedRow, ...]:
         """The rows that are quantized in what this engine is built of."""
         rows = self.job.written.get(engine, self.job.plan).rows
-        found = {row.site for row, amax in self.ranges.items() if amax is not None and row in rows}
+        own = set(rows)
+        found = {row.site for row, amax in self.ranges.items() if amax is not None and row in own}
         return ranged(rows, found)
 
     def file(self, engine: str) -> OnnxFile:
