@@ -1,0 +1,1 @@
+"""The stages of analyze: each a function from values to a value."""

@@ -1,0 +1,1 @@
+"""A recipe: YAML with line numbers, read into a strict, frozen value."""
