@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from granplugin.engines import ENGINES
 from granplugin.recipe.schema import Limits
-from granplugin.report.schema.run import LimitResult, LimitVerdict, VariantResult
+from granplugin.report.schema.run import EngineResult, LimitResult, LimitVerdict, VariantResult
 
 
 def limits(asked: Limits, result: VariantResult, broken: str | None) -> list[LimitResult]:
@@ -25,8 +25,8 @@ def _top1_drop(bound: float, result: VariantResult, broken: str | None) -> Limit
     interval = metric.vs.get("fp32") if metric else None
     drop = None if interval is None or interval.low is None else -interval.low
     verdict: LimitVerdict = "cannot tell"
-    if main.held and main.held.wrong:
-        why = f"{main.engine} does not compute what its file says"
+    if wrong := _wrong(main):
+        why = wrong
     elif broken:
         why = broken
     elif interval is None or drop is None or interval.high is None:
@@ -46,13 +46,22 @@ def _top1_drop(bound: float, result: VariantResult, broken: str | None) -> Limit
     )  # fmt: skip
 
 
+def _wrong(engine: EngineResult) -> str | None:
+    """Why nothing that was measured on an engine is a figure of the recipe."""
+    if engine.held and engine.held.wrong:
+        return f"{engine.engine} does not compute what its file says"
+    return None
+
+
 def _latency(baseline: str, bound: float, result: VariantResult) -> LimitResult:
     """By the smallest batch of the first engine that measures latency."""
     timed = next((engine for engine in result.engines if engine.latency), None)
     ratio = timed.latency[0].vs.get(baseline) if timed else None
     verdict: LimitVerdict = "cannot tell"
     why = "no engine of this run measures latency"
-    if timed and ratio:
+    if timed and (wrong := _wrong(timed)):
+        why = wrong
+    elif timed and ratio:
         if ratio.high <= bound:
             verdict = "met"
         elif ratio.low > bound:
