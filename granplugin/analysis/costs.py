@@ -244,7 +244,8 @@ def _build_all(
     known: dict[str, _Built | str] = {}
     work = [(name, engine) for name in plans for engine in buildable]
     float_key = file_key(float_onnx) if work else ""
-    for name, engine in track(work, "building engines") if work else ():
+    names = [f"{name} on {engine}" for name, engine in work]
+    for name, engine in track(work, "building engines for costs", names=names):
         plan = _pinned(plans[name], session.layers, statistics)
         key = _key(session, plan, engine, float_key)
         if key not in known:

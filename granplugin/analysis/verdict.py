@@ -18,6 +18,7 @@ from granplugin.analysis.rounded import FLOATING, Choice, Pair
 from granplugin.analysis.subject import Clock, Subject
 from granplugin.analysis.suggestion import suggest
 from granplugin.measures.intervals import samples_to_tell
+from granplugin.progress import stage
 from granplugin.quant.layers import Layer
 from granplugin.report.schema import analysis as model
 
@@ -31,25 +32,28 @@ def find_advice(
     if not start:
         return None
 
-    def measure(choices: Sequence[Choice]) -> list[Effect]:
-        found = measure_effects(subject, network, clock, choices, what="suggestions")
-        return [found[choice_name(network, choice)] for choice in choices]
+    with stage("measuring what to suggest") as running:
 
-    return advise(
-        [each for each in evidence.layers if each.name in outputs.top],
-        start,
-        outputs.whole(start),
-        outputs.whole(outputs.finest),
-        tolerance,
-        {each.name: evidence.promised.allowed(each, fixed) for each in evidence.layers},
-        measure,
-        {each.tried.own.site: _site_options(each, fixed) for each in evidence.sites},
-        [
-            each.name
-            for each in evidence.layers
-            if any(row.site in fixed for row in each.tried.asked.start)
-        ],
-    )
+        def measure(choices: Sequence[Choice]) -> list[Effect]:
+            found = measure_effects(subject, network, clock, choices, what="suggestions")
+            running.done(len(choices))
+            return [found[choice_name(network, choice)] for choice in choices]
+
+        return advise(
+            [each for each in evidence.layers if each.name in outputs.top],
+            start,
+            outputs.whole(start),
+            outputs.whole(outputs.finest),
+            tolerance,
+            {each.name: evidence.promised.allowed(each, fixed) for each in evidence.layers},
+            measure,
+            {each.tried.own.site: _site_options(each, fixed) for each in evidence.sites},
+            [
+                each.name
+                for each in evidence.layers
+                if any(row.site in fixed for row in each.tried.asked.start)
+            ],
+        )
 
 
 def _site_options(each: SiteLosses, fixed: frozenset[str]) -> list[Pair]:

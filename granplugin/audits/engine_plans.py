@@ -14,6 +14,7 @@ from granplugin.backends.engine_plan import EnginePlan
 from granplugin.backends.nvidia.plan_reader import read_plan, read_profile_json
 from granplugin.engines import AUDITED
 from granplugin.errors import EngineError, ModelError, UserError
+from granplugin.progress import stage
 
 _EMBEDDED = 2**31 - 2**20
 """What one ONNX file holds; protobuf's limit, less what stands around the weights."""
@@ -48,6 +49,7 @@ def build_plan(
     with (
         tempfile.TemporaryDirectory(prefix="granplugin-") as folder,
         _written(model, path, Path(folder)) as onnx_path,
+        stage(f"building {path.name} on {backend}"),
     ):
         engine = module.build(onnx_path, Path(folder) / "engine", module.options(batch=batch))
         plan = module.plan(engine)

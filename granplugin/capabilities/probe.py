@@ -25,6 +25,7 @@ from granplugin.capabilities.networks import OP, READER, network
 from granplugin.capabilities.table import OPS, Cell, load_table
 from granplugin.engines import ENGINES, REFERENCE
 from granplugin.errors import EngineError
+from granplugin.progress import track
 from granplugin.suggest import did_you_mean
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,9 @@ def probe(
     start = monotonic()
     found = []
     observe = _by_plan if tells_plan else _by_numbers
-    for cell, (observed, detail) in zip(wanted, observe(backend, wanted), strict=True):
+    names = [f"{cell.op}, {cell.format}" for cell in wanted]
+    observing = track(observe(backend, wanted), f"building on {backend}", names=names)
+    for cell, (observed, detail) in zip(wanted, observing, strict=True):
         found.append(Probed(cell, table.rule(cell).engine, observed, detail))
     log.info("probed %d cells of %s in %.0f s", len(found), backend, monotonic() - start)
     return tuple(found)

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 import granplugin
+from granplugin import progress
 from granplugin.progress import console
 
 if TYPE_CHECKING:
@@ -125,6 +126,12 @@ def options(
         console=console, show_time=False, show_path=False, show_level=False,
         markup=False, highlighter=None,
     )  # fmt: skip
-    handler.setLevel(logging.INFO if verbose or console.is_terminal else logging.WARNING)
-    handler.addFilter(lambda record: record.name.startswith("granplugin"))
+    least = logging.INFO if verbose or console.is_terminal else logging.WARNING
+    handler.addFilter(
+        lambda record: (
+            record.name.startswith("granplugin")
+            and (record.levelno >= least or record.name == progress.__name__)
+        )
+    )
+    handler.setLevel(logging.INFO)
     root.addHandler(handler)

@@ -67,8 +67,9 @@ def export(
     jobs = plan_jobs([loaded], session.layers, [engine])
     check_build(session)
     calibrated = calibrate(session, jobs)
+    names = [job.name for job in jobs]
     writing = run_tasks([variant_task(session, job, calibrated, [engine]) for job in jobs], run)
-    built = [agreed(session, each) for each in track(writing, "writing Q/DQ", len(jobs))]
+    built = [agreed(session, each) for each in track(writing, "writing Q/DQ", names=names)]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=".export-"))

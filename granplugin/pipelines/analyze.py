@@ -24,6 +24,7 @@ from granplugin.analysis.subject import Clock, open_subject
 from granplugin.analysis.suggested_file import check_target, write_recipe
 from granplugin.analysis.verdict import find_advice, say
 from granplugin.planning.plan import make_plan
+from granplugin.progress import stage
 from granplugin.recipe.loaded import Loaded
 from granplugin.report.result import Result
 from granplugin.report.schema.analysis import Analysis
@@ -91,7 +92,7 @@ def analyze_in(session: Session, costs: bool = True, statistics: Path | None = N
     questions = ask_all(session.layers, plan, wanted, session.calibration.samples)
     subject = open_subject(session, questions)
     seen = gather(session, questions, subject, given, clock)
-    with clock.timed("calibrators"):
+    with clock.timed("calibrators"), stage("finding ranges"):
         ranges = find_ranges(questions, subject.model, seen, session.recipe.statistics.import_)
     network = round_all(questions, subject.model, ranges.amax)
     drawn = draw(subject.data.samples, wanted.exact, session.recipe.data.seed)
@@ -99,7 +100,8 @@ def analyze_in(session: Session, costs: bool = True, statistics: Path | None = N
     losses = all_losses(
         network.tried.values(), network.sites.values(), errors, subject.data.samples
     )
-    promised = find_promises(session, questions, network)
+    with stage("asking what engines promise"):
+        promised = find_promises(session, questions, network)
     outputs = measure_outputs(subject, network, losses, promised, wanted, clock)
     if distrust := contradiction(outputs, subject.metric):
         # The figures are kept: only what they are read for changes.

@@ -97,8 +97,9 @@ def apply_in(run: RunFolder, recipes: Sequence[Loaded]) -> Report:
     jobs = plan_jobs(recipes, session.layers)
     check_data(session)
     calibrated = calibrate(session, jobs)
+    names = [job.name for job in jobs]
     writing = run_tasks([variant_task(session, job, calibrated) for job in jobs], run)
-    built = [agreed(session, each) for each in track(writing, "writing Q/DQ", len(jobs))]
+    built = [agreed(session, each) for each in track(writing, "writing Q/DQ", names=names)]
     results = held_to_reference(session, built, measure(session, built, engines))
     latencies = measure_latency(session, built, results, engines)
     profiles = profile(session, results, engines)

@@ -11,6 +11,7 @@ import numpy as np
 
 from granplugin.calibration.statistics import Statistics, import_amax, needs_of
 from granplugin.errors import RecipeError, UserError
+from granplugin.progress import stage
 from granplugin.quant.calibrators import refusal
 from granplugin.recipe.loaded import located
 from granplugin.results.values import Job
@@ -62,7 +63,7 @@ def calibrate(session: Session, jobs: Sequence[Job]) -> Calibrated:
 
     def export(path: Path) -> None:
         log.info("exporting the float model with a marker at each site")
-        with located(session.loaded, "model"):
+        with located(session.loaded, "model"), stage("exporting the float model"):
             session.network.export(session.layers, session.example, path)
 
     return Calibrated(run.kept.made("float", float_key, ".onnx", export), statistics, imported)

@@ -15,6 +15,7 @@ from time import monotonic
 from granplugin.backends.base import Backend, BuildFailed, Options
 from granplugin.errors import EngineError
 from granplugin.planning.rows import Row
+from granplugin.progress import stage
 from granplugin.recipe.presets import PRESETS
 from granplugin.results.values import Built
 from granplugin.runs.culprit import culprit
@@ -60,10 +61,15 @@ def _search(
     log.warning("%s could not build %s; looking for the layer", module.name, built.job.name)
     start = monotonic()
     limit = options.seconds
-    with TemporaryDirectory(dir=cache, prefix=".making-") as name:
+    with (
+        TemporaryDirectory(dir=cache, prefix=".making-") as name,
+        stage(f"looking for the layer for at most {SEARCH_SECONDS} s") as running,
+    ):
         onnx = Path(name) / "model.onnx"
 
         def fails(kept: Sequence[str]) -> bool:
+            running.done()
+            running.now(f"with {len(kept)} of {len(wheres)} layers quantized")
             write_quantized(built, module.name, kept, onnx)
             try:
                 module.build(onnx, Path(name) / "engine", replace(options, seconds=limit))

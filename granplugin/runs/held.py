@@ -32,7 +32,9 @@ def held_to_reference(
     floats = _reference(session, by_name[FP32].onnx.path)
     return {
         (variant, engine): replace(found, held=_held(session, by_name[variant], found, floats))
-        for (variant, engine), found in track(list(results.items()), "comparing with the reference")
+        for (variant, engine), found in track(
+            results.items(), "comparing with the reference", len(results)
+        )
     }
 
 

@@ -14,6 +14,7 @@ from granplugin.backends.card import CARD
 from granplugin.backends.gpu import clocks
 from granplugin.engines import ENGINES
 from granplugin.measures.timing import build_spread, measure_interleaved, ratio
+from granplugin.progress import stage, track
 from granplugin.results.values import Built, Measured, Timing
 from granplugin.runs.build_options import cannot_run, latency_batches, options_of
 from granplugin.runs.measure import build_engine
@@ -46,11 +47,15 @@ def measure_latency(
         own = {variant: own[variant] for variant in own if same[variant] == variant}
         again = {}
         if ENGINES[name].builds_vary:
-            again = {b.job.name: _second(session, b, module) for b in built if b.job.name in own}
+            twice = [each for each in built if each.job.name in own]
+            names = [each.job.name for each in twice]
+            building = track(twice, f"building again on {name}", names=names)
+            again = {each.job.name: _second(session, each, module) for each in building}
         for batch in latency_batches(session.recipe, name):
             feeds = _feeds(session, batch)
+            timing = stage(f"timing on {name}, batch {batch}", drawn=False)
             log.info("measuring latency of %d variants on %s, batch %d", len(own), name, batch)
-            with ExitStack() as stack:
+            with timing, ExitStack() as stack:
                 runs, second = (_opened(stack, module, of, feeds) for of in (own, again))
                 found = _timings(session, runs, second)
             timings |= {(variant, name, batch): found[once] for variant, once in same.items()}

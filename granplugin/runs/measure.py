@@ -152,7 +152,8 @@ def measure(
     ]
     results: dict[tuple[str, str], Measured] = {}
     same: dict[Path, Mapping[str, metrics.Score]] = {}  # engine's folder -> values
-    done = track(run_tasks(tasks, session.run), "building and measuring", len(tasks))
+    names = [f"{task.built.job.name} on {task.engine}" for task in tasks]
+    done = track(run_tasks(tasks, session.run), "building and measuring", names=names)
     for task, found in zip(tasks, done, strict=True):
         variant = task.built.job.name
         if found.cannot_run is None:

@@ -16,7 +16,7 @@ from granplugin.data.batches import (
 )
 from granplugin.data.open import open_data
 from granplugin.planning.plan_file import text_key
-from granplugin.progress import track
+from granplugin.progress import stage, track
 from granplugin.quant.layers import Layer, layer_from_json, layer_to_json
 from granplugin.quant.multiplications import (
     Multiplication,
@@ -38,7 +38,8 @@ class Session:
 
     def __init__(self, loaded: Loaded, run: RunFolder) -> None:
         self.run, self.loaded, self.recipe = run, loaded, loaded.recipe
-        self.network = open_network(loaded)
+        with stage("opening the network"):
+            self.network = open_network(loaded)
         self.text_key = text_key(loaded.recipe)
 
     @property
@@ -108,7 +109,7 @@ class Session:
             return Ran(layers, multiplications(layers))
 
         def traced() -> dict[str, list]:
-            with located(self.loaded, "model"):
+            with located(self.loaded, "model"), stage("running the network once"):
                 found = self.network.traced(self.example)
             return {
                 "layers": list(map(layer_to_json, found.layers)),
