@@ -41,14 +41,15 @@ def marked(model: nn.Module) -> Iterator[None]:
     """Put a marker in place of every quantizer of a converted model, those that are off too (they
     cannot be exported), and take them out again.
 
-    A marker's site is the quantizer's full name without "_quantizer": features.0.0.weight.
+    A marker's site is the quantizer's full name without "_quantizer": features.0.0.weight. A layer
+    that has several names is called by its first.
     """
     replaced = []
-    for name, quantizer in list(model.named_modules(remove_duplicate=False)):
-        if isinstance(quantizer, TensorQuantizer):
-            layer, _, child = name.rpartition(".")
-            site = f"{layer}.{child.removesuffix('_quantizer')}"
-            replaced.append((model.get_submodule(layer), child, quantizer, Marker(site, quantizer)))
+    for layer, module in list(model.named_modules()):
+        for child, quantizer in module.named_children():
+            if isinstance(quantizer, TensorQuantizer):
+                site = f"{layer}.{child.removesuffix('_quantizer')}"
+                replaced.append((module, child, quantizer, Marker(site, quantizer)))
     try:
         for parent, child, _, marker in replaced:
             parent._modules[child] = marker

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import inspect
 import io
@@ -12,14 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
 
 from granplugin.errors import ModelError
-from granplugin.graph.edit.nodes import unique
 from granplugin.graph.files import save
 from granplugin.network.forward import evaluating, flatten_outputs, named_inputs
+from granplugin.network.node_names import name_nodes
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +68,7 @@ def export_float(
     for value, name in zip([*inputs, *outputs], named, strict=True):
         value.name = name
     passes.NameFixPass()(exported)  # other values that had one of these names
-    _name_nodes(exported.graph)
+    name_nodes(exported.graph)
     # The metadata holds absolute paths of the machine; the pass leaves the initializers'.
     passes.ClearMetadataAndDocStringPass()(exported)
     for value in exported.graph.initializers.values():
@@ -142,12 +140,3 @@ def _cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split())[:250] or type(error).__name__
-
-
-def _name_nodes(graph: ir.Graph) -> None:
-    """Name nodes after their modules, while the exporter's metadata still says which."""
-    taken: set[str] = set()
-    for node in graph.all_nodes():
-        # "['', 'features', 'features.0', 'conv2d']": modules, outermost first, then the call
-        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))
-        node.name = unique(f"{scopes[-2]}/{node.op_type}".lstrip("/"), taken)

@@ -32,6 +32,8 @@ def describe(name: str, module: nn.Module, bn: nn.Module | None) -> Layer:
             f"its class {type(module).__name__} has its own forward, which modelopt does not "
             "quantize"
         )
+    elif "forward" in vars(module):
+        unusable = "its forward is set on the instance, so modelopt's would not be called"
     if type_ not in WEIGHTED:
         return Layer(name, type_, unusable=unusable)
     groups = getattr(module, "groups", 1)

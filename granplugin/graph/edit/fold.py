@@ -84,10 +84,13 @@ def weight_at(marker: ir.Node) -> np.ndarray:
 def _weight_markers(graph: ir.Graph) -> dict[str, list[ir.Node]]:
     found: dict[str, list[ir.Node]] = {}
     for marker in markers(graph):
-        layer, _, role = site_of(marker).rpartition(".")
-        if role == "weight":
-            found.setdefault(layer, []).append(marker)
+        if site_of(marker).endswith(".weight"):
+            found.setdefault(_layer(marker), []).append(marker)
     return found
+
+
+def _layer(marker: ir.Node) -> str:
+    return site_of(marker).rpartition(".")[0]
 
 
 def _fold(
@@ -111,7 +114,7 @@ def _fold(
     if (
         after is None
         or after.op_type != "BatchNormalization"
-        or scope_of(after) != bn_name
+        or not {_layer(marker) for marker in between} <= {layer, bn_name}
         or quantized.intersection(map(site_of, between))
         or len(norm := [x for x in map(constant, after.inputs[1:5]) if x is not None]) != 4
     ):

@@ -1,0 +1,49 @@
+"""Nodes of an exported graph named `layer/OpType`: a layer's are those between its markers."""
+
+from __future__ import annotations
+
+import ast
+
+import onnx_ir as ir
+
+from granplugin.graph.edit.nodes import is_marker, site_of, unique
+
+
+def name_nodes(graph: ir.Graph) -> None:
+    """Name each node of the graph, while the exporter's metadata still says where it was called.
+
+    What is behind the markers of a layer's operands, up to that of its output, is that layer's.
+    Metadata are for the rest alone: where the user sets `forward` on an instance, or one module
+    stands in many places, torch.export takes modules for their parents' or for one another.
+    """
+    nodes = list(graph.all_nodes())
+    marked = {_site(node)[0] for node in nodes if is_marker(node)}
+    inside: dict[ir.Value | None, str] = {}
+    taken: set[str] = set()
+    for node in nodes:
+        if is_marker(node):
+            layer, operand = _site(node)
+            scope = site_of(node)
+            if operand not in ("output", "skip"):  # what others read, or what is added to it
+                inside[node.outputs[0]] = layer
+        elif (layer := next((inside[x] for x in node.inputs if x in inside), None)) is not None:
+            scope = layer
+            inside.update(dict.fromkeys(node.outputs, layer))
+        else:
+            scope = _called_in(node)
+            while scope and scope in marked:
+                scope = scope.rpartition(".")[0]
+        node.name = unique(f"{scope}/{node.op_type}".lstrip("/"), taken)
+
+
+def _site(marker: ir.Node) -> tuple[str, str]:
+    """Layer and operand."""
+    layer, _, operand = site_of(marker).rpartition(".")
+    return layer, operand
+
+
+def _called_in(node: ir.Node) -> str:
+    """The module that the exporter says."""
+    # "['', 'features', 'features.0', 'conv2d']": modules, outermost first, then the call
+    scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))
+    return str(scopes[-2])

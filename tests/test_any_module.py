@@ -1,0 +1,118 @@
+"""However a module is called, named, shared or replaced, its sites are found and quantized."""
+
+from __future__ import annotations
+
+import onnx
+
+NETS = """
+import functools
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+class Block(nn.Module):
+    one = nn.SiLU()  # for all blocks
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(4, 4, 3, padding=1), Block.one
+
+    def forward(self, x):
+        raise AssertionError("another forward is set on the instance")
+
+    def forward_fuse(self, x):
+        return self.act(self.conv(x))
+
+
+def run(block, x, scale):
+    return block.conv(x) * scale
+
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        for name in ("a layer", "größe", "a/b", "conv"):
+            self.add_module(name, nn.Conv2d(4, 4, 1))
+
+    def forward(self, x):
+        for part in self.children():
+            x = part(x)
+        return x
+
+
+class Named(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+class Hidden(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.parts = [nn.Conv2d(4, 4, 1)]
+
+    def forward(self, x):
+        return self.parts[0](x)
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = self.again = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.again(self.conv(x).relu())
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.act = nn.ReLU()
+        self.conv = nn.Conv2d(1, 4, 1)
+        self.method, self.partial, self.function = blocks = [Block() for _ in range(3)]
+        self.method.forward = self.method.forward_fuse
+        self.partial.forward = functools.partial(run, self.partial, scale=2.0)
+        self.function.forward = lambda x: blocks[2].conv(x).relu()
+        self.named = Named(nn.Conv2d(4, 4, 1), self.act)
+        self.odd, self.twice, self.hidden = Odd(), Twice(), Hidden()
+        self.fused = fuse_conv_bn_eval(nn.Conv2d(4, 4, 1).eval(), nn.BatchNorm2d(4).eval())
+        self.direct = nn.Conv2d(4, 4, 1)
+        self.direct.forward = functools.partial(nn.Conv2d.forward, self.direct)
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, image):
+        x = self.act(self.conv(image))
+        for name in "method partial function named odd twice hidden fused direct".split():
+            x = self.act(getattr(self, name)(x))
+        return self.head(x.mean((2, 3)))
+
+
+class Wrapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = Net()
+
+    def forward(self, image):
+        return self.model(image)
+"""
+LAYERS = [
+    *("conv", "method.conv", "partial.conv", "function.conv", "named.0", "odd.a layer"),
+    *("odd.größe", "odd.a/b", "odd.conv", "twice.conv", "fused", "head"),
+]
+
+
+def test_every_layer_is_quantized_whatever_calls_it_and_whoever_shares_it(project):
+    project.write("nets.py", NETS)
+    project.recipe(model={"callable": "nets.py:Wrapped"})
+    done = project.apply()
+    assert done.code == 0, done.stderr
+    report = project.report()
+    nodes = onnx.load_from_string(project.onnx()).graph.node
+    read = {node.name.rpartition("/")[0] for node in nodes if node.op_type in ("Conv", "Gemm")}
+    assert {f"model.{name}" for name in LAYERS} <= read
+    assert report.variants[-1].quantized_sites == 2 * len(LAYERS)
+    (own,) = [
+        found for found in report.variants[-1].coverage.floats if "set on the" in found.reason
+    ]
+    assert own.places == ["model.direct"]
