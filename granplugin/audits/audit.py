@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from granplugin.backends.base import LayerPrecision
+from granplugin.backends.base import ROUNDED, LayerPrecision
 from granplugin.capabilities import Promise
 from granplugin.capabilities.legality import LEFT_FLOAT
 from granplugin.planning.rows import AnyRow
@@ -71,11 +71,20 @@ def _verdict(
         return say("unknown", "the engine's plan does not tell which kernel computes this layer")
     ran = {call.precision for call in calls}
     if ran == {row.format}:
-        return say("honoured", f"{made}; {calls[0].kernel}" if made else calls[0].kernel)
+        told = [word for word in (made, calls[0].detail, calls[0].kernel) if word]
+        return say("honoured", "; ".join(told))
     details = {call.detail for call in calls if call.precision == "float"}
     if weight_alone and ran == {"float"} and details == {"weight-only"}:
         return say("honoured", "weight-only")
+    if promise is None and details == {ROUNDED}:
+        return say("honoured", f"rounded where it is read; {calls[0].kernel}")
+    if promise is None and "float" in ran:
+        return say("unknown", f"{_word(details)}, and no table says what the engine has for it")
     if "float" not in ran:
         return say("unknown", f"the engine runs this layer in {' and '.join(sorted(ran))}")
-    known = ("fused-dequant", "weight-only")
-    return say("degraded", next((word for word in known if word in details), "float"))
+    return say("degraded", _word(details))
+
+
+def _word(details: set[str]) -> str:
+    """What is read in fewer bits where the arithmetic is float."""
+    return next((word for word in ("fused-dequant", "weight-only") if word in details), "float")

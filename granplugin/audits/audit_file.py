@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +13,12 @@ from granplugin.audits.lint import lint
 from granplugin.backends.base import LayerPrecision
 from granplugin.backends.engine_plan import EnginePlan
 from granplugin.backends.nvidia.kernels import Kernels
-from granplugin.capabilities import Promise
+from granplugin.backends.nvidia.libraries import LIBRARIES
+from granplugin.capabilities import Book, Promise
 from granplugin.graph.read.found import Found, QuantizedOperand, find
 from granplugin.graph.read.loading import load
 from granplugin.planning.rows import FileRow, QuantizedRow, Row
+from granplugin.quant.site import MULTIPLIED
 from granplugin.report.build.verbs import audit_output
 from granplugin.report.result import Result
 from granplugin.report.schema.verbs import AuditOutput
@@ -103,14 +106,52 @@ def notes_of(found: Found, plan: EnginePlan, layers: Path | None) -> Iterator[st
 
 def promises_of(found: Found, backend: str, version: str | None) -> dict[str, Promise]:
     """Site -> what the engine promises for it; of the version that is installed where the plan tells
-    none."""
+    none. Of what no table knows there is none."""
     module = backends.load(backend)
     if version is None and module.unavailable() is None:
         version = module.version()
     table = capabilities.load_table(backend, version)
-    known = {layer.name for layer in found.layers}
-    rows = [row for row in found.rows if row.layer in known]
-    return capabilities.plan_promises(table, found.layers, rows, found.precision)
+    stops = LIBRARIES[backend].moves_not
+    stopped = {o.row.site: o for o in found.operands if not stops.isdisjoint(o.moved)}
+    rows: dict[str, list[FileRow]] = defaultdict(list)
+    for operand in found.operands:
+        if operand.row.operand in MULTIPLIED and operand.row.site not in stopped:
+            rows[operand.node].append(operand.row)
+    skips = _skips(found)
+    book = Book(
+        table, found.precision, shared=frozenset(name for name, (_, one) in skips.items() if one)
+    )
+    promises = {
+        f"{layer.name}.{role}": promise
+        for layer in found.layers
+        for role, promise in book.of_layer(layer, rows[layer.name]).items()
+    }
+    for name, (operand, _) in skips.items():
+        layer = next((layer for layer in found.layers if layer.name == name), None)
+        if layer is not None:
+            at = replace(operand.row.at, place=name)
+            given = book.of_layer(layer, [*rows[name], replace(operand.row, at=at)])
+            promises[operand.row.site] = given["skip"]
+    for site, operand in stopped.items():
+        op = next(op for op in operand.moved if op in stops)
+        promises[site] = Promise(
+            "simulated",
+            f"Q/DQ in front of a {op} stays there, and what is behind it runs in float",
+            table.rules[0].source,
+        )
+    return promises
+
+
+def _skips(found: Found) -> dict[str, tuple[QuantizedOperand, bool]]:
+    """Product -> the skip input that its result is added to, and whether a layer reads it through
+    the same Q/DQ."""
+    readers = {o.dequantize for o in found.operands if o.row.operand == "input" and o.product}
+    skips: dict[str, tuple[QuantizedOperand, bool]] = {}
+    for operand in found.operands:
+        product = found.added_to(operand) if operand.row.operand == "skip" else None
+        if product is not None:
+            skips.setdefault(product, (operand, operand.dequantize in readers))
+    return skips
 
 
 def ran_of(operand: QuantizedOperand, kernels: Kernels) -> LayerPrecision:
@@ -123,7 +164,9 @@ def ran_of(operand: QuantizedOperand, kernels: Kernels) -> LayerPrecision:
         )  # fmt: skip
     if operand.product:
         return kernels.product(site, operand.node)
-    return kernels.operand(site, operand.node, operand.quantize, operand.dequantize)
+    pairs = [(q and q.name, dq.name) for q, dq in ((p.pair.q, p.pair.dq) for p in operand.pairs)]
+    node = operand.dequantize if operand.row.operand == "output" else operand.node
+    return kernels.operand(site, node, pairs, operand.moves)
 
 
 def time_ms_of(kernels: Kernels, node: str) -> float | None:

@@ -41,6 +41,11 @@ class Options:
     memory_mb: int | None = None
 
 
+ROUNDED = "rounded"
+"""Detail of a float LayerPrecision: rounded in the kernel that computes with it, so that nothing of
+it is stored, in 8 bits or in float."""
+
+
 class BuildFailed(EngineError):
     """A build that failed; `nodes` are the names of the ONNX nodes that the library names."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from granplugin.errors import EngineError
 
-_NO_KERNEL = {"constant", "noop", "shape_call", "signal", "wait"}
+_NO_KERNEL = {"cjmp", "constant", "jmp", "noop", "shape_call", "signal", "wait"}
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from granplugin.backends.base import LayerPrecision
-from granplugin.backends.engine_plan import EngineLayer, EnginePlan
+from granplugin.backends.base import ROUNDED, LayerPrecision
+from granplugin.backends.engine_plan import EngineLayer, EnginePlan, EngineTensor
 from granplugin.backends.nvidia.libraries import LIBRARIES
 
 _MULTIPLIES = ("correlation", "conv", "gemm", "matrixmultiply", "fusion")
 """What is in the kinds of layers that multiply with weights; CaskConvolution is TensorRT's own."""
 LOW = frozenset({"int8", "fp8", "int4", "fp4"})
 _WORDS = {"fp4": "nvfp4"}
+PairNames = tuple[str | None, str]
+"""A QuantizeLinear, None where the file holds the numbers, and its DequantizeLinear."""
+MOVED = "moved through"
+"""The node only moves 8-bit values."""
 
 
 class Kernels:
@@ -62,26 +66,52 @@ class Kernels:
         return precision(self.library, kernel)
 
     def operand(
-        self, name: str, node: str, quantize: str | None, dequantize: str
+        self, name: str, node: str, pairs: Sequence[PairNames], moves: bool = False
     ) -> LayerPrecision:
-        """In what a node that does not multiply reads one quantized operand: a kernel of the node
-        reads the format and has the operand's DequantizeLinear, but not its QuantizeLinear, or it
-        reads nothing else."""
+        """In what a node that does not multiply has one quantized operand, of which these are the
+        pairs, by the way of its data; `moves` tells that the node only moves values.
+
+        It is read in the format where a kernel of the node reads nothing else, or has the operand's
+        DequantizeLinear without its QuantizeLinear. A node that moves values has it in the format
+        also where its kernel writes that and the DequantizeLinear comes later. What is rounded in
+        the kernel that computes with it is ROUNDED; in one before, it is stored in float.
+        """
         own = self.of_node.get(node, [])
+        for kernel in own:
+            low = _low(kernel.inputs)
+            alone = low and all(tensor.dtype in LOW for tensor in kernel.inputs)
+            if len(low) == 1 and (alone or any(_fused(kernel, pair) for pair in pairs)):
+                return LayerPrecision(name, _word(low), kernel.kind)
+        behind = {id(k): k for _, dq in pairs for k in self.of_node.get(dq, [])}.values()
+        if moves and (found := self._moved(own, list(behind), pairs)):
+            low, kind = found
+            return LayerPrecision(name, _word(low), kind, MOVED)
+        for kernel in own or behind:
+            if any(q in kernel.onnx_nodes and dq in kernel.onnx_nodes for q, dq in pairs):
+                return LayerPrecision(name, "float", kernel.kind, ROUNDED)
         if not own:
             return LayerPrecision(name, "unknown", "", "")
-        for kernel in own:
-            low = {tensor.dtype for tensor in kernel.inputs} & LOW
-            alone = low and all(tensor.dtype in LOW for tensor in kernel.inputs)
-            fused = dequantize in kernel.onnx_nodes and quantize not in kernel.onnx_nodes
-            if len(low) == 1 and (alone or fused):
-                dtype = low.pop()
-                return LayerPrecision(name, _WORDS.get(dtype, dtype), kernel.kind)
-        if dequantize not in self.of_node and any(
-            tensor.dtype in LOW for kernel in own for tensor in kernel.inputs
-        ):
+        if not behind and any(_low(kernel.inputs) for kernel in own):
             return LayerPrecision(name, "unknown", own[0].kind, "")
         return LayerPrecision(name, "float", own[0].kind, "float")
+
+    def _moved(
+        self,
+        own: Sequence[EngineLayer],
+        behind: Sequence[EngineLayer],
+        pairs: Sequence[PairNames],
+    ) -> tuple[set[str], str] | None:
+        """The type that moved values are in, and the kernel that shows it."""
+        for kernel in own:
+            written = _low(kernel.outputs)
+            later = all(dq not in kernel.onnx_nodes for _, dq in pairs)
+            rounded = any(q in kernel.onnx_nodes for q, _ in pairs)
+            if len(written) == 1 and later and (rounded or _low(kernel.inputs)):
+                return written, kernel.kind
+        for kernel in behind if not own else ():
+            if any(_fused(kernel, pair) for pair in pairs):
+                return _low(kernel.inputs), kernel.kind
+        return None
 
     def misfit(self, kernel: EngineLayer) -> str | None:
         """What shows that a product is computed wrong: a kernel behind it multiplies by scales of a
@@ -128,6 +158,22 @@ def precision(library: str, kernel: EngineLayer) -> tuple[str, str]:
     if LOW.intersection(inputs):
         return "float", "fused-dequant"
     return "float", "weight-only" if LOW.intersection(constants) else "float"
+
+
+def _low(tensors: Sequence[EngineTensor]) -> set[str]:
+    return {tensor.dtype for tensor in tensors} & LOW
+
+
+def _word(low: set[str]) -> str:
+    (dtype,) = low
+    return _WORDS.get(dtype, dtype)
+
+
+def _fused(kernel: EngineLayer, pair: PairNames) -> bool:
+    """Whether a kernel reads the 8 bits of a pair."""
+    quantize, dequantize = pair
+    has = dequantize in kernel.onnx_nodes and quantize not in kernel.onnx_nodes
+    return has and len(_low(kernel.inputs)) == 1
 
 
 def _fits(constant: tuple[int, ...], shape: tuple[int, ...]) -> bool:

@@ -16,7 +16,8 @@ class Library:
     `scales_in_second_kernel`: a convolution whose weight has several scales writes FP32, and a
     kernel behind it scales; `reads_any_skip`: the kernel that adds reads a skip input in 8 bits
     whatever else reads it; `vector_scale_is_float`: a convolution whose input's scale has shape
-    [1] runs in float.
+    [1] runs in float; `moves_not`: operators that move values, in front of which Q/DQ stays where it
+    is, so that what is behind them gets float.
     """
 
     title: str
@@ -27,6 +28,7 @@ class Library:
     scales_in_second_kernel: bool
     reads_any_skip: bool
     vector_scale_is_float: bool
+    moves_not: frozenset[str]
 
 
 LIBRARIES = {
@@ -39,6 +41,7 @@ LIBRARIES = {
         scales_in_second_kernel=False,
         reads_any_skip=True,
         vector_scale_is_float=False,
+        moves_not=frozenset(),
     ),
     "tensorrt_rtx": Library(
         title="TensorRT-RTX",
@@ -49,5 +52,6 @@ LIBRARIES = {
         scales_in_second_kernel=True,
         reads_any_skip=False,
         vector_scale_is_float=True,
+        moves_not=frozenset({"Resize", "Upsample"}),
     ),
 }

@@ -42,7 +42,8 @@ _TENSOR = re.compile(
 _LAYER = re.compile(
     r"Name: (?P<name>.*), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*)\], "
     r"Constants: \[(?P<constants>.*)\], Outputs: \[(?P<outputs>.*)\], TacticName: .*, "
-    r"StreamId: \d+, (?:EventId: \d+, )?Metadata: (?P<nodes>.*)"
+    # Signals have an EventId, and jumps between the bodies of If and Loop their targets.
+    r"StreamId: \d+, (?:\w+: [^,]*, )*?Metadata: (?P<nodes>.*)"
 )
 _IO = re.compile(
     r" Name: (?P<name>.*), IOMode: (?:Input|Output), DataType: (?P<dtype>\w+), "

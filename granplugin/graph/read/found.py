@@ -1,31 +1,22 @@
 """A Q/DQ ONNX of any origin, read as layers and rows: what is quantized, by the data flow alone.
 
-Every DequantizeLinear is followed through what only renames or reorders values (Transpose, Reshape,
-Cast ...) to the nodes that compute with it. The scales' layout is carried along, so that
-modelopt's Reshape around Q/DQ, a weight behind a Transpose, and float weights with Q and DQ all
-come out as the granularity they are.
+Every DequantizeLinear is followed to the nodes that compute with it (graph.read.flow). The scales'
+layout is carried along, so that modelopt's Reshape around Q/DQ, a weight behind a Transpose, and
+float weights with Q and DQ all come out as the granularity they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from granplugin.graph.read.graph import (
-    BIAS,
-    ReadGraph,
-    closed,
-    dequantizes,
-    quantizes,
-    read_graph,
-)
-from granplugin.graph.read.layout import THROUGH, behind
+from granplugin.graph.read.flow import Carried, Reading, follow
+from granplugin.graph.read.graph import BIAS, ReadGraph, closed, dequantizes, read_graph
 from granplugin.graph.read.loading import reading, subgraphs
-from granplugin.graph.read.pairs import BLOCKS, Scaled, qdq, scaled
+from granplugin.graph.read.pairs import BLOCKS, Scaled, qdq
 from granplugin.planning.rows import FileRow
 from granplugin.quant.granularity import grid
 from granplugin.quant.layers import ONNX_PRODUCTS, Layer, sites_of
@@ -37,24 +28,23 @@ _PASSIVE = ("MaxPool", "AveragePool", "GlobalAveragePool", "LayerNormalization")
 
 @dataclass(frozen=True)
 class QuantizedOperand:
-    """One quantized operand of one node: its row, and the names of the QuantizeLinear - None where the file holds the numbers - and
-    DequantizeLinear in front of it.
+    """One quantized operand of one node, or an output of the graph: its row, and the `pairs` in
+    front of it, several behind a concatenation; `moved` are the operators between that move its
+    values, and `moves` tells that the node itself only moves them.
 
-    `source` is the float tensor that is quantized, `result` what the node reads. `scale` is None
-    where it is computed at run time; `one_d` tells a lone scale that is a vector; `misfit` says how
-    scales do not fit.
+    `result` is what the node reads. `scale` is None where it is computed at run time; `one_d` tells
+    a lone scale that is a vector.
     """
 
     row: FileRow
     op_type: str
-    quantize: str | None
-    dequantize: str
-    source: str
+    pairs: tuple[Scaled, ...]
     result: str
     scale: np.ndarray | None
+    moved: tuple[str, ...] = ()
+    moves: bool = False
     one_d: bool = False
     float32_scale: bool = False
-    misfit: str | None = None
 
     @property
     def node(self) -> str:
@@ -64,16 +54,33 @@ class QuantizedOperand:
     def product(self) -> bool:
         return self.op_type in ONNX_PRODUCTS
 
+    @property
+    def source(self) -> str:
+        """The float tensor that is quantized, or that holds the numbers."""
+        return self.pairs[0].pair.source
+
+    @property
+    def quantize(self) -> str | None:
+        """The QuantizeLinear; None where the file holds the numbers."""
+        q = self.pairs[0].pair.q
+        return None if q is None else q.name
+
+    @property
+    def dequantize(self) -> str:
+        return self.pairs[0].pair.dq.name
+
 
 @dataclass(frozen=True)
 class Found:
     """What a file quantizes. `precision` is that of the rest: fp32, fp16 or bf16; `layers` are
-    those that a capability table knows; `biases` the nodes that read a bias in 32-bit integers;
-    `hidden` counts Q/DQ inside If, Loop and Scan, which are not followed."""
+    those that a capability table knows; `pairs` are all Q/DQ, read or not; `biases` the nodes that
+    read a bias in 32-bit integers; `hidden` counts Q/DQ inside If, Loop and Scan, which are not
+    followed."""
 
     graph: ReadGraph
     operands: tuple[QuantizedOperand, ...]
     layers: tuple[Layer, ...]
+    pairs: tuple[Scaled, ...]
     biases: tuple[str, ...]
     precision: str
     hidden: int
@@ -83,14 +90,18 @@ class Found:
         """Each node that multiplies, with the number of its weight's values, None without one."""
         return {product.node.name: product.values for product in self.graph.products}
 
+    def added_to(self, operand: QuantizedOperand) -> str | None:
+        """The product whose result a skip input is added to; None where there is none."""
+        other = [name for name in self.graph.named[operand.node].input if name != operand.result]
+        return next(filter(None, map(self.graph.of_product.get, other)), None)
+
     def site(self, operand: QuantizedOperand) -> str:
         """What the operand's site is called in a plan of ours, whose nodes are named after modules:
         a sum's skip input is a site of the layer whose output it is added to."""
-        node = operand.node
+        node, word = operand.node, operand.row.at.word
         if operand.row.operand == "skip":
-            other = [n for n in self.graph.named[node].input if n != operand.result]
-            node = next(filter(None, map(self.graph.of_product.get, other)), node)
-        return f"{node.rpartition('/')[0]}.{operand.row.at.word}"
+            node, word = self.added_to(operand) or node, "skip"
+        return f"{node.rpartition('/')[0]}.{word}"
 
     @property
     def rows(self) -> tuple[FileRow, ...]:
@@ -104,70 +115,59 @@ def find(model: onnx.ModelProto, path: Path) -> Found:
     layers: dict[str, Layer] = {}
     biases: dict[str, None] = {}
     with reading(path):
-        for pair in qdq(graph):
-            with reading(path, pair.dq):
-                given = scaled(graph, pair)
-                users = list(_users(graph, given))
-            for user in users:
-                with reading(path, user.node):
-                    if _is_bias(graph, given, user):
-                        biases[user.node.name] = None
-                        continue
-                    operand, layer = _operand(graph, given, user)
-                operands.append(operand)
-                if layer is not None:
-                    layers.setdefault(layer.name, layer)
-        operands.sort(key=lambda o: (graph.at[o.node], not o.row.at.constant, o.row.site))
+        flow = follow(graph, qdq(graph))
+        for read in flow.readings:
+            with reading(path, read.node):
+                if _is_bias(graph, read):
+                    biases[read.node.name] = None
+                    continue
+                operand, layer = _operand(graph, read)
+            operands.append(operand)
+            if layer is not None:
+                layers.setdefault(layer.name, layer)
+        operands.extend(_output(graph, name, held) for name, held in flow.outputs.items())
+        last = len(graph.nodes)
+        operands.sort(key=lambda o: (graph.at.get(o.node, last), not o.row.at.constant, o.row.site))
         hidden = sum(dequantizes(n) for body in subgraphs(graph.nodes) for n in body.node)
         return Found(
-            graph, tuple(operands), tuple(layers.values()), tuple(biases), graph.precision, hidden
+            graph,
+            tuple(_told_apart(operands)),
+            tuple(layers.values()),
+            flow.pairs,
+            tuple(biases),
+            graph.precision,
+            hidden,
         )
 
 
-@dataclass(frozen=True)
-class _User:
-    """A node that computes with a dequantized tensor, as its input `index`; `shape` and `block` are
-    those of the tensor there."""
-
-    node: onnx.NodeProto
-    index: int
-    shape: Shape
-    block: Shape | None
-
-
-def _users(graph: ReadGraph, given: Scaled) -> Iterator[_User]:
-    waiting: list[tuple[str, Shape, Shape | None]]
-    waiting = [(given.pair.result, given.shape or (), given.block)]
-    while waiting:
-        name, shape, block = waiting.pop()
-        if block is None:
-            seen = graph.shape(name) or shape or graph.shape(given.pair.source) or (1,)
-            shape = tuple(n or 1 for n in seen)
-        onward = []
-        for node, index in graph.uses.get(name, ()):
-            if dequantizes(node) or quantizes(node):
-                continue  # a scale that is itself quantized, or a tensor that is quantized anew
-            if node.op_type in THROUGH and index == 0:
-                onward.append((node.output[0], *behind(graph, node, shape, block)))
-            else:
-                yield _User(node, index, shape, block)
-        waiting.extend(reversed(onward))
+def _told_apart(operands: list[QuantizedOperand]) -> list[QuantizedOperand]:
+    """Two quantized sides of one sum are two sites."""
+    taken: set[str] = set()
+    found = []
+    for operand in operands:
+        row = operand.row
+        if row.site in taken:
+            row = replace(row, at=replace(row.at, index=1))
+        taken.add(row.site)
+        found.append(replace(operand, row=row))
+    return found
 
 
-def _is_bias(graph: ReadGraph, given: Scaled, user: _User) -> bool:
+def _is_bias(graph: ReadGraph, read: Reading) -> bool:
     """ONNX Runtime's tools write biases as 32-bit integers with a DequantizeLinear; they are added
     to a product and are no operand of it."""
-    if given.pair.source in graph.constant and given.format == "int32":
+    if read.carried.format == "int32" and read.carried.first.pair.source in graph.constant:
         return True
-    return user.node.op_type in ONNX_PRODUCTS and user.index == BIAS
+    return read.node.op_type in ONNX_PRODUCTS and read.index == BIAS
 
 
-def _operand(graph: ReadGraph, given: Scaled, user: _User) -> tuple[QuantizedOperand, Layer | None]:
-    node, pair, scale, shape, block = user.node, given.pair, given.scale, user.shape, user.block
-    weight = node.op_type in ONNX_PRODUCTS and pair.source in graph.constant
+def _operand(graph: ReadGraph, read: Reading) -> tuple[QuantizedOperand, Layer | None]:
+    node, carried = read.node, read.carried
+    given, shape, block = carried.first, carried.shape, carried.block
+    weight = node.op_type in ONNX_PRODUCTS and read.name in graph.constant
     summed = node.op_type == "Add" and graph.constant.isdisjoint(node.input)
     role: Operand = "weight" if weight else "skip" if summed else "input"
-    if node.op_type in ONNX_PRODUCTS and user.index == 1 and not weight:
+    if node.op_type in ONNX_PRODUCTS and read.index == 1 and not weight:
         role = "other"
     type_, groups = _type(node, given.shape)
     if weight and type_ == "Linear" and len(shape) == 2 and not _transposed(node):
@@ -177,41 +177,61 @@ def _operand(graph: ReadGraph, given: Scaled, user: _User) -> tuple[QuantizedOpe
     layer = _layer(graph, node, type_, groups, shape if weight else None)
     known_site = layer.site("weight" if weight else "input") if layer else None
     channel = known_site.channel_axis if known_site else None
-    one = scale is not None and scale.size == 1
+    index = read.index if role == "input" else 0
+    at = Site(node.name, role, shape, channel, index=index)
+    operand = QuantizedOperand(
+        _row(graph, at, type_, carried, block),
+        node.op_type,
+        carried.pairs,
+        read.name,
+        carried.scale,
+        tuple(each.op_type for each in carried.moved),
+        read.moves,
+        one_d=given.scale is not None and given.scale.shape == (1,),
+        float32_scale=_is_float32(given),
+    )
+    known = layer is not None and carried.scale is not None and given.misfit is None
+    return operand, layer if known or given.format in BLOCKS else None
+
+
+def _output(graph: ReadGraph, name: str, carried: Carried) -> QuantizedOperand:
+    """What the graph gives of Q/DQ: a site of the node whose result it is."""
+    source = carried.first.pair.source
+    made = graph.producer.get(source)
+    at = Site(source if made is None else made.name, "output", carried.shape)
+    row = _row(graph, at, "output" if made is None else made.op_type, carried, carried.block)
+    return QuantizedOperand(row, "", carried.pairs, name, carried.scale)
+
+
+def _row(graph: ReadGraph, at: Site, type_: str, carried: Carried, block: Shape | None) -> FileRow:
+    format, scale, shape = carried.format, carried.scale, at.shape
     if scale is None:
-        said = "run-time scales" if given.format not in BLOCKS else _said(role, shape, block, 0)
-    elif one:
+        run_time = format not in BLOCKS
+        said = "run-time scales" if run_time else _said(at.operand, shape, block, 0)
+    elif scale.size == 1:
         said, block = "per_tensor", shape
     elif block is None:
-        said, block = given.misfit or "several, reshaped", (1,) * len(shape)
+        said, block = carried.first.misfit or "several, reshaped", (1,) * len(shape)
+        if len(carried.pairs) > 1:
+            said = "several, concatenated"
     else:
-        said = _said(role, shape, block, channel)
-    row = FileRow(
-        at=Site(node.name, role, shape, channel, index=user.index if role == "input" else 0),
+        said = _said(at.operand, shape, block, at.channel_axis)
+    where = f"{graph.path.name}: {at.place}"
+    return FileRow(
+        at=at,
         type=type_,
-        format=given.format,
+        format=format,
         granularity=said,
         block=block or shape,
         rule=graph.path.name,
-        where=f"{graph.path.name}: {node.name}",
+        where=where,
     )
-    kinds = {a.name for a in pair.dq.attribute}
-    operand = QuantizedOperand(
-        row,
-        node.op_type,
-        None if pair.q is None else pair.q.name,
-        pair.dq.name,
-        pair.source,
-        node.input[user.index],
-        scale,
-        one_d=scale is not None and scale.shape == (1,),
-        float32_scale=scale is not None
-        and scale.dtype == np.float32
-        and "output_dtype" not in kinds,
-        misfit=given.misfit,
-    )
-    known = layer is not None and scale is not None and given.misfit is None
-    return operand, layer if known or given.format in BLOCKS else None
+
+
+def _is_float32(given: Scaled) -> bool:
+    said = {attribute.name for attribute in given.pair.dq.attribute}
+    scale = given.scale
+    return scale is not None and scale.dtype == np.float32 and "output_dtype" not in said
 
 
 def _said(role: str, shape: Shape, block: Shape | None, channel: int | None) -> str:

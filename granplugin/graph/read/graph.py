@@ -100,6 +100,7 @@ class ReadGraph:
             else:
                 computing.append(node)
         versions = {opset.domain: opset.version for opset in model.opset_import}
+        self.opset = max(versions.get("", 0), versions.get("ai.onnx", 0)) or 1
         self.producer: dict[str, onnx.NodeProto] = {}
         for node in computing:
             self._check_arity(node, versions)
@@ -201,6 +202,12 @@ class ReadGraph:
 
     def _damaged(self, node: onnx.NodeProto, why: str) -> ModelError:
         return ModelError(f"{self.path}: cannot be read: node {name_of(node)!r} {why}")
+
+    @property
+    def qdq_axis(self) -> int:
+        """The axis of scales where a node does not say it. Before opset 13 there is one scale, and
+        TensorRT takes several for those of output channels (onnx-tensorrt)."""
+        return 1 if self.opset >= 13 else 0
 
     def readers(self, name: str) -> list[onnx.NodeProto]:
         """The nodes that read a tensor, once for each input."""

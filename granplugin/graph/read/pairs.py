@@ -94,7 +94,7 @@ def scaled(graph: ReadGraph, pair: Qdq) -> Scaled:
     if scale is not None and scale.size == 1:
         block = shape
     elif shape is not None:
-        axis = said.get("axis", -1 if format in BLOCKS else 1)
+        axis = said.get("axis", -1 if format in BLOCKS else graph.qdq_axis)
         if "block_shape" in said:
             listed = zip(said["block_shape"], shape, strict=False)
             block = tuple(n if part == -1 else part for part, n in listed)
@@ -103,6 +103,8 @@ def scaled(graph: ReadGraph, pair: Qdq) -> Scaled:
         elif size:
             axis %= len(shape)
             block = tuple(size if i == axis else 1 for i in range(len(shape)))
+            if shape[axis] % size:
+                block, misfit = None, f"blocks of {size} do not divide axis {axis} of {list(shape)}"
         elif scale is not None:
             shape, block, misfit = along(shape, scale.shape, axis % len(shape))
     if (

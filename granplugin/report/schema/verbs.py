@@ -180,7 +180,10 @@ class AuditedSite(Part):
     granularity: str
     promise: PromiseKind | None
     verdict: VerdictKind
-    detail: str = Field(description="Of degraded: fused-dequant, weight-only or float.")
+    detail: str = Field(
+        description="Of degraded: fused-dequant, weight-only or float; of honoured: the kernel, "
+        "behind how where it is not read in its format at once."
+    )
     where: str | None = Field(description="The recipe's line, with --plan.")
     ms: float | None = Field(description="Time of its node's kernels, with --profile.")
 

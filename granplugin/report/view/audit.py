@@ -48,8 +48,11 @@ def audit_view(audit: AuditOutput) -> Section:
 def _table(sites: Sequence[AuditedSite]) -> Table:
     groups: dict[tuple[str | None, ...], list[AuditedSite]] = {}
     for site in sites:
-        degraded = site.verdict == "degraded" and site.detail
-        verdict = f"{site.verdict}: {site.detail}" if degraded else site.verdict
+        how = site.detail
+        if site.verdict == "honoured":  # the kernel stands behind it
+            how = how.rpartition("; ")[0]
+        told = site.verdict in ("degraded", "honoured") and how
+        verdict = f"{site.verdict}: {how}" if told else site.verdict
         reason = site.detail if site.verdict in ("wrong", "unknown") else ""
         alike = (site.role, f"{site.format} {site.granularity}", site.promise, verdict, reason)
         groups.setdefault(alike, []).append(site)
