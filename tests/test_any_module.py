@@ -79,13 +79,14 @@ class Net(nn.Module):
         self.fused = fuse_conv_bn_eval(nn.Conv2d(4, 4, 1).eval(), nn.BatchNorm2d(4).eval())
         self.direct = nn.Conv2d(4, 4, 1)
         self.direct.forward = functools.partial(nn.Conv2d.forward, self.direct)
-        self.head = nn.Linear(4, 4)
+        self.recurrent, self.head = nn.LSTM(4, 4, batch_first=True), nn.Linear(4, 4)
 
     def forward(self, image):
         x = self.act(self.conv(image))
         for name in "method partial function named odd twice hidden fused direct".split():
             x = self.act(getattr(self, name)(x))
-        return self.head(x.mean((2, 3)))
+        steps, _ = self.recurrent(x.flatten(2).transpose(1, 2))
+        return self.head(steps.mean(1))
 
 
 class Wrapped(nn.Module):
@@ -111,6 +112,7 @@ def test_every_layer_is_quantized_whatever_calls_it_and_whoever_shares_it(projec
     nodes = onnx.load_from_string(project.onnx()).graph.node
     read = {node.name.rpartition("/")[0] for node in nodes if node.op_type in ("Conv", "Gemm")}
     assert {f"model.{name}" for name in LAYERS} <= read
+    assert [node.op_type for node in nodes].count("LSTM") == 1
     assert report.variants[-1].quantized_sites == 2 * len(LAYERS)
     (own,) = [
         found for found in report.variants[-1].coverage.floats if "set on the" in found.reason

@@ -395,6 +395,38 @@ def test_a_model_that_is_one_layer_has_sites_too():
         assert model.weight_quantizer.site == which.site
 
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0])
+
+
+def test_a_module_without_sites_is_not_converted_and_restored_as_it_was():
+    model, _ = bridge.convert(Recurrent(), [], lambda model: None, layers=["head"])
+    restored = mto.restore_from_modelopt_state(Recurrent(), mto.modelopt_state(model))
+    x = torch.randn(2, 5, 3)
+    for each in (model, restored):
+        assert type(each.rnn) is nn.GRU and isinstance(each.head.input_quantizer, TensorQuantizer)
+        assert torch.equal(each(x), Recurrent()(x))
+
+
+def test_experts_keep_the_code_that_the_user_chose():
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "vocab_size": 8}
+    config = MixtralConfig(num_hidden_layers=1, num_key_value_heads=1, num_local_experts=2, **sizes)
+    model = MixtralForCausalLM(config).eval()
+    model.set_experts_implementation("batched_mm")
+    experts = type(model.model.layers[0].mlp.experts)
+    model, _ = bridge.convert(model, [], lambda model: None, layers=["lm_head"])
+    assert type(model.model.layers[0].mlp.experts) is experts
+    assert model.config._experts_implementation == "batched_mm"
+
+
 def transformer():
     from transformers import ViTConfig, ViTForImageClassification
 

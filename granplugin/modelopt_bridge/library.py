@@ -15,15 +15,20 @@ with quiet():
         BaseCalibrateModeDescriptor,
         CalibrateModeRegistry,
     )
-    from modelopt.torch.quantization.nn import TensorQuantizer
-    from modelopt.torch.quantization.plugins.custom import CUSTOM_MODEL_PLUGINS
+    from modelopt.torch.quantization.nn import QuantModuleRegistry, TensorQuantizer
+    from modelopt.torch.quantization.plugins.custom import (
+        CUSTOM_MODEL_PLUGINS,
+        CUSTOM_POST_CONVERSION_PLUGINS,
+    )
 
 __all__ = [
     "CUSTOM_MODEL_PLUGINS",
+    "CUSTOM_POST_CONVERSION_PLUGINS",
     "BaseCalibrateModeDescriptor",
     "CalibrateModeRegistry",
     "ModeloptField",
     "ModeloptStateManager",
+    "QuantModuleRegistry",
     "QuantizeAlgorithmConfig",
     "QuantizerAttributeConfig",
     "TensorQuantizer",

@@ -25,6 +25,7 @@ from granplugin.modelopt_bridge.library import (
 )
 from granplugin.modelopt_bridge.observe import ForwardLoop, observe
 from granplugin.modelopt_bridge.quantizers import refuse_unfolded, set_quantizers
+from granplugin.modelopt_bridge.sited import convert_only
 from granplugin.modelopt_bridge.skips import want_skip_quantizers
 from granplugin.planning.quantize_config import METHOD, config
 from granplugin.planning.row_json import row_from_json
@@ -84,15 +85,18 @@ def convert(
     needs: Iterable[Need],
     forward_loop: ForwardLoop,
     skips: Iterable[str] = (),
+    layers: Iterable[str] | None = None,
 ) -> tuple[nn.Module, Statistics]:
     """Convert `model` with every quantizer in place and off, those of the skip inputs of the layers
-    `skips` too, and collect `needs` in one pass.
+    `skips` too, and collect `needs` in one pass. Where `layers` are named, only these are converted.
 
     Runs as a calibration of no sites inside mtq.quantize, so that the model can be saved,
     exported with markers, or given any plan's amax by `load_amax`.
     """
     seen: list[Statistics] = []
     want_skip_quantizers(model, skips)
+    if layers is not None:
+        convert_only(model, layers)
     with quiet():
         model = mtq.quantize(
             model, config([]), lambda model: seen.append(observe(model, needs, forward_loop))

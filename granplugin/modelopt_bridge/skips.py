@@ -6,11 +6,8 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from granplugin.modelopt_bridge.library import (
-    CUSTOM_MODEL_PLUGINS,
-    ModeloptStateManager,
-    TensorQuantizer,
-)
+from granplugin.modelopt_bridge.library import CUSTOM_MODEL_PLUGINS, TensorQuantizer
+from granplugin.modelopt_bridge.saved import saved_quantizers
 from granplugin.network.skip_inputs import SKIP_QUANTIZER, SkipInputs
 
 _MARK = "_granplugin_skips"
@@ -25,7 +22,7 @@ def want_skip_quantizers(model: nn.Module, layers: Iterable[str]) -> None:
 
 def _add(model: nn.Module) -> None:
     layers = getattr(model, _MARK, ())
-    if saved := _saved(model):
+    if saved := saved_quantizers(model):
         ours = [name for name in sorted(saved) if name.endswith(f".{SKIP_QUANTIZER}")]
         layers = [name.removesuffix(f".{SKIP_QUANTIZER}") for name in ours]
     for name in layers:
@@ -36,13 +33,5 @@ def _add(model: nn.Module) -> None:
         SkipInputs(model, layers)
 
 
-def _saved(model: nn.Module) -> set[str]:
-    """The quantizers of the model that mto.restore is restoring, by name."""
-    if not ModeloptStateManager.is_converted(model):
-        return set()
-    states = [state for _, state in ModeloptStateManager(model).state_dict()]
-    return {name for state in states for name in state["metadata"].get("quantizer_state", ())}
-
-
-# modelopt calls these when it converts or restores a model, before it puts in its quantizers.
+# modelopt calls this when it converts or restores a model, before it puts in its quantizers.
 CUSTOM_MODEL_PLUGINS.add(_add)

@@ -85,7 +85,8 @@ class TorchNetwork:
                 call(model, self.tensors(batch))
 
         skips = [layer.name for layer in layers if layer.site("skip")]
-        self._converted, seen = modelopt_bridge.convert(self.model, needs, loop, skips)
+        usable = [layer.name for layer in layers if not layer.unusable]
+        self._converted, seen = modelopt_bridge.convert(self.model, needs, loop, skips, usable)
         return seen
 
     def export(self, layers: Sequence[Layer], example: Batch, path: Path) -> None:
