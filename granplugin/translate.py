@@ -26,12 +26,15 @@ def errors_of(*modules: ModuleType) -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def translated(said: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
-    """A library's error as EngineError: `said` and its message on one line, itself the cause."""
+def translated(
+    said: str, errors: tuple[type[Exception], ...], error: type[EngineError] = EngineError
+) -> Iterator[None]:
+    """A library's error as EngineError, or one of its kinds: `said` and the library's message on
+    one line, itself the cause."""
     try:
         yield
     except errors as err:
-        raise EngineError(f"{said}: {one_line(err)}") from err
+        raise error(f"{said}: {one_line(err)}") from err
 
 
 def one_line(err: Exception) -> str:

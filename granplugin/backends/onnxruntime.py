@@ -16,6 +16,7 @@ import numpy as np
 
 from granplugin.backends.base import (
     Backend,
+    BuildFailed,
     Engine,
     Feeds,
     Input,
@@ -23,6 +24,7 @@ from granplugin.backends.base import (
     Options,
     Runner,
 )
+from granplugin.errors import EngineError
 from granplugin.translate import translated
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ class OnnxRuntime(Backend):
     def build(self, onnx: Path, out: Path, options: Options | None = None) -> Engine:
         """Checks that the file loads; nothing is written to `out`."""
         start = perf_counter()
-        self._session(onnx, None)
+        self._session(onnx, None, BuildFailed)
         return Engine(self.name, onnx, onnx.stat().st_size, perf_counter() - start, self.version())
 
     @contextmanager
@@ -57,11 +59,13 @@ class OnnxRuntime(Backend):
         """Empty: each node runs as the graph says it, Q/DQ by Q/DQ."""
         return ()
 
-    def _session(self, onnx: Path, threads: int | None) -> InferenceSession:
+    def _session(
+        self, onnx: Path, threads: int | None, error: type[EngineError] = EngineError
+    ) -> InferenceSession:
         self.library()
         from granplugin.graph import reference
 
-        with translated(f"{self.name} refused {onnx.name}", reference.ERRORS):
+        with translated(f"{self.name} refused {onnx.name}", reference.ERRORS, error):
             return reference.open_session(onnx, threads)
 
 

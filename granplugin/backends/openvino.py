@@ -19,6 +19,7 @@ import numpy as np
 
 from granplugin.backends.base import (
     Backend,
+    BuildFailed,
     Engine,
     Feeds,
     Input,
@@ -53,17 +54,18 @@ class OpenVino(Backend):
         def make(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
             start = perf_counter()
             ov = self.library()
-            with translated(f"{self.name} refused {onnx.name}", (*_errors(), ModelError)):
+            said = f"{self.name} refused {onnx.name}"
+            with translated(said, (*_errors(), ModelError), BuildFailed):
                 graph = read(onnx)
                 model = ov.Core().read_model(onnx)
                 _compile(ov, model, None, None)
                 ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
-            said = {
+            told = {
                 "build_seconds": perf_counter() - start,
                 "outputs": list(graph.outputs),
                 "layers": _known_as(graph),
             }
-            return said, _FILES
+            return told, _FILES
 
         card = kept(out, onnx, made_of, make)
         size = sum((out / file).stat().st_size for file in _FILES)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -20,7 +20,6 @@ import numpy as np
 from granplugin.backends.nvidia.plan_reader import inspector_json
 from granplugin.calibration.statistics import export_amax
 from granplugin.deploy.imported import enter
-from granplugin.engines import ENGINES
 from granplugin.planning.plan_file import plan_file
 from granplugin.planning.quantize_config import config
 from granplugin.progress import track
@@ -61,14 +60,13 @@ class Applied(Result):
     @property
     def exit_code(self) -> int:
         """0 done; 1 a limit is missed; 3 a targeted engine does not honour a row of a recipe or
-        variant, or computes something else than its file says; 4 it cannot be told whether a
-        limit is met."""
+        variant, or computes something else than its file says, or refuses it, as does one that the
+        recipe requires; 4 it cannot be told whether a limit is met."""
         if any(
-            engine.broken_promises or (engine.held and engine.held.wrong)
+            engine.fails
             for variant in self.report.variants
             if variant.kind != "baseline"
             for engine in variant.engines
-            if ENGINES[engine.engine].targeted
         ):
             return 3
         verdicts = {limit.verdict for limit in self.report.limits}
@@ -101,7 +99,8 @@ def apply_in(run: RunFolder, recipes: Sequence[Loaded]) -> Report:
     writing = run_tasks([variant_task(session, job, calibrated) for job in jobs], run)
     built = [agreed(session, each) for each in track(writing, "writing Q/DQ", names=names)]
     results = held_to_reference(session, built, measure(session, built, engines))
-    latencies = measure_latency(session, built, results, engines)
+    latencies, untimed = measure_latency(session, built, results, engines)
+    results = {key: replace(each, untimed=untimed.get(key)) for key, each in results.items()}
     profiles = profile(session, results, engines)
     report = make_report(
         recipes, session.layers, session.products, built, results, latencies,

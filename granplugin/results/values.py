@@ -112,15 +112,23 @@ class Audited:
 class Measured:
     """A variant on one engine: what the engine is and does, its outputs on all evaluation samples
     and what they are worth (metric -> score) - none where it cannot run here, for the reason
-    `cannot_run`. `held` compares them with the reference's of the same file: None for the reference
-    itself, and where it does not run that file."""
+    `cannot_run`, or where it `refused` the file or failed at it. `held` compares them with the
+    reference's of the same file: None for the reference itself, and where it does not run that
+    file. `untimed` says why a latency is missing that was asked for."""
 
     engine: Engine
     audited: Audited
     cannot_run: str | None = None
+    refused: str | None = None
+    untimed: str | None = None
     outputs: Mapping[str, np.ndarray] = field(default_factory=dict)
     values: Mapping[str, Score] = field(default_factory=dict)
     held: Faithful | None = None
+
+    @property
+    def ran(self) -> bool:
+        """Whether it has outputs."""
+        return self.cannot_run is None and self.refused is None
 
 
 @dataclass(frozen=True)

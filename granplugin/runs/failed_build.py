@@ -1,4 +1,4 @@
-"""A build that failed, in the recipe's words: which layer it is about, and which rule's line.
+"""An engine that refuses, in the recipe's words: which layer it is about, and which rule's line.
 
 A parser's error names a node. A crash names nothing, so layers are left float until it builds.
 """
@@ -6,14 +6,18 @@ A parser's error names a node. A crash names nothing, so layers are left float u
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
 
+import onnx_ir as ir
+
 from granplugin.backends.base import Backend, BuildFailed, Options
 from granplugin.errors import EngineError
+from granplugin.graph.files import load_float
 from granplugin.planning.rows import Row
 from granplugin.progress import stage
 from granplugin.recipe.presets import PRESETS
@@ -33,19 +37,56 @@ def explain(
     built: Built, module: Backend, options: Options, cache: Path, failed: BuildFailed
 ) -> EngineError:
     """The same failure with the variant, and where it can be found the layer and its rule."""
+    told = in_words_of(built, module.name, failed)
     rows = built.quantized_for(module.name)
-    # Of a layer's rules one that the user wrote, if there is one.
-    wheres = {row.layer: row.where for row in rows}
-    wheres |= {row.layer: row.where for row in reversed(rows) if row.rule not in PRESETS}
-    file = built.file(module.name).path.name
-    told = f"variant {built.job.name}: {str(failed).replace(file, 'it')}"
+    wheres = rules_of(rows)
     of = next(filter(None, (_row(node, rows) for node in failed.nodes)), None)
     if of:
         where = {of.layer: of.where if of.rule not in PRESETS else wheres[of.layer]}
-        return EngineError(f"{told}; that is of {_said([of.layer], where)}{_FLOAT}")
+        return EngineError(f"{told}; that is of {said(where)}{_FLOAT}")
     if not wheres:
         return EngineError(told)
     return EngineError(f"{told}; {_search(built, module, options, cache, wheres)}")
+
+
+def in_words_of(built: Built, engine: str, failed: EngineError) -> str:
+    """What an engine said of a variant's file, or of what it made of it, by the variant's name."""
+    told = str(failed)
+    if told.startswith(start := f"variant {built.job.name}: "):
+        return told
+    file = built.file(engine).path
+    for name in (engine_name(file, engine), file.name, file.stem):
+        told = told.replace(name, "it")
+    makers = dict(_makers(load_float(file).graph))
+    words = re.findall(r"[\w.:/]*\w", told)
+    for name in {word for word in words if re.search(r"[\d_]", word)} & makers.keys():
+        told = re.sub(rf"(?<![\w.:/]){re.escape(name)}(?![\w:/])", makers[name], told)
+    return f"{start}{told}"
+
+
+def _makers(graph: ir.Graph, of: str = "") -> Iterator[tuple[str, str]]:
+    """The names of nodes and values that are the exporter's -> the node that they are in or made
+    by, whose name begins with the layer's."""
+    for node in graph:
+        named = node.name if node.name and "/" in node.name else of
+        if named:
+            yield from (
+                (each, named) for each in (node.name, *(v.name for v in node.outputs)) if each
+            )
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield from _makers(attribute.as_graph(), named)
+
+
+def engine_name(onnx: Path, engine: str, again: bool = False) -> str:
+    """The name of the folder of the engine that is made of a file."""
+    return f"engine-{onnx.stem}-{engine}{'-again' if again else ''}"
+
+
+def rules_of(rows: Sequence[Row]) -> dict[str, str]:
+    """Layer -> the place of its rule: of several one that the user wrote, if there is one."""
+    wheres = {row.layer: row.where for row in rows}
+    return wheres | {row.layer: row.where for row in reversed(rows) if row.rule not in PRESETS}
 
 
 _FLOAT = ": write format: float for it"
@@ -88,7 +129,7 @@ def _search(
             lambda: monotonic() - start < SEARCH_SECONDS,
         )
         log.info("found after %.0f s: %s", monotonic() - start, found)
-        said = _said(found.parts, wheres)
+        parts = said({layer: wheres[layer] for layer in found.parts})
         if not found.exact:
             first, last = found.parts[0], found.parts[-1]
             return (
@@ -96,10 +137,10 @@ def _search(
                 f"{SEARCH_SECONDS} s were not enough to tell which"
             )
         if len(found.parts) > 1:
-            return f"it fails where {said} are all quantized: write format: float for one of them"
+            return f"it fails where {parts} are all quantized: write format: float for one of them"
         if fails([layer for layer in wheres if layer not in found.parts]):
-            return f"{said} is enough for it, and there are others{_FLOAT}, and see"
-        return f"it builds without {said}{_FLOAT}"
+            return f"{parts} is enough for it, and there are others{_FLOAT}, and see"
+        return f"it builds without {parts}{_FLOAT}"
 
 
 def _row(node: str, rows: Sequence[Row]) -> Row | None:
@@ -111,6 +152,7 @@ def _row(node: str, rows: Sequence[Row]) -> Row | None:
     return None
 
 
-def _said(layers: Sequence[str], wheres: dict[str, str]) -> str:
-    said = [f"{layer!r} ({wheres[layer]})" for layer in layers]
-    return f"layer{'s' if len(said) > 1 else ''} {' and '.join(said)}"
+def said(layers: Mapping[str, str]) -> str:
+    """Layers and the places of their rules, in words."""
+    told = [f"{layer!r} ({where})" for layer, where in layers.items()]
+    return f"layer{'s' if len(told) > 1 else ''} {' and '.join(told)}"

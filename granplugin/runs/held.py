@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,16 @@ import numpy as np
 
 from granplugin import backends
 from granplugin.engines import ENGINES, REFERENCE
+from granplugin.errors import EngineError
 from granplugin.measures.faithful import Faithful, faithful
 from granplugin.progress import track
 from granplugin.results.values import FP32, Built, Measured
+from granplugin.runs.failed_build import in_words_of
 from granplugin.runs.session import Session
 from granplugin.store.keys import content_key, file_key
 from granplugin.store.maker import made_by
+
+log = logging.getLogger(__name__)
 
 SAMPLES = 64
 """Evaluation samples that engines are compared on: those that come first."""
@@ -29,7 +34,11 @@ def held_to_reference(
 ) -> dict[tuple[str, str], Measured]:
     """The results, each with how far it is from the reference where that runs its file."""
     by_name = {each.job.name: each for each in built}
-    floats = _reference(session, by_name[FP32].onnx.path)
+    try:
+        floats = _reference(session, by_name[FP32].onnx.path)
+    except EngineError as err:
+        log.warning("no engine is compared: %s", in_words_of(by_name[FP32], REFERENCE, err))
+        return dict(results)
     return {
         (variant, engine): replace(found, held=_held(session, by_name[variant], found, floats))
         for (variant, engine), found in track(
@@ -47,9 +56,14 @@ def _held(
     runs = found.outputs and floating and low in ENGINES[REFERENCE].precisions
     if engine == REFERENCE or not runs:
         return None
+    try:
+        reference = _reference(session, built.file(engine).comparable)
+    except EngineError as err:
+        log.warning("%s; %s is not compared there", in_words_of(built, engine, err), engine)
+        return None
     samples = len(next(iter(floats.values())))
     theirs = {name: array[:samples] for name, array in found.outputs.items()}
-    return faithful(theirs, _reference(session, built.file(engine).comparable), floats)
+    return faithful(theirs, reference, floats)
 
 
 def _reference(session: Session, onnx: Path) -> dict[str, np.ndarray]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ from granplugin.backends.base import Backend, DeviceRunner, Engine, ResidentCall
 from granplugin.backends.card import CARD
 from granplugin.backends.gpu import clocks
 from granplugin.engines import ENGINES
+from granplugin.errors import EngineError
 from granplugin.measures.timing import build_spread, measure_interleaved, ratio
 from granplugin.progress import stage, track
 from granplugin.results.values import Built, Measured, Timing
 from granplugin.runs.build_options import cannot_run, latency_batches, options_of
+from granplugin.runs.failed_build import in_words_of
 from granplugin.runs.measure import build_engine
 from granplugin.runs.session import Session
 from granplugin.store.keys import content_key, file_key
@@ -24,6 +27,8 @@ from granplugin.store.keys import content_key, file_key
 log = logging.getLogger(__name__)
 
 Call = Callable[[], object]
+Untimed = dict[tuple[str, str], str]
+"""(variant, engine) -> why a latency of it is missing."""
 
 DEVICE_CALLS = 10
 """Calls between two CUDA events: one alone may be shorter than what its launch varies by."""
@@ -34,44 +39,70 @@ def measure_latency(
     built: Sequence[Built],
     results: Mapping[tuple[str, str], Measured],
     engines: Mapping[str, Backend],
-) -> dict[tuple[str, str, int], Timing]:
+) -> tuple[dict[tuple[str, str, int], Timing], Untimed]:
     """(variant, engine, batch size) -> latency, all variants of an engine interleaved; those of
-    one file are timed once."""
+    one file are timed once. And what could not be timed, though it ran."""
     timings: dict[tuple[str, str, int], Timing] = {}
+    untimed: Untimed = {}
+    files = {each.job.name: each for each in built}
     for name, module in engines.items():
         if not ENGINES[name].measures_latency or cannot_run(session.recipe, module):
             continue
-        own = {variant: each.engine for (variant, on), each in results.items() if on == name}
+        own = {v: each.engine for (v, on), each in results.items() if on == name and each.ran}
         timed = {engine.path: variant for variant, engine in reversed(own.items())}
         same = {variant: timed[engine.path] for variant, engine in own.items()}
         own = {variant: own[variant] for variant in own if same[variant] == variant}
+        told = partial(_told, files, name, untimed)
         again = {}
         if ENGINES[name].builds_vary:
-            twice = [each for each in built if each.job.name in own]
-            names = [each.job.name for each in twice]
-            building = track(twice, f"building again on {name}", names=names)
-            again = {each.job.name: _second(session, each, module) for each in building}
+            for variant in track(list(own), f"building again on {name}", names=list(own)):
+                with told(variant):
+                    again[variant] = _second(session, files[variant], module)
         for batch in latency_batches(session.recipe, name):
             feeds = _feeds(session, batch)
             timing = stage(f"timing on {name}, batch {batch}", drawn=False)
             log.info("measuring latency of %d variants on %s, batch %d", len(own), name, batch)
             with timing, ExitStack() as stack:
-                runs, second = (_opened(stack, module, of, feeds) for of in (own, again))
-                found = _timings(session, runs, second)
-            timings |= {(variant, name, batch): found[once] for variant, once in same.items()}
-    return timings
+                runs, second = (_opened(stack, module, of, feeds, told) for of in (own, again))
+                second = {variant: second[variant] for variant in second if variant in runs}
+                found = _timings(session, runs, second) if runs else {}
+            timings |= {(v, name, batch): found[once] for v, once in same.items() if once in found}
+        untimed |= {
+            (v, name): untimed[once, name] for v, once in same.items() if (once, name) in untimed
+        }
+    return timings, untimed
+
+
+@contextmanager
+def _told(
+    files: Mapping[str, Built], engine: str, untimed: Untimed, variant: str
+) -> Iterator[None]:
+    """Where the engine fails, the reason is kept, and the others are timed."""
+    try:
+        yield
+    except EngineError as err:
+        told = in_words_of(files[variant], engine, err)
+        log.warning("%s", told)
+        untimed[variant, engine] = told.removeprefix(f"variant {variant}: ")
 
 
 def _opened(
-    stack: ExitStack, module: Backend, engines: Mapping[str, Engine], feeds: dict[str, np.ndarray]
+    stack: ExitStack,
+    module: Backend,
+    engines: Mapping[str, Engine],
+    feeds: dict[str, np.ndarray],
+    told: Callable[[str], AbstractContextManager[None]],
 ) -> dict[str, Call]:
-    """Variant -> its engine's call for these feeds, open until the stack is closed."""
+    """Variant -> its engine's call for these feeds, open until the stack is closed; of those that
+    can be called."""
     batch = len(next(iter(feeds.values())))
-    runners = {
-        variant: stack.enter_context(module.open(engine, batch=batch))
-        for variant, engine in engines.items()
-    }
-    return {variant: runner.repeated(feeds) for variant, runner in runners.items()}
+    calls: dict[str, Call] = {}
+    for variant, engine in engines.items():
+        with told(variant):
+            call = stack.enter_context(module.open(engine, batch=batch)).repeated(feeds)
+            call()
+            calls[variant] = call
+    return calls
 
 
 def _second(session: Session, built: Built, module: Backend) -> Engine:
@@ -116,7 +147,7 @@ def profile(
     its layers: in a run of its own, which is no latency of the whole."""
     found = {}
     for (variant, name), result in results.items():
-        if result.cannot_run is not None or ENGINES[name].device != "gpu":
+        if not result.ran or ENGINES[name].device != "gpu":
             continue
 
         def write(folder: Path, name: str = name, engine: Engine = result.engine) -> None:
@@ -126,7 +157,10 @@ def profile(
                 runner.profile(_feeds(session, session.recipe.data.batch_size), folder)
 
         key = content_key(file_key(result.engine.path / CARD))
-        found[variant, name] = session.run.kept.made("profile", key, "", write)
+        try:
+            found[variant, name] = session.run.kept.made("profile", key, "", write)
+        except EngineError as err:
+            log.warning("variant %s: %s has no profile of its layers: %s", variant, name, err)
     return found
 
 

@@ -26,7 +26,7 @@ from granplugin.recipe.strict import Target
 from granplugin.results.values import FP32, Audited, Built, Measured
 from granplugin.runs.build_options import cannot_run, options_of
 from granplugin.runs.executor import run_tasks
-from granplugin.runs.failed_build import explain
+from granplugin.runs.failed_build import engine_name, explain, in_words_of
 from granplugin.runs.session import Session
 from granplugin.store.cache import Cache
 from granplugin.store.keys import content_key
@@ -86,25 +86,38 @@ class MeasureVariant:
     evaluation: Batches
 
     def run(self, cache: Cache) -> Measured:
-        """Raises EngineError where it cannot be built or run, ModelError where it is not finite."""
-        built, module = self.built, backends.load(self.engine)
-        engine = build_engine(built, module, self.options, cache)
-        layers = self._layers(engine, module, cache)
+        """What came of it; where the engine refuses, crashes, takes too long or computes what is
+        not finite, the reason, with what is known by then."""
+        module = backends.load(self.engine)
+        found = Measured(Engine(self.engine, Path(), None, None, module.version()), Audited())
+        try:
+            engine = build_engine(self.built, module, self.options, cache)
+            found = replace(found, engine=engine)
+            found = replace(found, audited=self._audited(engine, module, cache))
+            reason = cannot_run(self.loaded.recipe, module)
+            return replace(found, cannot_run=reason) if reason else self._ran(found, module, cache)
+        except EngineError as err:
+            name = self.built.job.name
+            told = in_words_of(self.built, self.engine, err).removeprefix(f"variant {name}: ")
+            log.info("%s has nothing of %s: %s", self.engine, name, told)
+            return replace(found, refused=told)
+
+    def _audited(self, engine: Engine, module: Backend, cache: Cache) -> Audited:
+        built, layers = self.built, self._layers(engine, module, cache)
         written = built.job.written.get(self.engine, Written(()))
         onnx, plan = built.file(self.engine).path, module.plan(engine)
         sites, findings = examine(self.engine, onnx, plan, built.quantized) if plan else ((), ())
         verdicts = audit(built.quantized, (*layers, *sites), written.promises, written.made)
-        audited = Audited(layers, plan, verdicts, findings)
-        reason = cannot_run(self.loaded.recipe, module)
-        if reason is not None:
-            return Measured(engine, audited, reason)
-        outputs = self._outputs(engine, module, cache)
+        return Audited(layers, plan, verdicts, findings)
+
+    def _ran(self, built: Measured, module: Backend, cache: Cache) -> Measured:
+        outputs = self._outputs(built.engine, module, cache)
         values: dict[str, metrics.Score] = {}
         evaluate = self.loaded.recipe.evaluate
         if evaluate:
-            with located(self.loaded, "evaluate"), module.open(engine) as runner:
+            with located(self.loaded, "evaluate"), module.open(built.engine) as runner:
                 values = user_metrics(evaluate, runner.run, self.evaluation)
-        return Measured(engine, audited, outputs=outputs, values=values)
+        return replace(built, outputs=outputs, values=values)
 
     def _layers(self, engine: Engine, module: Backend, cache: Cache) -> tuple[LayerPrecision, ...]:
         """What ran in what; kept, since OpenVINO compiles the model to tell."""
@@ -118,7 +131,10 @@ class MeasureVariant:
                 batches = [runner.run(batch) for batch in self.evaluation]
             outputs = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
             what = f"{self.built.job.name} on {engine.backend}: output"
-            metrics.check_finite(outputs, what)
+            try:
+                metrics.check_finite(outputs, what)
+            except ModelError as err:
+                raise EngineError(str(err)) from err
             np.savez(path, **outputs)
 
         key = content_key(*self._key(engine, module), self.evaluation.key())
@@ -138,7 +154,11 @@ class MeasureVariant:
 def measure(
     session: Session, built: Sequence[Built], engines: Mapping[str, Backend]
 ) -> dict[tuple[str, str], Measured]:
-    """(variant, engine) -> what came out on all evaluation samples, and its metrics."""
+    """(variant, engine) -> what came out on all evaluation samples, and its metrics.
+
+    An engine that refuses a file keeps its place, with the reason. Raises EngineError where none
+    takes fp32, which everything is compared with, or none any recipe's or variant's file.
+    """
     tasks = [
         MeasureVariant(
             built=each,
@@ -156,28 +176,38 @@ def measure(
     done = track(run_tasks(tasks, session.run), "building and measuring", names=names)
     for task, found in zip(tasks, done, strict=True):
         variant = task.built.job.name
-        if found.cannot_run is None:
-            reference = None if variant == FP32 else results[FP32, task.engine].outputs
+        if found.ran:
+            reference = None if variant == FP32 else results[FP32, task.engine].outputs or None
             values = scores(session, found.outputs, reference) | dict(found.values)
             # An `evaluate` that draws lots would tell one file from itself.
             found = replace(found, values=same.setdefault(found.engine.path, values))
         results[variant, task.engine] = found
+        _refuse_without(results, [FP32], len(engines))
+    wanted = [each.job.name for each in built if each.job.kind != "baseline"]
+    _refuse_without(results, wanted, len(engines))
     return results
+
+
+def _refuse_without(
+    results: Mapping[tuple[str, str], Measured], names: Sequence[str], engines: int
+) -> None:
+    """Raises EngineError where each of so many engines refused all of these variants."""
+    of = [(name, found.refused) for (name, _), found in results.items() if name in names]
+    if len(of) == len(names) * engines and all(refused for _, refused in of):
+        raise EngineError("variant {}: {}".format(*of[0]))
 
 
 def build_engine(
     built: Built, module: Backend, options: Options, cache: Cache, again: bool = False
 ) -> Engine:
     """The backend's engine of a variant, kept by the ONNX file's content; or a second one,
-    `again`."""
+    `again`. Raises EngineError, of a layer and its rule where they can be found."""
     onnx = built.file(module.name).path
-    folder = cache.path(f"engine-{onnx.stem}-{module.name}{'-again' if again else ''}")
+    folder = cache.path(engine_name(onnx, module.name, again))
     try:
         return module.build(onnx, folder, options)
     except BuildFailed as err:
         raise explain(built, module, options, cache.folder, err) from err
-    except EngineError as err:
-        raise EngineError(f"variant {built.job.name}: {err}") from err
 
 
 def scores(

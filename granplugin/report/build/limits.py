@@ -30,7 +30,7 @@ def _top1_drop(bound: float, result: VariantResult, broken: str | None) -> Limit
     elif broken:
         why = broken
     elif interval is None or drop is None or interval.high is None:
-        why = interval.method if interval else "top1 was not measured"
+        why = interval.method if interval else _not_measured("top1", result)
     else:
         least = max(-interval.high, 0.0)
         if drop <= bound:
@@ -46,6 +46,12 @@ def _top1_drop(bound: float, result: VariantResult, broken: str | None) -> Limit
     )  # fmt: skip
 
 
+def _not_measured(what: str, result: VariantResult) -> str:
+    """Why there is no such figure."""
+    refused = [engine.refused for engine in result.engines if engine.refused is not None]
+    return f"{what} was not measured" + "".join(f"; {reason}" for reason in refused[:1])
+
+
 def _wrong(engine: EngineResult) -> str | None:
     """Why nothing that was measured on an engine is a figure of the recipe."""
     if engine.held and engine.held.wrong:
@@ -58,9 +64,14 @@ def _latency(baseline: str, bound: float, result: VariantResult) -> LimitResult:
     timed = next((engine for engine in result.engines if engine.latency), None)
     ratio = timed.latency[0].vs.get(baseline) if timed else None
     verdict: LimitVerdict = "cannot tell"
-    why = "no engine of this run measures latency"
+    reasons = (each.refused or each.untimed for each in result.engines)
+    why = next(filter(None, reasons), "no engine of this run measures latency")
     if timed and (wrong := _wrong(timed)):
         why = wrong
+    elif timed and not ratio:
+        why = (
+            f"no ratio to {baseline} was measured on {timed.engine}, batch {timed.latency[0].batch}"
+        )
     elif timed and ratio:
         if ratio.high <= bound:
             verdict = "met"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
 from typing import cast
 
@@ -60,9 +60,11 @@ def make_report(
     """The report of a run, which took `seconds`: what was built of each variant, and what it did on
     each engine."""
     recipe = recipes[0].recipe
+    optional = {name for name in recipe.optional_engines if name not in recipe.engines}
     baselines = [each.job.name for each in built if each.job.kind == "baseline"]
     variants = [
-        _variant(each, baselines, results, latencies, layers, products, built) for each in built
+        _variant(each, baselines, results, latencies, layers, products, built, optional)
+        for each in built
     ]
     preset = _preset(recipes[0])
     defaults = preset_plan(preset, layers, recipes[0])
@@ -116,6 +118,7 @@ def _variant(
     layers: Sequence[Layer],
     products: Sequence[Multiplication],
     built: Sequence[Built],
+    optional: Collection[str],
 ) -> VariantResult:
     job = each.job
     against = [name for name in baselines if name != job.name]
@@ -151,6 +154,7 @@ def _variant(
                 results,
                 latencies,
                 made=job.written[engine].made if engine in job.written else {},
+                optional=engine in optional,
             )
             for (name, engine), result in results.items()
             if name == job.name
@@ -166,9 +170,10 @@ def engine_result(
     results: Results,
     latencies: Timings,
     made: Mapping[str, str],
+    optional: bool = False,
 ) -> EngineResult:
     """One variant on one engine, compared with the baselines `against` that have results and
-    latencies of as many rounds."""
+    latencies of as many rounds; `optional` as the recipe names it."""
     batches = sorted(batch for variant, on, batch in latencies if (variant, on) == (name, engine))
     plan = result.audited.plan
     return EngineResult(
@@ -194,6 +199,9 @@ def engine_result(
         ],
         held=Held(**vars(result.held)) if result.held else None,
         cannot_run=result.cannot_run,
+        refused=result.refused,
+        optional=optional,
+        untimed=result.untimed,
         kernels=len(plan.kernels) if plan else None,
         traffic_bytes=plan.traffic if plan else None,
         verdicts=[

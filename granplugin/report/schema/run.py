@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from granplugin.engines import PromiseKind
+from granplugin.engines import ENGINES, PromiseKind
 from granplugin.report.schema.parts import Coverage, Machine
 from granplugin.results.agreed import Agreement
 from granplugin.results.audited import Kind as VerdictKind
@@ -143,6 +143,16 @@ class EngineResult(Part):
     cannot_run: str | None = Field(
         default=None, description="Why it was only built and audited on this machine."
     )
+    refused: str | None = Field(
+        default=None,
+        description="Why there is nothing of it: it refused the file, or failed at it.",
+    )
+    optional: bool = Field(
+        default=False, description="The recipe does without it where it is not there or refuses."
+    )
+    untimed: str | None = Field(
+        default=None, description="Why a latency is missing that was asked for."
+    )
     kernels: int | None = Field(default=None, description="Kernels of the engine's plan.")
     traffic_bytes: int | None = Field(
         default=None, description="Activations that kernels read and write, by the plan; one batch."
@@ -166,6 +176,22 @@ class EngineResult(Part):
         return [
             v for v in self.verdicts if v.promise == "native" and v.verdict in ("degraded", "wrong")
         ]
+
+    @property
+    def ran(self) -> bool:
+        """Whether it has outputs."""
+        return self.cannot_run is None and self.refused is None
+
+    @property
+    def fails(self) -> bool:
+        """Whether it does not do what the recipe requires of it: a targeted one, to have what it
+        was to have natively and to compute what the file says; one that is not optional, to take
+        the file."""
+        wrong = self.held is not None and self.held.wrong
+        targeted = ENGINES[self.engine].targeted
+        if self.refused is not None:
+            return targeted or not self.optional
+        return targeted and (wrong or bool(self.broken_promises))
 
     @property
     def int8_layers(self) -> int:
@@ -203,7 +229,7 @@ class VariantResult(Part):
     def main_engine(self) -> EngineResult:
         """The engine of its accuracy: the first here that measures latency, else the first."""
         here = [engine for engine in self.engines if not engine.imported]
-        ran = [engine for engine in here if engine.cannot_run is None]
+        ran = [engine for engine in here if engine.ran]
         return next((engine for engine in ran if engine.latency), (ran or self.engines)[0])
 
 
@@ -263,6 +289,23 @@ class Report(Part):
         return [
             list(of) for of in zip(*(variant.engines for variant in self.variants), strict=True)
         ]
+
+    @property
+    def main_engine(self) -> list[EngineResult]:
+        """What the engine of the run's table did with each variant: the first here that ran fp32
+        and the recipes and measures latency; without one, that has most of this."""
+
+        def lacks(of: list[EngineResult]) -> tuple[bool, ...]:
+            kinds = [variant.kind for variant in self.variants]
+            wanted = [each for each, kind in zip(of, kinds, strict=True) if kind == "recipe"]
+            return (
+                of[0].imported,
+                not of[0].ran,
+                not all(each.ran for each in wanted),
+                not any(each.latency for each in of),
+            )
+
+        return min(self.by_engine, key=lacks)
 
 
 def json_schema() -> dict[str, Any]:

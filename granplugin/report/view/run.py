@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from granplugin.report.schema.run import EngineResult, LimitResult, Report, VariantResult
 from granplugin.report.view.elements import (
@@ -44,9 +44,7 @@ from granplugin.report.view.run_facts import (
     version_of,
     warnings,
 )
-
-EngineOf = Callable[[VariantResult], EngineResult]
-"""Which of a variant's engines is shown."""
+from granplugin.report.view.troubles import troubles
 
 _LISTED = 5
 """Rows of a variant that an engine does not honour, told one by one."""
@@ -55,7 +53,7 @@ _LISTED = 5
 def run_view(report: Report) -> Section:
     """The variants on the main engine, every engine's plan, sentences, overrides and limits."""
     parts: tuple[Iterable[Block], ...] = (
-        (*_tables(report, lambda variant: variant.main_engine), *_wrong(report), *warnings(report)),
+        (*_tables(report, report.main_engine), *troubles(report), *warnings(report)),
         covered(report),
         _engines(report),
         (*_reading(report), *_broken(report)),
@@ -69,7 +67,7 @@ def run_view(report: Report) -> Section:
 
 
 def _heading(report: Report) -> str:
-    engine = report.variants[0].main_engine
+    engine = report.main_engine[0]
     source = "" if report.evaluated_on == "evaluation" else " (the calibration data)"
     low = report.variants[-1].precision
     return (
@@ -80,14 +78,13 @@ def _heading(report: Report) -> str:
 
 def _headline_metric(report: Report) -> str | None:
     """The metric of the table's accuracy column."""
-    names = list(report.variants[-1].main_engine.metrics)
+    names = list(dict.fromkeys(name for engine in report.main_engine for name in engine.metrics))
     return next((name for name in ("top1", "top5") if name in names), names[0] if names else None)
 
 
-def _tables(report: Report, engine_of: EngineOf) -> Iterator[Block]:
-    """The variants with the headline metric; then with the others, two a table."""
-    yield _table(report, engine_of)
-    engines = [engine_of(variant) for variant in report.variants]
+def _tables(report: Report, engines: Sequence[EngineResult]) -> Iterator[Block]:
+    """The variants on an engine with the headline metric; then with the others, two a table."""
+    yield _table(report, engines)
     measured = dict.fromkeys(name for engine in engines for name in engine.metrics)
     others = [name for name in measured if name not in (_headline_metric(report), "sqnr_db")]
     for at in range(0, len(others), 2):
@@ -115,11 +112,11 @@ def _metrics_table(
     return Table(columns(Column("variant", fills=True), *heads), tuple(rows))
 
 
-def _table(report: Report, engine_of: EngineOf) -> Table:
+def _table(report: Report, engines: Sequence[EngineResult]) -> Table:
     metric = _headline_metric(report)
-    engines = [engine_of(variant) for variant in report.variants]
     batches = sorted({latency.batch for engine in engines for latency in engine.latency})
-    unit = report.variants[-1].main_engine.metrics[metric].unit if metric else ""
+    units = (engine.metrics[metric].unit for engine in engines if metric in engine.metrics)
+    unit = next(units, "")
     spec = spec_of(engine.metrics[metric] for engine in engines if metric in engine.metrics)
     heads = columns(
         Column("variant", fills=True),
@@ -149,22 +146,9 @@ def _table(report: Report, engine_of: EngineOf) -> Table:
     return Table(heads, tuple(rows))
 
 
-def _wrong(report: Report) -> Iterator[Item]:
-    """Engines that compute something else than their file says."""
-    for variant in report.variants:
-        for engine in variant.engines:
-            if engine.held and engine.held.wrong:
-                held = engine.held
-                yield Item(
-                    f"WRONG: {engine.engine} does not compute what the file of {variant.name} says: "
-                    f"its {held.output!r} is {held.engine_db:.1f} dB from the float network, the "
-                    f"reference's {held.reference_db:.1f} (ONNX Runtime on the same file, "
-                    f"{held.samples} samples); its figures are the engine's, not the recipe's",
-                    sense="bad",
-                )
-
-
-def _value(engine: EngineResult, metric: str | None, spec: str) -> str | None:
+def _value(engine: EngineResult, metric: str | None, spec: str) -> str | Cell | None:
+    if engine.refused is not None:
+        return Cell("refused", "bad")
     found = engine.metrics.get(metric) if metric else None
     return figure(found.value, spec) if found else None
 
@@ -207,13 +191,10 @@ def _engines(report: Report) -> Iterator[Section]:
 
 
 def _imported(report: Report, position: int) -> Section:
-    def engine_of(variant: VariantResult) -> EngineResult:
-        return variant.engines[position]
-
     engines = report.by_engine[position]
     return Section(
         f"{engines[0].engine} {version_of(engines)}",
-        (*_tables(report, engine_of), *_latencies(report.variants, engine_of)),
+        (*_tables(report, engines), *_latencies(zip(report.variants, engines, strict=True))),
     )
 
 
@@ -289,23 +270,26 @@ def _broken(report: Report) -> Iterator[Item]:
 def _reading(report: Report) -> Iterator[Block]:
     """The sentences below the table."""
     metric = _headline_metric(report)
-    shown = [v for v in report.variants if v.name != "fp32"]
+    of_all = zip(report.variants, report.main_engine, strict=True)
+    shown = [(variant, engine) for variant, engine in of_all if variant.name != "fp32"]
     same = [
-        v.name for v in shown if metric in v.main_engine.metrics and same_as_fp32(v.main_engine)
+        variant.name
+        for variant, engine in shown
+        if metric in engine.metrics and same_as_fp32(engine)
     ]
     if same and not report.broken_baseline:
         yield Paragraph(f"= no measurable difference from fp32: {', '.join(same)}")
-    compared = [v.main_engine for v in shown if v.same_as is None]
+    compared = [engine for variant, engine in shown if variant.same_as is None]
     yield from map(Paragraph, false_differences(compared))
     yield from map(Paragraph, provable(report))
-    yield from _latencies(shown, lambda variant: variant.main_engine)
+    yield from _latencies(shown)
     yield from map(Paragraph, gpu_sentences(report))
     yield from map(Paragraph, agreement_sentences(report))
 
 
-def _latencies(variants: Sequence[VariantResult], engine_of: EngineOf) -> Iterator[Block]:
+def _latencies(shown: Iterable[tuple[VariantResult, EngineResult]]) -> Iterator[Block]:
     """Latencies against fp32's, with their intervals."""
-    found = [(v.name, engine_of(v).latency) for v in variants]
+    found = [(variant.name, engine.latency) for variant, engine in shown]
     found = [(name, latency) for name, latency in found if any("fp32" in x.vs for x in latency)]
     if not found:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from granplugin.engines import REFERENCE
 from granplugin.report.schema.run import EngineResult, Interval, MetricValue, Report
 from granplugin.report.view.elements import (
     Block,
@@ -34,6 +35,7 @@ from granplugin.report.view.run_facts import (
     version_of,
     warnings,
 )
+from granplugin.report.view.troubles import troubles
 
 
 def run_whole_view(report: Report) -> Section:
@@ -52,6 +54,7 @@ def run_whole_view(report: Report) -> Section:
                 f"Machine: {report.machine.processor}, {report.machine.cores} cores, "
                 f"{report.machine.system}, Python {report.machine.python}, {packages}."
             ),
+            *troubles(report),
             *warnings(report),
             *(_engine(report, engines) for engines in report.by_engine),
             *map(Paragraph, [*sentences, *agreement_sentences(report)]),
@@ -70,6 +73,8 @@ def _engine(report: Report, engines: Sequence[EngineResult]) -> Section:
     if last.cannot_run and not last.imported:
         why = f"Built for batch {report.batch_size} and audited, not run: {last.cannot_run}."
         return Section(title, (Paragraph(why), *_made_of_rows(report, engines)))
+    if all(each.refused is not None for each in engines):
+        return Section(title, (Paragraph("It refused every file; the reasons are above."),))
     rows = _made_of_rows(report, engines) if last.imported else ()
     own = [e for v, e in zip(report.variants, engines, strict=True) if v.same_as is None]
     told = map(Paragraph, false_differences(own))
@@ -92,10 +97,11 @@ def _figures(report: Report, engines: Sequence[EngineResult]) -> Table:
     rows = []
     for variant, engine in zip(report.variants, engines, strict=True):
         told = []
-        for metric in measured:
+        for at, metric in enumerate(measured):
             found = engine.metrics.get(metric)
             against, spec = found.vs.get("fp32") if found else None, specs[metric]
-            told += [_value(found, spec), _difference(against, spec)]
+            refused = engine.refused is not None and at == 0
+            told += ["refused" if refused else _value(found, spec), _difference(against, spec)]
         own = {latency.batch: latency for latency in engine.latency}
         timed = [own.get(batch) for batch in batches]
         told += [f"{x.median_ms:.3f} (p90 {x.p90_ms:.3f})" if x else None for x in timed]
@@ -113,10 +119,9 @@ def _timing(engines: Sequence[EngineResult]) -> Iterator[Paragraph]:
             f"Latency: median of {latencies[0].rounds} interleaved rounds; largest spread "
             f"(interquartile range over median) {spread:.0f} %."
         )
-    elif not engines[-1].imported:
+    elif engines[-1].engine == REFERENCE and not engines[-1].imported:
         yield Paragraph(
-            f"{engines[-1].engine} is the numerical reference (optimizations off); its latency "
-            "says nothing."
+            f"{REFERENCE} is the numerical reference (optimizations off); its latency says nothing."
         )
 
 
