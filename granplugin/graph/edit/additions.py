@@ -8,7 +8,7 @@ from types import MappingProxyType
 import numpy as np
 import onnx_ir as ir
 
-from granplugin.graph.edit.nodes import add_constant, unique
+from granplugin.graph.edit.nodes import add_constant, all_nodes, unique
 
 
 class Additions:
@@ -16,8 +16,9 @@ class Additions:
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
-        self.nodes = {node.name for node in graph.all_nodes()}
-        self.values = {v.name for node in graph.all_nodes() for v in node.outputs}
+        nodes = list(all_nodes(graph))
+        self.nodes = {node.name for node in nodes}
+        self.values = {value.name for node in nodes for value in node.outputs}
         self.values.update(graph.initializers, (value.name for value in graph.inputs))
 
     def node(

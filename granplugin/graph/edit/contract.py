@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import PostconditionError, PreconditionError
 
-from granplugin.graph.edit.nodes import markers, site_of
+from granplugin.graph.edit.nodes import SITE, inner_nodes, is_marker, site_of
 from granplugin.planning.rows import QuantizedRow
 
 P = ParamSpec("P")
@@ -34,13 +34,18 @@ Ends = tuple[tuple[str | None, ir.DataType | None], ...]
 
 
 @dataclass(frozen=True)
-class Before:
-    """A graph before an edit: its inputs and outputs with their types, and how many markers each
-    site has."""
+class Seen:
+    """A graph at a seam, from one walk over it.
+
+    Its inputs and outputs with their types, its nodes by their type of operator (those of inner
+    graphs too), how many markers each site has, and what is unsound in it.
+    """
 
     inputs: Ends
     outputs: Ends
+    nodes: Mapping[str, Sequence[ir.Node]]
     sites: Mapping[str, int]
+    unsound: str | None
 
 
 def seam(
@@ -65,12 +70,13 @@ def seam(
 
 
 def contract(
-    requires: Callable[P, str | None], ensures: Callable[Concatenate[Before, R, P], str | None]
+    requires: Callable[Concatenate[Seen, P], str | None],
+    ensures: Callable[Concatenate[Seen, Seen, R, P], str | None],
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Checks an edit as `seam`, whose first argument is a graph or something that adds to one.
 
-    `ensures` also gets the graph as it was. Whatever the two say, a graph stays sound, its inputs
-    and outputs stay as they are, and no marker is new.
+    `requires` also gets the graph as it is, `ensures` the graph as it was and as it is. Whatever
+    the two say, a graph stays sound, its inputs and outputs stay as they are, and no marker is new.
     """
 
     def decorate(edit: Callable[P, R]) -> Callable[P, R]:
@@ -78,14 +84,15 @@ def contract(
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             target: ir.Graph | HasGraph = args[0]  # type: ignore[assignment]
             graph = target if isinstance(target, ir.Graph) else target.graph
-            before = _seen(graph)
-
-            def stays(result: R, /, *args: P.args, **kwargs: P.kwargs) -> str | None:
-                why = unsound(graph) or _changed(before, _seen(graph))
-                return why or ensures(before, result, *args, **kwargs)
+            before = seen(graph)
 
             def holds(*args: P.args, **kwargs: P.kwargs) -> str | None:
-                return unsound(graph) or requires(*args, **kwargs)
+                return before.unsound or requires(before, *args, **kwargs)
+
+            def stays(result: R, /, *args: P.args, **kwargs: P.kwargs) -> str | None:
+                after = seen(graph)
+                why = after.unsound or _changed(before, after)
+                return why or ensures(before, after, result, *args, **kwargs)
 
             return seam(holds, stays)(edit)(*args, **kwargs)
 
@@ -94,32 +101,39 @@ def contract(
     return decorate
 
 
-def unsound(graph: ir.Graph) -> str | None:
-    """What is no graph: two values of one name, or one that is read before it is computed."""
-    given: set[ir.Value] = {*graph.inputs, *graph.initializers.values()}
-    names = {value.name for value in given}
+def seen(graph: ir.Graph) -> Seen:
+    """The graph as it is now.
+
+    Unsound is what is no graph: two values of one name, or one that is read before it is computed.
+    """
+    given: set[ir.Value | None] = {None, *graph.inputs, *graph.initializers.values()}
+    names = {value.name for value in given if value is not None}
+    nodes: dict[str, list[ir.Node]] = {}
+    unsound = None
     for node in graph:
-        for value in node.inputs:
-            if value is not None and value not in given:
-                return f"{node.name} reads {value.name}, which is not computed before it"
+        nodes.setdefault(node.op_type, []).append(node)
+        for inner in inner_nodes(node):
+            nodes.setdefault(inner.op_type, []).append(inner)
+        if not given.issuperset(node.inputs):
+            value = next(value for value in node.inputs if value not in given)
+            unsound = unsound or f"{node.name} reads {value.name}, which is not computed before it"
         for value in node.outputs:
             if value.name and value.name in names:
-                return f"{node.name} gives {value.name}, which is given already"
+                unsound = unsound or f"{node.name} gives {value.name}, which is given already"
             names.add(value.name)
-            given.add(value)
+        given.update(node.outputs)
     missing = next((value for value in graph.outputs if value not in given), None)
-    return None if missing is None else f"its output {missing.name} is not computed"
-
-
-def _seen(graph: ir.Graph) -> Before:
+    if missing is not None:
+        unsound = unsound or f"its output {missing.name} is not computed"
+    sites = Counter(site_of(node) for node in nodes.get(SITE, ()) if is_marker(node))
     inputs, outputs = (
         tuple((value.name, value.dtype) for value in values)
         for values in (graph.inputs, graph.outputs)
     )
-    return Before(inputs, outputs, Counter(map(site_of, markers(graph))))
+    return Seen(inputs, outputs, nodes, sites, unsound)
 
 
-def _changed(before: Before, after: Before) -> str | None:
+def _changed(before: Seen, after: Seen) -> str | None:
     if before.inputs != after.inputs:
         return f"its inputs were {before.inputs} and are {after.inputs}"
     if before.outputs != after.outputs:
@@ -128,10 +142,9 @@ def _changed(before: Before, after: Before) -> str | None:
     return new and f"{new} has a new marker"
 
 
-def gone(before: Before, graph: ir.Graph) -> list[str]:
+def gone(before: Seen, after: Seen) -> list[str]:
     """The sites that have lost a marker."""
-    left = Counter(map(site_of, markers(graph)))
-    return [site for site, count in before.sites.items() if left[site] < count]
+    return [site for site, count in before.sites.items() if after.sites.get(site, 0) < count]
 
 
 def misfit(rows: Iterable[QuantizedRow], amax: Mapping[str, np.ndarray]) -> str | None:

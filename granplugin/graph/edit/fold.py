@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from granplugin.errors import ModelError
-from granplugin.graph.edit.contract import Before, contract, gone
+from granplugin.graph.edit.contract import Seen, contract, gone
 from granplugin.graph.edit.nodes import (
     add_constant,
     bypass,
@@ -24,20 +24,22 @@ from granplugin.quant import folding
 from granplugin.quant.layers import ONNX_PRODUCTS
 
 
-def _requires(graph: ir.Graph, rows: Sequence[Row]) -> str | None:
+def _requires(before: Seen, graph: ir.Graph, rows: Sequence[Row]) -> str | None:
     unnamed = next((row for row in rows if row.bn == "fold" and not row.bn_name), None)
     if unnamed is not None:
         return f"{unnamed.site} has a batch norm to fold, without a name"
     return None
 
 
-def _ensures(before: Before, result: None, graph: ir.Graph, rows: Sequence[Row]) -> str | None:
+def _ensures(
+    before: Seen, after: Seen, result: None, graph: ir.Graph, rows: Sequence[Row]
+) -> str | None:
     folded = {row.bn_name for row in rows if row.bn == "fold"}
     quantized = {row.observed for row in rows if row.quantized}
-    if lost := next((site for site in gone(before, graph) if site in quantized), None):
+    if lost := next((site for site in gone(before, after) if site in quantized), None):
         return f"{lost} has lost a marker"
-    for node in graph:
-        if node.op_type == "BatchNormalization" and scope_of(node) in folded:
+    for node in after.nodes.get("BatchNormalization", ()):
+        if scope_of(node) in folded:
             return f"{node.name} is still there"
     return None
 

@@ -11,26 +11,25 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from granplugin.graph.edit.contract import Before, contract, gone
-from granplugin.graph.edit.nodes import bypass, constant, is_marker, only_user, site_of
+from granplugin.graph.edit.contract import Seen, contract, gone
+from granplugin.graph.edit.nodes import all_nodes, bypass, constant, is_marker, only_user, site_of
 from granplugin.planning.rows import QuantizedRow
 
 
-def _requires(graph: ir.Graph, rows: Mapping[str, QuantizedRow]) -> str | None:
+def _requires(before: Seen, graph: ir.Graph, rows: Mapping[str, QuantizedRow]) -> str | None:
     other = next((site for site, row in rows.items() if row.observed != site), None)
     return other and f"{other} is not where {rows[other].site} is observed"
 
 
 def _ensures(
-    before: Before, result: None, graph: ir.Graph, rows: Mapping[str, QuantizedRow]
+    before: Seen, after: Seen, result: None, graph: ir.Graph, rows: Mapping[str, QuantizedRow]
 ) -> str | None:
-    if lost := gone(before, graph):
+    if lost := gone(before, after):
         return f"{lost[0]} has lost a marker"
-    for node in graph:
-        if node.op_type == "Pad":
-            pads = constant(node.inputs[1])
-            if pads is not None and not pads.any():
-                return f"{node.name} pads by nothing and is still there"
+    for node in after.nodes.get("Pad", ()):
+        pads = constant(node.inputs[1])
+        if pads is not None and not pads.any():
+            return f"{node.name} pads by nothing and is still there"
     return None
 
 
@@ -42,7 +41,7 @@ def merge_pads(graph: ir.Graph, rows: Mapping[str, QuantizedRow]) -> None:
     padded tensor, and no scale depends on a place in it. Requires that each row is under the marker
     where it is observed. Ensures that no Pad by nothing is left; all markers stay.
     """
-    for node in list(graph.all_nodes()):
+    for node in list(all_nodes(graph)):
         if node.op_type == "Pad":
             pads = constant(node.inputs[1])
             if pads is not None and not pads.any():

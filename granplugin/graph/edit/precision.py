@@ -19,7 +19,7 @@ from onnx_ir.passes import common as passes
 from onnxruntime.transformers import float16
 
 from granplugin.graph import reference
-from granplugin.graph.edit.contract import seam, unsound
+from granplugin.graph.edit.contract import seam, seen
 from granplugin.graph.edit.nodes import replace, unique
 from granplugin.graph.names import CASTS
 
@@ -89,7 +89,7 @@ def _ensures(
     result: ir.Model, path: Path, precision: str, sites: Collection[str], keep: Collection[str]
 ) -> str | None:
     graph, low = result.graph, set(DTYPES.values())
-    if why := unsound(graph):
+    if why := seen(graph).unsound:
         return why
     for value in (*graph.inputs, *graph.outputs):
         if value.dtype in low:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from granplugin.graph.edit.additions import Additions
-from granplugin.graph.edit.contract import Before, contract, misfit
+from granplugin.graph.edit.contract import Seen, contract, misfit
 from granplugin.graph.edit.fold import fold_batch_norms, weight_at
 from granplugin.graph.edit.lowering import lower
 from granplugin.graph.edit.nodes import (
@@ -61,28 +61,28 @@ def insert(
 
 
 def _requires(
-    additions: Additions, rows: Sequence[QuantizedRow], amax: Mapping[str, np.ndarray]
+    before: Seen, additions: Additions, rows: Sequence[QuantizedRow], amax: Mapping[str, np.ndarray]
 ) -> str | None:
-    marked = {site_of(marker) for marker in markers(additions.graph)}
-    here = [row for row in rows if row.observed in marked]
+    here = [row for row in rows if row.observed in before.sites]
     dynamic = next((row.site for row in here if row.dynamic), None)
     return f"{dynamic} is dynamic" if dynamic else misfit(here, amax)
 
 
 def _ensures(
-    before: Before,
+    before: Seen,
+    after: Seen,
     result: None,
     additions: Additions,
     rows: Sequence[QuantizedRow],
     amax: Mapping[str, np.ndarray],
 ) -> str | None:
-    if left := next(markers(additions.graph), None):
-        return f"{site_of(left)} has a marker still"
+    if left := next(iter(after.sites), None):
+        return f"{left} has a marker still"
     scopes = {row.site for row in rows}
-    for node in additions.graph:
-        if node.op_type == "QuantizeLinear" and scope_of(node) in scopes:
-            after = only_user(node.outputs[0])
-            if after is None or after.op_type != "DequantizeLinear":
+    for node in after.nodes.get("QuantizeLinear", ()):
+        if scope_of(node) in scopes:
+            reader = only_user(node.outputs[0])
+            if reader is None or reader.op_type != "DequantizeLinear":
                 return f"{node.name} is not followed by one DequantizeLinear"
     return None
 

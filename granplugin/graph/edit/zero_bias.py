@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from granplugin.graph.edit.additions import Additions
-from granplugin.graph.edit.contract import Before, contract
+from granplugin.graph.edit.contract import Seen, contract
 from granplugin.graph.edit.nodes import constant
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -35,11 +35,11 @@ def _is_unbiased(node: ir.Node) -> bool:
     return bias is not None and not bias.any() and len(set(np.signbit(bias).tolist())) < 2
 
 
-def _requires(model: ir.Model) -> None:
+def _requires(before: Seen, model: ir.Model) -> None:
     return None
 
 
-def _ensures(before: Before, result: None, model: ir.Model) -> str | None:
+def _ensures(before: Seen, after: Seen, result: None, model: ir.Model) -> str | None:
     left = [node for node in unbiased(model) if _channels(node) > 1]
     return f"{left[0].name} still has no bias" if left else None
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from granplugin.graph.edit.additions import Additions
-from granplugin.graph.edit.contract import Before, contract, gone, misfit
+from granplugin.graph.edit.contract import Seen, contract, gone, misfit
 from granplugin.graph.edit.lowering.division import Divisions, undivided
 from granplugin.graph.edit.lowering.row_scale import scale_rows
 from granplugin.graph.edit.lowering.simulated import multiply_back, simulate
@@ -26,6 +26,7 @@ from granplugin.quant.formats import FORMATS, scale_of
 
 
 def _requires(
+    before: Seen,
     additions: Additions,
     rows: Sequence[QuantizedRow],
     amax: Mapping[str, np.ndarray],
@@ -34,14 +35,15 @@ def _requires(
     if why := misfit(rows, amax):
         return why
     folded = {row.bn_name for row in rows if row.bn == "fold"}
-    for node in additions.graph:
-        if node.op_type == "BatchNormalization" and scope_of(node) in folded:
+    for node in before.nodes.get("BatchNormalization", ()):
+        if scope_of(node) in folded:
             return f"{node.name} is not folded yet"
     return None
 
 
 def _ensures(
-    before: Before,
+    before: Seen,
+    after: Seen,
     left: tuple[Sequence[QuantizedRow], Mapping[str, np.ndarray]],
     additions: Additions,
     rows: Sequence[QuantizedRow],
@@ -49,13 +51,12 @@ def _ensures(
     how: Mapping[str, How],
 ) -> str | None:
     kept, ranges = left
-    marked = {site_of(marker) for marker in markers(additions.graph)}
     for row in kept:
-        if row.dynamic and row.observed in marked:
+        if row.dynamic and row.observed in after.sites:
             return f"{row.site} is dynamic still"
-    if lost := {row.observed for row in kept}.intersection(gone(before, additions.graph)):
+    if lost := {row.observed for row in kept}.intersection(gone(before, after)):
         return f"{min(lost)} has lost a marker"
-    return misfit([row for row in kept if row.observed in marked], ranges)
+    return misfit([row for row in kept if row.observed in after.sites], ranges)
 
 
 @contract(_requires, _ensures)
