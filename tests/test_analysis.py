@@ -242,7 +242,7 @@ def test_faults_that_only_together_are_mended_are_advised_together(project, laye
     mended = {"weight": "per_channel"}, {"input": "per_channel"}, {"format": "float"}
     for name in (LAYERS[layer], LAYERS[layer + 1]):
         assert any(rule.items() <= changed[name].items() for rule in mended)
-    assert len(changed) <= 3 and found.advice.reached
+    assert len(changed) <= 3 and found.advice.promise != "above"
     assert found.advice.suggested.loss.value <= found.tolerance
     assert found.advice.suggested.loss.value < found.start.loss.value / 1.5
 
@@ -344,7 +344,7 @@ def test_a_harmful_skip_is_named_and_left_float(project):
     found = analyzed(write(project, "LoudSkip"), project.folder / "run")
     assert found.start.loss.value > 10 > found.tolerance > found.finest.loss.value
     (override,) = found.advice.overrides
-    assert override.rule == {"match": "branch", "skip": "float"} and found.advice.reached
+    assert override.rule == {"match": "branch", "skip": "float"} and found.advice.promise != "above"
     assert layer_of(found, "branch").why.startswith("its skip loses, not its weight or input")
     (site,) = found.sites
     own = site.settings[0]
@@ -364,7 +364,7 @@ def test_a_range_that_the_recipe_itself_says_is_told_and_not_advised_upon(projec
     rules = [o.rule for o in found.advice.overrides if "head" in o.layers]
     assert all("input" not in rule for rule in rules)
     if how == "amax":
-        assert not found.advice.reached
+        assert found.advice.promise != "within"
         assert "The recipe itself says the range of head.input" in found.advice.said
 
 
@@ -640,7 +640,7 @@ def test_the_suggested_recipe_is_applied_as_it_is_and_keeps_its_promise(halves, 
     half = halves[0]
     lend(quickstart.folder, half.folder / "run", "float")
     promised = half.analysis.advice
-    assert promised.reached and (promised.per_tensor, promised.layers) == (53, 53)
+    assert promised.promise != "above" and (promised.per_tensor, promised.layers) == (53, 53)
     assert "53 of 53 weights are per_tensor" in promised.said
     done = run_main("apply", half.suggested, "--out", half.folder / "run")
     assert done.code == 0, done.stderr

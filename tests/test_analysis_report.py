@@ -214,7 +214,9 @@ def analyses(draw):
             said=draw(sentences),
             overrides=overrides,
             suggested=draw(some_effects) if overrides else None,
-            reached=draw(st.booleans()),
+            promise=draw(st.sampled_from(["within", "above", "cannot tell"]))
+            if overrides
+            else None,
             per_tensor=draw(st.integers(0, len(names))),
             layers=len(names),
         ),
@@ -369,7 +371,7 @@ def network(layers, overrides=(), skipped=(), start=5.0, **more):
             said="As it is.",
             overrides=overrides,
             suggested=effect(0.5) if overrides else None,
-            reached=True,
+            promise="within" if overrides else None,
             per_tensor=1,
             layers=len(layers),
         ),

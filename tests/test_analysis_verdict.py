@@ -62,7 +62,7 @@ def test_a_ruined_network_that_no_setting_mends_is_not_said_to_need_nothing(proj
     asked = {"weights": "per_tensor", "inputs": "per_tensor", "top": 1}
     found = ruined(project, asked)
     assert found.advice.verdict == "above" and found.start.loss.low > 20
-    assert not found.advice.reached and not found.advice.said.startswith("Nothing")
+    assert found.advice.promise != "within" and not found.advice.said.startswith("Nothing")
     assert "more than is accepted" in found.advice.said
 
 
@@ -70,7 +70,7 @@ def test_what_no_setting_mends_is_left_float_and_as_little_as_is_enough(project)
     project.arrays = {"images": images(512)}
     asked = {"weights": ["per_tensor", "float"], "inputs": ["per_tensor", "float"], "tolerance": 5}
     found = ruined(project, asked)
-    assert found.advice.verdict == "above" and found.advice.reached
+    assert found.advice.verdict == "above" and found.advice.promise == "within"
     changed = {name: o.rule for o in found.advice.overrides for name in o.layers}
     assert changed.keys() == {"convs.2", "convs.3"}
     assert all("float" in rule.values() for rule in changed.values())
@@ -136,6 +136,38 @@ def test_labels_that_contradict_are_told_from_labels_that_do_not(said, word):
     found = contradiction(outputs, "top1")
     assert found is None if word is None else word in found
     assert effect(said, by_labels=False).measured_by == "decisions"
+
+
+@dataclass(frozen=True)
+class Whole:
+    loss: Loss
+    db: float
+    measured_by: str
+
+
+@given(st.floats(-20, 60), st.sampled_from(["metric", "decisions", "outputs"]))
+def test_decisions_that_stay_beside_very_bad_outputs_are_not_within(db, measured_by):
+    from granplugin.analysis.advice import verdict_of
+
+    told = verdict_of(Whole(Loss(0.0, -0.5, 0.5), db, measured_by), 1.0)
+    assert (told == "cannot tell") == (db < 10 and measured_by != "outputs")
+    assert told in ("within", "cannot tell")
+
+
+@pytest.mark.parametrize("samples", [1, 2, 7, 64])
+def test_what_is_promised_is_measured_on_samples_that_nothing_was_chosen_by(samples):
+    from types import SimpleNamespace
+
+    from granplugin.analysis.subject import Subject
+
+    recipe = SimpleNamespace(data=SimpleNamespace(seed=3))
+    of = SimpleNamespace(
+        data=SimpleNamespace(samples=samples), loaded=SimpleNamespace(recipe=recipe)
+    )
+    chosen, promised = Subject.halves(of)
+    assert len(chosen) == -(-samples // 2)
+    if samples > 1:
+        assert sorted([*chosen, *promised]) == list(range(samples))
 
 
 def test_a_loss_of_weight_and_input_is_told_as_both_with_a_way_out_of_each(project):

@@ -7,9 +7,11 @@ is taken, or the coarsest with which the goal is reached. Layers that spoil the 
 a filter and the input behind it, win nothing one by one: where the goal is not reached so, all get
 their finest settings, and each, the least harmful first, the coarsest with which that holds. Then
 each override is left out again, the last first, where the goal holds without it. What no setting
-reaches, float does: the worst layers are left float, as few as are enough. Nothing is suggested
-unless the interval of the recipe's own loss is above the tolerance. Where the samples cannot tell
-that a loss is above it, and the finest settings lose no less, it is taken for reached.
+reaches, float does: the worst layers are left float, as few as are enough.
+
+All of this looks at one half of the samples. The best of many on the same samples is better there
+than elsewhere (selection bias; sample splitting: Cox, Biometrika 62 (1975) 441-444), so what comes
+out is measured anew, and promised, on the other half, of which nothing was chosen.
 """
 
 from __future__ import annotations
@@ -24,6 +26,12 @@ from granplugin.analysis.rounded import FLOATING, Choice, Pair
 
 NEAR_DB = 1.0
 """Output SQNRs closer than this are as good as equal."""
+GOOD_DB = 30.0
+"""A relative error of 3 %: where samples are too few to count lost decisions, so much is asked."""
+LOUD_DB = 20.0
+"""A layer that alone leaves less of the network's output is not called harmless."""
+BAD_DB = 10.0
+"""A tenth of the outputs' energy is noise: that no decision changed is then these samples' luck."""
 
 OWN: Pair = (None, 0)
 """What a site has by the recipe."""
@@ -43,16 +51,23 @@ def judged(loss: Mean, tolerance: float) -> Verdict:
     return "above" if loss.low > tolerance else "cannot tell"
 
 
+def verdict_of(effect: Effect, tolerance: float) -> Verdict:
+    """Of a whole network: decisions that stay while the outputs are full of noise prove nothing."""
+    told = judged(effect.loss, tolerance)
+    noisy = effect.measured_by != "outputs" and effect.db < BAD_DB
+    return "cannot tell" if told == "within" and noisy else told
+
+
 @dataclass(frozen=True)
 class Advice:
-    """`overrides` are layer -> settings, or site -> its own, in the order they were found; `final`
-    is the network with them, None where there are none. `verdict` is of the recipe's own loss;
-    `reached` says whether the final one is within the tolerance, as far as samples can tell."""
+    """`verdict` is of the recipe's own loss. `overrides` are layer -> settings, or site -> its own,
+    in the order they were found; `final` is the network with them, on samples that nothing was
+    chosen by, and `promise` what that says; both None where there are none."""
 
-    overrides: Mapping[str, Pair]
-    final: Effect | None
-    reached: bool
     verdict: Verdict
+    overrides: Mapping[str, Pair]
+    final: Effect | None = None
+    promise: Verdict | None = None
 
 
 def finest(
@@ -73,7 +88,7 @@ def finest(
     return found
 
 
-def advise(
+def choose(
     worst: Sequence[LayerLosses],
     start: Choice,
     at_start: Effect,
@@ -83,22 +98,24 @@ def advise(
     measure: Measure,
     sites: Mapping[str, Sequence[Pair]],
     kept: Collection[str] = (),
-) -> Advice:
-    """`worst` are the layers to try, worst first; `measure` gives the effects of whole choices.
-    `sites` are what else the recipe quantizes, worst first, each with what it can have instead,
-    coarsest first; `kept` are layers that are never left float. An override must win a decibel: a
-    loss alone may get smaller by chance."""
-    verdict = judged(at_start.loss, tolerance)
-    if verdict != "above":
-        return Advice({}, None, at_start.loss.value <= tolerance, verdict)
+) -> dict[str, Pair]:
+    """The overrides for a recipe that loses too much. `worst` are the layers to try, worst first;
+    `measure` gives the effects of whole choices. `sites` are what else the recipe quantizes, worst
+    first, each with what it can have instead, coarsest first; `kept` are layers that are never left
+    float."""
+    finest_is = judged(at_finest.loss, tolerance)
+    least = max(at_finest.loss.value if finest_is == "cannot tell" else 0.0, tolerance / 2)
+    enough_db = min(GOOD_DB, at_finest.db - NEAR_DB)
 
     def reached(found: Effect) -> bool:
-        loss = found.loss
-        excused = loss.value <= at_finest.loss.value + tolerance
-        return loss.value <= tolerance or (excused and judged(loss, tolerance) != "above")
+        told = judged(found.loss, tolerance)
+        if told != "cannot tell" or finest_is == "within":
+            return told == "within"
+        # So few samples do not tell even the finest settings from the tolerance.
+        return found.loss.value <= least and found.db >= enough_db
 
     overrides: dict[str, Pair] = {}
-    now, best_db = at_start, at_start.db
+    now = at_start
     for each in worst:
         options = _options(each, start[each.name], allowed[each.name])
         if not options:
@@ -110,33 +127,51 @@ def advise(
             good = [n for n, found in enumerate(effects) if found.db >= top - NEAR_DB]
         chosen = _coarsest(each, start[each.name], options, effects, good)
         found = effects[options.index(chosen)]
-        if found.db < best_db + NEAR_DB:
+        if not _wins(found, now):
             continue
-        overrides[each.name], now, best_db = chosen, found, found.db
+        overrides[each.name], now = chosen, found
         if reached(found):
             break
     if not reached(now):
-        together, found = _together(worst, start, allowed, sites, measure, reached)
-        if found.db >= (at_start.db if reached(found) else best_db) + NEAR_DB:
-            overrides, now, best_db = together, found, found.db
-    for site, options in sites.items():
+        best = {**finest(worst, start, allowed), **{site: of[-1] for site, of in sites.items()}}
+        rounded = {
+            each.name: _options(each, start[each.name], allowed[each.name]) for each in worst
+        }
+        together, found = _coarsened(worst, start, best, rounded, sites, measure, reached)
+        if reached(found) or _wins(found, now):
+            overrides, now = together, found
+    for site, pairs in sites.items():
         if reached(now):
             break
-        effects = measure([{**start, **overrides, site: pair} for pair in options])
+        effects = measure([{**start, **overrides, site: pair} for pair in pairs])
         top = max(found.db for found in effects)
-        if top >= best_db + NEAR_DB:
-            at = next(n for n, f in enumerate(effects) if reached(f) or f.db >= top - NEAR_DB)
-            overrides[site], now, best_db = options[at], effects[at], effects[at].db
+        at = next(n for n, f in enumerate(effects) if reached(f) or f.db >= top - NEAR_DB)
+        if _wins(effects[at], now):
+            overrides[site], now = pairs[at], effects[at]
     if not reached(now):
         open_to = [each for each in worst if each.name not in kept]
         overrides, now = _floating(open_to, start, overrides, now, tolerance, measure, reached)
+    if not reached(now) and open_to:
+        # Errors that cancel each other get worse where one of them is left out.
+        best = {**overrides, **{each.name: FLOATING for each in open_to}}
+        floats = {each.name: _floats(each, start[each.name]) for each in open_to}
+        together, found = _coarsened(open_to, start, best, floats, {}, measure, reached)
+        if reached(found) or _wins(found, now):
+            overrides, now = together, found
     for name in list(overrides)[-2::-1] if reached(now) else ():
         fewer = {layer: pair for layer, pair in overrides.items() if layer != name}
         (found,) = measure([{**start, **fewer}])
         if reached(found):
             overrides, now = fewer, found
-    told = judged(now.loss, tolerance) != "above"
-    return Advice(overrides, now if overrides else None, told, verdict)
+    return overrides
+
+
+def _wins(found: Effect, now: Effect) -> bool:
+    """Whether a change is worth one: a decibel, or a loss whose whole interval is below; a loss
+    alone may get smaller by chance."""
+    high, low = found.loss.high, now.loss.low
+    less = high is not None and low is not None and high < low
+    return less or found.db >= now.db + NEAR_DB
 
 
 def scales(each: LayerLosses, pair: Pair) -> int:
@@ -199,23 +234,24 @@ def _floats(each: LayerLosses, now: Pair) -> list[Pair]:
     return [*found, FLOATING]
 
 
-def _together(
+def _coarsened(
     worst: Sequence[LayerLosses],
     start: Choice,
-    allowed: Mapping[str, Mapping[str, set[int]]],
+    best: Mapping[str, Pair],
+    options: Mapping[str, Sequence[Pair]],
     sites: Mapping[str, Sequence[Pair]],
     measure: Measure,
     reached: Callable[[Effect], bool],
 ) -> tuple[dict[str, Pair], Effect]:
-    """All layers and sites at their finest, then each as coarse as it can be, and what is left of
-    that."""
-    best = {**finest(worst, start, allowed), **{site: each[-1] for site, each in sites.items()}}
+    """`best`, which changes all these layers and sites, but each as coarse as it can be, the least
+    harmful first: as the recipe has it, or else one of its `options`; and what is left of that."""
+    best = dict(best)
     (now,) = measure([{**start, **best}])
     enough_db = now.db - NEAR_DB
     wins = reached(now)
 
-    def fitting(name: str, options: Sequence[Pair]) -> tuple[list[Effect], list[int]]:
-        effects = measure([{**start, **best, name: pair} for pair in options])
+    def fitting(name: str, pairs: Sequence[Pair]) -> tuple[list[Effect], list[int]]:
+        effects = measure([{**start, **best, name: pair} for pair in pairs])
         good = [
             n
             for n, found in enumerate(effects)
@@ -223,21 +259,21 @@ def _together(
         ]
         return effects, good
 
-    for site in reversed(sites):
-        options = [OWN, *sites[site]]
-        effects, good = fitting(site, options)
+    for site in reversed(list(sites)):
+        pairs = [OWN, *sites[site]]
+        effects, good = fitting(site, pairs)
         if good:
-            best[site], now = options[good[0]], effects[good[0]]
+            best[site], now = pairs[good[0]], effects[good[0]]
     for each in reversed(worst):
         own = start[each.name]
-        for options in ([own], _options(each, own, allowed[each.name])):
-            effects, good = fitting(each.name, options)
+        for among in ([own], list(options[each.name])):
+            effects, good = fitting(each.name, among) if among else ([], [])
             if good:
-                best[each.name] = _coarsest(each, own, options, effects, good)
-                now = effects[options.index(best[each.name])]
+                best[each.name] = _coarsest(each, own, among, effects, good)
+                now = effects[among.index(best[each.name])]
                 break
     unchanged = {**start, **dict.fromkeys(sites, OWN)}
-    return {name: pair for name, pair in best.items() if pair != unchanged[name]}, now
+    return {name: pair for name, pair in best.items() if pair != unchanged.get(name, OWN)}, now
 
 
 def _coarsest(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from granplugin.analysis import losses as shares
 from granplugin.analysis import why
+from granplugin.analysis.advice import LOUD_DB, judged
 from granplugin.analysis.evidence import Evidence
 from granplugin.analysis.local import START
 from granplugin.analysis.losses import LayerLosses, SiteLosses
@@ -17,8 +18,8 @@ from granplugin.network.modules import module_facts
 from granplugin.network.weight_facts import WeightFacts
 from granplugin.recipe.settings import FLOAT
 
-LOUD_DB = 20.0
-"""A layer that alone leaves less of the network's output is not called harmless."""
+MUCH = 0.25
+"""A share of the noise of a network that loses too much, from which on a layer is not either."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,8 @@ def facts_of(each: LayerLosses, evidence: Evidence) -> Facts:
     return Facts(weight, given, tuple(found))
 
 
-def why_of(each: LayerLosses, facts: Facts, evidence: Evidence) -> str:
+def why_of(each: LayerLosses, facts: Facts, evidence: Evidence, tolerance: float) -> str:
     """Why a layer loses what it loses."""
-    outputs = evidence.outputs
     lost = {
         site.tried.own.operand: site.lost(0) or 0.0
         for site in evidence.sites
@@ -70,13 +70,8 @@ def why_of(each: LayerLosses, facts: Facts, evidence: Evidence) -> str:
             f"its {role} loses, not its weight or input: rounding takes "
             f"{100 * lost[role]:.2g} % of that tensor's channels' signal"
         )
-    if where == "neither" and each.name in outputs.top:
-        db = outputs.alone(each.name).sqnr.db
-        if db < LOUD_DB:
-            return (
-                f"rounding takes only {100 * each.both:.2g} % of its channels' signal, but the "
-                f"layers behind make much of it: {db:.0f} dB are left at the network's output"
-            )
+    if where == "neither" and (harm := _harm(each, evidence, tolerance)):
+        return f"rounding takes only {100 * each.both:.2g} % of its channels' signal, but {harm}"
     told = why.why(each, facts.weight, facts.given)
     own = {row.operand: row for row in each.tried.asked.start}
     for each_role in why.roles_of(where):
@@ -87,8 +82,29 @@ def why_of(each: LayerLosses, facts: Facts, evidence: Evidence) -> str:
     return told
 
 
+def _harm(each: LayerLosses, evidence: Evidence, tolerance: float) -> str | None:
+    """What a layer that hardly loses anything itself does to the network; None: as good as nothing,
+    or that was not measured."""
+    outputs = evidence.outputs
+    if each.name not in outputs.top:
+        return None
+    start, alone = outputs.whole(outputs.start), outputs.alone(each.name)
+    if alone.measured_by != "outputs" and judged(alone.loss, tolerance) == "above":
+        of = "points" if alone.measured_by == "metric" else "% of decisions"
+        return f"what is left decides: this layer alone loses {alone.loss.value:.1f} {of}"
+    share = 10 ** ((start.db - alone.db) / 10)
+    if alone.db < LOUD_DB or (share >= MUCH and judged(start.loss, tolerance) == "above"):
+        return (
+            f"the layers behind make much of it: {alone.db:.0f} dB are left at the network's output"
+        )
+    return None
+
+
 def reasons(
-    overrides: Mapping[str, Pair], facts: Mapping[str, Facts], evidence: Evidence
+    overrides: Mapping[str, Pair],
+    facts: Mapping[str, Facts],
+    evidence: Evidence,
+    tolerance: float,
 ) -> dict[str, str]:
     """Why each override is made."""
     of_layers = {each.name: each for each in evidence.layers}
@@ -104,7 +120,8 @@ def reasons(
                 for n, o in zip(pair, own, strict=True)
             )
             of = facts[name]
-            found[name] = why.reason(of_layers[name], of.weight, of.given, changed)
+            told = why.reason(of_layers[name], of.weight, of.given, changed)
+            found[name] = told or why_of(of_layers[name], of, evidence, tolerance)
     return found
 
 

@@ -71,13 +71,18 @@ def measure_effects(
     alone: Sequence[tuple[str, Pair]] = (),
     restored: Sequence[str] = (),
     what: str = "effects",
+    numbers: np.ndarray | None = None,
 ) -> dict[str, Effect]:
-    """What these do to the network's output, by choice_name, alone_name and restored_name."""
+    """What these do to the network's output, by choice_name, alone_name and restored_name; on the
+    samples of these `numbers`, or all."""
     by_choice = {choice_name(network, choice): choice for choice in choices}
     by_alone = {alone_name(network, *each): each for each in alone}
     by_restored = {restored_name(network, layer): layer for layer in restored}
     metric = subject.metric
-    kept = subject.kept("effects", str(metric))
+    everything = np.arange(subject.data.samples)
+    samples = everything if numbers is None else numbers
+    part = () if len(samples) == len(everything) else (content_key(samples.tolist()),)
+    kept = subject.kept("effects", "-".join((str(metric), *part)))
     made: list[Effects] = []
     example = subject.tensors(subject.example)
 
@@ -87,9 +92,8 @@ def measure_effects(
         return made[0].run(subject.inputs(batch), batch.get(LABELS), wanted)
 
     names = [*by_choice, *by_alone, *by_restored]
-    everything = np.arange(subject.data.samples)
     with subject.located(), clock.timed(what):
-        batches = track(subject.batches(everything), what, subject.count(everything))
+        batches = track(subject.batches(samples), what, subject.count(samples))
         found = accumulate(kept, names, batches, step)
     by_labels = subject.distrust is None
     return {name: effect(figure, by_labels) for name, figure in found.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from granplugin.analysis.advice import finest
+from granplugin.analysis.advice import LOUD_DB, finest, judged
 from granplugin.analysis.effects import Effect, alone_name, choice_name, restored_name
 from granplugin.analysis.losses import LayerLosses, Losses
 from granplugin.analysis.measuring import measure_effects
@@ -104,12 +104,21 @@ def contradiction(outputs: OutputEffects, metric: str | None) -> str | None:
     return None
 
 
-def rank(layers: Sequence[LayerLosses], outputs: OutputEffects) -> tuple[LayerLosses, ...]:
-    """Measured layers by what they do to the network, the others behind them by their own loss."""
-    noise = {name: outputs.alone(name).sqnr.db for name in outputs.top}
-    return tuple(
-        sorted(layers, key=lambda each: (each.name not in noise, noise.get(each.name, 0.0)))
-    )
+def rank(
+    layers: Sequence[LayerLosses], outputs: OutputEffects, tolerance: float
+) -> tuple[LayerLosses, ...]:
+    """Measured layers by the noise they make in the network's output, the others behind them by
+    their own loss. A layer that surely loses more than the tolerance goes with the loud ones,
+    however little noise that takes: what all scores share decides nothing, and has most energy."""
+
+    def harm(each: LayerLosses) -> tuple[bool, bool, float]:
+        if each.name not in outputs.top:
+            return True, True, 0.0
+        effect = outputs.alone(each.name)
+        sure = judged(effect.loss, tolerance) == "above"
+        return False, not sure and effect.db >= LOUD_DB, effect.db
+
+    return tuple(sorted(layers, key=harm))
 
 
 def _measured(network: RoundedNetwork, own: Pair, name: str, wanted: Analyze) -> Sequence[Pair]:

@@ -89,6 +89,13 @@ class Subject:
         if held:
             yield _joined(held)
 
+    def halves(self) -> tuple[np.ndarray, np.ndarray]:
+        """The samples to choose settings by, and those to promise on, by number, in order; drawn,
+        since data may be in an order. One sample is both."""
+        count, seed = self.data.samples, self.loaded.recipe.data.seed
+        drawn, half = np.random.default_rng([seed, 2]).permutation(count), -(-count // 2)
+        return np.sort(drawn[:half]), np.sort(drawn[half:] if count > 1 else drawn)
+
     def count(self, numbers: np.ndarray) -> int:
         """How many batches these samples make."""
         return -(-len(numbers) // self.batch)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from granplugin.analysis import why
-from granplugin.analysis.advice import Advice, advise, judged
+from granplugin.analysis.advice import BAD_DB, Advice, choose, judged, verdict_of
 from granplugin.analysis.answer import network_effect
 from granplugin.analysis.effects import Effect, choice_name
 from granplugin.analysis.evidence import Evidence
@@ -31,19 +33,25 @@ def find_advice(
     start, network = outputs.start, outputs.network
     if not start:
         return None
-
+    verdict = verdict_of(outputs.whole(start), tolerance)
+    if verdict != "above":
+        return Advice(verdict, {})
+    chosen_by, promised_on = subject.halves()
     with stage("measuring what to suggest") as running:
 
-        def measure(choices: Sequence[Choice]) -> list[Effect]:
-            found = measure_effects(subject, network, clock, choices, what="suggestions")
+        def measure(choices: Sequence[Choice], numbers: np.ndarray = chosen_by) -> list[Effect]:
+            found = measure_effects(
+                subject, network, clock, choices, what="suggestions", numbers=numbers
+            )
             running.done(len(choices))
             return [found[choice_name(network, choice)] for choice in choices]
 
-        return advise(
+        at_start, at_finest = measure([start, outputs.finest])
+        overrides = choose(
             [each for each in evidence.layers if each.name in outputs.top],
             start,
-            outputs.whole(start),
-            outputs.whole(outputs.finest),
+            at_start,
+            at_finest,
             tolerance,
             {each.name: evidence.promised.allowed(each, fixed) for each in evidence.layers},
             measure,
@@ -54,6 +62,10 @@ def find_advice(
                 if any(row.site in fixed for row in each.tried.asked.start)
             ],
         )
+        if not overrides:
+            return Advice(verdict, {})
+        (final,) = measure([{**start, **overrides}], promised_on)
+    return Advice(verdict, overrides, final, verdict_of(final, tolerance))
 
 
 def _site_options(each: SiteLosses, fixed: frozenset[str]) -> list[Pair]:
@@ -84,7 +96,7 @@ def say(
             said=said,
             overrides=[],
             suggested=None,
-            reached=True,
+            promise=None,
             per_tensor=0,
             layers=0,
         )
@@ -99,7 +111,7 @@ def say(
         outputs.start,
         outputs.network,
         lowered,
-        reasons(advice.overrides, facts, evidence),
+        reasons(advice.overrides, facts, evidence, subject.loaded.recipe.analyze.tolerance),
         layers,
     )
     per_tensor, weights = _per_tensor(advice, outputs)
@@ -113,7 +125,7 @@ def say(
             model.Override(layers=list(r.layers), rule=r.rule, reason=r.reason) for r in rules
         ],
         suggested=None if advice.final is None else network_effect(advice.final),
-        reached=advice.reached,
+        promise=advice.promise,
         per_tensor=per_tensor,
         layers=weights,
     )
@@ -139,8 +151,7 @@ def _sentence(advice: Advice, evidence: Evidence, subject: Subject) -> str:
         "decisions": "% of its decisions",
         "outputs": "% of its outputs (relative error)",
     }[at_start.measured_by]
-    count = subject.data.samples
-    samples = "1 sample" if count == 1 else f"{count:,} samples"
+    samples = _counted(subject.data.samples)
     lost = f"{at_start.loss.value:.2f} {of}"
     if advice.verdict == "within":
         return (
@@ -150,10 +161,11 @@ def _sentence(advice: Advice, evidence: Evidence, subject: Subject) -> str:
     if advice.verdict == "cannot tell":
         return (
             f"Cannot tell whether anything needs to change: on {samples} the recipe loses {lost}"
-            f"{_interval(at_start)}, and {tolerance:g} is tolerated; {_could(at_start, subject)}."
+            f"{_interval(at_start)}, and {tolerance:g} is tolerated; {_open(at_start, subject)}."
         )
     lost += ", more than is accepted" if not advice.overrides else ""
-    first = "" if advice.reached else _mend_first(evidence.layers, evidence.ranges.fixed)
+    kept = advice.promise in ("within", "cannot tell")
+    first = "" if kept else _mend_first(evidence.layers, evidence.ranges.fixed)
     if not advice.overrides and not outputs.top:
         return f"The recipe loses {lost}; with analyze.top at 0 nothing else was measured."
     if advice.final is None:
@@ -168,14 +180,19 @@ def _sentence(advice: Advice, evidence: Evidence, subject: Subject) -> str:
     reaches = {
         "within": "",
         "above": ", still more than is accepted",
-        "cannot tell": f", where {tolerance:g} is tolerated; {_could(final, subject)}",
-    }[judged(final.loss, tolerance)]
+        "cannot tell": f", where {tolerance:g} is tolerated; {_open(final, subject)}",
+    }[advice.promise or "cannot tell"]
     per_tensor, weights = _per_tensor(advice, outputs)
+    unseen = "" if subject.data.samples == 1 else " that it was not chosen by"
     return (
         f"The recipe loses {lost}; with {many} changed{left} it loses {final.loss.value:.2f}"
-        f"{_interval(final)} on {samples}{reaches}. {per_tensor} of {weights} weights are per_tensor then."
-        f"{first}"
+        f"{_interval(final)} on {_counted(final.sqnr.samples)}{unseen}{reaches}. "
+        f"{per_tensor} of {weights} weights are per_tensor then.{first}"
     )
+
+
+def _counted(samples: int) -> str:
+    return "1 sample" if samples == 1 else f"{samples:,} samples"
 
 
 def _interval(effect: Effect) -> str:
@@ -187,15 +204,25 @@ def _enough(effect: Effect, subject: Subject) -> int | None:
     """How many samples could tell whether this loss is within the tolerance; None: no number is
     known."""
     tolerance, deviation = subject.loaded.recipe.analyze.tolerance, effect.deviation
-    if math.isnan(deviation):
+    if math.isnan(deviation) or judged(effect.loss, tolerance) == "within":
         return None
     # Were the loss the tolerance, so many decisions at least would be others.
     flips = 0.0 if effect.measured_by == "outputs" else math.sqrt(tolerance * (100 - tolerance))
     enough = samples_to_tell(effect.loss.value, tolerance, deviation, max(deviation, flips))
-    return None if enough is None else max(enough, subject.data.samples + 1)
+    if enough is None:
+        return None
+    # What is suggested is measured on a part of them.
+    enough = math.ceil(enough * subject.data.samples / effect.sqnr.samples)
+    return max(enough, subject.data.samples + 1)
 
 
-def _could(effect: Effect, subject: Subject) -> str:
+def _open(effect: Effect, subject: Subject) -> str:
+    """Why it cannot be told, and what could."""
+    if judged(effect.loss, subject.loaded.recipe.analyze.tolerance) == "within":
+        return (
+            f"but the outputs keep {effect.db:.1f} dB only, and below {BAD_DB:g} dB that decisions "
+            "stay is luck"
+        )
     enough = _enough(effect, subject)
     if enough is None:
         return "these samples cannot tell more, nor how many could"

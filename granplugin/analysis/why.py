@@ -102,7 +102,8 @@ def reason(
     changed: Sequence[int | str | None],
 ) -> str:
     """Why an override gives the layer these settings, of its weight and its input: what its own
-    lose, and what they leave. None: it is not changed; FLOAT: it is left float."""
+    lose, and what they leave; empty where the layer itself loses nothing. None: it is not changed;
+    FLOAT: it is left float."""
     said = []
     for found, index, own in (
         (losses.weights, changed[0], lambda: _of_weight(losses, weight)),
@@ -122,7 +123,7 @@ def reason(
             said.append(f"{own()}; {name} takes {_share(chosen)}")
         else:
             said.append(f"{own()}; {name} leaves {chosen.db:.0f} dB instead of {start.db:.0f}")
-    return "; ".join(said) or "nothing coarser than float is enough"
+    return "; ".join(said)
 
 
 def _of_weight(losses: LayerLosses, facts: WeightFacts) -> str:

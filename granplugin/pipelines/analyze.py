@@ -107,10 +107,10 @@ def analyze_in(session: Session, costs: bool = True, statistics: Path | None = N
         # The figures are kept: only what they are read for changes.
         subject = replace(subject, distrust=distrust)
         outputs = measure_outputs(subject, network, losses, promised, wanted, clock)
-    layers = rank(losses.layers, outputs)
+    layers = rank(losses.layers, outputs, wanted.tolerance)
     evidence = Evidence(questions, seen, ranges, promised, outputs, layers, losses.sites)
     facts = {each.name: facts_of(each, evidence) for each in layers}
-    why = {each.name: why_of(each, facts[each.name], evidence) for each in layers}
+    why = {each.name: why_of(each, facts[each.name], evidence, wanted.tolerance) for each in layers}
     advice = find_advice(subject, evidence, wanted.tolerance, clock)
     told = say(advice, evidence, facts, subject, session.layers)
     with clock.timed("costs"):

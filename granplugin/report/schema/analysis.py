@@ -11,7 +11,7 @@ from granplugin.engines import PromiseKind
 from granplugin.report.schema.parts import Coverage, Machine
 from granplugin.results.parts import Number, Part
 
-VERSION = 1
+VERSION = 2
 ALL = "all"
 """The setting of a layer that is skipped whole."""
 
@@ -162,7 +162,8 @@ class Advice(Part):
 
     verdict: Literal["within", "above", "cannot tell"] = Field(
         description="Of the recipe's own loss, with its interval: within the tolerance, above it, or "
-        "the samples cannot tell, which is exit code 4."
+        "the samples cannot tell, which is exit code 4; that decisions stay while the outputs' SQNR is "
+        "below 10 dB tells nothing."
     )
     enough_samples: int | None = Field(
         description="How many samples could tell, with a power of 80 %; null: they can, or no "
@@ -170,9 +171,12 @@ class Advice(Part):
     )
     said: str = Field(description="In one or two sentences.")
     overrides: list[Override] = Field(description="Empty where the network needs nothing.")
-    suggested: NetworkEffect | None = Field(description="With the overrides; null without any.")
-    reached: bool = Field(
-        description="Whether the loss is within the tolerance then, as far as samples tell."
+    suggested: NetworkEffect | None = Field(
+        description="With the overrides, on the half of the samples that nothing was chosen by; "
+        "null without any."
+    )
+    promise: Literal["within", "above", "cannot tell"] | None = Field(
+        description="Of that loss, as `verdict`; null without overrides."
     )
     per_tensor: int = Field(description="Layers whose weight has one scale then.")
     layers: int = Field(description="Layers that are quantized then.")

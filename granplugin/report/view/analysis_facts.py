@@ -132,12 +132,9 @@ def by_reason(found: Iterable[SkippedSetting]) -> list[tuple[str, list[SkippedSe
 def within_tolerance(analysis: Analysis) -> str:
     """Whether the loss with the suggested rules is, or that samples cannot tell."""
     advice, tolerance = analysis.advice, f"the tolerance of {analysis.tolerance:g}"
-    loss = advice.suggested.loss if advice.suggested else None
-    if not advice.reached:
-        return f"not within {tolerance}"
-    if loss is None or loss.high is None or loss.high > analysis.tolerance:
+    if advice.promise == "cannot tell":
         return f"it cannot be told whether that is within {tolerance}"
-    return f"within {tolerance}"
+    return f"{'within' if advice.promise == 'within' else 'not within'} {tolerance}"
 
 
 def rules_yaml(overrides: Sequence[Override]) -> Iterator[str]:
