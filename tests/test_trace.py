@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from granplugin.errors import DataError, ModelError
+from granplugin.network.computed import compute_once, way_out
 from granplugin.network.forward import call, flatten_outputs
 from granplugin.network.trace import Traced, trace
 
@@ -226,9 +227,16 @@ def test_a_batch_norm_over_another_axis_than_the_channels_stays():
     assert folds(lambda m, x: m.b(m.c(x)), x, **modules) == {}
 
 
-@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def doubled(layer):
+    """Its weight is computed by a hook of the user's."""
+    weight = layer.weight
+    del layer.weight
+    layer.register_forward_pre_hook(lambda layer, args: setattr(layer, "weight", 2 * weight))
+    return layer
+
+
 def test_a_computed_and_a_shared_weight_are_not_folded():
-    computed = nn.utils.weight_norm(conv())
+    computed = doubled(conv())
     assert folds(lambda m, x: m.b(m.c(x)), c=computed, b=nn.BatchNorm2d(4)) == {}
     first, second = conv(), conv()
     second.weight = first.weight
@@ -348,12 +356,63 @@ def test_what_cannot_be_quantized_says_why():
     assert "never called" in layers["attention.out_proj"].unusable
 
 
-def test_a_parametrized_weight_is_refused_with_the_way_out():
-    net = nn.Sequential(nn.ReLU(), nn.utils.parametrizations.weight_norm(conv()))
-    with pytest.raises(ModelError, match="'1' is parametrized.*remove_parametrizations"):
+COMPUTED = {
+    "remove_weight_norm": nn.utils.weight_norm,
+    "remove_spectral_norm": nn.utils.spectral_norm,
+    "prune.remove": lambda layer, name="weight": nn.utils.prune.l1_unstructured(layer, name, 0.5),
+    "parametrize.remove_parametrizations": nn.utils.parametrizations.weight_norm,
+}
+"""What one calls to end it -> what lets torch compute a weight."""
+
+
+def tensors_of(result):
+    return [result] if isinstance(result, torch.Tensor) else [result[0], *result[1]]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("how", COMPUTED)
+def test_a_computed_weight_is_refused_with_the_way_out(how):
+    net = nn.Sequential(nn.ReLU(), COMPUTED[how](conv()))
+    with pytest.raises(ModelError, match=f"'1' is computed.*call torch.nn.utils.{how}"):
         trace(net, IMAGE)
-    nn.utils.parametrize.remove_parametrizations(net[1], "weight")
+    compute_once(net)
     assert by_name(trace(net, IMAGE))["1"].unusable is None
+
+
+def test_a_weight_that_the_users_own_hook_computes_leaves_the_layer_float():
+    (found,) = trace(nn.Sequential(doubled(conv())), IMAGE).layers
+    assert found.unusable == "its weight is no parameter, but computed before each call"
+
+
+class Twice(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("kind", ["Conv2d", "ConvTranspose2d", "Linear", "LSTM"])
+@pytest.mark.parametrize("how", [*COMPUTED, "twice", "pruned twice"])
+def test_computing_weights_once_changes_no_bit_and_no_other_module(kind, how):
+    torch.manual_seed(0)
+    args = (3, 4, 3) if "Conv" in kind else (3, 4)
+    name = "weight_ih_l0" if kind == "LSTM" else "weight"
+    layer, tied = getattr(nn, kind)(*args), nn.Module()
+    tied.weight = getattr(layer, name)
+    net = nn.ModuleList([layer, tied]).train()
+    if how == "twice":
+        nn.utils.parametrize.register_parametrization(layer, name, Twice())
+        nn.utils.parametrize.register_parametrization(layer, name, Twice())
+    elif how == "pruned twice":
+        nn.utils.prune.random_unstructured(layer, name, 0.5)
+        nn.utils.prune.random_unstructured(layer, name, 0.5)
+    else:
+        COMPUTED[how](layer, name)
+    x = torch.randn(2, 3, 6, 6) if "Conv" in kind else torch.randn(2, 5, 3)
+    before, held = tensors_of(layer.eval()(x)), tied.weight.clone()
+    compute_once(net.train())
+    assert name in dict(layer.named_parameters()) and type(layer) is getattr(nn, kind)
+    assert all(map(torch.equal, tensors_of(layer(x)), before)) and torch.equal(tied.weight, held)
+    assert way_out(layer, name) is None
 
 
 def test_the_layers_of_a_fused_transformer_layer_are_called():

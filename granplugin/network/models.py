@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from granplugin.errors import ModelError
+from granplugin.network.computed import compute_once
 from granplugin.network.suitable import unsuitable, unwrapped
 from granplugin.network.weights import check_finite, load_weights
 from granplugin.recipe.callables import blame, resolve
@@ -42,9 +43,10 @@ def build_model(spec: CallableModel, device: torch.device) -> nn.Module:
     """The model with its weights, in eval mode on `device`.
 
     Weights that the callable draws at random are the same at each call. What only wraps a module
-    (DataParallel, torch.compile) is taken off. Raises ModelError when the callable fails or returns
-    no module that can be quantized, when the weights cannot be read without running code or do
-    not fit, and when a parameter is not finite.
+    (DataParallel, torch.compile) is taken off, and weights that torch computes before each call are
+    computed once. Raises ModelError when the callable fails or returns no module that can be
+    quantized, when the weights cannot be read without running code or do not fit, and when a
+    parameter is not finite.
     """
     factory = resolve(spec.callable)
     # The caller's random numbers do not depend on whether a model was built.
@@ -63,6 +65,7 @@ def build_model(spec: CallableModel, device: torch.device) -> nn.Module:
     if spec.weights:
         load_weights(model, spec.weights)
     model = unwrapped(model)
+    compute_once(model)
     check_finite(model, str(spec.weights or spec.callable))
     log.info("built %s (%d parameters)", spec.callable, sum(p.numel() for p in model.parameters()))
     return model.to(device).eval()

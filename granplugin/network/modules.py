@@ -36,6 +36,9 @@ def describe(name: str, module: nn.Module, bn: nn.Module | None) -> Layer:
         unusable = "its forward is set on the instance, so modelopt's would not be called"
     if type_ not in WEIGHTED:
         return Layer(name, type_, unusable=unusable)
+    if module._parameters.get("weight") is None:
+        unusable = "its weight is no parameter, but computed before each call"
+        return Layer(name, type_, unusable=unusable)
     groups = getattr(module, "groups", 1)
     traits = set()
     if groups > 1:

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from granplugin.errors import DataError, ModelError, UserError
+from granplugin.network.computed import way_out
 from granplugin.network.foldable import find_batch_norms
 from granplugin.network.forward import (
     Example,
@@ -57,11 +57,11 @@ def trace(model: nn.Module, example: Example) -> Traced:
     """Run the model once, in eval mode and without gradients, and describe it.
 
     All activations of this pass are held in memory: give it a small batch. The model is left as it
-    was. Raises ModelError for a model that cannot run, has a parametrized weight, or whose layers
+    was. Raises ModelError for a model that cannot run, has a weight that torch computes, or whose layers
     put out NaN or Inf (naming the first), and DataError where these are in the example.
     """
     modules = sited(model)
-    _check_parametrized(modules)
+    _check_computed(modules)
     watch = Watch()
     given = copied(example)
     inputs = named_inputs(model, given)
@@ -94,12 +94,12 @@ def _samples(inputs: Mapping[str, Tensor]) -> int:
     return 1 if first is None else max(len(first), 1)
 
 
-def _check_parametrized(modules: Mapping[str, nn.Module]) -> None:
+def _check_computed(modules: Mapping[str, nn.Module]) -> None:
     for name, module in modules.items():
-        if layer_type(module) in WEIGHTED and is_parametrized(module, "weight"):
+        if layer_type(module) in WEIGHTED and (call := way_out(module, "weight")):
             raise ModelError(
-                f"the weight of layer {name!r} is parametrized, which modelopt cannot convert; "
-                "call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first"
+                f"the weight of layer {name!r} is computed before each call, which modelopt cannot "
+                f"convert; call {call} first"
             )
 
 
