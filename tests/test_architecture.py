@@ -110,7 +110,7 @@ def test_the_registries_that_it_names_stand_where_it_says():
     [
         (("openvino", "tensorrt_rtx"), {"engines.py", "backends/nvidia/libraries.py"}),
         (("mse", "entropy"), {"quant/calibrators.py", "recipe/analyze.py"}),
-        (("top5",), {"measures/metrics.py", "report/view/run.py"}),
+        (("top5",), {"measures/metrics.py", "report/view/metric_figures.py"}),
     ],
 )
 def test_members_of_a_family_are_named_in_its_registry(words, modules):

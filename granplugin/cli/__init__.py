@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ORDER = (
     "apply", "export", "import", "inspect", "plan", "analyze", "check", "schema", "capabilities",
-    "audit", "compare", "doctor",
+    "audit", "compare", "report", "doctor",
 )  # fmt: skip
 """Of the verbs in the help; the others follow, by name."""
 
@@ -39,6 +39,10 @@ Settings = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON; `granplugin schema` documents it.")]
 Out = Annotated[Optional[Path], typer.Option(help="The run folder; default runs/<name>.")]
+
+Html = Annotated[
+    Optional[Path], typer.Option(help="Write it as a page too, with the engine's plan.")
+]
 
 # ClickException, which typer has of click or of its own, depending on its version.
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[2])

@@ -41,7 +41,7 @@ def analyze(
     found = analyze(loaded, costs, statistics, out, write_recipe)
     show(found.analysis, json_, all_layers=all_)
     if not json_:
-        print(f"analysis: {found.folder / 'analysis.md'}")
+        print(f"report: {found.folder / 'report.html'}, and as text analysis.md")
     if write_recipe:
         found.write_recipe(write_recipe)
         if not json_:

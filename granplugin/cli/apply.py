@@ -29,4 +29,4 @@ def show_report(applied: Applied, json_: bool) -> None:
     """A run's report on stdout, and where the whole of it is."""
     show(applied.report, json_)
     if not json_:
-        print(f"report: {applied.folder / 'report.md'}")
+        print(f"report: {applied.folder / 'report.html'}, and as text report.md")

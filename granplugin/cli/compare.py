@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from granplugin.cli import Json, show
+from granplugin.cli import Html, Json, show
 from granplugin.engines import AUDITED
 
 EXAMPLE = "granplugin compare runs/x/variants/fp32 runs/x/variants/x"
@@ -21,11 +21,20 @@ def compare(
     profile: Annotated[
         Optional[list[Path]], typer.Option(help="trtexec's --exportProfile, of A and then of B.")
     ] = None,
+    html: Html = None,
     json_: Json = False,
 ) -> int:
     """Two engines side by side: engine folders, layers files, ONNX files or variants of a run."""
     from granplugin.pipelines.compare import compare
 
     found = compare(a, b, backend, batch, profile or ())
+    if html:
+        from granplugin.runs.pages import write_verb_page
+
+        write_verb_page(
+            html,
+            found.output(),
+            {name: (backend, plan) for name, plan in zip(found.names, found.plans, strict=True)},
+        )
     show(found.output(), json_)
     return 0

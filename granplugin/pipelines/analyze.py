@@ -18,17 +18,21 @@ from granplugin.analysis.measuring import draw, local_errors
 from granplugin.analysis.outputs import contradiction, measure_outputs, rank
 from granplugin.analysis.promised import find_costs, find_promises
 from granplugin.analysis.questions import ask_all
-from granplugin.analysis.ranges import find_ranges, gather, read_statistics
+from granplugin.analysis.ranges import Ranges, find_ranges, gather, read_statistics
 from granplugin.analysis.rounded import round_all
 from granplugin.analysis.subject import Clock, open_subject
 from granplugin.analysis.suggested_file import check_target, write_recipe
 from granplugin.analysis.verdict import find_advice, say
+from granplugin.calibration.statistics import Statistics
 from granplugin.planning.plan import make_plan
 from granplugin.progress import stage
 from granplugin.recipe.loaded import Loaded
 from granplugin.report.result import Result
 from granplugin.report.schema.analysis import Analysis
+from granplugin.report.schema.page import KeptForPage
 from granplugin.report.show import as_markdown
+from granplugin.runs.layer_ranges import layer_ranges
+from granplugin.runs.pages import OF_ANALYSIS, PAGE, command, page_of, recipe_texts
 from granplugin.runs.session import Session
 from granplugin.sources import check_runs
 from granplugin.store.run_folder import default_folder, open_run
@@ -79,6 +83,7 @@ def analyze(
             check_target(target, loaded)
         session = Session(loaded, run)
         found = analyze_in(session, costs, statistics)
+        run.publish(PAGE, page_of(run.path, analysis=found))
         run.publish("analysis.md", as_markdown(found))
         run.publish("analysis.json", found.model_dump_json(indent=1))
         return Analyzed(found, run.path, session)
@@ -116,6 +121,7 @@ def analyze_in(session: Session, costs: bool = True, statistics: Path | None = N
     with clock.timed("costs"):
         priced = find_costs(session, questions, network, seen, measured=costs)
     notes = [*plan.notes, *([distrust] if distrust else [])]
+    _keep_for_page(session, seen, ranges)
     return answer(
         session,
         evidence,
@@ -127,4 +133,25 @@ def analyze_in(session: Session, costs: bool = True, statistics: Path | None = N
         subject.metric,
         clock.seconds,
         notes,
+    )
+
+
+def _keep_for_page(session: Session, seen: Statistics, ranges: Ranges) -> None:
+    """What the page shows of channels and inputs."""
+    clips: dict[str, dict[str, float]] = {}
+    for row, amax in ranges.amax.items():
+        if amax is not None and row.operand == "input":
+            clips.setdefault(row.site, {})[f"{row.granularity}, {row.calibrator}"] = float(
+                amax.max()
+            )
+    facts = session.network.facts(session.layers).layers
+    weights = {name: each.weight for name, each in facts.items() if each.weight is not None}
+    session.run.publish(
+        OF_ANALYSIS,
+        KeptForPage(
+            layers=layer_ranges(weights, seen, clips),
+            recipes=recipe_texts([session.loaded]),
+            command=command("analyze", [session.loaded], session.run.path),
+            seeds={"data.seed": session.recipe.data.seed},
+        ).model_dump_json(),
     )

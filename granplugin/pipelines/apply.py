@@ -26,6 +26,7 @@ from granplugin.progress import track
 from granplugin.recipe.loaded import Loaded
 from granplugin.report.build.run import make_report
 from granplugin.report.result import Result
+from granplugin.report.schema.page import KeptForPage
 from granplugin.report.schema.run import Report
 from granplugin.report.show import as_markdown
 from granplugin.results.values import Built, Measured, Timing
@@ -36,7 +37,9 @@ from granplugin.runs.executor import run_tasks
 from granplugin.runs.held import held_to_reference
 from granplugin.runs.jobs import plan_jobs
 from granplugin.runs.latency import measure_latency, profile
+from granplugin.runs.layer_ranges import facts_of_file, layer_ranges
 from granplugin.runs.measure import check_data, measure, open_backends
+from granplugin.runs.pages import OF_RUN, PAGE, command, page_of, recipe_texts
 from granplugin.runs.session import Session
 from granplugin.runs.variants import variant_task
 from granplugin.sources import check_runs
@@ -183,9 +186,33 @@ def publish(
                     ("statistics", "export"), f"{target} cannot be written: {err.strerror}"
                 ) from err
     report = enter(run, report)
+    facts = facts_of_file(calibrated.floats, session.layers, built[-1].job.plan.rows)
+    clips = _clips(built)
+    run.publish(
+        OF_RUN,
+        KeptForPage(
+            layers=layer_ranges(facts, calibrated.statistics, clips),
+            recipes=recipe_texts(recipes),
+            command=command("apply", recipes, run.path),
+            seeds={"data.seed": session.recipe.data.seed},
+        ).model_dump_json(),
+    )
+    run.publish(PAGE, page_of(run.path, report))
     run.publish("report.md", as_markdown(report))
     run.publish("report.json", report.model_dump_json(indent=1))
     return report
+
+
+def _clips(built: Sequence[Built]) -> dict[str, dict[str, float]]:
+    """Site -> how it was calibrated -> the largest amax, over all variants."""
+    clips: dict[str, dict[str, float]] = {}
+    for each in built:
+        for row, amax in each.ranges.items():
+            if amax is not None:
+                clips.setdefault(row.site, {})[f"{row.granularity}, {row.calibrator}"] = float(
+                    amax.max()
+                )
+    return clips
 
 
 def _measurements(results: Mapping[tuple[str, str], Measured]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from granplugin.report.render import RENDERERS, terminal
 from granplugin.report.schema.analysis import Analysis
+from granplugin.report.schema.page import EnginePlanOf, PageData
 from granplugin.report.schema.run import Report
 from granplugin.report.schema.verbs import (
     AuditOutput,
@@ -22,6 +24,8 @@ from granplugin.report.schema.verbs import (
     WhyOutput,
 )
 from granplugin.report.view.elements import Section
+from granplugin.report.view.page.kept import Kept, Page
+from granplugin.report.view.page.whole import page_view
 from granplugin.results.parts import Part
 
 VIEWS: dict[type[Part], str] = {
@@ -66,6 +70,31 @@ def as_html(value: Part) -> str:
 def as_markdown(value: Part) -> str:
     """The whole document of a run or an analysis, report.md or analysis.md."""
     return RENDERERS["markdown"](view_of(value, WHOLE))
+
+
+def as_page(kept: Kept) -> str:
+    """What a run folder holds as one HTML file that opens offline; the plot library makes it 5 MB."""
+    return _document(page_view(kept))
+
+
+def output_page(value: Part, plans: Sequence[EnginePlanOf]) -> str:
+    """A verb's output as such a file, with the plans of engines."""
+    view = view_of(value)
+    nothing = Section("", ())
+    shown = Page(
+        title=view.title or type(value).__name__,
+        verdict=replace(view, title=""),
+        tables=nothing,
+        provenance=nothing,
+        data=PageData(plans=list(plans)),
+    )
+    return _document(shown)
+
+
+def _document(page: Page) -> str:
+    # Jinja2 is imported where a page is made.
+    document: Callable[[Page], str] = import_module("granplugin.report.render.page").document
+    return document(page)
 
 
 def view_of(value: Part, views: Mapping[type[Part], str] = VIEWS, **options: Any) -> Section:

@@ -23,7 +23,12 @@ from granplugin.report.view.elements import (
 )
 from granplugin.words import first
 
-_COLOURS: dict[Sense, str] = {"good": "green", "bad": "firebrick", "doubtful": "darkgoldenrod"}
+_COLOURS: dict[Sense, str] = {
+    "good": "var(--good, green)",
+    "bad": "var(--bad, firebrick)",
+    "doubtful": "var(--doubtful, darkgoldenrod)",
+}
+"""A page has its own shades; elsewhere these."""
 
 
 def render(view: Section) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from granplugin.report.schema.run import Interval, MetricValue
 
@@ -37,6 +37,12 @@ def _figures(found: MetricValue) -> Iterator[float]:
         yield interval.value
         if interval.low is not None and interval.high is not None:
             yield interval.high - interval.low
+
+
+def headline(metrics: Sequence[str]) -> str | None:
+    """The one of a run's metrics that stands first; None where there is none."""
+    named = (name for name in ("top1", "top5") if name in metrics)
+    return next(named, metrics[0] if metrics else None)
 
 
 def figure(value: float, spec: str) -> str:

@@ -25,6 +25,7 @@ from granplugin.report.view.metric_figures import (
     bounds,
     difference,
     figure,
+    headline,
     spec_of,
 )
 from granplugin.report.view.run_facts import (
@@ -78,8 +79,8 @@ def _heading(report: Report) -> str:
 
 def _headline_metric(report: Report) -> str | None:
     """The metric of the table's accuracy column."""
-    names = list(dict.fromkeys(name for engine in report.main_engine for name in engine.metrics))
-    return next((name for name in ("top1", "top5") if name in names), names[0] if names else None)
+    names = dict.fromkeys(name for engine in report.main_engine for name in engine.metrics)
+    return headline(list(names))
 
 
 def _tables(report: Report, engines: Sequence[EngineResult]) -> Iterator[Block]:

@@ -1,0 +1,186 @@
+"""report.html of a run folder: whatever of a run and its analysis is there, as one page."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from granplugin.backends.engine_plan import EngineLayer, EnginePlan
+from granplugin.backends.nvidia.kernels import LOW, multiplies
+from granplugin.backends.nvidia.plan_reader import read_plan
+from granplugin.errors import RunError, UserError
+from granplugin.planning.row_json import row_from_json
+from granplugin.planning.rows import Row
+from granplugin.recipe.loaded import Loaded
+from granplugin.report.schema.analysis import Analysis
+from granplugin.report.schema.page import EnginePlanOf, KeptForPage, Kernel, RecipeText
+from granplugin.report.schema.run import Report
+from granplugin.report.show import as_page, output_page
+from granplugin.report.view.page.kept import Kept
+from granplugin.results.parts import Part
+from granplugin.store.keys import file_sha256
+from granplugin.store.whole_file import write_whole
+
+PAGE = "report.html"
+OF_RUN = "page.json"
+OF_ANALYSIS = "analysis_page.json"
+
+Read = TypeVar("Read", bound=Part)
+
+
+def page_of(folder: Path, report: Report | None = None, analysis: Analysis | None = None) -> str:
+    """The page of what is in `folder`; `report` and `analysis` are those that are not there yet.
+    What is damaged is left out and named. Raises RunError where there is neither."""
+    missing: list[str] = []
+    report = report or _read(folder, "report.json", Report, missing)
+    analysis = analysis or _read(folder, "analysis.json", Analysis, missing)
+    if report is None and analysis is None:
+        told = f" ({'; '.join(missing)})" if missing else ""
+        raise RunError(
+            f"{folder}: has neither report.json nor analysis.json that can be read{told}; "
+            "`granplugin apply` and `granplugin analyze` leave them in their run folder"
+        )
+    return as_page(
+        Kept(
+            name=report.name if report else f"Analysis of {folder.name}",
+            report=report,
+            analysis=analysis,
+            rows=_rows(folder, missing),
+            plans=tuple(_plans(folder, report, missing)) if report else (),
+            of_run=_read(folder, OF_RUN, KeptForPage, missing) if report else None,
+            of_analysis=_read(folder, OF_ANALYSIS, KeptForPage, missing) if analysis else None,
+            missing=tuple(missing),
+        )
+    )
+
+
+def write_verb_page(
+    target: Path, output: Part, plans: Mapping[str, tuple[str, EnginePlan]]
+) -> None:
+    """What `audit` and `compare` found, as a page with the engines' `plans`: name -> engine, plan.
+    Raises RunError where it cannot be written."""
+    kernels = [
+        EnginePlanOf(engine=engine, variant=name, kernels=_kernels(plan))
+        for name, (engine, plan) in plans.items()
+    ]
+    write_page(target, output_page(output, kernels))
+
+
+def write_page(target: Path, page: str) -> None:
+    """RunError where it cannot be written."""
+    try:
+        write_whole(target, page.encode())
+    except OSError as err:
+        raise RunError(f"{target}: cannot be written: {err.strerror}; give --html") from err
+
+
+def recipe_texts(recipes: Sequence[Loaded]) -> list[RecipeText]:
+    """The recipes and what they extend, of those that are files."""
+    files = dict.fromkeys(
+        mark.file for loaded in recipes for mark in loaded.document.marks.values()
+    )
+    return [
+        RecipeText(path=file, text=Path(file).read_text("utf-8"), sha256=file_sha256(Path(file)))
+        for file in files
+        if Path(file).is_file()
+    ]
+
+
+def command(verb: str, recipes: Sequence[Loaded], folder: Path) -> str:
+    """The command line that does it again."""
+    told = ["granplugin", verb, *(str(each.path) for each in recipes)]
+    for setting in recipes[0].settings:
+        told += ["--set", setting]
+    return shlex.join([*told, "--out", str(folder)])
+
+
+def _read(folder: Path, name: str, schema: type[Read], missing: list[str]) -> Read | None:
+    path = folder / name
+    if not path.is_file():
+        return None
+    return _told(name, missing, lambda: schema.model_validate_json(path.read_text("utf-8")))
+
+
+def _rows(folder: Path, missing: list[str]) -> dict[str, tuple[Row, ...]]:
+    path = folder / "plan.json"
+    if not path.is_file():
+        return {}
+
+    def read() -> dict[str, tuple[Row, ...]]:
+        variants = json.loads(path.read_text("utf-8"))["variants"]
+        return {name: tuple(map(row_from_json, rows)) for name, rows in variants.items()}
+
+    return _told(path.name, missing, read) or {}
+
+
+def _plans(folder: Path, report: Report, missing: list[str]) -> Iterator[EnginePlanOf]:
+    for variant in report.variants:
+        for engine in variant.engines:
+            place = Path("variants") / variant.name / engine.engine
+            path = folder / place / "layers.json"
+            if path.is_file():
+                plan = _told(str(place / "layers.json"), missing, partial(_plan, path))
+                if plan is not None:
+                    yield EnginePlanOf(
+                        engine=engine.engine, variant=variant.name, kernels=_kernels(plan)
+                    )
+
+
+def _plan(path: Path) -> EnginePlan:
+    return read_plan(path.read_text("utf-8", "replace"))
+
+
+def _kernels(plan: EnginePlan) -> list[Kernel]:
+    return [
+        Kernel(
+            name=kernel.name,
+            does=_does(kernel),
+            arithmetic=_arithmetic(kernel),
+            bytes=_moved(kernel),
+            nodes=list(kernel.onnx_nodes),
+        )
+        for kernel in plan.kernels
+    ]
+
+
+def _does(kernel: EngineLayer) -> Any:
+    if not multiplies(kernel):
+        return "moves"
+    if not (kernel.inputs or kernel.constants):
+        return "unknown"
+    low = [tensor.dtype in LOW for tensor in (*kernel.inputs, *kernel.constants)]
+    return "low" if sum(low) >= 2 else "float"
+
+
+def _arithmetic(kernel: EngineLayer) -> str:
+    read = dict.fromkeys(tensor.dtype for tensor in kernel.inputs)
+    written = dict.fromkeys(tensor.dtype for tensor in kernel.outputs)
+    return f"{'+'.join(read) or '-'} > {'+'.join(written) or '-'}"
+
+
+def _moved(kernel: EngineLayer) -> int | None:
+    sizes = [tensor.bytes for tensor in (*kernel.inputs, *kernel.outputs)]
+    return None if None in sizes else sum(size for size in sizes if size is not None)
+
+
+Found = TypeVar("Found")
+
+
+def _told(name: str, missing: list[str], read: Callable[[], Found]) -> Found | None:
+    """What was read, or None and a sentence on what is not shown."""
+    try:
+        return read()
+    except ValidationError as err:
+        first = err.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        why = f"{place}: {first['msg']}" if place else first["msg"]
+    except (UserError, OSError, ValueError, LookupError, TypeError, AttributeError) as err:
+        why = (str(err).splitlines() or [type(err).__name__])[0]
+    missing.append(f"{name} cannot be read, so what it holds is not shown: {why[:200]}")
+    return None

@@ -1,0 +1,219 @@
+"""report.html: whatever the names, nothing but the page's own script runs; what is damaged is
+named; and in a browser it logs nothing, asks for nothing, and does what it says."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from html.parser import HTMLParser
+
+import pytest
+from browser import CHROMIUM, browser
+from conftest import run_main
+from report_values import HOSTILE, report
+from test_analysis_report import layer, network
+
+from granplugin.planning.rows import QuantizedRow
+from granplugin.quant.granularity import PerTensor
+from granplugin.quant.site import Site
+from granplugin.report.schema.page import (
+    EnginePlanOf,
+    Histogram,
+    KeptForPage,
+    Kernel,
+    LayerRanges,
+    RecipeText,
+)
+from granplugin.report.show import as_page
+from granplugin.report.view.page.kept import Kept
+from granplugin.report.view.page.layers import rule_text
+
+BAD = (
+    HOSTILE,
+    "</script><script>window.hacked=1</script>",
+    "<img src=x onerror=window.hacked=1>",
+    "\u202eabc",
+    "a" * 300,
+)
+
+
+def kept(layers: int = 6) -> Kept:
+    """A run and an analysis whose every name is hostile, of so many layers."""
+    names = [f"{BAD[at % len(BAD)]}{at}" for at in range(layers)]
+    rows = tuple(
+        QuantizedRow(
+            at=Site(name, "weight", (8, 1, 3, 3), 0), type="Conv2d", rule=HOSTILE,
+            where="r.yaml:2:3", format="int8", granularity=PerTensor(),
+        )
+        for name in names
+    )  # fmt: skip
+    kernels = [
+        Kernel(
+            name=name, does="low", arithmetic="int8 > half", bytes=100 * at, nodes=[f"{name}/Conv"]
+        )
+        for at, name in enumerate(names)
+    ]
+    texts = [RecipeText(path="r.yaml", text=f"rules:\n- match: {HOSTILE}\n", sha256="0")]
+    ranges = [
+        LayerRanges(
+            layer=name, before=[1.0, 0.5], after=[1.0, 300.0],
+            input=Histogram(edges=[0.5, 1, 2], counts=[3, 4]), clips={HOSTILE: 1.5},
+        )
+        for name in names
+    ]  # fmt: skip
+    return Kept(
+        name=HOSTILE,
+        report=report(),
+        analysis=network([layer(at + 1, name, 4.0, 10.0, 40.0) for at, name in enumerate(names)]),
+        rows={"fp32": (), HOSTILE: rows},
+        plans=tuple(
+            EnginePlanOf(engine="tensorrt_rtx", variant=variant, kernels=kernels)
+            for variant in ("fp32", HOSTILE)
+        ),
+        of_run=KeptForPage(layers=ranges, recipes=texts, command="granplugin apply r.yaml"),
+    )
+
+
+class Elements(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.inside = tag
+        self.found.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+    def handle_data(self, data):
+        if self.inside == "script":
+            self.scripts[-1] += data
+
+
+def test_only_its_own_scripts_may_run_whatever_the_names():
+    page = Elements(as_page(kept()))
+    data, *scripts = page.scripts
+    assert json.loads(data)["layers"][1]["name"].startswith("</script>")
+    policy = next(a["content"] for t, a in page.found if "http-equiv" in a)
+    for script in scripts:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy
+    assert len(scripts) == 2
+    for tag, attributes in page.found:
+        assert not any(name.startswith("on") for name in attributes), tag
+        assert not any(name in ("src", "srcdoc", "action") for name in attributes), tag
+        assert attributes.get("href", "#").startswith("#")
+
+
+def test_a_rule_is_told_with_its_lines():
+    text = "rules:\n  # why\n  - id: a\n    match: x\n\n    weight: float\n  - {id: b}\ndefaults: float\n"
+    assert rule_text({"r.yaml": text}, "r.yaml:3:5").endswith("weight: float")
+    assert rule_text({"r.yaml": text}, "r.yaml:4:5").strip().startswith("- id: a")
+    assert rule_text({"r.yaml": text}, "r.yaml:7:5").strip() == "- {id: b}"
+    assert rule_text({"r.yaml": text}, "r.yaml:8:1") == "defaults: float"
+    assert rule_text({"r.yaml": text}, "preset") == ""
+
+
+def run_folder(folder):
+    """What apply leaves, as far as a page needs it."""
+    folder.mkdir()
+    (folder / "report.json").write_text(report().model_dump_json())
+    (folder / "page.json").write_text(KeptForPage(command="granplugin apply").model_dump_json())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("damaged", "content"),
+    [
+        ("plan.json", "{"),
+        ("plan.json", '{"variants": {"a": [{"layer": 1}]}}'),
+        ("analysis.json", '{"version": 99}'),
+        ("page.json", "[]"),
+    ],
+)
+def test_what_is_damaged_is_named_and_the_rest_shown(tmp_path, damaged, content):
+    folder = run_folder(tmp_path / "run")
+    (folder / damaged).write_text(content)
+    done = run_main("report", folder)
+    assert done.code == 0
+    page = (folder / "report.html").read_text()
+    assert f"{damaged} cannot be read, so what it holds is not shown" in page
+    assert "limit top1_drop" in page
+
+
+@pytest.mark.parametrize("report_json", [None, "{}", '{"version": 7}'])
+def test_a_folder_without_a_report_is_refused(tmp_path, report_json):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    if report_json:
+        (folder / "report.json").write_text(report_json)
+    done = run_main("report", folder)
+    assert done.code == 2
+    assert "has neither report.json nor analysis.json that can be read" in done.stderr
+    assert not (folder / "report.html").exists()
+
+
+def test_a_page_that_cannot_be_written_is_said(tmp_path):
+    folder = run_folder(tmp_path / "run")
+    done = run_main("report", folder, "--html", tmp_path / "no" / "such.html")
+    assert done.code == 2
+    assert "cannot be written: No such file or directory; give --html" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory):
+    if not CHROMIUM:
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    with browser(tmp_path_factory.mktemp("profile")) as found:
+        yield found
+
+
+@pytest.mark.xdist_group("browser")
+def test_in_a_browser_nothing_is_logged_asked_for_or_hacked_and_it_works(tab, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text(as_page(kept(40)))
+    tab.size(1280, 900)
+    tab.open(page)
+    assert not tab.logged
+    assert not tab.requested
+    assert tab.ask("window.hacked === undefined")
+    rows = "document.querySelectorAll('#heat tbody tr').length"
+    assert tab.ask(rows) == 40
+    # Filter.
+    tab.ask(
+        "(f => { f.value = '39'; f.dispatchEvent(new Event('input')); })"
+        "(document.getElementById('layer-filter'))"
+    )
+    assert tab.ask(rows) == 1
+    tab.ask(
+        "(f => { f.value = ''; f.dispatchEvent(new Event('input')); })"
+        "(document.getElementById('layer-filter'))"
+    )
+    # Sort by a click on a head, and again the other way.
+    first = "document.querySelector('#heat tbody tr button').textContent"
+    tab.ask("document.querySelector('#heat th').click()")
+    up = tab.ask(first)
+    tab.ask("document.querySelector('#heat th').click()")
+    assert tab.ask(first) != up
+    # A click on a layer opens it, with its plots, and gives it an address.
+    tab.ask("document.querySelector('#heat tbody tr button').click()")
+    tab.ask("new Promise(done => setTimeout(done, 50))")
+    assert tab.ask("document.querySelector('#layer h3').textContent") == tab.ask(first)
+    assert tab.ask("document.querySelectorAll('#layer .plot svg.main-svg').length") > 0
+    fragment = tab.ask("location.hash")
+    assert fragment.startswith("#layer=")
+    assert not tab.logged
+    assert tab.ask("window.hacked === undefined")
+    # The address opens it again; on a phone nothing is wider than the screen.
+    tab.size(390, 800)
+    tab.open(page, fragment)
+    assert tab.ask("!document.getElementById('layer').hidden")
+    assert tab.ask("document.documentElement.scrollWidth <= window.innerWidth")
+    assert not tab.logged
