@@ -56,7 +56,7 @@ def _ways_out(
     found = False
     for role, settings in (("weight", layer.weights), ("input", layer.inputs)):
         own, _ = own_and_best(settings)
-        if own and (other := _suggested(analysis, layer.layer, role, own, settings)):
+        if own and (other := suggested(analysis, layer.layer, role, own, settings)):
             found = True
             yield role, own, other
     roles = {"input": ("input",), "both": ("weight", "input")}.get(layer.loss_in, ("weight",))
@@ -66,7 +66,7 @@ def _ways_out(
             yield role, own, best
 
 
-def _suggested(
+def suggested(
     analysis: Analysis,
     layer: str,
     role: str,

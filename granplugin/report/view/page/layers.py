@@ -22,6 +22,8 @@ from granplugin.report.schema.page import (
     Told,
 )
 from granplugin.report.schema.run import EngineResult, Report
+from granplugin.report.view.analysis_facts import own_and_best
+from granplugin.report.view.analysis_reasons import suggested
 from granplugin.report.view.page.kept import Kept
 
 MEASURES = (
@@ -87,16 +89,16 @@ def _loss(layer: LayerAnalysis | None) -> Figure | None:
 
 
 def _cells(layer: LayerAnalysis, analysis: Analysis) -> Iterator[HeatCell]:
-    advised = [o.rule for o in analysis.advice.overrides if layer.layer in o.layers]
     for role, settings in (("weight", layer.weights), ("input", layer.inputs)):
-        changed = any(role in rule or (role == "weight" and "bn" in rule) for rule in advised)
+        own, _ = own_and_best(settings)
+        other = suggested(analysis, layer.layer, role, own, settings) if own else None
         for each in settings:
             yield HeatCell(
                 role=role,
                 setting=each.setting,
                 figures=_figures(each),
                 start=each.start,
-                chosen=each.start and not changed,
+                chosen=each is (other or own),
                 says=_costs(each),
             )
 
