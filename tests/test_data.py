@@ -240,11 +240,11 @@ def _flip(path):
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda path: path.unlink(), "there is no such file"),
+        (lambda path: path.unlink(), "no such file"),
         (lambda path: path.write_bytes(b"x" * 99), "this is no .npz file; write one with"),
         (lambda path: np.save(path.open("wb"), X), "this is no .npz file; write one with"),
         (_cut, "this is no .npz file"),
-        (_flip, "the file is damaged"),
+        (_flip, "array 'x': the file is damaged"),
     ],
 )
 def test_a_file_that_is_no_npz_is_refused(npz, damage, said):
@@ -310,8 +310,8 @@ def test_a_label_file_decides_order_and_labels(images, tmp_path):
         ("file,label\na.png,cat", "labels.csv:2: 'a.png,cat' is not file,label with a class"),
         ("a.png,-1", "labels.csv:1: 'a.png,-1' is not file,label with a class number"),
         ("\n", "there are no images in it"),
-        (b"\xff\xfe\x00", "labels.csv: there is no such text file of labels"),
-        (None, "labels.csv: there is no such text file of labels"),
+        (b"\xff\xfe\x00", "labels.csv: not UTF-8 text"),
+        (None, "labels.csv: no such file"),
     ],
 )
 def test_a_label_file_that_is_wrong_is_refused_at_its_line(images, tmp_path, text, said):
@@ -337,7 +337,7 @@ def _deep(path):
 @pytest.mark.parametrize(
     ("files", "keys", "damage", "said"),
     [
-        ({}, {}, None, "there is no such folder"),
+        ({}, {}, None, "no such folder"),
         ({"sub/a.png": (3, 3)}, {}, os.unlink, "there are no images in it (.bmp, .jpeg, "),
         ({"a.png": (4, 4), "sub/a.png": (4, 4)}, {}, None, "images both in it and in its subfold"),
         ({"a.png": (9, 9), "sub/a.png": (9, 9)}, {}, os.unlink, None),
@@ -463,7 +463,7 @@ def test_samples_that_differ_from_pass_to_pass_are_refused(called, body):
 
 def test_a_callable_that_is_not_there_is_refused_on_opening(tmp_path):
     source = CallableSource(callable=Target(path=tmp_path / "gone.py", name="x"))
-    with pytest.raises(DataError, match="there is no file"):
+    with pytest.raises(DataError, match="no such file"):
         opened(source)
 
 

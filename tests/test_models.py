@@ -132,7 +132,7 @@ def test_a_name_that_a_file_lacks_is_an_error(net, name, said):
 def test_a_file_that_does_not_exist_is_an_error_of_the_wanted_class(tmp_path):
     target = Target(path=tmp_path / "gone.py", name="x")
     said = message(lambda: resolve(target, DataError), error=DataError)
-    assert said == f"gone.py:x: there is no file {tmp_path / 'gone.py'}"
+    assert said == f"gone.py:x: no such file: {tmp_path / 'gone.py'}"
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def _damaged(path):
 @pytest.mark.parametrize(
     ("suffix", "make", "said"),
     [
-        (".pt", lambda path: None, "there is no such file of weights"),
+        (".pt", lambda path: None, "no such file"),
         (".safetensors", lambda path: path.write_bytes(b"x" * 99), "this is no safetensors file"),
         (".pt", lambda path: path.write_bytes(b"x" * 99), "this is no file of weights"),
         (".pt", lambda path: path.write_bytes(b""), "it is damaged"),

@@ -5,14 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plan_values import layer_of
 
-from granplugin.recipe.match import Match, nearest, pattern, select, within
+from granplugin.recipe.glob import matcher
+from granplugin.recipe.match import Match, nearest, select, within
 
 parts = st.text("ab1_", min_size=1, max_size=3)
 names = st.lists(parts, min_size=1, max_size=4).map(".".join)
 
 
 def matches(glob, name):
-    return pattern(glob).fullmatch(name) is not None
+    return matcher(glob)(name)
 
 
 @given(names)

@@ -15,6 +15,7 @@ from granplugin.backends.nvidia.plan_reader import read_plan, read_profile_json
 from granplugin.engines import AUDITED
 from granplugin.errors import EngineError, ModelError, UserError
 from granplugin.progress import stage
+from granplugin.reading import MAX_JSON_BYTES, read_text
 
 _EMBEDDED = 2**31 - 2**20
 """What one ONNX file holds; protobuf's limit, less what stands around the weights."""
@@ -73,11 +74,7 @@ def _written(model: onnx.ModelProto, path: Path, folder: Path) -> Iterator[Path]
 
 def text_of(path: Path) -> str:
     """A file's text. Raises UserError, which names the file."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as err:
-        why = err.strerror if isinstance(err, OSError) else "it is not text"
-        raise UserError(f"{path}: cannot be read: {why}") from err
+    return read_text(path, UserError, MAX_JSON_BYTES)
 
 
 def batch_of(plan: EnginePlan) -> str:

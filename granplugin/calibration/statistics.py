@@ -7,12 +7,13 @@ size does not depend on the number of samples.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from granplugin.errors import DataError, ModelError, UserError
@@ -21,6 +22,7 @@ from granplugin.quant.calibrators import LEAST_VALUES, amax_of, histogram
 from granplugin.quant.formats import FORMATS, Format
 from granplugin.quant.granularity import grid
 from granplugin.quant.site import MULTIPLIED, Shape
+from granplugin.reading import check_file, read_json, reading
 from granplugin.store.whole_file import write_whole
 
 NO_RANGE = 2.0**-24
@@ -115,40 +117,34 @@ class Statistics:
     @classmethod
     def load(cls, path: Path, key: str) -> Statistics:
         """Read a file written by `save`; UserError if it is none, or was made for another key."""
-        try:
-            with safe_open(path, "numpy") as file:
-                metadata = file.metadata() or {}
-                if "needs" not in metadata:
-                    raise UserError(f"{path}: not a file of calibration statistics")
-                if metadata["key"] != key:
-                    raise UserError(
-                        f"{path}: these statistics are of {metadata['key']}, not of {key}; "
-                        "delete the file to calibrate again"
-                    )
-                needs = [
-                    Need(n["site"], tuple(n["block"]), n["histogram"], tuple(n["shape"]))
-                    for n in json.loads(metadata["needs"])
-                ]
-                return cls(
-                    {need: file.get_tensor(f"{i}.amax") for i, need in enumerate(needs)},
-                    {
-                        need: file.get_tensor(f"{i}.counts")
-                        for i, need in enumerate(needs)
-                        if need.histogram
-                    },
-                    int(metadata["samples"]),
+        with _reading(path), safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            if "needs" not in metadata:
+                raise UserError(f"{path}: not a file of calibration statistics")
+            if metadata["key"] != key:
+                raise UserError(
+                    f"{path}: these statistics are of {metadata['key']}, not of {key}; "
+                    "delete the file to calibrate again"
                 )
-        except (OSError, SafetensorError) as err:
-            raise UserError(f"{path}: cannot read calibration statistics: {err}") from err
+            needs = [
+                Need(n["site"], tuple(n["block"]), n["histogram"], tuple(n["shape"]))
+                for n in json.loads(metadata["needs"])
+            ]
+            return cls(
+                {need: file.get_tensor(f"{i}.amax") for i, need in enumerate(needs)},
+                {
+                    need: file.get_tensor(f"{i}.counts")
+                    for i, need in enumerate(needs)
+                    if need.histogram
+                },
+                int(metadata["samples"]),
+            )
 
     @staticmethod
     def key_of(path: Path) -> str:
         """What a file written by `save` is of; UserError if it is none."""
-        try:
-            with safe_open(path, "numpy") as file:
-                metadata = file.metadata() or {}
-        except (OSError, SafetensorError) as err:
-            raise UserError(f"{path}: cannot read calibration statistics: {err}") from err
+        with _reading(path), safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
         if "needs" not in metadata:
             raise UserError(f"{path}: not a file of calibration statistics")
         return metadata["key"]
@@ -156,6 +152,13 @@ class Statistics:
     def _key(self, need: Need) -> Need | None:
         wider = replace(need, histogram=True)
         return next((key for key in (need, wider) if key in self.amax), None)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    check_file(path, UserError)
+    with reading(str(path), UserError, "cannot read calibration statistics: it is damaged"):
+        yield
 
 
 def find_amax(
@@ -265,20 +268,20 @@ def export_amax(path: Path, rows: Iterable[Row], amax: Mapping[str, np.ndarray])
     write_whole(path, json.dumps({"granplugin_amax": 1, "sites": sites}, indent=1).encode())
 
 
+_AMAX = "a file of amax values as granplugin writes it"
+
+
 def import_amax(path: Path, rows: Iterable[Row]) -> dict[str, np.ndarray]:
     """The amax grids of those rows that a file of `export_amax` has, site -> grid, float32.
 
     DataError if it is no such file, holds something that is no amax, or has other blocks than a
     row. A file may hold more sites than there are rows, and fewer.
     """
-    try:
-        sites = json.loads(path.read_bytes())["sites"]
-        found = {site: np.array(entry["amax"], np.float32) for site, entry in sites.items()}
+    with reading(str(path), DataError, f"not {_AMAX}"):
+        sites = read_json(path, DataError, _AMAX)["sites"]
+        with np.errstate(over="ignore"):
+            found = {site: np.array(entry["amax"], np.float32) for site, entry in sites.items()}
         blocks = {site: (tuple(e["shape"]), tuple(e["block"])) for site, e in sites.items()}
-    except OSError as err:
-        raise DataError(f"{path}: cannot read amax values: {err.strerror}") from err
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
-        raise DataError(f"{path}: not a file of amax values as granplugin writes it") from err
     imported = {}
     for row in rows:
         if not row.quantized or row.dynamic or row.site not in found:

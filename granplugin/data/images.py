@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,16 @@ from PIL import Image
 from granplugin.data.arrays import check_names
 from granplugin.data.batches import Batch, Drawn, drawn_indices
 from granplugin.errors import DataError
+from granplugin.reading import read_text, reading, why_unreadable
 from granplugin.recipe.data import FolderSource
 from granplugin.store.keys import file_key
 
 IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _SMALL_BYTES = 256 * 2**20
+_LABEL_BYTES = 64_000_000
+_PIXELS = 2**25
+_PIXELS_A_BYTE = 32
+"""A JPEG of a photograph has 1 to 5."""
 Labelled = list[tuple[Path, int | None]]
 """Files with their class numbers, None without labels."""
 
@@ -28,15 +34,16 @@ def open_folder(
 ) -> Drawn:
     where = f"{role} data {source.folder}"
     check_names([source.input], input_names, where)
-    if not source.folder.is_dir():
-        raise DataError(f"{where}: there is no such folder")
+    if said := why_unreadable(source.folder, folder=True):
+        raise DataError(f"{where}: {said}")
     if 0 in source.std:
         raise DataError(f"{where}: std divides and cannot be 0")
-    labelled = (
-        _in_list(source.labels, source.folder)
-        if source.labels
-        else _in_folder(source.folder, where)
-    )
+    with reading(where, DataError, "its files cannot be listed"):
+        labelled = (
+            _in_list(source.labels, source.folder)
+            if source.labels
+            else _in_folder(source.folder, where)
+        )
     if not labelled:
         raise DataError(f"{where}: there are no images in it ({', '.join(sorted(IMAGES))})")
     chosen = drawn_indices(len(labelled), source.samples, seed, where)
@@ -100,39 +107,58 @@ def _is_image(file: Path) -> bool:
 
 
 def _in_list(labels: Path, folder: Path) -> Labelled:
-    try:
-        text = labels.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as err:
-        raise DataError(f"{labels}: there is no such text file of labels") from err
+    text = read_text(labels, DataError, _LABEL_BYTES)
     labelled: Labelled = []
-    reader = csv.reader(text.splitlines())
-    for row in reader:
+    for number, row in _rows(text.splitlines(), labels):
         cells = [cell.strip() for cell in row]
-        where = f"{labels}:{reader.line_num}"
+        where = f"{labels}:{number}"
         if not any(cells) or (not labelled and cells == ["file", "label"]):
             continue
-        if len(cells) != 2 or not cells[1].isdecimal():
-            raise DataError(f"{where}: {','.join(row)!r} is not file,label with a class number")
+        if len(cells) != 2 or not re.fullmatch(r"[0-9]{1,9}", cells[1]):
+            told = f"{','.join(row)!r}"
+            told = told if len(told) <= 100 else f"{told[:100]}..."
+            raise DataError(f"{where}: {told} is not file,label with a class number")
         file = folder / cells[0]
-        if not file.is_file():
-            raise DataError(f"{where}: there is no image {cells[0]!r} in {folder}")
+        if said := why_unreadable(file):
+            told = "there is no image" if said.startswith("no such") else "no image can be read of"
+            raise DataError(f"{where}: {told} {cells[0]!r:.200} in {folder}")
         labelled.append((file, int(cells[1])))
     return labelled
 
 
+def _rows(lines: list[str], labels: Path) -> Iterator[tuple[int, list[str]]]:
+    """Each row of a CSV text, and the number of its last line."""
+    reader = csv.reader(lines)
+    with reading(str(labels), DataError, "not CSV"):
+        while (row := next(reader, None)) is not None:
+            yield reader.line_num, row
+
+
+def _check_pixels(size: tuple[int, int], held: int, what: str) -> None:
+    """Raises DataError, before anything is decoded, for more pixels than a file of `held` bytes
+    can mean: a few bytes may declare any size."""
+    pixels = size[0] * size[1]
+    if pixels > max(_PIXELS, _PIXELS_A_BYTE * held):
+        raise DataError(
+            f"{what}: {size[0]}x{size[1]} pixels would be {pixels / 1e6:,.0f} million; "
+            f"{_PIXELS / 1e6:,.0f} million are the most"
+        )
+
+
 def _decode(file: Path, source: FolderSource, where: str) -> np.ndarray:
     """One image as float32 (channels, height, width)."""
-    try:
-        with Image.open(file) as image:
-            if image.mode[0] in "IF":
+    with reading(f"{where}: {file.name}", DataError, "is damaged or no image"):
+        size = file.stat().st_size
+        with Image.open(file) as opened:
+            if opened.mode[0] in "IF":
                 raise DataError(f"{where}: {file.name} has more than 8 bits a channel; convert it")
-            image = image.convert("L" if source.grayscale else "RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as err:
-        raise DataError(f"{where}: {file.name} is damaged or no image") from err
+            _check_pixels(opened.size, size, f"{where}: {file.name}")
+            image = opened.convert("L" if source.grayscale else "RGB")
     width, height = image.size
     if source.resize:
         short = min(width, height)
         width, height = (source.resize * side // short for side in (width, height))
+        _check_pixels((width, height), 0, f"{where}: {file.name}, resized")
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     if source.crop:
         if min(width, height) < source.crop:

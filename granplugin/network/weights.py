@@ -9,13 +9,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from granplugin.errors import ModelError
+from granplugin.reading import check_file, reading
 from granplugin.words import first
 
 log = logging.getLogger(__name__)
@@ -54,30 +54,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ModelError(f"{path}: there is no such file of weights")
+    check_file(path, ModelError)
     if path.suffix == ".safetensors":
-        try:
+        with reading(str(path), ModelError, "this is no safetensors file, or a damaged one"):
             return load_file(path)
-        except (safetensors.SafetensorError, OSError) as err:
-            raise ModelError(f"{path}: this is no safetensors file, or a damaged one") from err
-    zipped = zipfile.is_zipfile(path)
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as err:
-        with path.open("rb") as file:
-            pickled = zipped or file.read(1) == pickle.PROTO
-        if not pickled:
-            raise ModelError(f"{path}: this is no file of weights") from err
-        raise ModelError(
-            f"{path}: it holds Python objects besides tensors, and loading them could run any "
-            "code; save the model's state_dict as .safetensors"
-        ) from err
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as err:
-        raise ModelError(
-            f"{path}: it is damaged, or not written by torch.save; save the model's state_dict "
-            "as .safetensors"
-        ) from err
+    with reading(str(path), ModelError, _DAMAGED):
+        loaded = _torch_file(path)
     if _is_state_dict(loaded):
         return loaded
     parts = loaded.items() if isinstance(loaded, dict) else ()
@@ -91,6 +73,40 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             "as .safetensors"
         )
     raise ModelError(f"{path}: it holds no weights, that is names with tensors")
+
+
+_DAMAGED = (
+    "it is damaged, or not written by torch.save; save the model's state_dict as .safetensors"
+)
+
+
+def _torch_file(path: Path) -> Any:
+    """What torch.save wrote, if it is tensors and plain values."""
+    zipped = zipfile.is_zipfile(path)
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(each.file_size for each in archive.infolist())
+            if any(each.filename.endswith("constants.pkl") for each in archive.infolist()):
+                raise ModelError(
+                    f"{path}: this is a TorchScript module, not weights; save its "
+                    "state_dict() as .safetensors"
+                )
+        if unpacked > _PADDED * path.stat().st_size:  # torch packs nothing
+            raise ModelError(f"{path}: {_DAMAGED}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as err:
+        with path.open("rb") as file:
+            pickled = zipped or file.read(1) == pickle.PROTO
+        if not pickled:
+            raise ModelError(f"{path}: this is no file of weights") from err
+        raise ModelError(
+            f"{path}: it holds Python objects besides tensors, and loading them could run any "
+            "code; save the model's state_dict as .safetensors"
+        ) from err
+
+
+_PADDED = 2
 
 
 def _is_state_dict(value: Any) -> bool:

@@ -11,12 +11,13 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from granplugin.errors import ModelError, UserError
+from granplugin.reading import why_unreadable
 from granplugin.recipe.code_key import package_of
-from granplugin.recipe.strict import Target
+from granplugin.recipe.strict import Target, is_pythons_own
 from granplugin.suggest import did_you_mean
 
 log = logging.getLogger(__name__)
@@ -30,8 +31,8 @@ def resolve(target: Target, error: type[UserError] = ModelError) -> Callable[...
     A file is loaded under a private name, with its folder on sys.path only meanwhile. Raises
     `error` when the file, module or name does not exist, is not callable, or raises on import.
     """
-    if target.path and not target.path.is_file():
-        raise error(f"{target}: there is no file {target.path}")
+    if target.path and (said := why_unreadable(target.path)):
+        raise error(f"{target}: {said}: {target.path}")
     try:
         module = _load(target.path) if target.path else importlib.import_module(target.module or "")
     except (Exception, SystemExit) as err:
@@ -53,7 +54,15 @@ def resolve(target: Target, error: type[UserError] = ModelError) -> Callable[...
     found: Callable[..., Any] = getattr(module, target.name)
     if not callable(found):
         raise error(f"{target}: {target.name!r} is {type(found).__name__}, not a callable")
+    if _is_pythons_own(found):
+        raise error(f"{target}: {target.name!r} is Python's own; name a callable of your code")
     return found
+
+
+def _is_pythons_own(found: Any) -> bool:
+    """Whether this is a function or class of the standard library under another module's name."""
+    named = isinstance(found, (FunctionType, BuiltinFunctionType, type))
+    return named and is_pythons_own(getattr(found, "__module__", None) or "builtins")
 
 
 def blame(target: Target, doing: str, err: BaseException, error: type[UserError]) -> UserError:

@@ -9,8 +9,8 @@ from granplugin.recipe.decisions import Decision
 from granplugin.recipe.loaded import Loaded, LoadedPart
 from granplugin.recipe.paths import shown, why_missing
 from granplugin.recipe.settings import Settings
-from granplugin.recipe.source import Location
 from granplugin.recipe.strict import Strict, Target, paths_of
+from granplugin.recipe.yaml_text import Location
 from granplugin.suggest import did_you_mean
 
 

@@ -10,7 +10,8 @@ from granplugin.quant.site import OPERANDS
 from granplugin.recipe.explain import MESSAGES
 from granplugin.recipe.paths import anchored
 from granplugin.recipe.settings import long_form
-from granplugin.recipe.source import Document, Location, Mark, get, rule_marks, subtree
+from granplugin.recipe.source import Document, get, rule_marks, subtree
+from granplugin.recipe.yaml_text import Location, Mark
 from granplugin.suggest import did_you_mean
 
 VARIED = ("rules", "defaults", "share", "precision")
@@ -90,12 +91,13 @@ def with_rule(document: Document, source: Document, at: Location) -> Document:
 def rule_index(rules: Sequence[Any], name: str, mark: Mark) -> int:
     """The position of the rule with this id or number. Raises RecipeError, at `mark`."""
     ids = [rule.get("id") if isinstance(rule, dict) else None for rule in rules]
+    ids = [given if isinstance(given, str) else None for given in ids]  # the schema refuses others
     if name in ids:
         return ids.index(name)
     numbers = [str(number) for number in range(1, len(rules) + 1)]
     if name in numbers:
         return numbers.index(name)
-    known = [i for i in ids if i]
+    known = list(filter(None, ids))
     hint = did_you_mean(name, known) if known else "; no rule here has an id"
     raise RecipeError(f"{mark}: no rule has the id {name!r}{hint}")
 

@@ -16,6 +16,7 @@ MESSAGES = {
     "int_type": "a whole number is expected here, not {input!r}",
     "float_type": "a number is expected here, not {input!r}",
     "bool_type": "true or false is expected here, not {input!r}",
+    "string_too_long": "a name has at most 100 characters",
     "too_short": "one at least is expected here",
     "string_pattern_mismatch": "{input!r} is no name: letters, digits, - and _, a letter first",
 }

@@ -7,15 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from granplugin.errors import RecipeError
-from granplugin.recipe.source import (
-    MAX_DEPTH,
-    MAX_VALUES,
-    Document,
-    Location,
-    Mark,
-    parse_document,
-    read_document,
-)
+from granplugin.recipe.source import Document, parse_document, read_document
+from granplugin.recipe.yaml_text import MAX_DEPTH, MAX_VALUES, Location, Mark
 
 RecipeForm = str | Path | Mapping[str, Any]
 """A Path is a file; a mapping has the recipe's keys as Python values. A str is the recipe's text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,15 +26,8 @@ from granplugin.recipe.loaded import Loaded, LoadedPart
 from granplugin.recipe.model import MODELS
 from granplugin.recipe.paths import anchored, shown, why_missing
 from granplugin.recipe.schema import Recipe, RecipePart
-from granplugin.recipe.source import (
-    Document,
-    Location,
-    Mark,
-    merge,
-    parse_value,
-    read_document,
-    subtree,
-)
+from granplugin.recipe.source import Document, merge, parse_value, read_document, subtree
+from granplugin.recipe.yaml_text import MAX_VALUES, Location, Mark
 
 AnyRecipe = TypeVar("AnyRecipe", bound=RecipePart)
 
@@ -64,6 +58,7 @@ def load_part(form: RecipeForm, settings: Sequence[str] = ()) -> LoadedPart:
 def load_variants(loaded: Loaded) -> dict[str, Loaded]:
     """The recipe itself, then each of its variants, by name."""
     variants = {RECIPE: loaded}
+    _check_size(loaded)
     for name, variant in loaded.recipe.variants.items():
         at: Location = ("variants", name)
         if name == RECIPE:
@@ -90,9 +85,21 @@ def load_variants(loaded: Loaded) -> dict[str, Loaded]:
     return variants
 
 
+def _check_size(loaded: Loaded) -> None:
+    """Each variant is a recipe as large as this one, and each of its changes looks through it."""
+    variants = loaded.recipe.variants.values()
+    changes = sum(len(each.set) + len(each.drop) + len(each.rules) for each in variants)
+    if max(len(variants), changes / 8) * len(loaded.document.marks) > 2 * MAX_VALUES:
+        raise loaded.error(
+            ("variants",),
+            f"{len(variants)} variants with {changes:,} changes of so large a recipe come to over "
+            f"{2 * MAX_VALUES:,} values; put what differs into recipes that extend this one",
+        )
+
+
 def _read(form: RecipeForm, settings: Sequence[str]) -> tuple[Document, Path]:
     own, path = read(form)
-    document = _extended(own, path, ())
+    document = _extended(own, path, (), _Bases())
     for setting in settings:
         key, sign, text = setting.partition("=")
         if not sign or not key:
@@ -104,21 +111,50 @@ def _read(form: RecipeForm, settings: Sequence[str]) -> tuple[Document, Path]:
     return document, path
 
 
-def _extended(own: Document, path: Path, chain: tuple[Path, ...]) -> Document:
+MAX_BASES = 50
+"""How often a recipe and what it extends say `extends` of a file, all together."""
+
+
+@dataclass
+class _Bases:
+    """What a recipe extends: each file is read once, however many extend it; `counted` are the
+    times, `values` what was merged."""
+
+    documents: dict[Path, Document] = field(default_factory=dict)
+    counted: int = 0
+    values: int = 0
+
+    def check(self, own: Document, at: Location) -> None:
+        if self.counted > MAX_BASES:
+            raise own.error(at, f"with what it extends it extends over {MAX_BASES} recipes")
+        if self.values > 2 * MAX_VALUES:
+            raise own.error(at, f"with what it extends it has over {MAX_VALUES:,} values")
+
+
+def _extended(own: Document, path: Path, chain: tuple[Path, ...], bases: _Bases) -> Document:
+    """The document with what it extends."""
     own = anchored(own)
-    bases = own.value.get("extends", [])
-    bases = [bases] if isinstance(bases, str) else bases if isinstance(bases, list) else []
+    said = own.value.get("extends", [])
+    said = [said] if isinstance(said, str) else said if isinstance(said, list) else []
     chain = (*chain, path.resolve())
     below: Document | None = None
-    for index, base in enumerate(map(Path, filter(_is_text, bases))):
-        at = ("extends", index)
+    for index, given in enumerate(filter(_is_text, said)):
+        at, base = ("extends", index), Path(given)
         if missing := why_missing(base, folder=False):
             raise own.error(at, missing)
-        if base.resolve() in chain:
+        file = base.resolve()
+        if file in chain:
             raise own.error(at, f"{shown(base)} extends itself, by way of {path.name}")
-        base = Path(shown(base))
-        document = _extended(read_document(base), base, chain)
-        document.value.pop("name", None)
+        bases.counted += 1
+        bases.check(own, at)
+        if file not in bases.documents:
+            shorter = Path(shown(base))
+            document = _extended(read_document(shorter), shorter, chain, bases)
+            document.value.pop("name", None)
+            bases.documents[file] = document
+        document = bases.documents[file]
+        bases.values += len(document.marks)
+        bases.check(own, at)
         below = merge(below, document, MODELS) if below else document
     return merge(below, own, MODELS) if below else own
 
@@ -132,7 +168,7 @@ def _loaded(document: Document, path: Path, settings: tuple[str, ...], data: boo
 
 def _validated(kind: type[AnyRecipe], document: Document, path: Path) -> AnyRecipe:
     stem = RECIPE if path == IN_MEMORY else path.stem
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", stem).lstrip("._-") or RECIPE
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", stem).lstrip("._-")[:100] or RECIPE
     try:
         return kind.model_validate({"name": name, **document.value})
     except ValidationError as err:

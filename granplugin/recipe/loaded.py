@@ -9,7 +9,8 @@ from pathlib import Path
 
 from granplugin.errors import DataError, ModelError, RecipeError
 from granplugin.recipe.schema import Recipe, RecipePart
-from granplugin.recipe.source import Document, Mark
+from granplugin.recipe.source import Document
+from granplugin.recipe.yaml_text import Mark
 
 
 @dataclass(frozen=True)

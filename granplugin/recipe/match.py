@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from granplugin.quant.layers import PASSIVE, PRODUCTS, TRAITS, Layer
+from granplugin.recipe.glob import MAX_LENGTH, matcher
 from granplugin.recipe.strict import OneOf, OrAlone, Strict, words
 
 _BOUND = re.compile(r"(>=|<=|>|<)\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)")
@@ -40,6 +40,8 @@ def within(bound: str, number: float | None) -> bool:
 
 def _names(value: Any) -> Any:
     for name in words(value) if isinstance(words(value), list) else []:
+        if isinstance(name, str) and len(name) > MAX_LENGTH:
+            raise ValueError(f"a pattern of over {MAX_LENGTH:,} characters, which no name has")
         if isinstance(name, str) and name.startswith("re:"):
             try:
                 re.compile(name[3:])
@@ -87,29 +89,10 @@ def _match(value: Any) -> Any:
 MatchKey = Annotated[Match, BeforeValidator(_match, json_schema_input_type=Match | str | list[str])]
 
 
-@functools.lru_cache(maxsize=4096)
-def pattern(name: str) -> re.Pattern[str]:
-    """A glob over dotted names (`*` within one level, `**` across levels), or `re:` and a regular
-    expression; both match whole names.
-
-    >>> bool(pattern("features.*.conv").fullmatch("features.3.conv"))
-    True
-    >>> bool(pattern("features.*").fullmatch("features.3.conv"))
-    False
-    >>> bool(pattern("**.conv").fullmatch("conv"))
-    True
-    """
-    if name.startswith("re:"):
-        return re.compile(name[3:])
-    parts = re.split(r"(\*\*\.|\*\*|\*|\?)", name)
-    meaning = {"**.": r"(?:.*\.)?", "**": r".*", "*": r"[^.]*", "?": r"[^.]"}
-    return re.compile("".join(meaning.get(part, re.escape(part)) for part in parts))
-
-
 def select(match: Match, layers: Iterable[Layer]) -> list[int]:
     """The positions of the layers that satisfy every key of `match`."""
-    names = [pattern(name).fullmatch for name in match.name or ()]
-    excluded = [pattern(name).fullmatch for name in match.exclude or ()]
+    names = [matcher(name) for name in match.name or ()]
+    excluded = [matcher(name) for name in match.exclude or ()]
     return [
         position
         for position, layer in enumerate(layers)
@@ -142,7 +125,7 @@ def missing(match: Match, layers: Sequence[Layer]) -> tuple[tuple[str | int, ...
 def nearest(match: Match, layers: Sequence[Layer]) -> str:
     """What to say of a match without a layer: the nearest names, or what it asked for."""
     names = [layer.name for layer in layers]
-    if match.name and not any(pattern(n).fullmatch(name) for n in match.name for name in names):
+    if match.name and not any(matcher(n)(name) for n in match.name for name in names):
         said = match.name[0]
         wanted = said.removeprefix("re:")
         near = difflib.get_close_matches(wanted, _globbed(names, wanted), n=2, cutoff=0.5)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import os
-import stat
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from granplugin.reading import why_unreadable
 from granplugin.recipe.data import SOURCES
 from granplugin.recipe.model import MODELS
-from granplugin.recipe.source import Document, Location
+from granplugin.recipe.source import Document
 from granplugin.recipe.strict import Strict, paths_of
+from granplugin.recipe.yaml_text import Location
 
 
 def anchored(document: Document) -> Document:
@@ -61,19 +62,26 @@ def _peek(value: Any, at: Location, default: Any) -> Any:
 
 def why_missing(path: Path, folder: bool) -> str | None:
     """Why this is not a file (or a folder) one can read, or None."""
-    wanted = "folder" if folder else "file"
+    said = why_unreadable(path, folder)
+    if said is None:
+        return None
+    if not said.startswith("no such"):
+        return f"{shown(path)} {said}"
+    names = _names_in(path.parent)
+    near = difflib.get_close_matches(path.name, names, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{said.partition(':')[0]}: {shown(path)}{hint}"
+
+
+def _names_in(folder: Path) -> list[str]:
     try:
-        found = path.stat().st_mode
-    except OSError as err:
-        if err.errno not in (errno.ENOENT, errno.ENOTDIR):
-            return f"{shown(path)} cannot be read: {err.strerror}"
-        names = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, names, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"no such {wanted}: {shown(path)}{hint}"
-    if folder != stat.S_ISDIR(found):
-        return f"{shown(path)} is {'not ' if folder else ''}a folder; a {wanted} is expected here"
-    return None
+        return [entry.name for entry in islice(os.scandir(folder), _COMPARED)]
+    except (OSError, ValueError):
+        return []
+
+
+_COMPARED = 1000
+"""Names of a folder that a missing one is compared with."""
 
 
 def shown(path: Path) -> str:

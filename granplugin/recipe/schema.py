@@ -32,6 +32,10 @@ _ALWAYS, _IF_INSTALLED = (
 """The engines of a recipe that names none."""
 
 
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+"""Of a folder, too."""
+
+
 class Limits(Strict):
     """What must hold, else the exit code is 1."""
 
@@ -67,7 +71,7 @@ class RecipePart(Strict):
     of a model of its own."""
 
     version: int = Field(description="Of this schema: 1.")
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+    name: Name = Field(
         default="", description="Names the run folder runs/<name>; default: the file's name."
     )
     extends: Annotated[list[File], OrAlone(least=0)] = Field(
@@ -99,7 +103,7 @@ class RecipePart(Strict):
         description="Sites with one scale, the largest of theirs: layers and a role, or concat - "
         "around each concatenation, all that reads one of its inputs or its result.",
     )
-    variants: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Variant] = Field(
+    variants: dict[Name, Variant] = Field(
         default={}, description="Name -> what to change; built and compared in the same run."
     )
     statistics: StatisticsSpec = Field(

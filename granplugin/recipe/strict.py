@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import abc
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,19 @@ File = Annotated[
 ]
 
 
+def is_pythons_own(module: str) -> bool:
+    """Whether a module is of the standard library: os, subprocess, pickle ... have no models, and
+    a recipe that names a callable of theirs means to do something else.
+
+    >>> is_pythons_own("os.path"), is_pythons_own("torchvision.models")
+    (True, False)
+    """
+    return module.partition(".")[0].lstrip("_") in _OWN
+
+
+_OWN = frozenset(name.lstrip("_") for name in (*sys.stdlib_module_names, *sys.builtin_module_names))
+
+
 class Target(Strict):
     """A callable: `file.py:name` beside the recipe, or `installed.module:name`."""
 
@@ -110,6 +124,8 @@ def _target(value: Any) -> Target:
         return Target(path=Path(place), name=name)
     if not all(part.isidentifier() for part in place.split(".")):
         raise ValueError(f"{place!r} is neither a file ending in .py nor a module's name")
+    if is_pythons_own(place):
+        raise ValueError(f"{value!r} is Python's own; a callable is of your code or of a package's")
     return Target(module=place, name=name)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from granplugin.backends.engine_plan import EngineLayer, EnginePlan, EngineTensor
 from granplugin.errors import EngineError
+from granplugin.reading import parse_json, reading
 
 _WORDS = {
     "float": "Float FP32",
@@ -147,7 +148,7 @@ def read_inspector_json(text: str) -> EnginePlan:
             f"{_INSPECTOR}: it has only layer names; build with detailed profiling verbosity "
             "(trtexec --profilingVerbosity=detailed)"
         )
-    try:
+    with reading(_INSPECTOR, EngineError, _UNKNOWN):
         if "I/O Tensors" in data:
             form, listed = "TensorRT 11 inspector", data["I/O Tensors"]
             io = tuple(_json_tensor(tensor, "DataType") for tensor in listed)
@@ -159,9 +160,10 @@ def read_inspector_json(text: str) -> EnginePlan:
                 f"{_INSPECTOR}: neither 'Bindings' (TensorRT 10) nor 'I/O Tensors' (TensorRT 11)"
             )
         layers = tuple(_json_layer(layer, key) for layer in data["Layers"])
-    except (KeyError, TypeError, AttributeError, ValueError) as err:
-        raise EngineError(f"{_INSPECTOR}: not in a form that is known: {err!r:.200}") from err
-    return EnginePlan(layers, io, form)
+        return EnginePlan(layers, io, form)
+
+
+_UNKNOWN = "not in a form that is known"
 
 
 def _json_layer(layer: Mapping[str, Any], key: str) -> EngineLayer:
@@ -217,27 +219,26 @@ def read_profile_json(text: str) -> dict[str, float]:
     """
     form = "profile JSON"
     data = _json(text, form)
-    try:
+    with reading(form, EngineError, _NO_PROFILE):
         (runs,) = (entry["count"] for entry in data if "count" in entry)
         timed = [
-            (entry["name"], float(entry["timeMs"]) / runs) for entry in data if "count" not in entry
+            (str(entry["name"]), float(entry["timeMs"]) / float(runs))
+            for entry in data
+            if "count" not in entry
         ]
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as err:
-        raise EngineError(
-            f'{form}: expected trtexec\'s [{{"count": N}}, {{"name", "timeMs", ...}}, ...]: {err}'
-        ) from err
+    if any(not math.isfinite(ms) or ms < 0 for _, ms in timed):
+        raise EngineError(f"{form}: a time in it is no time")
     times = dict(timed)
     if len(times) != len(timed):
         raise EngineError(f"{form}: a layer is listed twice")
     return times
 
 
+_NO_PROFILE = 'expected trtexec\'s [{"count": N}, {"name", "timeMs", ...}, ...]'
+
+
 def _json(text: str, form: str) -> Any:
-    try:
-        # TensorRT writes the separators of its metadata unescaped.
-        return json.loads(text, strict=False)
-    except ValueError as err:
-        raise EngineError(f"{form}: not complete JSON: {err}") from err
+    return parse_json(text, form, EngineError)
 
 
 def _match(pattern: re.Pattern[str], line: str, form: str) -> re.Match[str]:

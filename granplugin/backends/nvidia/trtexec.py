@@ -7,7 +7,6 @@ without a timing cache, which would ask for a GPU at build time.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from granplugin.backends.base import Shape
 from granplugin.backends.nvidia.build import Options
 from granplugin.engines import Program
 from granplugin.errors import EngineError
+from granplugin.reading import parse_json, reading
 
 ROUNDS = 8
 """Of timing, all variants in turns; the user may ask for others with ROUNDS=... ."""
@@ -179,10 +179,8 @@ def read_times(text: str) -> np.ndarray:
 
     Raises EngineError for anything else, and for times that are not positive.
     """
-    try:
+    with reading("times", EngineError, "not what --exportTimes writes"):
         times = np.array([float(call["computeMs"]) for call in _parsed(text)])
-    except (KeyError, TypeError, ValueError, OverflowError) as err:
-        raise EngineError(f"times: not what --exportTimes writes: {err!r:.100}") from err
     if not times.size or not (np.isfinite(times) & (times > 0)).all():
         raise EngineError("times: it has no calls, or one that took no time")
     return times
@@ -193,16 +191,14 @@ def read_outputs(text: str, dtypes: Mapping[str, str]) -> dict[str, np.ndarray]:
 
     `dtypes` are the outputs to find there and their types. Raises EngineError for anything else.
     """
-    try:
+    with reading("output", EngineError, "not what --exportOutput writes"):
         found = {
             each["name"]: (
-                tuple(int(size) for size in re.findall(r"\d+", each["dimensions"])),
+                tuple(int(size) for size in re.findall(r"[0-9]+", each["dimensions"])),
                 np.array(each["values"], np.float64),
             )
             for each in _parsed(text)
         }
-    except (KeyError, TypeError, ValueError, OverflowError) as err:
-        raise EngineError(f"output: not what --exportOutput writes: {err!r:.100}") from err
     if found.keys() != dtypes.keys():
         raise EngineError(f"output: it has {sorted(map(str, found))}, not {sorted(dtypes)}")
     for name, (shape, values) in found.items():
@@ -232,8 +228,4 @@ _NO_NUMBER = re.compile(r"(?<=[\s,\[:])(-?)(nan|inf)(?=[\s,\]])")
 def _parsed(text: str) -> Any:
     # C++ writes nan and inf, Python reads NaN and Infinity.
     text = _NO_NUMBER.sub(lambda m: "NaN" if m[2] == "nan" else f"{m[1]}Infinity", text)
-    try:
-        # TensorRT writes the separators of its metadata unescaped.
-        return json.loads(text, strict=False)
-    except (ValueError, RecursionError) as err:
-        raise EngineError(f"not complete JSON: {err}") from err
+    return parse_json(text, "its text", EngineError)
