@@ -11,68 +11,12 @@ from html.parser import HTMLParser
 import pytest
 from browser import CHROMIUM, browser
 from conftest import run_main
-from report_values import HOSTILE, report
-from test_analysis_report import layer, network
+from page_values import kept
+from report_values import report
 
-from granplugin.planning.rows import QuantizedRow
-from granplugin.quant.granularity import PerTensor
-from granplugin.quant.site import Site
-from granplugin.report.schema.page import (
-    EnginePlanOf,
-    Histogram,
-    KeptForPage,
-    Kernel,
-    LayerRanges,
-    RecipeText,
-)
+from granplugin.report.schema.page import KeptForPage
 from granplugin.report.show import as_page
-from granplugin.report.view.page.kept import Kept
 from granplugin.report.view.page.layers import rule_text
-
-BAD = (
-    HOSTILE,
-    "</script><script>window.hacked=1</script>",
-    "<img src=x onerror=window.hacked=1>",
-    "\u202eabc",
-    "a" * 300,
-)
-
-
-def kept(layers: int = 6) -> Kept:
-    """A run and an analysis whose every name is hostile, of so many layers."""
-    names = [f"{BAD[at % len(BAD)]}{at}" for at in range(layers)]
-    rows = tuple(
-        QuantizedRow(
-            at=Site(name, "weight", (8, 1, 3, 3), 0), type="Conv2d", rule=HOSTILE,
-            where="r.yaml:2:3", format="int8", granularity=PerTensor(),
-        )
-        for name in names
-    )  # fmt: skip
-    kernels = [
-        Kernel(
-            name=name, does="low", arithmetic="int8 > half", bytes=100 * at, nodes=[f"{name}/Conv"]
-        )
-        for at, name in enumerate(names)
-    ]
-    texts = [RecipeText(path="r.yaml", text=f"rules:\n- match: {HOSTILE}\n", sha256="0")]
-    ranges = [
-        LayerRanges(
-            layer=name, before=[1.0, 0.5], after=[1.0, 300.0],
-            input=Histogram(edges=[0.5, 1, 2], counts=[3, 4]), clips={HOSTILE: 1.5},
-        )
-        for name in names
-    ]  # fmt: skip
-    return Kept(
-        name=HOSTILE,
-        report=report(),
-        analysis=network([layer(at + 1, name, 4.0, 10.0, 40.0) for at, name in enumerate(names)]),
-        rows={"fp32": (), HOSTILE: rows},
-        plans=tuple(
-            EnginePlanOf(engine="tensorrt_rtx", variant=variant, kernels=kernels)
-            for variant in ("fp32", HOSTILE)
-        ),
-        of_run=KeptForPage(layers=ranges, recipes=texts, command="granplugin apply r.yaml"),
-    )
 
 
 class Elements(HTMLParser):
@@ -156,6 +100,8 @@ def test_a_folder_without_a_report_is_refused(tmp_path, report_json):
         (folder / "report.json").write_text(report_json)
     done = run_main("report", folder)
     assert done.code == 2
+    if report_json and "7" in report_json:
+        assert "of schema version 7 and this granplugin reads 1; make it again" in done.stderr
     assert "has neither report.json nor analysis.json that can be read" in done.stderr
     assert not (folder / "report.html").exists()
 

@@ -104,7 +104,19 @@ def _read(folder: Path, name: str, schema: type[Read], missing: list[str]) -> Re
     path = folder / name
     if not path.is_file():
         return None
-    return _told(name, missing, lambda: schema.model_validate_json(path.read_text("utf-8")))
+
+    def read() -> Read:
+        data = json.loads(path.read_text("utf-8"))
+        found, known = data.get("version"), schema.model_fields["version"].default
+        if found != known:
+            wrote = data.get("granplugin", "that wrote it")
+            raise ValueError(
+                f"it is of schema version {found} and this granplugin reads {known}; make it again, "
+                f"or show it with granplugin {wrote}"
+            )
+        return schema.model_validate(data)
+
+    return _told(name, missing, read)
 
 
 def _rows(folder: Path, missing: list[str]) -> dict[str, tuple[Row, ...]]:

@@ -451,5 +451,6 @@
   document.querySelectorAll("#verdict table, #tables table").forEach(sortable);
   window.addEventListener("hashchange", follow);
   follow();
+  performance.mark("drawn");
   document.documentElement.dataset.ready = "yes";
 })();
