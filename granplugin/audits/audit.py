@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from granplugin.backends.base import ROUNDED, LayerPrecision
 from granplugin.capabilities import Promise
-from granplugin.capabilities.legality import LEFT_FLOAT
+from granplugin.capabilities.legality import COMPUTED_WRONGLY, LEFT_FLOAT
 from granplugin.planning.rows import AnyRow
 from granplugin.quant.layers import PRODUCTS
 from granplugin.quant.site import MULTIPLIED
@@ -59,7 +59,7 @@ def _verdict(
     def say(kind: Kind, detail: str) -> Verdict:
         return Verdict(row.site, row.where, promise.kind if promise else None, kind, detail)
 
-    if made == LEFT_FLOAT:
+    if made in (LEFT_FLOAT, COMPUTED_WRONGLY):
         return say("degraded", made)
     calls = of_layer if own is None else own
     wrong = [call.detail for call in calls if call.precision == "wrong"]

@@ -29,6 +29,8 @@ from granplugin.recipe.schema import Recipe
 from granplugin.recipe.settings import FLOAT
 
 LEFT_FLOAT = "left float"
+COMPUTED_WRONGLY = "left float: computed wrongly"
+"""What is made of a row that an engine, compared with the reference, does not compute rightly."""
 _IN_FLOAT = ("simulated", LEFT_FLOAT)
 
 

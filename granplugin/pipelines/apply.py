@@ -42,6 +42,7 @@ from granplugin.runs.measure import check_data, measure, open_backends
 from granplugin.runs.pages import OF_RUN, PAGE, command, page_of, recipe_texts
 from granplugin.runs.session import Session
 from granplugin.runs.variants import variant_task
+from granplugin.runs.wrong import left_float_where_wrong
 from granplugin.sources import check_runs
 from granplugin.store.run_folder import RunFolder, default_folder, open_run
 
@@ -102,6 +103,7 @@ def apply_in(run: RunFolder, recipes: Sequence[Loaded]) -> Report:
     writing = run_tasks([variant_task(session, job, calibrated) for job in jobs], run)
     built = [agreed(session, each) for each in track(writing, "writing Q/DQ", names=names)]
     results = held_to_reference(session, built, measure(session, built, engines))
+    built, results = left_float_where_wrong(session, calibrated, built, results, engines)
     latencies, untimed = measure_latency(session, built, results, engines)
     results = {key: replace(each, untimed=untimed.get(key)) for key, each in results.items()}
     profiles = profile(session, results, engines)

@@ -108,13 +108,45 @@ class Audited:
     findings: tuple[Finding, ...] = ()
 
 
+@dataclass(frozen=True)
+class WrongPart:
+    """Q/DQ that an engine computes wrongly: of a layer's product, or of one other site. `where` is
+    the rule's place, and `write` what leaves the `sites` float."""
+
+    name: str
+    sites: tuple[str, ...]
+    where: str
+    write: str
+
+
+@dataclass(frozen=True)
+class Traced:
+    """Where an engine goes wrong with a variant's file, which it computes as `held` says.
+
+    Each of `sets` is computed wrongly with nothing else quantized, and rightly without any one of
+    its parts; the last of each is left float in the engine's own file. `note` says why there is no
+    such file. It took so many `builds`.
+    """
+
+    held: Faithful
+    sets: tuple[tuple[WrongPart, ...], ...]
+    builds: int
+    note: str = ""
+
+    @property
+    def floats(self) -> tuple[WrongPart, ...]:
+        """What is left float; nothing where that does not help."""
+        return () if self.note else tuple(parts[-1] for parts in self.sets)
+
+
 @dataclass(frozen=True, eq=False)
 class Measured:
     """A variant on one engine: what the engine is and does, its outputs on all evaluation samples
     and what they are worth (metric -> score) - none where it cannot run here, for the reason
     `cannot_run`, or where it `refused` the file or failed at it. `held` compares them with the
     reference's of the same file: None for the reference itself, and where it does not run that
-    file. `untimed` says why a latency is missing that was asked for."""
+    file. Where it computes that wrongly, `traced` says what; where parts are float for it, what is
+    measured is the file with these. `untimed` says why a latency is missing that was asked for."""
 
     engine: Engine
     audited: Audited
@@ -124,11 +156,16 @@ class Measured:
     outputs: Mapping[str, np.ndarray] = field(default_factory=dict)
     values: Mapping[str, Score] = field(default_factory=dict)
     held: Faithful | None = None
+    traced: Traced | None = None
 
     @property
     def ran(self) -> bool:
         """Whether it has outputs."""
         return self.cannot_run is None and self.refused is None
+
+
+Results = Mapping[tuple[str, str], Measured]
+"""By variant and engine."""
 
 
 @dataclass(frozen=True)

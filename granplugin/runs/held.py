@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from granplugin import backends
+from granplugin.backends.base import Backend, Engine
 from granplugin.engines import ENGINES, REFERENCE
 from granplugin.errors import EngineError
 from granplugin.measures.faithful import Faithful, faithful
 from granplugin.progress import track
-from granplugin.results.values import FP32, Built, Measured
+from granplugin.results.values import FP32, Built, Measured, Results
 from granplugin.runs.failed_build import in_words_of
 from granplugin.runs.session import Session
 from granplugin.store.keys import content_key, file_key
@@ -25,9 +26,6 @@ log = logging.getLogger(__name__)
 SAMPLES = 64
 """Evaluation samples that engines are compared on: those that come first."""
 
-Results = Mapping[tuple[str, str], Measured]
-"""By variant and engine."""
-
 
 def held_to_reference(
     session: Session, built: Sequence[Built], results: Results
@@ -35,21 +33,28 @@ def held_to_reference(
     """The results, each with how far it is from the reference where that runs its file."""
     by_name = {each.job.name: each for each in built}
     try:
-        floats = _reference(session, by_name[FP32].onnx.path)
+        floats = float_outputs(session, built)
     except EngineError as err:
         log.warning("no engine is compared: %s", in_words_of(by_name[FP32], REFERENCE, err))
         return dict(results)
     return {
-        (variant, engine): replace(found, held=_held(session, by_name[variant], found, floats))
+        (variant, engine): replace(found, held=held(session, by_name[variant], found, floats))
         for (variant, engine), found in track(
             results.items(), "comparing with the reference", len(results)
         )
     }
 
 
-def _held(
+def float_outputs(session: Session, built: Sequence[Built]) -> dict[str, np.ndarray]:
+    """The float network's, by the reference. Raises EngineError where it refuses it."""
+    return _reference(session, next(b.onnx.path for b in built if b.job.name == FP32))
+
+
+def held(
     session: Session, built: Built, found: Measured, floats: Mapping[str, np.ndarray]
 ) -> Faithful | None:
+    """How far a variant's engine is from the reference on its file, None where that cannot be
+    told; `floats` as float_outputs has them."""
     engine = found.engine.backend
     low = built.job.precision if built.job.precision in ENGINES[engine].precisions else FP32
     floating = any(np.issubdtype(array.dtype, np.floating) for array in floats.values())
@@ -66,19 +71,24 @@ def _held(
     return faithful(theirs, reference, floats)
 
 
+def first_outputs(backend: Backend, engine: Engine, session: Session) -> dict[str, np.ndarray]:
+    """An engine's outputs on the first SAMPLES samples."""
+    batches: list[dict[str, np.ndarray]] = []
+    with backend.open(engine) as runner:
+        for batch in session.evaluation:
+            batches.append(runner.run(batch))
+            if sum(len(next(iter(each.values()))) for each in batches) >= SAMPLES:
+                break
+    joined = {name: np.concatenate([each[name] for each in batches]) for name in batches[0]}
+    return {name: array[:SAMPLES] for name, array in joined.items()}
+
+
 def _reference(session: Session, onnx: Path) -> dict[str, np.ndarray]:
     """The reference's outputs of a file on the first SAMPLES samples; kept."""
 
     def run(path: Path) -> None:
         backend = backends.load(REFERENCE)
-        with backend.open(backend.build(onnx, onnx.parent)) as runner:
-            batches: list[dict[str, np.ndarray]] = []
-            for batch in session.evaluation:
-                batches.append(runner.run(batch))
-                if sum(len(next(iter(each.values()))) for each in batches) >= SAMPLES:
-                    break
-        joined = {name: np.concatenate([each[name] for each in batches]) for name in batches[0]}
-        np.savez(path, **{name: array[:SAMPLES] for name, array in joined.items()})
+        np.savez(path, **first_outputs(backend, backend.build(onnx, onnx.parent), session))
 
     backend = type(backends.load(REFERENCE)).__module__
     key = content_key(

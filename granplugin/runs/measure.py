@@ -23,7 +23,7 @@ from granplugin.progress import track
 from granplugin.recipe.callables import blame, resolve
 from granplugin.recipe.loaded import Loaded, located
 from granplugin.recipe.strict import Target
-from granplugin.results.values import FP32, Audited, Built, Measured
+from granplugin.results.values import FP32, Audited, Built, Measured, Results
 from granplugin.runs.build_options import cannot_run, options_of
 from granplugin.runs.executor import run_tasks
 from granplugin.runs.failed_build import engine_name, explain, in_words_of
@@ -159,17 +159,7 @@ def measure(
     An engine that refuses a file keeps its place, with the reason. Raises EngineError where none
     takes fp32, which everything is compared with, or none any recipe's or variant's file.
     """
-    tasks = [
-        MeasureVariant(
-            built=each,
-            engine=name,
-            options=options_of(session.recipe, session.input_shapes, each, module),
-            loaded=session.loaded,
-            evaluation=session.evaluation,
-        )
-        for name, module in engines.items()
-        for each in built
-    ]
+    tasks = [_task(session, each, module) for module in engines.values() for each in built]
     results: dict[tuple[str, str], Measured] = {}
     same: dict[Path, Mapping[str, metrics.Score]] = {}  # engine's folder -> values
     names = [f"{task.built.job.name} on {task.engine}" for task in tasks]
@@ -177,8 +167,7 @@ def measure(
     for task, found in zip(tasks, done, strict=True):
         variant = task.built.job.name
         if found.ran:
-            reference = None if variant == FP32 else results[FP32, task.engine].outputs or None
-            values = scores(session, found.outputs, reference) | dict(found.values)
+            values = _values(session, variant, found, results)
             # An `evaluate` that draws lots would tell one file from itself.
             found = replace(found, values=same.setdefault(found.engine.path, values))
         results[variant, task.engine] = found
@@ -186,6 +175,33 @@ def measure(
     wanted = [each.job.name for each in built if each.job.kind != "baseline"]
     _refuse_without(results, wanted, len(engines))
     return results
+
+
+def measure_again(session: Session, built: Built, module: Backend, results: Results) -> Measured:
+    """One variant on one engine, beside the others' results."""
+    (found,) = run_tasks([_task(session, built, module)], session.run)
+    if not found.ran:
+        return found
+    return replace(found, values=_values(session, built.job.name, found, results))
+
+
+def _task(session: Session, built: Built, module: Backend) -> MeasureVariant:
+    return MeasureVariant(
+        built=built,
+        engine=module.name,
+        options=options_of(session.recipe, session.input_shapes, built, module),
+        loaded=session.loaded,
+        evaluation=session.evaluation,
+    )
+
+
+def _values(
+    session: Session, variant: str, found: Measured, results: Results
+) -> dict[str, metrics.Score]:
+    """The recipe's metrics, against fp32 on the same engine, and the user's own."""
+    engine = found.engine.backend
+    reference = None if variant == FP32 else results[FP32, engine].outputs or None
+    return scores(session, found.outputs, reference) | dict(found.values)
 
 
 def _refuse_without(

@@ -241,10 +241,13 @@ def _float32_nodes(task: BuildVariant, path: Path, cache: Cache) -> list[str]:
     return cache.made_json("float32", key, find)
 
 
-def write_quantized(built: Built, engine: str, layers: Collection[str], path: Path) -> None:
-    """What this engine is built of, with only these layers quantized."""
+def write_quantized(built: Built, engine: str, parts: Collection[str], path: Path) -> Path:
+    """What this engine is built of, with only these layers or sites quantized; and the file of it
+    whose numbers the reference computes."""
     written = built.job.written.get(engine, Written(built.job.plan.rows))
-    kept = [row if row.layer in layers else as_float(row) for row in written.rows]
+    kept = [
+        row if row.layer in parts or row.site in parts else as_float(row) for row in written.rows
+    ]
     amax = _amax(kept, built.ranges)
     how = {site: way for site, way in written.how.items() if site in amax}
     rows = edited(kept, amax)
@@ -255,8 +258,11 @@ def write_quantized(built: Built, engine: str, layers: Collection[str], path: Pa
         save(convert(path, precision, sites, built.float32_nodes), path)
     if forms := asked_forms(model := load_float(path), ENGINES[engine].forms):
         save(in_forms(model, forms), path)
+    plain = path
     if own := _by_own_operators(ENGINES[engine], rows, amax, how):
-        save(own_operators(load_float(path), own, ENGINES[engine].operators), path)
+        plain = path.rename(path.with_name(f"plain-{path.name}"))
+        save(own_operators(load_float(plain), own, ENGINES[engine].operators), path)
+    return plain
 
 
 def writer() -> str:

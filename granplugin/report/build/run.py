@@ -23,6 +23,7 @@ from granplugin.report.build.machine import machine
 from granplugin.report.build.notes import notes
 from granplugin.report.schema.run import (
     ClockValue,
+    ComputedWrongly,
     EngineResult,
     Held,
     Interval,
@@ -37,11 +38,10 @@ from granplugin.report.schema.run import (
     SiteVerdict,
     VariantKind,
     VariantResult,
+    WrongFile,
 )
-from granplugin.results.values import FP32, Built, Job, Measured, Timing
+from granplugin.results.values import FP32, Built, Job, Measured, Results, Timing, Traced, WrongPart
 
-Results = Mapping[tuple[str, str], Measured]
-"""By variant and engine."""
 Timings = Mapping[tuple[str, str, int], Timing]
 """By variant, engine and batch size."""
 
@@ -198,6 +198,7 @@ def engine_result(
             for ran in result.audited.layers
         ],
         held=Held(**vars(result.held)) if result.held else None,
+        traced=_traced(result.traced) if result.traced else None,
         cannot_run=result.cannot_run,
         refused=result.refused,
         optional=optional,
@@ -213,6 +214,23 @@ def engine_result(
         made=dict(made),
         findings=[LintFinding(**vars(finding)) for finding in result.audited.findings],
     )  # fmt: skip
+
+
+def _traced(found: Traced) -> WrongFile:
+    sets = [[_part(part) for part in parts] for parts in found.sets]
+    return WrongFile(
+        held=Held(**vars(found.held)),
+        sets=sets,
+        left_float=list(map(_part, found.floats)),
+        note=found.note,
+        builds=found.builds,
+    )
+
+
+def _part(part: WrongPart) -> ComputedWrongly:
+    return ComputedWrongly(
+        name=part.name, where=part.where, write=part.write, sites=list(part.sites)
+    )
 
 
 def _metric(

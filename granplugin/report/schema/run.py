@@ -126,6 +126,31 @@ class Held(Part):
     )
 
 
+class ComputedWrongly(Part):
+    """Q/DQ that an engine computes wrongly: of a layer's product, or of one other site."""
+
+    name: str
+    where: str = Field(description="The rule's file:line:column.")
+    write: str = Field(description="What leaves it float.")
+    sites: list[str]
+
+
+class WrongFile(Part):
+    """A variant's file that an engine computes wrongly, and what of it: found by building it with
+    less and less quantized."""
+
+    held: Held
+    sets: list[list[ComputedWrongly]] = Field(
+        description="Each is wrong with nothing else quantized, and right without any one of it."
+    )
+    left_float: list[ComputedWrongly] = Field(
+        description="In the engine's own file, which it computes rightly: the row is of that file. "
+        "Empty: there is none, and the row is of the wrong one."
+    )
+    note: str = Field(description="Why there is none.")
+    builds: int
+
+
 class EngineResult(Part):
     """One variant on one engine."""
 
@@ -138,6 +163,9 @@ class EngineResult(Part):
     held: Held | None = Field(
         default=None,
         description="Null for the reference itself, and where it does not run this file.",
+    )
+    traced: WrongFile | None = Field(
+        default=None, description="Null where the engine computes what the variant's file says."
     )
     layers: list[LayerRan] = Field(default=[], description="Empty where the engine does not tell.")
     cannot_run: str | None = Field(
@@ -191,7 +219,7 @@ class EngineResult(Part):
         targeted = ENGINES[self.engine].targeted
         if self.refused is not None:
             return targeted or not self.optional
-        return targeted and (wrong or bool(self.broken_promises))
+        return targeted and (wrong or self.traced is not None or bool(self.broken_promises))
 
     @property
     def int8_layers(self) -> int:

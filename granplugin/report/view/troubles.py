@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from granplugin.report.schema.run import Report
+from granplugin.report.schema.run import Held, Report, WrongFile
 from granplugin.report.view.elements import Item
 
 
@@ -19,14 +19,37 @@ def _wrong(report: Report) -> Iterator[Item]:
     for variant in report.variants:
         for engine in variant.engines:
             if engine.held and engine.held.wrong:
-                held = engine.held
                 yield Item(
-                    f"WRONG: {engine.engine} does not compute what the file of {variant.name} says: "
-                    f"its {held.output!r} is {held.engine_db:.1f} dB from the float network, the "
-                    f"reference's {held.reference_db:.1f} (ONNX Runtime on the same file, "
-                    f"{held.samples} samples); its figures are the engine's, not the recipe's",
+                    f"WRONG: {_apart(engine.engine, variant.name, engine.held)}; its figures are "
+                    "the engine's, not the recipe's",
                     sense="bad",
                 )
+                if engine.traced:
+                    yield from _where(engine.traced)
+                    yield Item(f"{engine.traced.note} ({engine.traced.builds} builds)", 1)
+            elif engine.traced:
+                yield Item(
+                    f"LEFT FLOAT: {_apart(engine.engine, variant.name, engine.traced.held)}; what "
+                    f"it computes wrongly is float in a file of its own, {engine.engine}.onnx, "
+                    "whose figures these are:",
+                    sense="doubtful",
+                )
+                yield from _where(engine.traced)
+
+
+def _apart(engine: str, variant: str, held: Held) -> str:
+    return (
+        f"{engine} does not compute what the file of {variant} says: its {held.output!r} is "
+        f"{held.engine_db:.1f} dB from the float network, the reference's "
+        f"{held.reference_db:.1f} (ONNX Runtime on the same file, {held.samples} samples)"
+    )
+
+
+def _where(traced: WrongFile) -> Iterator[Item]:
+    """What is computed wrongly, with the way out of each."""
+    for parts in traced.sets:
+        told = " together with ".join(f"{part.name!r} ({part.where})" for part in parts)
+        yield Item(f"{told}: write {parts[-1].write} there", 1)
 
 
 def _told(report: Report, word: str, field: str) -> Iterator[Item]:
