@@ -51,7 +51,7 @@ def found(model, *shape):
 def test_a_functional_convolution_is_counted_with_its_weight():
     own, called = found(Functional(), 3, 5, 5)
     assert (own.place, own.type, own.macs) == ("a", "Conv2d", 25 * 3 * 8)
-    assert (called.place, called.type, called.function) == ("", "Functional", "conv2d")
+    assert (called.place, called.type, called.function) == ("conv2d", "Functional", "conv2d")
     assert called.macs == 25 * 8 * 24
     assert called.weights == (("w", 8 * 24),)
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from granplugin.network.modules import folded, module_facts, weight_axis
+from granplugin.network.modules import stored_of
 from granplugin.network.trace import trace
 from granplugin.quant.folding import channel_ranges
 from granplugin.quant.multiplications import macs
@@ -51,12 +51,12 @@ def layers_with_batch_norms(draw):
 @given(layers_with_batch_norms())
 def test_facts_behind_a_batch_norm_are_those_of_the_folded_weight(case):
     module, bn, layer = case
-    facts = module_facts(module, bn, layer)
+    facts = stored_of(module).facts(bn)
     for weight, ranges in (
         (module.weight.detach().numpy(), facts.ranges_before),
-        (folded(module, bn)[0], facts.ranges_after),
+        (stored_of(module).folded(bn)[0], facts.ranges_after),
     ):
-        assert np.array_equal(ranges, channel_ranges(weight, weight_axis(module), layer.groups))
+        assert np.array_equal(ranges, channel_ranges(weight, stored_of(module).axis, layer.groups))
         assert ranges.max() == abs(weight).max()
     assert facts.spread_after == layer.spread
     assert facts.spread_after == max(facts.ranges_after) / np.median(facts.ranges_after)
@@ -71,8 +71,8 @@ def test_a_channel_scaled_by_its_batch_norm_is_the_widest_only_after_folding(cas
         bn.weight[wide] *= 1e4
         if dead != wide:
             bn.weight[dead] = 0
-    untouched = module_facts(module, None, layer)
-    facts = module_facts(module, bn, layer)
+    untouched = stored_of(module).facts(None)
+    facts = stored_of(module).facts(bn)
     assert facts.widest_after == wide and facts.outliers_after == (wide,)
     assert facts.dead_after == ((dead,) if dead != wide else ())
     assert facts.spread_after > 100 * facts.spread_before
@@ -85,7 +85,7 @@ def test_a_weight_of_zeros_is_dead_and_has_no_spread():
     module = nn.Conv2d(2, 3, 1)
     nn.init.zeros_(module.weight)
     (layer,) = trace(nn.Sequential(module), torch.ones(1, 2, 1, 1)).layers
-    facts = module_facts(module, None, layer)
+    facts = stored_of(module).facts(None)
     assert facts.dead_after == (0, 1, 2)
     assert (facts.spread_after, facts.widest_after, facts.outliers_after) == (None, None, ())
 

@@ -11,7 +11,7 @@ import torch
 from conftest import NETS, run_main
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_values import quantized_row
+from plan_values import layer_of, quantized_row
 from torch import nn
 
 from granplugin import modelopt_bridge as bridge
@@ -406,7 +406,9 @@ class Recurrent(nn.Module):
 
 
 def test_a_module_without_sites_is_not_converted_and_restored_as_it_was():
-    model, _ = bridge.convert(Recurrent(), [], lambda model: None, layers=["head"])
+    model, _ = bridge.convert(
+        Recurrent(), [], lambda model: None, layers=[layer_of("head", "Linear")]
+    )
     restored = mto.restore_from_modelopt_state(Recurrent(), mto.modelopt_state(model))
     x = torch.randn(2, 5, 3)
     for each in (model, restored):
@@ -422,7 +424,7 @@ def test_experts_keep_the_code_that_the_user_chose():
     model = MixtralForCausalLM(config).eval()
     model.set_experts_implementation("batched_mm")
     experts = type(model.model.layers[0].mlp.experts)
-    model, _ = bridge.convert(model, [], lambda model: None, layers=["lm_head"])
+    model, _ = bridge.convert(model, [], lambda model: None, layers=[layer_of("lm_head", "Linear")])
     assert type(model.model.layers[0].mlp.experts) is experts
     assert model.config._experts_implementation == "batched_mm"
 

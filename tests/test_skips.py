@@ -467,8 +467,8 @@ def written(tmp_path_factory):
     model, images = MADE["residual"](("y += x", "x += y"), ()), torch.randn(16, 1, 8, 8)
     rows = planned(folder, model, images[:2]).quantized
     rows = [replace(row, bn=None) for row in rows]
-    skips = list(skips_of(layers_of(model, images[:2])))
-    model, seen = bridge.convert(model, needs_of(rows), lambda net: net(images), skips)
+    layers = layers_of(model, images[:2])
+    model, seen = bridge.convert(model, needs_of(rows), lambda net: net(images), layers)
     with bridge.marked(model):
         export_float(model, images[:2], folder / "float.onnx")
     floats = load_float(folder / "float.onnx")
@@ -551,7 +551,8 @@ def test_a_forward_that_leaves_out_the_add_is_an_error_not_a_float_skip():
             return x + self.conv(x) if self.add else self.conv(x)
 
     model = Sometimes()
-    model, _ = bridge.convert(model, [], lambda net: None, ["conv"])
+    layers = trace(model, torch.randn(2, 1, 4, 4)).layers
+    model, _ = bridge.convert(model, [], lambda net: None, layers)
     model(torch.randn(2, 1, 4, 4))
     model.add = False
     with pytest.raises(ModelError, match="conv.skip: the residual add behind it did not take"):

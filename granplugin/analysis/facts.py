@@ -14,7 +14,7 @@ from granplugin.analysis.losses import LayerLosses, SiteLosses
 from granplugin.analysis.ranges import input_needs
 from granplugin.analysis.rounded import Pair
 from granplugin.analysis.settings import label
-from granplugin.network.modules import module_facts
+from granplugin.network.modules import stored_of
 from granplugin.network.weight_facts import WeightFacts
 from granplugin.recipe.settings import FLOAT
 
@@ -36,7 +36,7 @@ def facts_of(each: LayerLosses, evidence: Evidence) -> Facts:
     """What is known of a layer besides its losses."""
     ranges, statistics = evidence.ranges, evidence.statistics
     tried = each.tried
-    weight = module_facts(tried.module, tried.bn, tried.asked.layer)
+    weight = stored_of(tried.module).facts(tried.bn)
     needs = input_needs(tried.asked)
     if needs is None:
         return Facts(weight, None, ())

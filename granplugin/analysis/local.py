@@ -26,7 +26,7 @@ from granplugin.analysis.figures import SUMS, FigureKey, Rounded, sums
 from granplugin.analysis.rounding import Rounding, rounding
 from granplugin.analysis.settings import Asked
 from granplugin.errors import ModelError
-from granplugin.network.modules import folded, weight_axis
+from granplugin.network.modules import stored_of
 from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
 
@@ -100,7 +100,7 @@ def _factor(module: nn.Module, bn: nn.Module) -> np.ndarray:
     factor = 1 / np.sqrt(_numpy(bn.running_var).astype(np.float64) + bn.eps)
     if bn.weight is not None:
         factor = factor * _numpy(bn.weight)
-    weight, axis = module.weight, weight_axis(module)
+    weight, axis = module.weight, stored_of(module).axis
     if axis == 1:
         # [in, out / groups, ...], one run of rows per group.
         groups = module.groups
@@ -111,7 +111,7 @@ def _factor(module: nn.Module, bn: nn.Module) -> np.ndarray:
 
 def _folded(module: nn.Module, bn: nn.Module | None) -> tuple[np.ndarray, np.ndarray | None]:
     if bn is not None:
-        return folded(module, bn)
+        return stored_of(module).folded(bn)
     return _numpy(module.weight), None if module.bias is None else _numpy(module.bias)
 
 

@@ -24,7 +24,7 @@ from granplugin.calibration.statistics import (
     share_amax,
 )
 from granplugin.errors import DataError
-from granplugin.network.modules import folded
+from granplugin.network.modules import stored_of
 from granplugin.planning.rows import QuantizedRow
 from granplugin.recipe.loaded import located
 from granplugin.runs.session import Session
@@ -131,7 +131,7 @@ def find_ranges(
         module = model.get_submodule(each.layer.name)
         own = module.weight.detach().float().cpu().numpy()
         bn = model.get_submodule(each.layer.bn) if each.layer.bn else None
-        behind = own if bn is None else folded(module, bn)[0]
+        behind = own if bn is None else stored_of(module).folded(bn)[0]
         for row in each.weights:
             amax[row] = find_amax(row, None, behind if row.bn == "fold" else own)
         for row in each.inputs:

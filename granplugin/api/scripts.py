@@ -60,8 +60,8 @@ def modelopt_config(recipe: RecipeForm | LoadedPart, model: nn.Module) -> dict[s
     """The config for `mtq.quantize(model, config, forward_loop)`. Of the recipe only rules, defaults
     and share count, as in `prepare`.
 
-    Conversion then leaves modules without sites as they are, and gives the layers that a residual
-    add joins a quantizer for their skip inputs.
+    Conversion then leaves modules without sites as they are, and gives quantizers to the operands
+    of calls that multiply, and to the skip inputs of layers that a residual add joins.
 
     Importing this registers granplugin's calibration mode with modelopt; a process that only
     restores (`mto.restore`) such a model needs `import granplugin.modelopt_bridge` first. Raises
@@ -83,9 +83,7 @@ def modelopt_config(recipe: RecipeForm | LoadedPart, model: nn.Module) -> dict[s
             f"the model was prepared for another recipe: the batch norm behind {name} is {was}; "
             "prepare a fresh model with this recipe"
         )
-    skips = [layer.name for layer in prepared.layers if layer.site("skip")]
-    modelopt_bridge.want_skip_quantizers(model, skips)
-    modelopt_bridge.convert_only(model, [x.name for x in prepared.layers if not x.unusable])
+    modelopt_bridge.want_quantizers(model, prepared.layers)
     return modelopt_bridge.config(plan.quantized)
 
 

@@ -9,20 +9,18 @@ from granplugin.modelopt_bridge.marker import marked
 from granplugin.modelopt_bridge.mode import convert
 from granplugin.modelopt_bridge.observe import batches
 from granplugin.modelopt_bridge.quantizers import fake_quantize, load_amax, sites_of
-from granplugin.modelopt_bridge.sited import convert_only
-from granplugin.modelopt_bridge.skips import want_skip_quantizers
+from granplugin.modelopt_bridge.places import want_quantizers
 from granplugin.planning.quantize_config import config, site_of
 
 __all__ = [
     "batches",
     "config",
     "convert",
-    "convert_only",
     "fake_quantize",
     "load_amax",
     "marked",
     "quiet",
     "site_of",
     "sites_of",
-    "want_skip_quantizers",
+    "want_quantizers",
 ]

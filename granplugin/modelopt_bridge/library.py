@@ -15,7 +15,7 @@ with quiet():
         BaseCalibrateModeDescriptor,
         CalibrateModeRegistry,
     )
-    from modelopt.torch.quantization.nn import QuantModuleRegistry, TensorQuantizer
+    from modelopt.torch.quantization.nn import QuantModule, QuantModuleRegistry, TensorQuantizer
     from modelopt.torch.quantization.plugins.custom import (
         CUSTOM_MODEL_PLUGINS,
         CUSTOM_POST_CONVERSION_PLUGINS,
@@ -28,6 +28,7 @@ __all__ = [
     "CalibrateModeRegistry",
     "ModeloptField",
     "ModeloptStateManager",
+    "QuantModule",
     "QuantModuleRegistry",
     "QuantizeAlgorithmConfig",
     "QuantizerAttributeConfig",

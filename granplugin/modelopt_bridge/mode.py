@@ -5,13 +5,13 @@ modelopt records mode and sites in the model's state: `mto.save` and `mto.restor
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from granplugin.calibration.statistics import Need, Statistics, find_amax, needs_of, share_amax
 from granplugin.errors import DataError
@@ -21,15 +21,16 @@ from granplugin.modelopt_bridge.library import (
     CalibrateModeRegistry,
     ModeloptField,
     QuantizeAlgorithmConfig,
+    QuantModule,
     mtq,
 )
-from granplugin.modelopt_bridge.observe import ForwardLoop, observe
+from granplugin.modelopt_bridge.observe import ForwardLoop, observe, weights_seen
+from granplugin.modelopt_bridge.places import want_quantizers
 from granplugin.modelopt_bridge.quantizers import refuse_unfolded, set_quantizers
-from granplugin.modelopt_bridge.sited import convert_only
-from granplugin.modelopt_bridge.skips import want_skip_quantizers
 from granplugin.planning.quantize_config import METHOD, config
 from granplugin.planning.row_json import row_from_json
 from granplugin.planning.rows import QuantizedRow
+from granplugin.quant.layers import Layer
 
 
 class CalibrationConfig(QuantizeAlgorithmConfig):
@@ -58,10 +59,11 @@ def calibrate(
             "mtq.quantize a forward_loop, or pin their ranges with amax"
         )
     statistics = Statistics({}, {}, 0)
-    if forward_loop is not None:
-        statistics = observe(model, needs, forward_loop)
+    with weights_seen(model, [row.layer for row in rows if row.operand == "weight"]) as weights:
+        if forward_loop is not None:
+            statistics = observe(model, needs, forward_loop)
     amax = {
-        row.site: find_amax(row, statistics, _weight_of(model, row))
+        row.site: find_amax(row, statistics, _weight_of(model, row, weights))
         for row in rows
         if not row.dynamic
     }
@@ -84,19 +86,17 @@ def convert(
     model: nn.Module,
     needs: Iterable[Need],
     forward_loop: ForwardLoop,
-    skips: Iterable[str] = (),
-    layers: Iterable[str] | None = None,
+    layers: Iterable[Layer] | None = None,
 ) -> tuple[nn.Module, Statistics]:
-    """Convert `model` with every quantizer in place and off, those of the skip inputs of the layers
-    `skips` too, and collect `needs` in one pass. Where `layers` are named, only these are converted.
+    """Convert `model` with every quantizer in place and off, and collect `needs` in one pass. Where
+    `layers` are given, these alone are converted, with quantizers of skip inputs and of calls.
 
     Runs as a calibration of no sites inside mtq.quantize, so that the model can be saved,
     exported with markers, or given any plan's amax by `load_amax`.
     """
     seen: list[Statistics] = []
-    want_skip_quantizers(model, skips)
     if layers is not None:
-        convert_only(model, layers)
+        want_quantizers(model, layers)
     with quiet():
         model = mtq.quantize(
             model, config([]), lambda model: seen.append(observe(model, needs, forward_loop))
@@ -104,9 +104,17 @@ def convert(
     return model, seen[0]
 
 
-def _weight_of(model: nn.Module, row: QuantizedRow) -> np.ndarray | None:
+def _weight_of(
+    model: nn.Module, row: QuantizedRow, seen: Mapping[str, Tensor]
+) -> np.ndarray | None:
     """The row's weight as float32 numpy, None for an input or output."""
     if row.operand != "weight":
         return None
-    weight = model.get_submodule(row.layer).weight
+    module = dict(model.named_modules()).get(row.layer)
+    weight = module.weight if isinstance(module, QuantModule) else seen.get(row.layer)
+    if weight is None:
+        raise DataError(
+            f"{row.site}: a forward pass tells what is multiplied there; give mtq.quantize a "
+            "forward_loop"
+        )
     return weight.detach().to(torch.float32).cpu().numpy()

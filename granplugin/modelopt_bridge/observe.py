@@ -7,7 +7,8 @@ bit for bit, however they are batched.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -83,6 +84,28 @@ def observe(model: nn.Module, needs: Iterable[Need], forward_loop: ForwardLoop) 
         {seen.need: seen.counts_grid() for seen in found if seen.need.histogram},
         samples,
     )
+
+
+@contextmanager
+def weights_seen(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """Layer -> the weight that went through its quantizer last, once the model has run meanwhile."""
+    found: dict[str, torch.Tensor] = {}
+
+    def watch(layer: str) -> Callable:
+        def hook(module: nn.Module, args: tuple) -> None:
+            found[layer] = args[0].detach()
+
+        return hook
+
+    hooks = [
+        _quantizer(model, f"{layer}.weight").register_forward_pre_hook(watch(layer))
+        for layer in layers
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def batches(samples: int) -> list[slice]:

@@ -16,6 +16,7 @@ from granplugin.modelopt_bridge.library import (
     QuantModuleRegistry,
 )
 from granplugin.modelopt_bridge.saved import saved_quantizers
+from granplugin.network.modules import sited
 from granplugin.planning.quantize_config import METHOD
 
 _MARK = "_granplugin_sited"
@@ -34,7 +35,7 @@ class _Left(nn.Module):
 def _before(model: nn.Module) -> None:
     layers = getattr(model, _MARK, None)
     if saved := saved_quantizers(model, f"{METHOD}_calibrate"):
-        layers = {name.rpartition(".")[0] for name in saved}
+        layers = {name.rpartition(".")[0] for name in saved}.intersection(sited(model))
     if layers is None:
         for plugin in _THEIRS:
             plugin(model)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from granplugin.errors import ModelError
 from granplugin.network.forward import Example, call, copied, flatten_outputs
-from granplugin.network.modules import folded
+from granplugin.network.modules import stored
 from granplugin.network.trace import Traced
+from granplugin.quant.layers import Layer
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +40,13 @@ def fold_batch_norms(
         name: traced.batch_norms[name]
         for name in traced.batch_norms
         if name in set(names)
-        and not isinstance(model.get_submodule(traced.batch_norms[name]), nn.Identity)
+        and not isinstance(model.get_submodule(traced.batch_norms[name]), (nn.Identity, _Shift))
     }
     if not pairs:
         return model
     before = _outputs(model, example)
-    undo = [_fold(model, name, bn) for name, bn in pairs.items()]
+    layers = {layer.name: layer for layer in traced.layers}
+    undo = [_fold(model, layers[name], bn) for name, bn in pairs.items()]
     moved = _moved(model, before, example)
     if moved <= TOLERANCE:
         log.info("folded %d batch norms; outputs moved by %.1e of their range", len(pairs), moved)
@@ -53,7 +55,7 @@ def fold_batch_norms(
         step()
     by_layer = {}
     for name, bn in pairs.items():
-        step = _fold(model, name, bn)
+        step = _fold(model, layers[name], bn)
         by_layer[name] = _moved(model, before, example)
         step()
     worst = max(by_layer, key=lambda name: by_layer[name])
@@ -64,25 +66,47 @@ def fold_batch_norms(
     )
 
 
-def _fold(model: nn.Module, layer: str, bn_name: str) -> Callable[[], None]:
+def _fold(model: nn.Module, layer: Layer, bn_name: str) -> Callable[[], None]:
     """Fold one batch norm; the function that is returned puts everything back."""
-    module, bn = model.get_submodule(layer), model.get_submodule(bn_name)
-    old = module.weight, module.bias
+    bn, held = model.get_submodule(bn_name), stored(model, layer)
+    if held is None:
+        raise ModelError(f"layer {layer.name!r} computes its weight; set bn: keep for it")
     places = [(m, key) for m in model.modules() for key, child in m._modules.items() if child is bn]
-    module.weight, module.bias = (
-        nn.Parameter(torch.from_numpy(values).to(module.weight.device), module.weight.requires_grad)
-        for values in folded(module, bn)
+    weight, bias = (torch.from_numpy(values).to(held.weight.device) for values in held.folded(bn))
+    names = layer.parameters or (
+        f"{layer.name}.weight".lstrip("."),
+        f"{layer.name}.bias".lstrip("."),
     )
-    identity = nn.Identity().train(bn.training)
+    old = {}
+    for name, values in zip(names, (weight, bias), strict=False):
+        parent, _, key = name.rpartition(".")
+        owner = model.get_submodule(parent)
+        old[owner, key] = owner._parameters[key]
+        setattr(owner, key, nn.Parameter(values, held.weight.requires_grad))
+    # A call without a bias gets it where the batch norm was.
+    behind = nn.Identity() if len(names) > 1 else _Shift(bias)
+    behind.train(bn.training)
     for parent, key in places:
-        parent._modules[key] = identity
+        parent._modules[key] = behind
 
     def undo() -> None:
-        module.weight, module.bias = old
+        for (owner, key), parameter in old.items():
+            setattr(owner, key, parameter)
         for parent, key in places:
             parent._modules[key] = bn
 
     return undo
+
+
+class _Shift(nn.Module):
+    """Adds one number to each channel, which are on axis 1."""
+
+    def __init__(self, bias: Tensor) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias.reshape(-1, *[1] * (x.ndim - 2))
 
 
 def _outputs(model: nn.Module, example: Example) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 
 import torch
 from onnx_ir.passes import common as passes
+from onnxscript.optimizer import fold_constants
 
 from granplugin.errors import ModelError
+from granplugin.graph.edit.nodes import markers, site_of
 from granplugin.graph.files import save
 from granplugin.network.forward import evaluating, flatten_outputs, named_inputs
 from granplugin.network.node_names import name_nodes
@@ -63,6 +66,7 @@ def export_float(
     finally:
         hook.remove()
     exported = program.model
+    _compute_weights(exported)
     inputs, outputs = exported.graph.inputs, exported.graph.outputs
     named = [*named_inputs(model, example), *names]
     for value, name in zip([*inputs, *outputs], named, strict=True):
@@ -75,6 +79,29 @@ def export_float(
         value.metadata_props.clear()
     save(exported, path)
     log.info("exported %s: %d nodes", type(model).__name__, exported.graph.num_nodes())
+
+
+def _compute_weights(model: ir.Model) -> None:
+    """Put in what no data changes in front of the marker of a weight, such as weight
+    standardisation; the exporter leaves it to be computed where the tensors are large."""
+    nodes: set[ir.Node] = set()
+    waiting = [
+        marker.inputs[0] for marker in markers(model.graph) if site_of(marker).endswith(".weight")
+    ]
+    while waiting:
+        value = waiting.pop()
+        node = None if value is None else value.producer()
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            waiting += node.inputs
+    if any(node.op_type != "Constant" for node in nodes):
+        fold_constants(
+            model,
+            should_fold=lambda node: node in nodes,
+            input_size_limit=sys.maxsize,
+            output_size_limit=sys.maxsize,
+        )
+        passes.RemoveUnusedNodesPass()(model)
 
 
 def _arguments(example: Any) -> tuple[tuple, dict[str, Any]]:

@@ -12,20 +12,20 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from granplugin.network.flow import Op
-from granplugin.network.modules import layer_type
 from granplugin.network.values import Values
 from granplugin.network.watch import LayerCall
-from granplugin.quant.layers import WEIGHTED
 
 
 def find_batch_norms(
     model: nn.Module,
     modules: dict[str, nn.Module],
+    weights: Mapping[str, tuple[Tensor, Tensor | None]],
     calls: Mapping[str, Sequence[LayerCall]],
     values: Values,
     ends: set[int],
 ) -> dict[str, str]:
-    """Layer -> the batch norm that is the one reader of its output, where folding is exact."""
+    """Layer -> the batch norm that is the one reader of its output, where folding is exact;
+    `weights` has the stored weight and bias of layers."""
     flow = values.flow
     owners = Counter(
         id(p) for m in model.modules() for p in m._parameters.values() if p is not None
@@ -41,11 +41,9 @@ def find_batch_norms(
 
     foldable = {}
     for name, seen in calls.items():
-        module = modules[name]
-        weight = module._parameters.get("weight")  # not there: computed by a hook
+        weight, bias = weights.get(name, (None, None))
         if (
-            layer_type(module) not in WEIGHTED
-            or weight is None
+            weight is None
             or weight.dtype != torch.float32  # fold's result is float32
             or seen[0].output in ends
             or owners[id(weight)] != 1
@@ -56,7 +54,7 @@ def find_batch_norms(
         if (
             output is None
             or flow.producer[output] is not producer
-            or (module.bias is not None and values.number(module.bias) not in producer.reads)
+            or (bias is not None and values.number(bias) not in producer.reads)
             or len(flow.consumers[output]) != 1
             or values.calls[flow.consumers[output][0].at].function is not F.batch_norm
         ):

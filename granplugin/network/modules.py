@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -13,27 +14,48 @@ from granplugin.quant.layers import PASSIVE, PRODUCTS, WEIGHTED, Layer, sites_of
 
 
 def sited(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that have sites, by name."""
-    return {name: m for name, m in model.named_modules() if _registered(type(m))}
+    """The modules that are layers, by name: not those whose own forward says what they multiply."""
+    return {
+        name: m
+        for name, m in model.named_modules()
+        if (base := _registered(type(m))) and not (base.__name__ in WEIGHTED and has_own_forward(m))
+    }
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a module with sites computes by a forward that is not torch's."""
+    return "forward" in vars(module) or type(module).forward is not _sited_class(module).forward
+
+
+def weighted(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that are convolutions or linear layers by their class, whatever they compute."""
+    return {
+        name: m
+        for name, m in model.named_modules()
+        if (base := _registered(type(m))) and base.__name__ in WEIGHTED
+    }
 
 
 def untraced(model: nn.Module) -> tuple[Layer, ...]:
     """What the modules alone say, in the order of their registration: types, weights' shapes and
     their traits. Nothing is run, so of a Layer's other facts none is known, and no batch norm."""
-    return tuple(describe(name, module, None) for name, module in sited(model).items())
+    own = {**sited(model), **weighted(model)}
+    return tuple(
+        describe(name, module, None) for name, module in model.named_modules() if name in own
+    )
 
 
 def describe(name: str, module: nn.Module, bn: nn.Module | None) -> Layer:
     """What the module alone says, with the spread of its weight behind its batch norm."""
     base, unusable = _sited_class(module), None
     type_ = base.__name__
-    if type(module).forward is not base.forward:
+    if "forward" in vars(module):
+        unusable = "its forward is set on the instance, so modelopt's would not be called"
+    elif has_own_forward(module):
         unusable = (
             f"its class {type(module).__name__} has its own forward, which modelopt does not "
             "quantize"
         )
-    elif "forward" in vars(module):
-        unusable = "its forward is set on the instance, so modelopt's would not be called"
     if type_ not in WEIGHTED:
         return Layer(name, type_, unusable=unusable)
     if module._parameters.get("weight") is None:
@@ -51,53 +73,79 @@ def describe(name: str, module: nn.Module, bn: nn.Module | None) -> Layer:
         sites_of(name, type_, {"weight": tuple(module.weight.shape)}, groups),
         groups=groups,
         traits=frozenset(traits),
-        spread=_spread(module, bn),
+        spread=stored_of(module).spread(bn),
         unusable=unusable,
     )
 
 
-def _spread(module: nn.Module, bn: nn.Module | None) -> float | None:
-    weight = module.weight.detach().float().cpu().numpy() if bn is None else folded(module, bn)[0]
-    return spread(channel_ranges(weight, weight_axis(module), getattr(module, "groups", 1)))
+@dataclass(frozen=True, slots=True, eq=False)
+class Stored:
+    """The weight and the bias of a layer as its model holds them, the weight as the layer has it."""
+
+    type: str
+    groups: int
+    weight: Tensor
+    bias: Tensor | None
+
+    @property
+    def axis(self) -> int:
+        """The weight's output-channel axis, as granplugin.quant.folding takes it."""
+        return PRODUCTS[self.type].weight_channels
+
+    @property
+    def array(self) -> np.ndarray:
+        """The weight, float32."""
+        return self.weight.detach().float().cpu().numpy()
+
+    def folded(self, bn: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+        """Weight and bias (float32) with the batch norm behind the layer folded in."""
+        return fold(
+            _array(self.weight),
+            None if self.bias is None else _array(self.bias),
+            None if bn.weight is None else _array(bn.weight),
+            None if bn.bias is None else _array(bn.bias),
+            _array(bn.running_mean),
+            _array(bn.running_var),
+            bn.eps,
+            self.axis,
+            self.groups,
+        )
+
+    def spread(self, bn: nn.Module | None) -> float | None:
+        """Layer.spread, with this batch norm folded in where there is one."""
+        values = self.array if bn is None else self.folded(bn)[0]
+        return spread(channel_ranges(values, self.axis, self.groups))
+
+    def facts(self, bn: nn.Module | None) -> WeightFacts:
+        """The weight's facts; `bn` is the batch norm that folding would take in, None without one.
+
+        Reads the weight and the batch norm's five tensors, runs nothing and changes nothing. The
+        arithmetic is that of granplugin.quant.folding.fold, so ranges after folding are of the very
+        bits that a variant with `bn: fold` holds.
+        """
+        after = None if bn is None else self.folded(bn)[0]
+        return weight_facts(self.array, after, self.axis, self.groups)
 
 
-def weight_axis(module: nn.Module) -> int:
-    """The output-channel axis of a layer's weight, as granplugin.quant.folding takes it."""
-    axis = PRODUCTS[layer_type(module)].weight_channels
-    return 0 if axis is None else axis
-
-
-def folded(module: nn.Module, bn: nn.Module) -> tuple[np.ndarray, np.ndarray]:
-    """The weight and bias (float32) of `module` with the batch norm behind it folded in."""
+def stored_of(module: nn.Module) -> Stored:
+    """What a module with a weight holds."""
     groups = getattr(module, "groups", 1)
-    return fold(
-        _array(module.weight),
-        None if module.bias is None else _array(module.bias),
-        None if bn.weight is None else _array(bn.weight),
-        None if bn.bias is None else _array(bn.bias),
-        _array(bn.running_mean),
-        _array(bn.running_var),
-        bn.eps,
-        weight_axis(module),
-        groups,
-    )
+    return Stored(layer_type(module), groups, module.weight, module.bias)
+
+
+def stored(model: nn.Module, layer: Layer) -> Stored | None:
+    """What the model holds of a layer with a weight; None where the weight is computed."""
+    if not layer.call:
+        return stored_of(model.get_submodule(layer.name))
+    if not layer.parameters:
+        return None
+    weight, *bias = (model.get_parameter(name) for name in layer.parameters)
+    weight = weight.mT if layer.reversed else weight
+    return Stored(layer.type, layer.groups, weight, bias[0] if bias else None)
 
 
 def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().numpy()
-
-
-def module_facts(module: nn.Module, bn: nn.Module | None, layer: Layer) -> WeightFacts:
-    """The facts of one weighted layer: `module` as the model has it (not folded yet), `bn` the
-    batch norm behind it that folding would take in (the module called `layer.bn`), or None.
-
-    Reads the weight and the batch norm's five tensors, and runs nothing; neither module is changed.
-    `layer` tells the number of groups. The arithmetic is that of granplugin.quant.folding.fold, so
-    `ranges_after` are of the very bits that a variant with `bn: fold` holds.
-    """
-    weight = module.weight.detach().float().cpu().numpy()
-    after = None if bn is None else folded(module, bn)[0]
-    return weight_facts(weight, after, weight_axis(module), layer.groups)
 
 
 def layer_type(module: nn.Module) -> str:

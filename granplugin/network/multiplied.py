@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from granplugin.network.frames import Frames
 from granplugin.network.torch_calls import name_of, tensors_in
 from granplugin.network.values import Values
 from granplugin.quant.multiplications import Multiplication
@@ -63,6 +63,7 @@ class _Product:
 
     module: nn.Module
     function: str
+    running_at: int
     macs: int = 0
     weights: dict[str, int] = field(default_factory=dict)
 
@@ -70,39 +71,15 @@ class _Product:
 class Multiplied(TorchDispatchMode):
     """Counts the products of a model's forward, of which `values` sees the functions."""
 
-    def __init__(self, model: nn.Module, values: Values) -> None:
+    def __init__(self, model: nn.Module, values: Values, frames: Frames) -> None:
         super().__init__()
-        self._model, self._values = model, values
+        self._values, self._frames = values, frames
         self._parameters: dict[int, list[tuple[str, int]]] = defaultdict(list)
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
                 known = self._parameters[parameter.untyped_storage()._cdata]
                 known.append((name, parameter.numel()))
-        # In each module that is being called: function's call -> its position among the products.
-        self._inside: list[tuple[str, nn.Module, dict[int, int]]] = [("", model, {})]
         self._found: dict[tuple[str, int], _Product] = {}
-
-    @contextmanager
-    def hooked(self) -> Iterator[None]:
-        """Sees which module calls what."""
-        hooks = []
-        try:
-            for name, module in self._model.named_modules():
-                if isinstance(module, torch.jit.ScriptModule):
-                    continue
-
-                def enter(module: nn.Module, args: tuple, name: str = name) -> None:
-                    self._inside.append((name, module, {}))
-
-                def leave(module: nn.Module, args: tuple, output: Any) -> None:
-                    self._inside.pop()
-
-                hooks.append(module.register_forward_pre_hook(enter))
-                hooks.append(module.register_forward_hook(leave))
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -112,24 +89,26 @@ class Multiplied(TorchDispatchMode):
         return result
 
     def _add(self, operator: Any, macs: int, args: tuple) -> None:
-        place, module, positions = self._inside[-1]
+        frame = self._frames.current
+        positions = frame.positions
         called = self._values.running
         # What TorchScript runs is no function's call: each operator is a product then.
         call = len(positions) if called is None else -1 - self._values.running_at
-        at = place, positions.setdefault(call, len(positions))
+        at = frame.name, positions.setdefault(call, len(positions))
         if at not in self._found:
             name = name_of(operator.overloadpacket if called is None else called)
-            self._found[at] = _Product(module, name.strip("_"))
+            self._found[at] = _Product(frame.module, name.strip("_"), self._values.running_at)
         product = self._found[at]
         product.macs += macs
         for tensor in tensors_in(args):
             product.weights.update(self._parameters.get(_storage(tensor), ()))
 
-    def products(self, samples: int) -> tuple[Multiplication, ...]:
-        """In the order of their first call, for one sample of a pass over so many."""
+    def products(self, samples: int, layers: Mapping[int, str]) -> tuple[Multiplication, ...]:
+        """In the order of their first call, for one sample of a pass over so many; `layers` has
+        those that are calls, by the number of the function's call."""
         return tuple(
             Multiplication(
-                place,
+                layers.get(found.running_at, place),
                 type(found.module).__name__,
                 found.function,
                 found.macs // samples,

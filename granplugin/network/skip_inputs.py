@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,27 +21,25 @@ class SkipInputs:
 
     While the model runs, it follows the result of each such layer, function by function, to the
     first add with a tensor that is not computed from it: what find_skips found in the trace. Its
-    hooks are copied with the model.
+    hooks are copied with the model. `layers` are modules whose result is theirs; what stands for a
+    call within it tells that call's result by `put_out`.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
-        self._running: list[_Following] = []
         model.register_forward_pre_hook(self._enter)
         model.register_forward_hook(self._leave, always_call=True)
         for layer in layers:
             model.get_submodule(layer).register_forward_hook(self._put_out)
 
     def _enter(self, model: nn.Module, args: tuple) -> None:
-        self._running.append(_Following())
-        self._running[-1].__enter__()
+        _RUNNING.following.append(_Following())
+        _RUNNING.following[-1].__enter__()
 
     def _put_out(self, layer: nn.Module, args: tuple, output: Tensor) -> None:
-        if self._running:
-            branch = (getattr(layer, SKIP_QUANTIZER),)
-            self._running[-1].live[id(output)] = (output, branch)
+        put_out(layer, output)
 
     def _leave(self, model: nn.Module, args: tuple, output: Any) -> None:
-        following = self._running.pop()
+        following = _RUNNING.following.pop()
         following.__exit__(None, None, None)
         if output is not None and following.live:  # None: forward raised
             (missed,) = next(iter(following.live.values()))[1]
@@ -49,6 +48,13 @@ class SkipInputs:
                 f"{name.removesuffix('_quantizer')}: the residual add behind it did not take "
                 "place; the model's forward does not do the same for every batch"
             )
+
+
+def put_out(layer: nn.Module, output: Tensor) -> None:
+    """Follow this result of a layer to its residual add, where it has a quantizer for that."""
+    if SKIP_QUANTIZER in layer._modules and _RUNNING.following:
+        branch = (getattr(layer, SKIP_QUANTIZER),)
+        _RUNNING.following[-1].live[id(output)] = (output, branch)
 
 
 class _Following(TorchFunctionMode):
@@ -74,6 +80,16 @@ class _Following(TorchFunctionMode):
         result = func(*args, **kwargs)
         self.live |= {id(tensor): (tensor, branch) for tensor in tensors_in(result)}
         return result
+
+
+class _Running(threading.local):
+    """What is followed in this thread: a model within a model has its own."""
+
+    def __init__(self) -> None:
+        self.following: list[_Following] = []
+
+
+_RUNNING = _Running()
 
 
 def _add(func: Any, left: Tensor, right: Tensor, module: nn.Module, skip_first: bool) -> Tensor:

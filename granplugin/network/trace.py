@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from granplugin.errors import DataError, ModelError, UserError
+from granplugin.network.call_layers import CallLayer, find_call_layers
 from granplugin.network.computed import way_out
 from granplugin.network.foldable import find_batch_norms
 from granplugin.network.forward import (
@@ -26,9 +27,11 @@ from granplugin.network.forward import (
     flatten_outputs,
     named_inputs,
 )
-from granplugin.network.modules import describe, layer_type, sited
+from granplugin.network.frames import Frames
+from granplugin.network.modules import describe, layer_type, sited, weighted
 from granplugin.network.multiplied import Multiplied
 from granplugin.network.residuals import find_concats, find_same, find_skips
+from granplugin.network.values import Values
 from granplugin.network.watch import LayerCall, Watch
 from granplugin.quant.layers import WEIGHTED, Layer, sites_of
 from granplugin.quant.multiplications import Multiplication
@@ -62,21 +65,30 @@ def trace(model: nn.Module, example: Example) -> Traced:
     """
     modules = sited(model)
     _check_computed(modules)
-    watch = Watch()
+    frames = Frames(model)
+    watch = Watch(Values(frames))
     given = copied(example)
     inputs = named_inputs(model, given)
     starts = {watch.values.number(tensor, data=True) for tensor in inputs.values()}
-    multiplied = Multiplied(model, watch.values)
-    with multiplied.hooked():
+    multiplied = Multiplied(model, watch.values, frames)
+    with frames.hooked():
         outputs = _run(model, given, modules, inputs, watch, multiplied)
     ends = {watch.values.number(tensor) for tensor in outputs.values()}
-    batch_norms = find_batch_norms(model, modules, watch.calls, watch.values, ends)
+    products = {name for name, module in modules.items() if layer_type(module) in WEIGHTED}
+    called = find_call_layers(model, watch.values, products, watch.calls.keys())
+    calls = _in_order(watch, called)
+    weights = {name: found for name in calls if (found := _stored(model, modules, called, name))}
+    batch_norms = find_batch_norms(model, modules, weights, calls, watch.values, ends)
     held = {watch.values.number(tensor) for tensor in (*model.parameters(), *model.buffers())}
     read = watch.values.flow.behind(ends, starts | held)
-    ran = _describe_calls(modules, watch, batch_norms, starts, ends)
+    ran = _describe_calls(modules, called, calls, watch, batch_norms, starts, ends)
     if read is not None:
-        ran = {name: _left_out(layer, watch.calls[name], read) for name, layer in ran.items()}
-    idle = [_describe_idle(name, modules[name], watch) for name in modules if name not in ran]
+        ran = {name: _left_out(layer, calls[name], read) for name, layer in ran.items()}
+    idle = [
+        _describe_idle(name, module, watch)
+        for name, module in {**modules, **weighted(model)}.items()
+        if name not in ran and not any(each.startswith(f"{name}.") for each in ran)
+    ]
     layers = (*ran.values(), *idle)
     log.info("%d layers, %d with a batch norm that can be folded", len(layers), len(batch_norms))
     return Traced(
@@ -84,8 +96,39 @@ def trace(model: nn.Module, example: Example) -> Traced:
         batch_norms=batch_norms,
         inputs={name: batched_shape(tensor) for name, tensor in inputs.items()},
         outputs={name: batched_shape(tensor) for name, tensor in outputs.items()},
-        products=multiplied.products(_samples(inputs)),
+        products=multiplied.products(
+            _samples(inputs),
+            {made.running_at: name for name, layer in called.items() for made in layer.calls},
+        ),
     )
+
+
+def _in_order(watch: Watch, called: Mapping[str, CallLayer]) -> dict[str, list[LayerCall]]:
+    """The calls of all layers, in the order in which the first of them put something out."""
+    calls = {**watch.calls, **{name: layer.layer_calls for name, layer in called.items()}}
+    last = len(watch.values.flow.data)
+
+    def begins(name: str) -> int:
+        output = calls[name][0].output
+        op = None if output is None else watch.values.flow.producer[output]
+        return last if op is None else op.at
+
+    return {name: calls[name] for name in sorted(calls, key=begins)} if called else calls
+
+
+def _stored(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    called: Mapping[str, CallLayer],
+    name: str,
+) -> tuple[Tensor, Tensor | None] | None:
+    """The weight and the bias of a layer as the model holds them."""
+    if name in called:
+        held = [model.get_parameter(each) for each in called[name].foldable]
+        return (held[0], held[1] if len(held) > 1 else None) if held else None
+    module = modules[name]
+    weight = module._parameters.get("weight")  # not there: computed by a hook
+    return None if weight is None or layer_type(module) not in WEIGHTED else (weight, module.bias)
 
 
 def _samples(inputs: Mapping[str, Tensor]) -> int:
@@ -132,17 +175,20 @@ def _run(
 
 def _describe_calls(
     modules: Mapping[str, nn.Module],
+    called: Mapping[str, CallLayer],
+    calls: Mapping[str, Sequence[LayerCall]],
     watch: Watch,
     batch_norms: Mapping[str, str],
     starts: set[int],
     ends: set[int],
 ) -> dict[str, Layer]:
-    """The layers that ran, by name: what their modules say, and what the flow of values does."""
+    """The layers that ran, by name: what their modules or calls say, and what the flow of values
+    does."""
     flow = watch.values.flow
     outputs = {
-        name: [made.output for made in calls if made.output is not None]
-        for name, calls in watch.calls.items()
-        if layer_type(modules[name]) in WEIGHTED
+        name: [made.output for made in of_layer if made.output is not None]
+        for name, of_layer in calls.items()
+        if (called[name].weighted if name in called else layer_type(modules[name]) in WEIGHTED)
     }
     skips = find_skips(flow, outputs, ends)
     concats, same = find_concats(flow), find_same(flow)
@@ -150,10 +196,15 @@ def _describe_calls(
 
     def described(name: str, calls: Sequence[LayerCall]) -> Layer:
         bn = batch_norms.get(name)
-        layer = describe(name, modules[name], None if bn is None else modules[bn])
+        norm = None if bn is None else modules[bn]
+        if name in called:
+            layer = called[name].describe(norm)
+        else:
+            layer = describe(name, modules[name], norm)
         first, skip = calls[0], skips.get(name)
         values: dict[Operand, int | None] = {
             "input": first.input,
+            "other": first.other,
             "output": first.output,
             "skip": skip.value if skip else None,
         }
@@ -161,6 +212,7 @@ def _describe_calls(
         shapes: dict[Operand, Shape | None] = {
             "weight": layer.shape("weight"),
             "input": first.input_shape,
+            "other": first.other_shape,
             "output": first.output_shape,
             "skip": skip.shape if skip else None,
         }
@@ -178,7 +230,7 @@ def _describe_calls(
             varying=len({(made.input_shape, made.output_shape) for made in calls}) > 1,
         )
 
-    return {name: described(name, calls) for name, calls in watch.calls.items()}
+    return {name: described(name, of_layer) for name, of_layer in calls.items()}
 
 
 def _left_out(layer: Layer, calls: Sequence[LayerCall], read: set[int]) -> Layer:

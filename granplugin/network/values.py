@@ -14,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from granplugin.network.flow import Flow
 from granplugin.network.forward import batched_shape
+from granplugin.network.frames import Frame, Frames
+from granplugin.network.product_calls import Product, product_of
 from granplugin.network.torch_calls import addends, kind_of, name_of, tensors_in
 from granplugin.quant.site import Shape
 
@@ -31,14 +33,31 @@ class Called(NamedTuple):
     kwargs: dict
 
 
+class CalledProduct(NamedTuple):
+    """A product that is called `name` in its frame, the `running_at`-th call of any function; the
+    values of its factors and of its result, and the latter's shape."""
+
+    frame: Frame
+    name: str
+    product: Product
+    running_at: int
+    first: int
+    second: int
+    result: int
+    shape: Shape
+
+
 class Values(TorchFunctionMode):
     """Records which function read and wrote which value: `calls[op.at]` is the call behind an
-    operation of `flow`."""
+    operation of `flow`. `products` are the calls that multiply two tensors, where `frames` tell
+    what they are called."""
 
-    def __init__(self) -> None:
+    def __init__(self, frames: Frames | None = None) -> None:
         super().__init__()
         self.flow = Flow()
         self.calls: list[Called] = []
+        self.products: list[CalledProduct] = []
+        self._frames = frames
         self.running: Any = None
         """The function that is being called, the `running_at`-th; None outside of any."""
         self.running_at = 0
@@ -64,6 +83,10 @@ class Values(TorchFunctionMode):
         kwargs = kwargs or {}
         given = list(tensors_in((args, kwargs)))
         versions = [_version(tensor) for tensor in given]
+        self.running_at += 1
+        running_at = self.running_at
+        product = None if self._frames is None else product_of(func, args, kwargs)
+        called = product and (self._frames.current, self._frames.current.next(product.name))
         result = self._run(func, args, kwargs)
         numbers = [self.number(tensor) for tensor in given]
         changed = [t for t, version in zip(given, versions, strict=True) if _version(t) != version]
@@ -80,11 +103,14 @@ class Values(TorchFunctionMode):
         writes += [self.number(tensor, data) for tensor in new]
         self.calls.append(Called(func, args, kwargs))
         self.flow.record(kind_of(func, args, kwargs), reads, writes, _sum(func, args, kwargs))
+        if product is not None:
+            values = map(self.number, (product.first, product.second, result))
+            shape = batched_shape(result)
+            self.products.append(CalledProduct(*called, product, running_at, *values, shape))
         return result
 
     def _run(self, func: Any, args: tuple, kwargs: dict) -> Any:
         before, self.running = self.running, func
-        self.running_at += 1
         try:
             return func(*args, **kwargs)
         finally:

@@ -20,12 +20,15 @@ from granplugin.quant.site import Shape
 @dataclass(slots=True)
 class LayerCall:
     """One call of a layer: the values of its first tensor and of its result, and their shapes with
-    1 on axis 0; without a result where it put out no tensor."""
+    1 on axis 0; without a result where it put out no tensor. A product of two activations has the
+    second as `other`."""
 
     input: int
     input_shape: Shape
     output: int | None = None
     output_shape: Shape | None = None
+    other: int | None = None
+    other_shape: Shape | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

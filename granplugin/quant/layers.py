@@ -76,7 +76,9 @@ class Layer:
     computed from its output so). `bn` names the batch norm that can be folded into it. `spread` is
     the largest over the median of the weight's output-channel ranges, with that batch norm folded.
     `calls` counts uses in one forward pass; `varying` tells that they see different shapes, of
-    which the first's are here. `unusable` says why its quantizers would have no effect.
+    which the first's are here. `unusable` says why its quantizers would have no effect. A `call` is
+    a function's in a module's forward, and no module: `parameters` are the stored tensors that are
+    its weight and bias, none where these are computed; a `reversed` weight is stored as (in, out).
     """
 
     name: str
@@ -89,6 +91,9 @@ class Layer:
     spread: float | None = None
     varying: bool = False
     unusable: str | None = None
+    call: bool = False
+    parameters: tuple[str, ...] = ()
+    reversed: bool = False
 
     @property
     def kind(self) -> Kind | None:
@@ -171,7 +176,9 @@ def layer_to_json(layer: Layer) -> dict[str, Any]:
         if (value := getattr(layer, f.name)) is not None and value is not False
     }
     sites = {site.operand: site_to_json(site) for site in layer.sites}
-    return {key: value for key, value in {**found, "sites": sites}.items() if value not in ([], {})}
+    return {
+        key: value for key, value in {**found, "sites": sites}.items() if value not in ([], {}, ())
+    }
 
 
 def layer_from_json(data: Mapping[str, Any]) -> Layer:
@@ -180,7 +187,8 @@ def layer_from_json(data: Mapping[str, Any]) -> Layer:
     sites = tuple(
         site_from_json(name, operand, site) for operand, site in data.get("sites", {}).items()
     )
-    return Layer(**{**data, "sites": sites, "traits": frozenset(data.get("traits", ()))})
+    held = {"sites": sites, "traits": frozenset(data.get("traits", ()))}
+    return Layer(**{**data, **held, "parameters": tuple(data.get("parameters", ()))})
 
 
 def site_to_json(site: Site) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from granplugin.network.batch_norms import fold_batch_norms
 from granplugin.network.export import export_float
 from granplugin.network.forward import call, flatten_outputs
 from granplugin.network.models import build_model, device, input_names, model_key
-from granplugin.network.modules import module_facts, untraced
+from granplugin.network.modules import stored, untraced
 from granplugin.network.trace import Traced, trace
 from granplugin.planning.rows import Plan
 from granplugin.quant.layers import Layer
@@ -67,10 +67,14 @@ class TorchNetwork:
         )
 
     def _facts(self, layer: Layer) -> LayerFacts:
-        module = self.model.get_submodule(layer.name)
         bn = self.model.get_submodule(layer.bn) if layer.bn else None
-        weight = module_facts(module, bn, layer) if layer.site("weight") else None
-        return LayerFacts(_parameters(module), weight)
+        held = stored(self.model, layer) if layer.site("weight") else None
+        module = dict(self.model.named_modules()).get(layer.name)
+        if module is not None:
+            own = _parameters(module)
+        else:
+            own = sum(self.model.get_parameter(name).numel() for name in layer.parameters)
+        return LayerFacts(own, None if held is None else held.facts(bn))
 
     def outputs(self, batch: Batch) -> Outputs:
         return self._outputs(self.model, batch)
@@ -84,9 +88,7 @@ class TorchNetwork:
             for batch in batches:
                 call(model, self.tensors(batch))
 
-        skips = [layer.name for layer in layers if layer.site("skip")]
-        usable = [layer.name for layer in layers if not layer.unusable]
-        self._converted, seen = modelopt_bridge.convert(self.model, needs, loop, skips, usable)
+        self._converted, seen = modelopt_bridge.convert(self.model, needs, loop, layers)
         return seen
 
     def export(self, layers: Sequence[Layer], example: Batch, path: Path) -> None:

@@ -200,7 +200,8 @@ def tensors_of(graph: FileGraph, row: QuantizedRow) -> list[str]:
         return [_origin(graph, n.input[1]) for n in nodes if n.op_type in ONNX_PRODUCTS]
     if row.operand == "input":
         fixed = graph.stored.keys() | {p.result for p in graph.pairs if p.stored is not None}
-        return sorted({n.input[0] for n in nodes if n.input} - own - fixed)
+        products = [n for n in nodes if n.op_type in ONNX_PRODUCTS]
+        return sorted({n.input[0] for n in products or nodes if n.input} - own - fixed)
     if row.operand == "other":
         products = [n for n in nodes if n.op_type in ONNX_PRODUCTS]
         return sorted({n.input[1] for n in products} - own - graph.constant)

@@ -1,0 +1,122 @@
+"""Quantizers for the operands of calls, put in their way while the model runs.
+
+A product that a function computes is no module, so modelopt gives it no quantizers. They are
+children of a Call - a child of the module whose forward calls the function, named after the call -
+or of that module itself where it stands for its one product. Where a module reads the weight of a
+child of its own instead of calling it, that child's quantizers are the product's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from granplugin.network import skip_inputs
+from granplugin.network.frames import QUANTIZER, Call, Frame, quantized
+from granplugin.network.product_calls import Product, product_of
+
+_STANDS = "_granplugin_stands"
+
+
+class _Running(threading.local):
+    """The frames of this thread, and the modes that are on with the frame that each began in."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self.modes: list[tuple[Frame, _Quantizing]] = []
+
+
+_RUNNING = _Running()
+
+
+class CallQuantizers:
+    """Lets the operands of a model's calls go through the quantizers there are for them. Its hooks
+    are copied with the model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        for module in list(model.modules()):
+            if not isinstance(module, (Call, torch.jit.ScriptModule)):
+                module.register_forward_pre_hook(self._enter)
+                module.register_forward_hook(self._leave, always_call=True)
+
+    def _enter(self, module: nn.Module, args: tuple) -> None:
+        if not _RUNNING.modes and not _has_sites(module):
+            return
+        frame = Frame(module)
+        _RUNNING.frames.append(frame)
+        if not _RUNNING.modes:
+            mode = _Quantizing()
+            mode.__enter__()
+            _RUNNING.modes.append((frame, mode))
+
+    def _leave(self, module: nn.Module, args: tuple, output: Any) -> None:
+        frames = _RUNNING.frames
+        # An exporter runs stand-ins of modules, which share what these hold.
+        if not any(frame.module.__dict__ is module.__dict__ for frame in frames):
+            return
+        while True:  # frames of modules that raised are left too
+            frame = frames.pop()
+            if _RUNNING.modes and _RUNNING.modes[-1][0] is frame:
+                _RUNNING.modes.pop()[1].__exit__(None, None, None)
+            if frame.module.__dict__ is module.__dict__:
+                return
+
+
+def let_stand(module: nn.Module) -> None:
+    """The one product that this module's forward calls goes through quantizers of its own."""
+    setattr(module, _STANDS, True)
+
+
+def stands(module: nn.Module) -> bool:
+    """Whether let_stand was called for it."""
+    return _STANDS in module.__dict__
+
+
+def place_of(model: nn.Module, name: str) -> nn.Module:
+    """What holds the quantizers of the call of this name, made where there is none: the module that
+    stands for it, or a Call."""
+    parent, _, child = name.rpartition(".")
+    module = model.get_submodule(parent)
+    held = module._modules.get(child) if child else module
+    if held is None:
+        held = Call()
+        module.add_module(child, held)
+    elif not isinstance(held, Call):
+        let_stand(held)
+    return held
+
+
+class _Quantizing(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        frame = _RUNNING.frames[-1]
+        product = product_of(func, args, kwargs)
+        if product is None:
+            return func(*args, **kwargs)
+        held = frame.module._modules.get(frame.next(product.name))
+        if isinstance(held, Call):
+            return held(product)
+        if stands(frame.module):
+            result = quantized(frame.module, product)
+            skip_inputs.put_out(frame.module, result)
+            return result
+        read = _read(frame.module, product)
+        return func(*args, **kwargs) if read is None else quantized(read, product)
+
+
+def _has_sites(module: nn.Module) -> bool:
+    children: Iterable[nn.Module | None] = module._modules.values()
+    return stands(module) or any(isinstance(child, Call) for child in children)
+
+
+def _read(module: nn.Module, product: Product) -> nn.Module | None:
+    """The child of a module whose weight the product reads, if it has quantizers."""
+    for child in module._modules.values():
+        if child is not None and child._parameters.get("weight") is product.second:
+            return child if f"weight{QUANTIZER}" in child._modules else None
+    return None

@@ -1,0 +1,103 @@
+"""Whose forward is running, and what its calls of products are called within it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, count, filterfalse, islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from granplugin.network.product_calls import Product
+
+QUANTIZER = "_quantizer"
+"""What follows an operand in the name of the quantizer that it goes through."""
+
+
+class Call(nn.Module):
+    """One call of a function within a module's forward, as a child of that module: the quantizers
+    of its operands are children of it. `function` and `number` say which call of the forward."""
+
+    def forward(self, given: Any) -> Any:
+        """What a Product puts out, its operands quantized; whatever else comes - a Sequential runs
+        all of its children - is passed on."""
+        return quantized(self, given) if isinstance(given, Product) else given
+
+
+def quantized(holder: nn.Module, product: Product) -> Tensor:
+    """What the product puts out with its operands sent through the quantizers that `holder` has."""
+    given = holder._modules
+    first, second = product.first, product.second
+    if quantizer := given.get(f"input{QUANTIZER}"):
+        first = quantizer(first)
+    operand = "weight" if f"weight{QUANTIZER}" in given else "other"
+    if quantizer := given.get(f"{operand}{QUANTIZER}"):
+        second = product.laid(quantizer(product.laid(second, operand)), operand)
+    result = product.with_factors(first, second)
+    quantizer = given.get(f"output{QUANTIZER}")
+    return quantizer(result) if quantizer else result
+
+
+def call_name(module: nn.Module, function: str, number: int) -> str:
+    """What the `number`-th call (from 0) of a function in one forward of a module is called: matmul,
+    matmul_1, ...; names that the module has for something else are left out."""
+    names = chain([function], (f"{function}_{n}" for n in count(1)))
+    free = filterfalse(
+        lambda name: hasattr(module, name) and not isinstance(getattr(module, name), Call), names
+    )
+    return next(islice(free, number, None))
+
+
+@dataclass(slots=True, eq=False)
+class Frame:
+    """One call of a module, which is called `name` in its model."""
+
+    module: nn.Module
+    name: str = ""
+    called: Counter[str] = field(default_factory=Counter)
+    positions: dict[int, int] = field(default_factory=dict)
+    """What was called in it -> its position among the products."""
+
+    def next(self, function: str) -> str:
+        """The name of the next call of this function."""
+        self.called[function] += 1
+        return call_name(self.module, function, self.called[function] - 1)
+
+
+class Frames:
+    """The frames of a model's forward, while `hooked`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._running = [Frame(model)]
+
+    @property
+    def current(self) -> Frame:
+        """That of the innermost module."""
+        return self._running[-1]
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Sees which module calls what."""
+        hooks = []
+        try:
+            for name, module in self._model.named_modules():
+                if isinstance(module, torch.jit.ScriptModule):
+                    continue
+
+                def enter(module: nn.Module, args: tuple, name: str = name) -> None:
+                    self._running.append(Frame(module, name))
+
+                def leave(module: nn.Module, args: tuple, output: Any) -> None:
+                    self._running.pop()
+
+                hooks.append(module.register_forward_pre_hook(enter))
+                hooks.append(module.register_forward_hook(leave))
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()

@@ -1,0 +1,135 @@
+"""Calls of functions that multiply two tensors: which, and how a layer has their operands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from granplugin.network.torch_calls import name_of
+from granplugin.quant.site import Operand
+
+
+class _Argument(NamedTuple):
+    """Where a function takes a tensor: by position, or by this keyword."""
+
+    position: int
+    keyword: str
+
+    def of(self, args: tuple, kwargs: Mapping[str, Any], default: Any = None) -> Any:
+        if self.position < len(args):
+            return args[self.position]
+        return kwargs.get(self.keyword, default)
+
+    def put(self, args: tuple, kwargs: Mapping[str, Any], value: Tensor) -> tuple[tuple, dict]:
+        """The arguments with this one changed."""
+        if self.position < len(args):
+            return (*args[: self.position], value, *args[self.position + 1 :]), dict(kwargs)
+        return args, {**kwargs, self.keyword: value}
+
+
+class _Form(NamedTuple):
+    """How a function takes its factors. `weighted` is the type of the layer that it is with a
+    weight as its second; a `reversed` one takes the weight of a linear layer as (in, out)."""
+
+    weighted: str
+    first: _Argument
+    second: _Argument
+    reversed: bool = False
+    bias: _Argument | None = None
+    groups: _Argument | None = None
+
+
+_INPUT, _WEIGHT, _BIAS = _Argument(0, "input"), _Argument(1, "weight"), _Argument(2, "bias")
+_GROUPS = _Argument(6, "groups")
+_MATRIX = _Argument(1, "mat2")
+_FORMS: dict[str, _Form] = {
+    **{
+        f"{name}{rank}d": _Form(f"{type}{rank}d", _INPUT, _WEIGHT, False, _BIAS, _GROUPS)
+        for name, type in (("conv", "Conv"), ("conv_transpose", "ConvTranspose"))
+        for rank in (1, 2, 3)
+    },
+    "linear": _Form("Linear", _INPUT, _WEIGHT, False, _BIAS),
+    "matmul": _Form("Linear", _INPUT, _Argument(1, "other"), True),
+    "mm": _Form("Linear", _INPUT, _MATRIX, True),
+    "bmm": _Form("Linear", _INPUT, _MATRIX, True),
+    "addmm": _Form("Linear", _Argument(1, "mat1"), _Argument(2, "mat2"), True),
+    "baddbmm": _Form("Linear", _Argument(1, "batch1"), _Argument(2, "batch2"), True),
+}
+_ALSO = {"__matmul__": "matmul"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Product:
+    """One call of a function that multiplies its `first` by its `second`. `name` is the function's
+    without underscores: conv2d, matmul."""
+
+    name: str
+    form: _Form
+    function: Callable[..., Any]
+    args: tuple
+    kwargs: dict[str, Any]
+
+    @property
+    def first(self) -> Tensor:
+        found: Tensor = self.form.first.of(self.args, self.kwargs)
+        return found
+
+    @property
+    def second(self) -> Tensor:
+        found: Tensor = self.form.second.of(self.args, self.kwargs)
+        return found
+
+    @property
+    def bias(self) -> Tensor | None:
+        found: Tensor | None = self.form.bias.of(self.args, self.kwargs) if self.form.bias else None
+        return found
+
+    @property
+    def groups(self) -> int:
+        return int(self.form.groups.of(self.args, self.kwargs, 1)) if self.form.groups else 1
+
+    def type(self, weighted: bool) -> str:
+        """That of the layer it is, with a weight as its second factor or an activation."""
+        return self.form.weighted if weighted else "MatMul"
+
+    def laid(self, second: Tensor, operand: Operand) -> Tensor:
+        """The second factor as a layer has it: a linear layer's weight is (out, in), and what two
+        activations are multiplied as is (in, out). Its own inverse."""
+        linear = self.form.weighted == "Linear" and second.ndim > 1
+        return second.mT if linear and self.form.reversed == (operand == "weight") else second
+
+    def unusable(self, weighted: bool) -> str | None:
+        """Why no engine can be told to quantize it, or None."""
+        first, second = self.first, self.second
+        if not first.is_floating_point():
+            return "it multiplies integers"
+        if self.form.weighted != "Linear":
+            return None if weighted else "its filter is computed from the data"
+        if min(first.ndim, second.ndim) < 2:
+            return "it multiplies a vector"
+        if weighted and second.ndim != 2:
+            return f"its weight has {second.ndim} axes, and a linear layer's has 2"
+        return None
+
+    def with_factors(self, first: Tensor, second: Tensor) -> Tensor:
+        """What the call puts out with these factors in place of its own."""
+        args, kwargs = self.form.first.put(self.args, self.kwargs, first)
+        args, kwargs = self.form.second.put(args, kwargs, second)
+        result: Tensor = self.function(*args, **kwargs)
+        return result
+
+
+def product_of(function: Any, args: tuple, kwargs: Mapping[str, Any]) -> Product | None:
+    """What a call multiplies, or None where it is no product of two tensors."""
+    name = name_of(function)
+    name = _ALSO.get(name, name)
+    form = _FORMS.get(name)
+    if form is None:
+        return None
+    factors = (form.first.of(args, kwargs), form.second.of(args, kwargs))
+    if not all(isinstance(factor, Tensor) for factor in factors):
+        return None
+    return Product(name, form, function, args, dict(kwargs))
