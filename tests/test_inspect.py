@@ -65,7 +65,7 @@ def test_facts_behind_a_batch_norm_are_those_of_the_folded_weight(case):
 @settings(max_examples=40, deadline=None)
 @given(layers_with_batch_norms(), st.integers(0, CHANNELS - 1), st.integers(0, CHANNELS - 1))
 def test_a_channel_scaled_by_its_batch_norm_is_the_widest_only_after_folding(case, wide, dead):
-    module, bn, layer = case
+    module, bn, _ = case
     with torch.no_grad():
         bn.weight.copy_(torch.sqrt(bn.running_var + bn.eps))
         bn.weight[wide] *= 1e4
@@ -84,7 +84,6 @@ def test_a_channel_scaled_by_its_batch_norm_is_the_widest_only_after_folding(cas
 def test_a_weight_of_zeros_is_dead_and_has_no_spread():
     module = nn.Conv2d(2, 3, 1)
     nn.init.zeros_(module.weight)
-    (layer,) = trace(nn.Sequential(module), torch.ones(1, 2, 1, 1)).layers
     facts = stored_of(module).facts(None)
     assert facts.dead_after == (0, 1, 2)
     assert (facts.spread_after, facts.widest_after, facts.outliers_after) == (None, None, ())

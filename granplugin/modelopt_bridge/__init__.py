@@ -8,8 +8,8 @@ from granplugin.modelopt_bridge.chatter import quiet
 from granplugin.modelopt_bridge.marker import marked
 from granplugin.modelopt_bridge.mode import convert
 from granplugin.modelopt_bridge.observe import batches
-from granplugin.modelopt_bridge.quantizers import fake_quantize, load_amax, sites_of
 from granplugin.modelopt_bridge.places import want_quantizers
+from granplugin.modelopt_bridge.quantizers import fake_quantize, load_amax, sites_of
 from granplugin.planning.quantize_config import config, site_of
 
 __all__ = [

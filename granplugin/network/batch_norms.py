@@ -99,14 +99,15 @@ def _fold(model: nn.Module, layer: Layer, bn_name: str) -> Callable[[], None]:
 
 
 class _Shift(nn.Module):
-    """Adds one number to each channel, which are on axis 1."""
+    """Takes one number off each channel, which are on axis 1: an add would be taken for the
+    residual one behind the layer."""
 
     def __init__(self, bias: Tensor) -> None:
         super().__init__()
-        self.bias = nn.Parameter(bias)
+        self.shift = nn.Parameter(-bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.bias.reshape(-1, *[1] * (x.ndim - 2))
+        return x - self.shift.reshape(-1, *[1] * (x.ndim - 2))
 
 
 def _outputs(model: nn.Module, example: Example) -> dict[str, Tensor]:

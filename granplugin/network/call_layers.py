@@ -22,6 +22,7 @@ from granplugin.network.product_calls import Product
 from granplugin.network.values import CalledProduct, Values
 from granplugin.network.watch import LayerCall
 from granplugin.quant.layers import Layer, sites_of
+from granplugin.quant.site import Operand, Shape
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +74,9 @@ class CallLayer:
             if set(self.weight.shape[2:]) == {1}:
                 traits.add("pointwise")
         groups, weight = self.product.groups, self.stored
-        shapes = {} if weight is None else {"weight": tuple(weight.weight.shape)}
+        shapes: dict[Operand, Shape | None] = {}
+        if weight is not None:
+            shapes["weight"] = tuple(weight.weight.shape)
         return Layer(
             self.name,
             self.type,

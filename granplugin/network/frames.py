@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from granplugin.network.product_calls import Product
+from granplugin.quant.site import Operand
 
 QUANTIZER = "_quantizer"
 """What follows an operand in the name of the quantizer that it goes through."""
@@ -34,7 +35,7 @@ def quantized(holder: nn.Module, product: Product) -> Tensor:
     first, second = product.first, product.second
     if quantizer := given.get(f"input{QUANTIZER}"):
         first = quantizer(first)
-    operand = "weight" if f"weight{QUANTIZER}" in given else "other"
+    operand: Operand = "weight" if f"weight{QUANTIZER}" in given else "other"
     if quantizer := given.get(f"{operand}{QUANTIZER}"):
         second = product.laid(quantizer(product.laid(second, operand)), operand)
     result = product.with_factors(first, second)

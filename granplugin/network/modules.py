@@ -15,11 +15,8 @@ from granplugin.quant.layers import PASSIVE, PRODUCTS, WEIGHTED, Layer, sites_of
 
 def sited(model: nn.Module) -> dict[str, nn.Module]:
     """The modules that are layers, by name: not those whose own forward says what they multiply."""
-    return {
-        name: m
-        for name, m in model.named_modules()
-        if (base := _registered(type(m))) and not (base.__name__ in WEIGHTED and has_own_forward(m))
-    }
+    own = {name for name, module in weighted(model).items() if has_own_forward(module)}
+    return {name: m for name, m in model.named_modules() if name not in own and _is_layer(m)}
 
 
 def has_own_forward(module: nn.Module) -> bool:
@@ -29,11 +26,12 @@ def has_own_forward(module: nn.Module) -> bool:
 
 def weighted(model: nn.Module) -> dict[str, nn.Module]:
     """The modules that are convolutions or linear layers by their class, whatever they compute."""
-    return {
-        name: m
-        for name, m in model.named_modules()
-        if (base := _registered(type(m))) and base.__name__ in WEIGHTED
-    }
+    found = {name: m for name, m in model.named_modules() if _is_layer(m)}
+    return {name: m for name, m in found.items() if layer_type(m) in WEIGHTED}
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return _registered(type(module)) is not None
 
 
 def untraced(model: nn.Module) -> tuple[Layer, ...]:

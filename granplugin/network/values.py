@@ -49,10 +49,10 @@ class CalledProduct(NamedTuple):
 
 class Values(TorchFunctionMode):
     """Records which function read and wrote which value: `calls[op.at]` is the call behind an
-    operation of `flow`. `products` are the calls that multiply two tensors, where `frames` tell
-    what they are called."""
+    operation of `flow`. `products` are the calls that multiply two tensors, which `frames` tell
+    where they are called."""
 
-    def __init__(self, frames: Frames | None = None) -> None:
+    def __init__(self, frames: Frames) -> None:
         super().__init__()
         self.flow = Flow()
         self.calls: list[Called] = []
@@ -85,8 +85,7 @@ class Values(TorchFunctionMode):
         versions = [_version(tensor) for tensor in given]
         self.running_at += 1
         running_at = self.running_at
-        product = None if self._frames is None else product_of(func, args, kwargs)
-        called = product and (self._frames.current, self._frames.current.next(product.name))
+        called = self._called(func, args, kwargs)
         result = self._run(func, args, kwargs)
         numbers = [self.number(tensor) for tensor in given]
         changed = [t for t, version in zip(given, versions, strict=True) if _version(t) != version]
@@ -103,11 +102,22 @@ class Values(TorchFunctionMode):
         writes += [self.number(tensor, data) for tensor in new]
         self.calls.append(Called(func, args, kwargs))
         self.flow.record(kind_of(func, args, kwargs), reads, writes, _sum(func, args, kwargs))
-        if product is not None:
-            values = map(self.number, (product.first, product.second, result))
+        if called is not None:
+            frame, name, product = called
+            first, second, put_out = map(self.number, (product.first, product.second, result))
             shape = batched_shape(result)
-            self.products.append(CalledProduct(*called, product, running_at, *values, shape))
+            self.products.append(
+                CalledProduct(frame, name, product, running_at, first, second, put_out, shape)
+            )
         return result
+
+    def _called(self, func: Any, args: tuple, kwargs: dict) -> tuple[Frame, str, Product] | None:
+        """A product with its frame and what it is called there; None for any other call."""
+        product = product_of(func, args, kwargs)
+        if product is None:
+            return None
+        frame = self._frames.current
+        return frame, frame.next(product.name), product
 
     def _run(self, func: Any, args: tuple, kwargs: dict) -> Any:
         before, self.running = self.running, func

@@ -36,7 +36,7 @@ class Watch:
     """Calls by layer, in the order of their first; `broken` has the first layer, if any, that put
     out NaN or Inf."""
 
-    values: Values = field(default_factory=Values)
+    values: Values
     calls: dict[str, list[LayerCall]] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
 

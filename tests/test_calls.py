@@ -1,0 +1,173 @@
+"""Products that no module stands for - calls of functions - are layers like any other."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from conftest import Project
+from torch import nn
+from torch.nn import functional as F
+
+import granplugin
+from granplugin.modelopt_bridge.library import mto, mtq
+from granplugin.network.trace import trace
+
+NETS = '''
+"""Own forwards and functions, as networks of the wild have them."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Std(nn.Conv2d):
+    def forward(self, x):
+        w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, w / w.std((1, 2, 3), keepdim=True), self.bias, 1, self.padding)
+
+
+class Same(nn.Conv2d):
+    def forward(self, x):
+        return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.weight, self.bias, self.stride)
+
+
+class Own(nn.Module):
+    def __init__(self, given, made):
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.randn(made, given)), nn.Parameter(torch.randn(made))
+
+    def forward(self, x):
+        return F.linear(2 * x, self.w, self.b)
+
+
+class Lora(nn.Linear):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.down = nn.Parameter(torch.randn(2, self.in_features))
+        self.up = nn.Parameter(torch.randn(self.out_features, 2))
+
+    def forward(self, x):
+        return super().forward(x) + F.linear(F.linear(x, self.down), self.up)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.std, self.same = Std(1, 32, 3, padding=1), Same(32, 32, 3, bias=False)
+        self.bn = nn.BatchNorm2d(32)
+        self.kernel = nn.Parameter(torch.randn(32, 1, 3, 3))
+        self.around, self.left = nn.BatchNorm2d(32), nn.Parameter(torch.randn(32, 16))
+        self.own, self.lora = Own(16, 16), Lora(16, 4)
+        for bn in (self.bn, self.around):
+            bn.running_mean.normal_()
+            bn.running_var.uniform_(0.5, 2)
+
+    def forward(self, image):
+        x = self.bn(self.same(self.std(image).relu())).relu()
+        y = self.around(F.conv2d(x, self.kernel, padding=1, groups=32))
+        x = (x + y).mean((2, 3)) @ self.left
+        return self.lora(self.own(x).relu())
+'''
+CALLED = {
+    "std": "Conv2d", "same": "Conv2d", "conv2d": "Conv2d", "matmul": "Linear", "own": "Linear",
+    "lora.linear": "Linear", "lora.linear_1": "Linear", "lora.linear_2": "Linear",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def called(tmp_path_factory) -> Project:
+    """A run of what has no module that modelopt knows."""
+    project = Project(tmp_path_factory.mktemp("called"))
+    project.write("nets.py", NETS)
+    project.recipe(model={"callable": "nets.py:Net"})
+    assert project.apply().code == 0
+    return project
+
+
+@pytest.fixture(scope="module")
+def make():
+    """Makes the network."""
+    names: dict = {}
+    exec(NETS, names)
+    return lambda: names["Net"]().eval()
+
+
+def test_calls_are_layers_named_after_their_module_and_function(make):
+    model, image = make(), torch.randn(2, 1, 8, 8)
+    traced = trace(model, image)
+    products = [layer for layer in traced.layers if layer.multiplied]
+    assert {layer.name: layer.type for layer in products} == CALLED
+    assert all(layer.call and not layer.unusable for layer in products)
+    assert traced.batch_norms == {"same": "bn", "conv2d": "around"}
+    by_name = {layer.name: layer for layer in traced.layers}
+    assert by_name["conv2d"].traits >= {"depthwise"} and by_name["conv2d"].site("skip")
+    assert by_name["matmul"].shape("weight") == (16, 32), "as a linear layer has it"
+    assert [each.place for each in traced.products] == list(CALLED), "counted where they are called"
+    assert trace(make(), image).layers == traced.layers
+
+
+def test_every_product_of_a_call_is_quantized_and_as_modelopt_computes_it(called):
+    report = called.report()
+    coverage = report.variants[-1].coverage
+    assert (coverage.quantized, coverage.products, coverage.half) == (len(CALLED), len(CALLED), 0)
+    assert coverage.quantized_weights == coverage.weights
+    plan = json.loads((called.folder / "runs/recipe/plan.json").read_text())["variants"]["recipe"]
+    assert {row["bn"] for row in plan if row["layer"] in ("same", "conv2d")} == {"fold"}
+    agreement = report.variants[-1].agreement
+    assert agreement.oracle_differs == agreement.modelopt_differs == 0
+    assert agreement.network_sqnr_db > 100
+
+
+def test_quantizers_of_calls_are_saved_and_restored(make, tmp_path):
+    image = torch.randn(16, 1, 8, 8)
+    recipe = {"version": 1, "defaults": "tensorrt@11"}
+    model = granplugin.prepare(make(), recipe, image)
+    before = model(image)
+    config = granplugin.modelopt_config(recipe, model)
+    model = mtq.quantize(model, config, lambda net: net(image))
+    mto.save(model, tmp_path / "model.pt")
+    restored = mto.restore(granplugin.prepare(make(), recipe, image), tmp_path / "model.pt")
+    for each in (restored.eval(), copy.deepcopy(model).eval()):
+        with torch.no_grad():
+            assert torch.equal(each(image), model(image))
+    assert not torch.equal(before, model(image))
+    model(image).sum().backward()
+    assert model.kernel.grad.any() and model.std.weight.grad.any(), "trained through rounding"
+    granplugin.export_onnx(model.eval(), image, tmp_path / "model.onnx")
+
+
+def test_a_call_keeps_off_names_that_its_module_has():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.w = nn.Linear(4, 4), nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x):
+            return F.linear(self.linear(x) + F.linear(x, self.w), self.w)
+
+    found = [layer.name for layer in trace(Net().eval(), torch.ones(2, 4)).layers]
+    assert found == ["linear", "linear_1", "linear_2"]
+
+
+def test_a_product_that_no_engine_quantizes_says_why():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.head = nn.Parameter(torch.randn(4, 4)), nn.Linear(4, 4)
+
+        def forward(self, x):
+            left = self.w @ x  # (4, 4) by (n, 4, 4)
+            moved = F.conv1d(x, torch.relu(x[:1, :, :2]))
+            constant = self.w @ self.w
+            return self.head(left @ constant) + moved.mean() + (x @ self.w[0]).sum()
+
+    layers = {layer.name: layer for layer in trace(Net().eval(), torch.randn(2, 4, 4)).layers}
+    assert "first operand" in layers["matmul"].unusable
+    assert "computed from the data" in layers["conv1d"].unusable
+    assert "no data reaches it" in layers["matmul_1"].unusable
+    assert layers["matmul_2"].unusable is None, "a constant is computed once"
+    assert "vector" in layers["matmul_3"].unusable
