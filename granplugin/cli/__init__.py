@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from granplugin.results.parts import Part
 
 ORDER = (
-    "apply", "export", "import", "inspect", "plan", "analyze", "check", "schema", "capabilities",
+    "init", "apply", "export", "import", "inspect", "plan", "analyze", "check", "schema", "capabilities",
     "audit", "compare", "report", "doctor",
 )  # fmt: skip
 """Of the verbs in the help; the others follow, by name."""

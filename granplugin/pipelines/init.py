@@ -1,0 +1,162 @@
+"""init: a commented recipe to start from, after a look at the network and at the data, if any.
+
+Where no data are given it writes a function for them too, which has to be filled in: ranges found
+on made-up samples would say nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from granplugin.errors import DataError, ModelError, RunError
+from granplugin.pipelines.inspect import Inspection
+from granplugin.pipelines.inspect import inspect as look
+from granplugin.recipe.load import load_recipe
+from granplugin.sources.torch_network import TorchNetwork
+from granplugin.starting.guess import Guess, guess_of, shapes_of
+from granplugin.starting.text import DATA_FILE, Found, data_module, starter
+from granplugin.store.whole_file import write_whole
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What was written, and what is left to do before the first `apply`."""
+
+    recipe: Path
+    data: Path | None
+    told: tuple[str, ...]
+
+
+def init(
+    target: str,
+    data: str | None = None,
+    weights: Path | None = None,
+    shapes: Sequence[str] = (),
+    out: Path | None = None,
+) -> Started:
+    """Write a recipe for `target` - file.py:function, module:function or a float ONNX file -, which
+    `data` - an .npz file, a folder of images, file.py:function - calibrate.
+
+    `shapes`, as image=3x224x224, are of one sample, where no data tell and none can be guessed.
+    Raises UserError; nothing that is there is overwritten.
+    """
+    model = _model(target, weights)
+    name = _name(target)
+    path = out or Path(f"{name}.yaml")
+    _free(path)
+    network = None
+    if "onnx" not in model:
+        spec = {"version": 1, "model": model, "data": _nothing()}
+        network = TorchNetwork.open(load_recipe(spec, data=False))
+    names = network.input_names if network else ()
+    section = None if data is None else _data(data, names)
+    guess = None
+    if network is not None and section is None:
+        guess = guess_of(network.model, names, shapes_of(shapes))
+    seen = _look(model, section, guess)
+    module = path.parent / DATA_FILE if section is None and network is not None else None
+    text = starter(Found(name, model, section, guess, names, seen.output()))
+    files = {path: text}
+    if module is not None:
+        _free(module)
+        files[module] = data_module(names, guess)
+    for file, content in files.items():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, content.encode())
+        except OSError as err:
+            raise RunError(f"{file}: cannot be written: {err.strerror}; give --out") from err
+    return Started(path, module, tuple(_next(path, module, model)))
+
+
+def _model(target: str, weights: Path | None) -> dict[str, Any]:
+    if target.endswith(".onnx"):
+        if weights is not None:
+            raise ModelError("an ONNX file holds its weights; leave --weights out")
+        return {"onnx": target}
+    if ":" not in target:
+        raise ModelError(
+            f"{target}: give the function that returns the network, as file.py:function or "
+            "module:function, or a file.onnx"
+        )
+    return {"callable": target} | ({"weights": str(weights)} if weights else {})
+
+
+def _name(target: str) -> str:
+    if target.endswith(".onnx"):
+        return Path(target).stem
+    return target.rpartition(":")[2].rpartition(".")[2]
+
+
+def _free(path: Path) -> None:
+    if path.exists():
+        raise RunError(f"{path}: is there already; give --out, or move it away")
+
+
+def _nothing() -> dict[str, Any]:
+    return {"calibration": {"npz": "none.npz", "inputs": {"x": "x"}}}
+
+
+def _data(data: str, names: Sequence[str]) -> dict[str, Any]:
+    """The source as a recipe has it, with what forward's arguments are called there."""
+    path = Path(data)
+    if path.suffix == ".npz":
+        try:
+            with np.load(path) as file:
+                arrays = {name: file[name] for name in file.files}
+        except (OSError, ValueError) as err:
+            raise DataError(f"{data}: not an .npz file that can be read: {err}") from err
+        return {"npz": data} | _arrays(data, arrays, names)
+    if path.is_dir():
+        return {"folder": data, "input": names[0] if names else "image", "resize": 256, "crop": 224}
+    if ":" in data:
+        return {"callable": data}
+    raise DataError(f"{data}: neither an .npz file, nor a folder, nor file.py:function")
+
+
+def _arrays(data: str, arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
+    """Inputs by their names, else in their order; labels are the only integers of one dimension."""
+    labels = [n for n, a in arrays.items() if a.ndim == 1 and np.issubdtype(a.dtype, np.integer)]
+    rest = [name for name in arrays if name not in labels]
+    same = {name: name for name in names if name in rest}
+    inputs = same or dict(zip(names, rest, strict=False))
+    if not inputs:
+        raise DataError(f"{data}: has no array that could be forward's {names[0]!r}")
+    return {"inputs": inputs} | ({"labels": labels[0]} if len(labels) == 1 else {})
+
+
+def _look(model: dict[str, Any], section: dict[str, Any] | None, guess: Guess | None) -> Inspection:
+    """Inspect it on the data given, or on noise of the shape that runs, which tells shapes; without
+    either, all that the modules tell."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source = section
+        if guess:
+            rng, file = np.random.default_rng(0), Path(scratch) / "noise.npz"
+            arrays: dict[str, np.ndarray] = {
+                name: np.zeros((2, *shape), np.int64)
+                if kind == "int64"
+                else rng.standard_normal((2, *shape)).astype(np.float32)
+                for name, (shape, kind) in guess.items()
+            }
+            np.savez(file, allow_pickle=False, **arrays)
+            source = {"npz": str(file), "inputs": {name: name for name in arrays}}
+        data = {"calibration": source, "batch_size": 2} if source else _nothing()
+        spec = {"version": 1, "model": model, "data": data}
+        return look(load_recipe(spec, data=source is not None), Path(scratch) / "run")
+
+
+def _next(path: Path, module: Path | None, model: Mapping[str, Any]) -> list[str]:
+    """What to do now."""
+    if module is not None:
+        return [
+            f"next: fill in batches() in {module}, then granplugin apply {path}",
+        ]
+    if "onnx" in model:
+        return [f"next: granplugin plan {path}"]
+    return [f"next: granplugin apply {path}"]

@@ -1,0 +1,217 @@
+"""The text of a recipe to start from: the network in groups that a person would write."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from granplugin.recipe.settings import FLOAT
+from granplugin.report.schema.verbs import InspectedLayer, InspectOutput
+from granplugin.words import counted
+
+DATA_FILE = "calibration_data.py"
+"""Where the function stands that gives calibration samples, until there are any."""
+
+_WIDE = 10
+"""Over this spread a layer is named, as `inspect` does."""
+_MOST = 12
+"""Groups and layers that are named."""
+
+Shapes = Mapping[str, tuple[tuple[int, ...], str]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of a network: `data` is the calibration source given, `guess` what forward runs
+    with where none is, `names` forward's arguments, `seen` what `inspect` says."""
+
+    name: str
+    model: Mapping[str, Any]
+    data: Mapping[str, Any] | None
+    guess: Shapes | None
+    names: Sequence[str]
+    seen: InspectOutput
+
+
+def starter(found: Found) -> str:
+    """The recipe; it loads as it stands."""
+    weighted = [layer for layer in found.seen.layers if layer.weight_shape]
+    parts = (_head(found, weighted), _model(found), _data(found), _decisions(found, weighted))
+    return "\n".join(line for part in parts for line in part) + "\n"
+
+
+def _head(found: Found, weighted: Sequence[InspectedLayer]) -> Iterator[str]:
+    kinds = Counter(layer.type for layer in weighted)
+    told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    yield f"# {found.name}: {told or 'no layers with weights'}; {found.seen.parameters:,} parameters."
+    yield "#"
+    verbs = {
+        "plan": "what each layer gets, which line decides it, what each engine promises",
+        "analyze": "which layers lose what, why, and the least that mends it",
+        "apply": "builds, measures and compares with TensorRT's defaults",
+    }
+    for verb, what in verbs.items():
+        command = f"granplugin {verb} {found.name}.yaml"
+        yield f"#   {command:<{len(found.name) + 26}}  {what}"
+    yield "version: 1"
+
+
+def _model(found: Found) -> Iterator[str]:
+    yield "model:"
+    for key, value in found.model.items():
+        yield f"  {key}: {quoted(value)}"
+    if "callable" in found.model and "weights" not in found.model:
+        yield "  # weights: trained.safetensors  # else those that the function itself loads"
+
+
+def _data(found: Found) -> Iterator[str]:
+    yield "data:"
+    if found.guess:
+        wants = ", ".join(f"{n} {kind} {_sizes(shape)}" for n, (shape, kind) in found.guess.items())
+        yield f"  # forward runs with {wants}."
+    elif found.data is None and found.names:
+        yield f"  # forward takes {', '.join(found.names)}; none of the usual shapes runs, so give yours:"
+        yield "  # granplugin init ... --shape image=3x224x224"
+    if found.data is None:
+        source: Mapping[str, Any] = {"callable": f"{DATA_FILE}:batches"}
+        if "onnx" in found.model:
+            source = {"npz": "calibration.npz", "inputs": {"input": "input"}}
+    else:
+        source = found.data
+    yield f"  calibration: {flow(source)}"
+    yield "  # Other samples than those, with labels; without them accuracy is agreement with fp32"
+    yield "  # on the calibration data."
+    yield "  # evaluation: {npz: test.npz, inputs: {image: images}, labels: labels}"
+    yield "  batch_size: 32"
+    metrics = ["top1", "agreement", "sqnr_db"] if "labels" in source else ["agreement", "sqnr_db"]
+    yield f"metrics: {flow(metrics)}"
+
+
+def _decisions(found: Found, weighted: Sequence[InspectedLayer]) -> Iterator[str]:
+    yield ""
+    yield "# What TensorRT does unless told otherwise: int8, inputs per_tensor, weights per_channel"
+    yield "# (one scale an output channel), ranges by max, batch norms folded."
+    yield "defaults: tensorrt@11"
+    yield "# What is not quantized; as an engine would: fp16."
+    yield "precision: fp32"
+    yield ""
+    yield "# The layers:"
+    for pattern, layers in _groups(weighted)[:_MOST]:
+        yield f"#   {pattern}: {_told(layers)}"
+    left = len(_groups(weighted)) - _MOST
+    if left > 0:
+        yield f"#   and {counted(left, 'group')} more: granplugin inspect {found.name}.yaml"
+    yield "#"
+    yield "# Rules change it, the last that matches decides. Take away the # of `rules:` and of those"
+    yield "# you want to try."
+    yield "# rules:"
+    yield from _suspicious(weighted)
+
+
+def _groups(weighted: Sequence[InspectedLayer]) -> list[tuple[str, list[InspectedLayer]]]:
+    """Layers whose names differ in numbers alone, under the glob that stands for them."""
+    found: dict[tuple[str, str], list[InspectedLayer]] = {}
+    for layer in weighted:
+        pattern = ".".join("*" if part.isdigit() else part for part in layer.name.split("."))
+        found.setdefault((pattern, layer.type), []).append(layer)
+    return [(_called(pattern, layers), layers) for (pattern, _), layers in found.items()]
+
+
+def _called(pattern: str, layers: Sequence[InspectedLayer]) -> str:
+    """The glob, or the names themselves where there are few or it would match anything."""
+    if len(layers) < 3 or not pattern.strip(".*"):
+        named = ", ".join(layer.name for layer in layers[:3])
+        return named + (" ..." if len(layers) > 3 else "")
+    return pattern
+
+
+def _told(layers: Sequence[InspectedLayer]) -> str:
+    traits = Counter(trait for layer in layers for trait in layer.traits)
+    kind = "".join(
+        f"{trait} " for trait in ("depthwise", "grouped") if traits[trait] == len(layers)
+    )
+    told = f"{len(layers)} {kind}{layers[0].type}"
+    widest = max(layers, key=_spread)
+    if _spread(widest) >= _WIDE:
+        told += f", channel ranges up to {_spread(widest):,.0f} times the median ({widest.name})"
+    return told
+
+
+def _spread(layer: InspectedLayer) -> float:
+    facts = layer.folded or layer.weight
+    return facts.spread if facts and facts.spread else 0.0
+
+
+def _suspicious(weighted: Sequence[InspectedLayer]) -> Iterator[str]:
+    quantized = [
+        layer
+        for layer in weighted
+        if any(row.role == "weight" and row.format != FLOAT for row in layer.defaults)
+    ]
+    wide = sorted((x for x in quantized if _spread(x) >= _WIDE), key=_spread, reverse=True)
+    if quantized:
+        coarse = Counter(layer.type for layer in quantized).most_common(1)[0][0]
+        yield "#   # One scale for each weight: what engines are fastest with, where accuracy allows."
+        yield f"#   - {{id: coarse, match: {{type: {coarse}}}, weight: per_tensor}}"
+    for layer in wide[:3]:
+        yield f"#   # One of its channels is {_spread(layer):,.0f} times the median: per_tensor ruins it."
+        yield f"#   - {{match: {quoted(layer.name)}, weight: per_channel}}"
+    for end, why in (("first", "reads the input"), ("last", "makes the output")):
+        for layer in [x for x in quantized if end in x.traits][:1]:
+            yield f"#   # It {why}; often the most sensitive, and small."
+            yield f"#   - {{match: {quoted(layer.name)}, format: float}}"
+
+
+def data_module(names: Sequence[str], guess: Shapes | None) -> str:
+    """The file with the function that has to be filled in."""
+    shapes = guess or dict.fromkeys(names[:1], ((), "float32"))
+    lines = [
+        '"""Samples that quantization ranges are found on: some hundred like those of production."""',
+        "",
+        "import numpy as np",
+        "",
+        "",
+        "def batches():",
+        '    """One dict a batch: argument of forward -> array, axis 0 counts the samples."""',
+        "    raise NotImplementedError(",
+        '        "calibration_data.py: let batches() yield your own samples, and delete this line"',
+        "    )",
+    ]
+    told = ", ".join(
+        f'"{name}": np.zeros((8, {", ".join(map(str, shape)) or "..."}), np.{kind})'
+        for name, (shape, kind) in shapes.items()
+    )
+    return "\n".join([*lines, f"    yield {{{told}}}"]) + "\n"
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return "x".join(map(str, ("N", *shape)))
+
+
+def flow(value: Any) -> str:
+    """A value as YAML on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {flow(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(flow, value)) + "]"
+    return quoted(value)
+
+
+def quoted(value: Any) -> str:
+    """A scalar as YAML; in quotes where it would be read as something else.
+
+    >>> [quoted(each) for each in ("a.b", "a: b", "12", 3)]
+    ['a.b', '"a: b"', '"12"', '3']
+    """
+    text = str(value)
+    if not isinstance(value, str):
+        return text
+    plain = text.replace(".", "").replace("_", "").replace("/", "").replace("-", "")
+    parts = plain.split(":")
+    safe = all(part.isalnum() for part in parts) and not text.endswith(":")
+    numeric = text.replace(".", "").replace("_", "").replace("-", "").isdigit()
+    reserved = text.lower() in ("true", "false", "null", "yes", "no", "on", "off")
+    return text if safe and not numeric and not reserved else json.dumps(text)
