@@ -125,7 +125,7 @@ def test_an_onnx_file_gets_one_too(here):
         (["nets.py"], "give the function that returns the network"),
         (["nets.py:none"], "none"),
         (["missing.onnx"], "missing.onnx"),
-        (["nets.py:conv", "--data", "no.npz"], "not an .npz file that can be read"),
+        (["nets.py:conv", "--data", "no.npz"], "no.npz: "),
         (["nets.py:conv", "--data", "nothing"], "neither an .npz file, nor a folder"),
         (["nets.py:conv", "--shape", "x=3x8x8"], "forward has no such argument; it has input"),
         (["nets.py:conv", "--shape", "3x8x8"], "write it as image=3x224x224"),

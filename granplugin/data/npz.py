@@ -57,6 +57,22 @@ def open_npz(
     return Drawn(len(chosen), batch_size, read, labels, facts)
 
 
+def arrays_in(path: Path, where: str) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and type of each array, read from the headers alone. Raises DataError."""
+    if said := why_unreadable(path):
+        raise DataError(f"{where}: {said}")
+    with reading(where, DataError, "the file is damaged"):
+        if not zipfile.is_zipfile(path):
+            raise DataError(f"{where}: this is no .npz file; write one with numpy.savez")
+        found = {}
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                with archive.open(member) as file:
+                    shape, dtype, _ = _header(file)
+                    found[member.filename.removesuffix(".npy")] = shape, dtype
+        return found
+
+
 def _read_npz(path: Path, names: Iterable[str], where: str) -> dict[str, np.ndarray]:
     if said := why_unreadable(path):
         raise DataError(f"{where}: {said}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from granplugin.data.npz import arrays_in
 from granplugin.errors import DataError, ModelError, RunError
 from granplugin.pipelines.inspect import Inspection
 from granplugin.pipelines.inspect import inspect as look
@@ -107,12 +108,7 @@ def _data(data: str, names: Sequence[str]) -> dict[str, Any]:
     """The source as a recipe has it, with what forward's arguments are called there."""
     path = Path(data)
     if path.suffix == ".npz":
-        try:
-            with np.load(path) as file:
-                arrays = {name: file[name] for name in file.files}
-        except (OSError, ValueError) as err:
-            raise DataError(f"{data}: not an .npz file that can be read: {err}") from err
-        return {"npz": data} | _arrays(data, arrays, names)
+        return {"npz": data} | _arrays(data, names)
     if path.is_dir():
         return {"folder": data, "input": names[0] if names else "image", "resize": 256, "crop": 224}
     if ":" in data:
@@ -120,9 +116,14 @@ def _data(data: str, names: Sequence[str]) -> dict[str, Any]:
     raise DataError(f"{data}: neither an .npz file, nor a folder, nor file.py:function")
 
 
-def _arrays(data: str, arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
+def _arrays(data: str, names: Sequence[str]) -> dict[str, Any]:
     """Inputs by their names, else in their order; labels are the only integers of one dimension."""
-    labels = [n for n, a in arrays.items() if a.ndim == 1 and np.issubdtype(a.dtype, np.integer)]
+    arrays = arrays_in(Path(data), data)
+    labels = [
+        name
+        for name, (shape, dtype) in arrays.items()
+        if len(shape) == 1 and np.issubdtype(dtype, np.integer)
+    ]
     rest = [name for name in arrays if name not in labels]
     same = {name: name for name in names if name in rest}
     inputs = same or dict(zip(names, rest, strict=False))
