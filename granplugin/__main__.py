@@ -1,52 +1,98 @@
-"""The command: one call, and the exit code of what came of it.
+"""The command: one call, and the exit code of what came of it, whatever becomes of stdout.
 
 0 done; 1 a limit missed; 2 the user must change something; 3 an override not honoured; 4 cannot
-tell; 70 our bug; 130 interrupted.
+tell; 70 our bug; 128 + the signal's number, so 130 of ^C, interrupted.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from types import FrameType
 
 import granplugin
 from granplugin.engines import ENGINES
 from granplugin.errors import Unhonoured, UserError
+from granplugin.machine import lacking, said_of
+from granplugin.stdout import Results, own_streams, results_to
+from granplugin.visible import visible_lines
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code and never raises."""
+def main(argv: Sequence[str] | None = None, stdout: Results | None = None) -> int:
+    """Run the command line; returns the exit code and never raises. Results go to `stdout`, by
+    default the current one."""
     from granplugin import cli
 
+    results = Results(sys.stdout) if stdout is None else stdout
     try:
-        code = cli.call(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
-        return code
+        with results_to(results):
+            _check_names(sys.argv[1:] if argv is None else argv)
+            code = cli.call(sys.argv[1:] if argv is None else argv)
     except UserError as err:
-        print(err, file=sys.stderr)
-        return 2
+        return _refused(str(err))
     except Unhonoured as err:
-        print(f"not honoured: {err}", file=sys.stderr)
+        _tell(f"not honoured: {err}")
         return 3
     except KeyboardInterrupt:
-        print("interrupted; the next run resumes here", file=sys.stderr)
+        _tell("interrupted; the next run resumes here")
         return 130
-    except BrokenPipeError:
-        # The reader of stdout has gone, as `head` does; Python would complain of it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as err:
-        print(f"{_crashed(err)}", file=sys.stderr)
+        if said := lacking(err):
+            return _refused(said)
+        if isinstance(err, OSError) and err.errno is not None:
+            return _refused(said_of(err))
+        _tell(_crashed(err))
         return 70
+    if results.lost is not None and not isinstance(results.lost, BrokenPipeError):
+        _tell(f"the result could not be written to stdout: {results.lost}")
+    return code
 
 
 def run() -> None:
     """The installed command."""
-    sys.exit(main())
+    if sys.getfilesystemencoding() != "utf-8":
+        # Names of files and what is printed are UTF-8, whatever the locale can spell.
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    results = own_streams()
+    ended: list[int] = []
+
+    def end(number: int, _: FrameType | None) -> None:
+        ended.append(number)
+        signal.signal(number, signal.SIG_DFL)  # for who cannot wait
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup's is to be ignored
+            signal.signal(number, end)
+    code = main(stdout=results)
+    sys.exit(128 + ended[0] if ended else code)
+
+
+def _check_names(argv: Sequence[str]) -> None:
+    """Reports are UTF-8 and name files; and relative names need a folder they start from."""
+    try:
+        places = [os.getcwd(), *argv]
+    except FileNotFoundError:
+        raise UserError("the current folder does not exist any more; change to another") from None
+    for place in places:
+        try:
+            place.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{place}: its name is not UTF-8; rename it") from None
+
+
+def _refused(said: str) -> int:
+    _tell(said)
+    return 2
+
+
+def _tell(said: str) -> None:
+    print(visible_lines(said), file=sys.stderr)
 
 
 def _crashed(err: Exception) -> str:

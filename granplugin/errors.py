@@ -6,6 +6,7 @@
       DataError          calibration or evaluation data
       RunError           the run folder: not writable, or in use
       EngineError        a backend that is not installed, or refused a graph
+        LackError        the machine lacks room, memory or the like for it (a RunError, too)
     Unhonoured           the file does not say what the plan says           exit code 3
 
 Anything else that escapes is our own fault: exit code 70, and the log file has the traceback.
@@ -36,6 +37,11 @@ class RunError(UserError):
 
 class EngineError(UserError):
     """An engine that is not installed, or that refused what it was given."""
+
+
+class LackError(EngineError, RunError):
+    """What the machine lacks - room, memory, rights - while an engine is made or runs: no fault of
+    the graph, so no layer is looked for."""
 
 
 class Unhonoured(Exception):

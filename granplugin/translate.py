@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 
-from granplugin.errors import EngineError
+from granplugin.errors import EngineError, LackError
+from granplugin.machine import lacking
 
 
 def load_library(package: str) -> ModuleType:
@@ -30,10 +31,13 @@ def translated(
     said: str, errors: tuple[type[Exception], ...], error: type[EngineError] = EngineError
 ) -> Iterator[None]:
     """A library's error as EngineError, or one of its kinds: `said` and the library's message on
-    one line, itself the cause."""
+    one line, itself the cause. What the machine lacks is no fault of what the library was given:
+    LackError."""
     try:
         yield
     except errors as err:
+        if lack := lacking(err):
+            raise LackError(f"{said}: {one_line(err) if str(err) else lack}") from err
         raise error(f"{said}: {one_line(err)}") from err
 
 

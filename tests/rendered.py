@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 
 from markdown_it import MarkdownIt
 
-from granplugin.report.render.visible import visible
 from granplugin.report.view.elements import Section, Table
+from granplugin.visible import visible
 
 TAGS = {
     "section", "details", "summary", "table", "thead", "tbody", "tr", "th", "td", "p", "ul", "li",

@@ -1,9 +1,12 @@
 """Input that is meant to hurt: what is read is bounded, and whatever a reader raises is a sentence."""
 
+import errno
+import io
 import json
 import os
 import re
 import struct
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from granplugin.__main__ import main
 from granplugin.backends.nvidia.plan_reader import read_plan, read_profile_json
 from granplugin.data.open import open_data
 from granplugin.errors import DataError, EngineError, RecipeError, UserError
@@ -22,6 +26,7 @@ from granplugin.recipe.data import FolderSource, NpzSource
 from granplugin.recipe.glob import automaton, matcher
 from granplugin.recipe.load import MAX_BASES, load_recipe, load_variants
 from granplugin.recipe.yaml_text import parse
+from granplugin.stdout import Results, aside, results_to, say, say_json
 
 BASE = "version: 1\nmodel: {callable: n.py:f}\ndata: {calibration: {npz: d.npz, inputs: {x: x}}}\n"
 
@@ -232,3 +237,61 @@ def test_sentences_and_interrupts_pass_and_want_is_told_as_that():
     wrapped.__cause__ = OSError(28, "No space left on device", "/x")
     assert lacking(wrapped) == "/x: No space left on device"
     assert lacking(np.exceptions.AxisError("axis 3")) is None
+
+
+# Printing
+
+
+class Broken(io.StringIO):
+    """A stdout whose reader has gone, or whose disk is full."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def write(self, text: str) -> int:
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.parametrize("stream", [None, Broken(errno.EPIPE), Broken(errno.ENOSPC)])
+def test_the_exit_code_is_the_verbs_whatever_becomes_of_stdout(folder, monkeypatch, capsys, stream):
+    Path("good.yaml").write_text(BASE)
+    monkeypatch.setattr("sys.stdout", stream)
+    assert [main(["check", name]) for name in ("good.yaml", "none.yaml")] == [0, 2]
+    full = isinstance(stream, Broken) and stream.number == errno.ENOSPC
+    assert ("could not be written to stdout" in capsys.readouterr().err) is full
+
+
+def test_what_other_code_prints_is_no_result(capsys):
+    def verb() -> int:
+        print("a library's word")
+        say("the result")
+        return 3
+
+    with results_to(Results(sys.stdout)):
+        assert aside(verb)() == 3
+    assert capsys.readouterr() == ("the result\n", "a library's word\n")
+
+
+@given(st.text(max_size=40))
+def test_what_is_printed_cannot_steer_a_terminal_and_json_stays_exact(text):
+    held = io.StringIO()
+    with results_to(Results(held)):
+        say(text)
+        say_json(json.dumps({text: text}, ensure_ascii=False))
+    told = held.getvalue()
+    assert not re.search(
+        "[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", told
+    )
+    assert json.loads(told.splitlines()[-1]) == {text: text}
+
+
+def test_a_place_whose_name_is_no_text_is_one_sentence(folder, capsys):
+    assert main(["check", "bad\udcff.yaml"]) == 2
+    assert capsys.readouterr().err == "bad\\udcff.yaml: its name is not UTF-8; rename it\n"
+    Path("gone").mkdir()
+    os.chdir("gone")
+    os.rmdir(folder / "gone")
+    assert main(["check", "r.yaml"]) == 2
+    assert "does not exist any more" in capsys.readouterr().err
+    os.chdir(folder)

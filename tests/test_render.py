@@ -12,7 +12,6 @@ from rendered import Page, markdown_cells, told
 from report_values import HOSTILE, VALUES, report
 
 from granplugin.report.render import RENDERERS, html, markdown, terminal
-from granplugin.report.render.visible import visible
 from granplugin.report.show import VIEWS, WHOLE, as_html, as_lines, as_markdown, as_text, view_of
 from granplugin.report.view.elements import (
     Cell,
@@ -26,6 +25,7 @@ from granplugin.report.view.elements import (
     Verbatim,
     levels,
 )
+from granplugin.visible import visible
 
 NASTY = st.sampled_from(
     [

@@ -21,6 +21,8 @@ from rich.logging import RichHandler
 import granplugin
 from granplugin import progress
 from granplugin.progress import console
+from granplugin.stdout import aside, results, say_json
+from granplugin.visible import visible_lines
 
 if TYPE_CHECKING:
     from granplugin.results.parts import Part
@@ -58,8 +60,6 @@ def call(argv: Sequence[str]) -> int:
     except _UsageError as err:
         err.show()
         return err.exit_code
-    except SystemExit as err:  # typer's for a reader of stdout that went away
-        raise (err.__context__ if isinstance(err.__context__, BrokenPipeError) else err) from None
     if result == 130:  # newer typers' for ^C
         raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
@@ -80,7 +80,7 @@ def program() -> typer.Typer:
         found = import_module(module)
         example = getattr(found, "EXAMPLE", None)
         app.command(name=verb, epilog=f"Example: {example}" if example else None)(
-            getattr(found, module.rpartition(".")[2])
+            aside(getattr(found, module.rpartition(".")[2]))
         )
     return app
 
@@ -95,13 +95,20 @@ def verbs() -> dict[str, str]:
 def show(value: Part, json_: bool, **options: Any) -> None:
     """A result on stdout: as JSON, or as its view with these options, in colour on a terminal."""
     if json_:
-        print(value.model_dump_json(indent=1))
+        say_json(value.model_dump_json(indent=1))
         return
     from granplugin.report.show import as_lines
 
-    stdout = Console(highlight=False)
+    stdout = Console(file=results(), highlight=False)
     for line in as_lines(value, **options):
         stdout.print(line, soft_wrap=True)
+
+
+class _Visible(logging.Formatter):
+    """A message whose names cannot steer the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible_lines(super().format(record))
 
 
 def _version(wanted: bool) -> None:
@@ -137,5 +144,6 @@ def options(
             and (record.levelno >= least or record.name == progress.__name__)
         )
     )
+    handler.setFormatter(_Visible())
     handler.setLevel(logging.INFO)
     root.addHandler(handler)

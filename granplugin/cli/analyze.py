@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from granplugin.cli import Json, OneRecipe, Out, Settings, show
+from granplugin.stdout import say
 
 EXAMPLE = "granplugin analyze recipe.yaml --write-recipe suggested.yaml"
 
@@ -41,9 +42,9 @@ def analyze(
     found = analyze(loaded, costs, statistics, out, write_recipe)
     show(found.analysis, json_, all_layers=all_)
     if not json_:
-        print(f"report: {found.folder / 'report.html'}, and as text analysis.md")
+        say(f"report: {found.folder / 'report.html'}, and as text analysis.md")
     if write_recipe:
         found.write_recipe(write_recipe)
         if not json_:
-            print(f"recipe: {write_recipe}")
+            say(f"recipe: {write_recipe}")
     return found.exit_code

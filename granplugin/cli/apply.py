@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from granplugin.cli import Json, Out, Recipes, Settings, show
+from granplugin.stdout import say
 
 if TYPE_CHECKING:
     from granplugin.pipelines.apply import Applied
@@ -29,4 +30,4 @@ def show_report(applied: Applied, json_: bool) -> None:
     """A run's report on stdout, and where the whole of it is."""
     show(applied.report, json_)
     if not json_:
-        print(f"report: {applied.folder / 'report.html'}, and as text report.md")
+        say(f"report: {applied.folder / 'report.html'}, and as text report.md")

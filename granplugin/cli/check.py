@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 
 from granplugin.cli import Json, Out, Recipes, Settings
+from granplugin.stdout import say, say_json
+from granplugin.visible import visible_lines
 
 EXAMPLE = "granplugin check recipes/*.yaml"
 
@@ -15,11 +17,11 @@ def check(recipes: Recipes, settings: Settings = None, out: Out = None, json_: J
 
     found = check(recipes, settings or (), out)
     if json_:
-        print(found.model_dump_json(indent=1))
+        say_json(found.model_dump_json(indent=1))
     # Loading the views of all reports would take as long as the check.
     for each in found.recipes if not json_ else ():
         for error in each.errors:
-            print(error, file=sys.stderr)
+            print(visible_lines(error), file=sys.stderr)
         if each.ok:
-            print(each.line)
+            say(each.line)
     return 0 if all(each.ok for each in found.recipes) else 2

@@ -9,6 +9,7 @@ import typer
 
 from granplugin.cli import OneRecipe, Settings
 from granplugin.engines import EXPORTED
+from granplugin.stdout import say
 
 EXAMPLE = "granplugin export recipe.yaml --out to_the_jetson"
 
@@ -36,7 +37,7 @@ def export(
 
     left = export(loaded, engine, out, samples, run_folder)
     manifest = left.manifest
-    print(
+    say(
         f"{left.folder}: {len(manifest.variants)} variants, {sum(manifest.counts)} samples\n"
         f"Copy it to the target, run {' or '.join(left.scripts)} there, and enter what comes back:\n"
         f"  granplugin import {left.run} results"

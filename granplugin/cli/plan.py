@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from granplugin.cli import Json, OneRecipe, Out, Settings, show
+from granplugin.stdout import say_json
 
 EXAMPLE = "granplugin plan recipe.yaml --why features.0.0"
 
@@ -31,7 +32,7 @@ def plan(
 
     found = plan(loaded, variant, out)
     if modelopt:
-        print(json.dumps(found.config(), indent=1))
+        say_json(json.dumps(found.config(), indent=1))
     elif why:
         show(WhyOutput(layer=why, story=list(found.why(why))), json_)
     else:

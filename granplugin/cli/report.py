@@ -8,6 +8,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from granplugin.stdout import say
+
 EXAMPLE = "granplugin report runs/digits_mobilenet --open"
 
 
@@ -22,7 +24,7 @@ def report(
     from granplugin.pipelines.report import report
 
     written = report(run, html)
-    print(f"report: {written}")
+    say(f"report: {written}")
     if open_ and not webbrowser.open(written.resolve().as_uri()):
-        print("no browser could be opened; open the file yourself")
+        say("no browser could be opened; open the file yourself")
     return 0

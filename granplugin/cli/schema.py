@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from granplugin.stdout import say_json
+
 
 def schema(
     what: Annotated[
@@ -16,5 +18,5 @@ def schema(
     """JSON Schema of recipes (for editors), or of what a verb prints with --json."""
     from granplugin.pipelines.schema import schema
 
-    print(json.dumps(schema(what), indent=1))
+    say_json(json.dumps(schema(what), indent=1))
     return 0

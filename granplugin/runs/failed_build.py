@@ -16,7 +16,7 @@ from time import monotonic
 import onnx_ir as ir
 
 from granplugin.backends.base import Backend, BuildFailed, Options
-from granplugin.errors import EngineError
+from granplugin.errors import EngineError, LackError
 from granplugin.graph.files import load_float
 from granplugin.planning.rows import Row
 from granplugin.progress import stage
@@ -114,6 +114,8 @@ def _search(
             write_quantized(built, module.name, kept, onnx)
             try:
                 module.build(onnx, Path(name) / "engine", replace(options, seconds=limit))
+            except LackError:
+                raise
             except EngineError as err:
                 log.debug("%s fails with %d layers: %s", module.name, len(kept), err)
                 return True

@@ -12,7 +12,7 @@ import numpy as np
 from granplugin import backends
 from granplugin.backends.base import Backend, Engine
 from granplugin.engines import ENGINES, REFERENCE
-from granplugin.errors import EngineError
+from granplugin.errors import EngineError, LackError
 from granplugin.measures.faithful import Faithful, faithful
 from granplugin.progress import track
 from granplugin.results.values import FP32, Built, Measured, Results
@@ -34,6 +34,8 @@ def held_to_reference(
     by_name = {each.job.name: each for each in built}
     try:
         floats = float_outputs(session, built)
+    except LackError:
+        raise
     except EngineError as err:
         log.warning("no engine is compared: %s", in_words_of(by_name[FP32], REFERENCE, err))
         return dict(results)
@@ -63,6 +65,8 @@ def held(
         return None
     try:
         reference = _reference(session, built.file(engine).comparable)
+    except LackError:
+        raise
     except EngineError as err:
         log.warning("%s; %s is not compared there", in_words_of(built, engine, err), engine)
         return None

@@ -14,7 +14,7 @@ from granplugin.backends.base import Backend, DeviceRunner, Engine, ResidentCall
 from granplugin.backends.card import CARD
 from granplugin.backends.gpu import clocks
 from granplugin.engines import ENGINES
-from granplugin.errors import EngineError
+from granplugin.errors import EngineError, LackError
 from granplugin.measures.timing import build_spread, measure_interleaved, ratio
 from granplugin.progress import stage, track
 from granplugin.results.values import Built, Measured, Timing
@@ -80,6 +80,8 @@ def _told(
     """Where the engine fails, the reason is kept, and the others are timed."""
     try:
         yield
+    except LackError:
+        raise
     except EngineError as err:
         told = in_words_of(files[variant], engine, err)
         log.warning("%s", told)
@@ -159,6 +161,8 @@ def profile(
         key = content_key(file_key(result.engine.path / CARD))
         try:
             found[variant, name] = session.run.kept.made("profile", key, "", write)
+        except LackError:
+            raise
         except EngineError as err:
             log.warning("variant %s: %s has no profile of its layers: %s", variant, name, err)
     return found

@@ -17,7 +17,7 @@ from granplugin.audits.audit_file import examine
 from granplugin.backends.base import Backend, BuildFailed, Engine, LayerPrecision, Options
 from granplugin.capabilities.legality import Written
 from granplugin.data.batches import Batches
-from granplugin.errors import EngineError, ModelError, UserError
+from granplugin.errors import EngineError, LackError, ModelError, UserError
 from granplugin.measures import metrics
 from granplugin.progress import track
 from granplugin.recipe.callables import blame, resolve
@@ -96,6 +96,8 @@ class MeasureVariant:
             found = replace(found, audited=self._audited(engine, module, cache))
             reason = cannot_run(self.loaded.recipe, module)
             return replace(found, cannot_run=reason) if reason else self._ran(found, module, cache)
+        except LackError:
+            raise
         except EngineError as err:
             name = self.built.job.name
             told = in_words_of(self.built, self.engine, err).removeprefix(f"variant {name}: ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shutil
@@ -12,7 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from granplugin.errors import RunError, UserError
+from granplugin.errors import RunError, Unhonoured, UserError
+from granplugin.machine import lacking
 from granplugin.store.cache import Cache
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def open_run(path: Path, log_name: str = "log.txt") -> Iterator[RunFolder]:
     log_file = path / log_name
     with _held(path) as run:
         try:
-            with _full_disk_told(path), _logged(log_file):
+            with _want_told(path), _logged(log_file):
                 yield run
         except UserError as err:
             told = log_file.is_file() and "\nTraceback" in log_file.read_text("utf-8", "replace")
@@ -108,13 +108,16 @@ def _held(path: Path) -> Iterator[RunFolder]:
 
 
 @contextmanager
-def _full_disk_told(path: Path) -> Iterator[None]:
+def _want_told(path: Path) -> Iterator[None]:
+    """What the machine lacks, whichever library found it lacking."""
     try:
         yield
-    except OSError as err:
-        if err.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+    except (UserError, Unhonoured):
+        raise
+    except Exception as err:
+        if (said := lacking(err)) is None:
             raise
-        raise RunError(f"{path}: cannot be written: {err.strerror}; give --out") from err
+        raise RunError(f"{path}: {said}") from err
 
 
 @contextmanager

@@ -7,13 +7,14 @@ layers.json), log.txt, and last of all build.json, which says how it went.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +26,8 @@ from typing import Any
 from granplugin.backends import base
 from granplugin.backends.base import BuildFailed, Shape
 from granplugin.backends.nvidia.libraries import LIBRARIES, Library
-from granplugin.errors import EngineError
+from granplugin.errors import EngineError, LackError
+from granplugin.machine import lacking
 from granplugin.translate import one_line
 
 ENGINE = "model.engine"
@@ -63,13 +65,14 @@ def run_build(library: str, onnx: Path, folder: Path, options: Options) -> dict[
     building) and `peak_mb` (resident memory of the process, None where the system does not say).
 
     Raises BuildFailed, on one line, for a graph that the library refuses, a crash, and a build over
-    its limits; it has the process's exit as its cause.
+    its limits; it has the process's exit as its cause. LackError for what the machine lacks.
     """
     request = {
         "library": library,
         "onnx": str(onnx.resolve()),
         "folder": str(folder.resolve()),
         **asdict(options),
+        "parent": os.getpid(),
     }
     command = [sys.executable, "-P", "-m", __name__, json.dumps(request)]
     # The same modules as here, and none of the current folder.
@@ -91,23 +94,55 @@ def run_build(library: str, onnx: Path, folder: Path, options: Options) -> dict[
     report.unlink(missing_ok=True)
     if "build_seconds" in told:
         return told
-    if "refused" in told:
-        problem = f"refused {onnx.name}: {told['refused']}"
-    else:
-        problem = f"could not build {onnx.name}: {over or _ending(process.returncode, printed)}"
     cause = subprocess.CalledProcessError(process.returncode, command)
-    raise BuildFailed(f"{library} {problem}", told.get("nodes", ())) from cause
+    start = f"{library} could not build {onnx.name}"
+    if lack := _lack(process.returncode, told, over, printed, options):
+        raise LackError(f"{start}: {lack}") from cause
+    if "refused" in told:
+        problem = f"{library} refused {onnx.name}: {told['refused']}"
+    else:
+        problem = f"{start}: {over.said if over else _ending(process.returncode, printed)}"
+    raise BuildFailed(problem, told.get("nodes", ())) from cause
 
 
-def _wait(process: subprocess.Popen, options: Options) -> str | None:
+def _lack(
+    code: int,
+    told: Mapping[str, Any],
+    over: _Over | None,
+    printed: Sequence[str],
+    options: Options,
+) -> str | None:
+    """What the machine lacked for a build that failed; None where that is not what it failed for."""
+    last = printed[-1] if printed else ""
+    if over is not None:
+        # Whoever sets a limit asks for what is in the graph that goes over it.
+        return over.said if over.memory and options.memory_mb is None else None
+    if code == _LACKING:
+        return last
+    if code == -signal.SIGKILL:
+        return "its process was killed, most likely for want of memory"
+    return lacking(RuntimeError(told.get("refused", last)))
+
+
+@dataclass(frozen=True)
+class _Over:
+    """A limit that a build goes over: that of memory, or of time."""
+
+    memory: bool
+    said: str
+
+
+def _wait(process: subprocess.Popen, options: Options) -> _Over | None:
     """Until the process ends, or the limit that it goes over."""
     end = monotonic() + options.seconds
     limit = options.memory_mb or 0.9 * _meminfo("/proc/meminfo", "MemAvailable")
     while process.poll() is None:
         if monotonic() > end:
-            return f"it took more than {options.seconds:g} s; raise build.seconds, or build less"
+            told = f"it took more than {options.seconds:g} s; raise build.seconds, or build less"
+            return _Over(False, told)
         if limit and (used := _meminfo(f"/proc/{process.pid}/status", "VmRSS")) > limit:
-            return f"it took {used:.0f} MB of memory, and {limit:.0f} MB is the limit"
+            told = f"it took {used:.0f} MB of memory, and {limit:.0f} MB is the limit"
+            return _Over(True, told)
         sleep(0.02)
     return None
 
@@ -125,10 +160,20 @@ def _ending(code: int, printed: list[str]) -> str:
     last = f"; its last words: {printed[-1][:200]}" if printed else ""
     if code >= 0:
         return f"its process ended with code {code}{last}"
-    name = signal.Signals(-code).name
-    if name == "SIGKILL":
-        return f"its process was killed, most likely for want of memory{last}"
-    return f"the compiler crashed ({name}){last}"
+    return f"the compiler crashed ({signal.Signals(-code).name}){last}"
+
+
+_LACKING = 74
+"""The exit code (sysexits' EX_IOERR) of a build that the machine lacks something for."""
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the system end this process with the one that started it, whatever that dies of."""
+    if sys.platform == "linux":
+        death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(death_signal, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before this was said
+        sys.exit(_LACKING)
 
 
 def answer(request: Mapping[str, Any]) -> bool:
@@ -319,5 +364,17 @@ def _logger(trt: Any) -> Any:
     return Logger()
 
 
+def main(request: Mapping[str, Any]) -> int:
+    """Answer a request; the exit code."""
+    die_with_parent(request["parent"])
+    try:
+        return not answer(request)
+    except (OSError, MemoryError) as err:
+        if said := lacking(err):
+            print(said, file=sys.stderr)
+            return _LACKING
+        raise
+
+
 if __name__ == "__main__":
-    sys.exit(not answer(json.loads(sys.argv[1])))
+    sys.exit(main(json.loads(sys.argv[1])))

@@ -84,7 +84,7 @@ class Builder:
 
 def _started() -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", __name__],
+        [sys.executable, "-P", "-m", __name__, str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -99,6 +99,7 @@ def _pipe(process: subprocess.Popen[bytes]) -> IO[bytes]:
 
 def main() -> None:
     """Builds what each line of the standard input says, and marks its folder when that is done."""
+    building.die_with_parent(int(sys.argv[1]))
     for line in sys.stdin:
         request = json.loads(line)
         building.answer(request)

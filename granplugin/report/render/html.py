@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby
 
-from granplugin.report.render.visible import visible, visible_line
 from granplugin.report.view.elements import (
     Block,
     Cell,
@@ -21,6 +20,7 @@ from granplugin.report.view.elements import (
     Verbatim,
     levels,
 )
+from granplugin.visible import visible, visible_line
 from granplugin.words import first
 
 _COLOURS: dict[Sense, str] = {

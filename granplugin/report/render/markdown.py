@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from granplugin.report.render.visible import visible, visible_line
 from granplugin.report.view.elements import (
     Block,
     Cell,
@@ -21,6 +20,7 @@ from granplugin.report.view.elements import (
     Verbatim,
     levels,
 )
+from granplugin.visible import visible, visible_line
 from granplugin.words import first
 
 _MARKS = re.compile(r"[\\`*<~]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|&(?=#?\w+;)")

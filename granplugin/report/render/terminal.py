@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from rich.text import Text
 
 from granplugin.report.render.names import cut, shared, without
-from granplugin.report.render.visible import visible, visible_line
 from granplugin.report.view.elements import (
     Block,
     Column,
@@ -21,6 +20,7 @@ from granplugin.report.view.elements import (
     Terms,
     Verbatim,
 )
+from granplugin.visible import visible, visible_line
 from granplugin.words import first
 
 WIDTH = 80

@@ -17,8 +17,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from granplugin.report.render import html
-from granplugin.report.render.visible import visible
 from granplugin.report.view.page.kept import Page
+from granplugin.visible import visible
 
 
 def document(page: Page) -> str:
