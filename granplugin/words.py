@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
-def counted(of: int | Sequence[object], noun: str) -> str:
+def counted(of: int | Collection[object], noun: str) -> str:
     """How many there are.
 
     >>> counted(1, "layer"), counted(["a", "b"], "layer")

@@ -488,10 +488,7 @@ def test_what_an_engine_cannot_honour_is_no_success_without_a_plan_either(tmp_pa
     changed = onnx.load(path)
     mutation(changed.graph, role)
     onnx.save(changed, path)
-    try:
-        assert audit(path, "tensorrt_rtx").exit_code in (3, 4)
-    except EngineError as refused:
-        assert "refused model.onnx" in str(refused)
+    assert audit(path, "tensorrt_rtx").exit_code in (2, 3, 4)
 
 
 @needs_rtx
@@ -502,6 +499,7 @@ def test_a_bias_in_integers_that_the_engine_refuses_is_told_with_the_way_out(tmp
     y = net.node("Gemm", net.qdq("x"), net.weight((64, 32), 1), bias)
     path = written(net.model(y, ("n", 64)), tmp_path)
     done = run_main("audit", path)
-    assert (done.code, done.stdout) == (2, "")
-    assert "bias in 32-bit integers, as Gemm_6 has it" in done.stderr
-    assert "'QuantizeBias': False" in done.stderr and done.stderr.count("\n") == 1
+    assert (done.code, done.stderr) == (2, "")
+    told = " ".join(done.stdout.split())
+    assert "2 sites and no verdict: 1 reason" in told and "32-bit integers" in told
+    assert "Gemm_6" in told and "'QuantizeBias': False" in told

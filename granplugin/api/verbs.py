@@ -12,7 +12,7 @@ must change something; its text is one sentence with the place and the way out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,16 +106,18 @@ def audit(
     profile: str | Path | None = None,
     plan: str | Path | None = None,
     batch: int = 1,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> FileAudit:
     """What an engine does with any Q/DQ ONNX file: a verdict for every quantized site, and lint.
 
-    Without `layers` the engine is built here for `batch` samples; `layers` is that of one built
-    elsewhere (trtexec's --exportLayerInfo, or layers.txt of a run) and `profile` its times
+    Without `layers` the engine is built here for `batch` samples, an input with other open lengths
+    for its shape in `shapes` or a usual one; `layers` is that of one built elsewhere (trtexec's --exportLayerInfo, or layers.txt of a run) and `profile` its times
     (--exportProfile). `plan` is the plan.json of the run that the file is of.
     """
     from granplugin.pipelines.audit import audit
 
-    return audit(Path(onnx), backend, _path(layers), _path(profile), _path(plan), batch)
+    said = [f"{name}={'x'.join(map(str, shape))}" for name, shape in (shapes or {}).items()]
+    return audit(Path(onnx), backend, _path(layers), _path(profile), _path(plan), batch, said)
 
 
 def _path(path: str | Path | None) -> Path | None:

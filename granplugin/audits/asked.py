@@ -57,6 +57,8 @@ class Asked:
         row = self.rows.get(self.names[site.row.site])
         if row is None:
             return site
+        if site.verdict is None:
+            return replace(site, where=row.where)
         kind, detail = site.verdict.kind, site.verdict.detail
         if (_stored(row), _cells(row)) != (_stored(site.row), _cells(site.row)):
             kind, detail = "wrong", f"the plan says {row.format} {row.granularity}"

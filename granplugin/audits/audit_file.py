@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from granplugin import backends, capabilities
+from granplugin import capabilities
+from granplugin.audits.engine_plans import installed
 from granplugin.audits.lint import lint
+from granplugin.audits.ran import ran_of
 from granplugin.backends.base import LayerPrecision
 from granplugin.backends.engine_plan import EnginePlan
 from granplugin.backends.nvidia.kernels import Kernels
@@ -27,28 +28,32 @@ from granplugin.results.audited import Finding, Verdict
 
 @dataclass(frozen=True)
 class Site:
-    """One quantized operand of the file with what was promised and what came of it; `time_ms` is
-    that of its node's kernels in a profile, `where` the recipe's line where there is one."""
+    """One quantized operand of the file with what was promised and what came of it, None where no
+    engine was built; `time_ms` is that of its node's kernels in a profile, `where` the recipe's line
+    where there is one."""
 
     row: FileRow | QuantizedRow
     promise: Promise | None
-    verdict: Verdict
+    verdict: Verdict | None
     time_ms: float | None = None
     where: str | None = None
 
 
 @dataclass(frozen=True)
 class FileAudit(Result):
-    """What an engine made of a file. `source` says where its plan is from."""
+    """What an engine made of a file. `source` says where its plan is from; `refusals` are why there
+    is none."""
 
     onnx: Path
     engine: str
     version: str | None
     source: str
-    plan: EnginePlan
+    plan: EnginePlan | None
     sites: tuple[Site, ...]
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
+    refusals: tuple[Finding, ...] = ()
+    hidden: int = 0
 
     def output(self) -> AuditOutput:
         """Every site, and lint."""
@@ -56,11 +61,13 @@ class FileAudit(Result):
 
     @property
     def exit_code(self) -> int:
-        """0 all honoured, 3 not, 4 cannot tell."""
-        kinds = {site.verdict.kind for site in self.sites}
+        """0 all honoured, 2 not built, 3 not honoured, 4 cannot tell."""
+        if self.refusals:
+            return 2
+        kinds = {site.verdict.kind for site in self.sites if site.verdict is not None}
         if kinds & {"degraded", "wrong"} or any(found.wrong for found in self.findings):
             return 3
-        return 4 if "unknown" in kinds or not kinds else 0
+        return 4 if "unknown" in kinds or not kinds or self.hidden else 0
 
 
 def examine(
@@ -87,7 +94,7 @@ def examine(
     )
 
 
-def notes_of(found: Found, plan: EnginePlan, layers: Path | None) -> Iterator[str]:
+def notes_of(found: Found, plan: EnginePlan | None, layers: Path | None) -> Iterator[str]:
     """What to know before reading the verdicts; `layers` is the file the plan was read from."""
     if found.hidden:
         yield (
@@ -96,7 +103,7 @@ def notes_of(found: Found, plan: EnginePlan, layers: Path | None) -> Iterator[st
         )
     if not found.operands:
         yield "nothing in this file is quantized, so there is nothing to honour"
-    named = {node for kernel in plan.kernels for node in kernel.onnx_nodes}
+    named = {node for kernel in (plan.kernels if plan else ()) for node in kernel.onnx_nodes}
     if layers is not None and found.operands and not any(o.node in named for o in found.operands):
         yield (
             f"no node of the file is in {layers.name}: it is of another model, or was built "
@@ -107,10 +114,7 @@ def notes_of(found: Found, plan: EnginePlan, layers: Path | None) -> Iterator[st
 def promises_of(found: Found, backend: str, version: str | None) -> dict[str, Promise]:
     """Site -> what the engine promises for it; of the version that is installed where the plan tells
     none. Of what no table knows there is none."""
-    module = backends.load(backend)
-    if version is None and module.unavailable() is None:
-        version = module.version()
-    table = capabilities.load_table(backend, version)
+    table = capabilities.load_table(backend, version or installed(backend))
     stops = LIBRARIES[backend].moves_not
     stopped = {o.row.site: o for o in found.operands if not stops.isdisjoint(o.moved)}
     rows: dict[str, list[FileRow]] = defaultdict(list)
@@ -152,25 +156,3 @@ def _skips(found: Found) -> dict[str, tuple[QuantizedOperand, bool]]:
         if product is not None:
             skips.setdefault(product, (operand, operand.dequantize in readers))
     return skips
-
-
-def ran_of(operand: QuantizedOperand, kernels: Kernels) -> LayerPrecision:
-    """In what the engine computes with an operand of the file."""
-    site = operand.row.site
-    if operand.row.format.startswith("uint"):
-        return LayerPrecision(
-            site, "wrong", "", f"{operand.row.format} is read as int8: what lies above 127 scales "
-            "saturates",
-        )  # fmt: skip
-    if operand.product:
-        return kernels.product(site, operand.node)
-    pairs = [(q and q.name, dq.name) for q, dq in ((p.pair.q, p.pair.dq) for p in operand.pairs)]
-    node = operand.dequantize if operand.row.operand == "output" else operand.node
-    return kernels.operand(site, node, pairs, operand.moves)
-
-
-def time_ms_of(kernels: Kernels, node: str) -> float | None:
-    """What the kernels of a node take in a profile, None without one."""
-    times = [kernel.time_ms for kernel in kernels.multiplying(node)]
-    known = [time for time in times if time is not None]
-    return math.fsum(known) if known else None

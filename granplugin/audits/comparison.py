@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from granplugin.audits.engine_plans import build_plan, read_plan_file
+from granplugin.audits.shapes import Range, shapes_for
 from granplugin.backends.engine_plan import EngineLayer, EnginePlan
 from granplugin.backends.nvidia.kernels import multiplies
 from granplugin.errors import EngineError
@@ -62,8 +63,10 @@ class Comparison(Result):
         return compare_output(self)
 
 
-def plan_of(path: Path, backend: str, batch: int) -> EnginePlan:
-    """The plan that a file or folder stands for."""
+def plan_of(
+    path: Path, backend: str, batch: int, shapes: Mapping[str, Range]
+) -> tuple[EnginePlan, list[str]]:
+    """The plan that a file or folder stands for, and notes of the shapes it was built for."""
     if path.is_dir():
         files = ("layers.json", "layers.txt", f"{backend}.onnx", "model.onnx")
         found = next((path / file for file in files if (path / file).is_file()), None)
@@ -74,8 +77,10 @@ def plan_of(path: Path, backend: str, batch: int) -> EnginePlan:
             )
         path = found
     if path.suffix == ".onnx":
-        return build_plan(load(path), path, backend, batch)[0]
-    return read_plan_file(path)
+        model = load(path)
+        sizes, notes = shapes_for(model, shapes, batch)
+        return build_plan(model, path, backend, batch, sizes)[0], notes
+    return read_plan_file(path), []
 
 
 def aligned(a: EnginePlan, b: EnginePlan) -> tuple[Change, ...]:

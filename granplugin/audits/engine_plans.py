@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx
 
 from granplugin import backends
+from granplugin.audits.shapes import Range
 from granplugin.backends.engine_plan import EnginePlan
+from granplugin.backends.nvidia.build import Options
 from granplugin.backends.nvidia.plan_reader import read_plan, read_profile_json
 from granplugin.engines import AUDITED
 from granplugin.errors import EngineError, ModelError, UserError
@@ -19,6 +22,10 @@ from granplugin.reading import MAX_JSON_BYTES, read_text
 
 _EMBEDDED = 2**31 - 2**20
 """What one ONNX file holds; protobuf's limit, less what stands around the weights."""
+
+
+class PlanUnread(EngineError):
+    """An engine that was built, of which the plan is in a form that is not known."""
 
 
 def read_plan_file(path: Path) -> EnginePlan:
@@ -39,23 +46,42 @@ def profile_of(path: Path) -> dict[str, float]:
 
 
 def build_plan(
-    model: onnx.ModelProto, path: Path, backend: str, batch: int = 1
+    model: onnx.ModelProto,
+    path: Path,
+    backend: str,
+    batch: int = 1,
+    shapes: Mapping[str, Range] = MappingProxyType({}),
 ) -> tuple[EnginePlan, str]:
-    """The plan of an engine that is built here and thrown away, and the library's version."""
+    """The plan of an engine that is built here for these shapes and thrown away, and the library's
+    version.
+
+    Raises BuildFailed where the library refuses the model, PlanUnread, and EngineError where it is
+    not installed.
+    """
     if backend not in AUDITED:
         raise EngineError(f"engine {backend!r} tells no plan; {' and '.join(AUDITED)} do")
     module = backends.load(backend)
     if reason := module.unavailable():
         raise EngineError(f"{reason}; or give the layers of an engine that was built elsewhere")
+    options = Options(batch=batch, shapes=dict(shapes))
     with (
         tempfile.TemporaryDirectory(prefix="granplugin-") as folder,
         _written(model, path, Path(folder)) as onnx_path,
         stage(f"building {path.name} on {backend}"),
     ):
-        engine = module.build(onnx_path, Path(folder) / "engine", module.options(batch=batch))
-        plan = module.plan(engine)
+        engine = module.build(onnx_path, Path(folder) / "engine", options)
+        try:
+            plan = module.plan(engine)
+        except EngineError as err:
+            raise PlanUnread(str(err)) from err
         assert plan is not None, "audited engines tell their plan"
         return plan, engine.version
+
+
+def installed(backend: str) -> str | None:
+    """The version of a library that is installed."""
+    module = backends.load(backend)
+    return None if module.unavailable() else module.version()
 
 
 @contextmanager
@@ -79,5 +105,7 @@ def text_of(path: Path) -> str:
 
 def batch_of(plan: EnginePlan) -> str:
     """The samples that an engine is built for, in words."""
-    sizes = {tensor.shape[0] for tensor in plan.io[:1] if tensor.shape}
-    return f"batch {sizes.pop()}" if sizes else "its fixed shapes"
+    sizes = [tensor.shape[0] for tensor in plan.io[:1] if tensor.shape]
+    if -1 in sizes:
+        return "a range of shapes"
+    return f"batch {sizes[0]}" if sizes else "its fixed shapes"

@@ -40,6 +40,13 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key, as data.batch_size=8."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON; `granplugin schema` documents it.")]
+Shapes = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        metavar="INPUT=SHAPE",
+        help="What open lengths are built for, as x=1x3x640x640 or x=MIN:OPT:MAX.",
+    ),
+]
 Out = Annotated[Optional[Path], typer.Option(help="The run folder; default runs/<name>.")]
 
 Html = Annotated[

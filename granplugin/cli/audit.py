@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from granplugin.cli import Html, Json, show
+from granplugin.cli import Html, Json, Shapes, show
 from granplugin.engines import AUDITED
 
 EXAMPLE = "granplugin audit model.onnx --layers layers.json"
@@ -26,15 +26,17 @@ def audit(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples it is built for here.")] = 1,
     html: Html = None,
+    shapes: Shapes = None,
     json_: Json = False,
 ) -> int:
     """What an engine does with any Q/DQ ONNX: a verdict for every quantized site, and lint."""
     from granplugin.pipelines.audit import audit
 
-    found = audit(onnx, backend, layers, profile, plan, batch)
+    found = audit(onnx, backend, layers, profile, plan, batch, shapes or ())
     if html:
         from granplugin.runs.pages import write_verb_page
 
-        write_verb_page(html, found.output(), {str(found.onnx): (found.engine, found.plan)})
+        plans = {} if found.plan is None else {str(found.onnx): (found.engine, found.plan)}
+        write_verb_page(html, found.output(), plans)
     show(found.output(), json_)
     return found.exit_code

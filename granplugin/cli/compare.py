@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from granplugin.cli import Html, Json, show
+from granplugin.cli import Html, Json, Shapes, show
 from granplugin.engines import AUDITED
 
 EXAMPLE = "granplugin compare runs/x/variants/fp32 runs/x/variants/x"
@@ -18,6 +18,7 @@ def compare(
     b: Annotated[Path, typer.Argument(metavar="B", show_default=False)],
     backend: Annotated[str, typer.Option(help="What ONNX is built with.")] = AUDITED[0],
     batch: Annotated[int, typer.Option(min=1, help="Samples ONNX is built here for.")] = 1,
+    shapes: Shapes = None,
     profile: Annotated[
         Optional[list[Path]], typer.Option(help="trtexec's --exportProfile, of A and then of B.")
     ] = None,
@@ -27,7 +28,7 @@ def compare(
     """Two engines side by side: engine folders, layers files, ONNX files or variants of a run."""
     from granplugin.pipelines.compare import compare
 
-    found = compare(a, b, backend, batch, profile or ())
+    found = compare(a, b, backend, batch, profile or (), shapes or ())
     if html:
         from granplugin.runs.pages import write_verb_page
 

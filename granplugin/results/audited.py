@@ -32,13 +32,14 @@ class Verdict:
         return self.kind == "honoured" or (self.kind == "degraded" and self.promise != "native")
 
 
-WRONG = ("scale-broadcast", "uint8-zero-point")
-"""Codes of what computes wrong numbers; the others are advice."""
+Severity = Literal["refused", "wrong", "advice"]
+"""refused: the engine is not built; wrong: it computes other numbers than were meant; advice: it
+costs."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that costs, or is wrong.
+    """One thing that costs, is wrong, or keeps the engine from being built.
 
     `code` is stable, a key of CODES; `layer` is the ONNX node, or the kernel where no node has it;
     `where` is the rule's line, where there is a recipe. `says` is what it costs and `instead` what
@@ -52,7 +53,8 @@ class Finding:
     says: str
     instead: str
     bytes: int | None = None
+    severity: Severity = "advice"
 
     @property
     def wrong(self) -> bool:
-        return self.code in WRONG
+        return self.severity == "wrong"

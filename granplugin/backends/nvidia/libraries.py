@@ -17,7 +17,8 @@ class Library:
     kernel behind it scales; `reads_any_skip`: the kernel that adds reads a skip input in 8 bits
     whatever else reads it; `vector_scale_is_float`: a convolution whose input's scale has shape
     [1] runs in float; `moves_not`: operators that move values, in front of which Q/DQ stays where it
-    is, so that what is behind them gets float.
+    is, so that what is behind them gets float. `operators_not` are operators of ONNX that it does not build;
+    `has_plugins`: it has operators of its own for what comes behind a network (..._TRT).
     """
 
     title: str
@@ -29,7 +30,40 @@ class Library:
     reads_any_skip: bool
     vector_scale_is_float: bool
     moves_not: frozenset[str]
+    operators_not: frozenset[str]
+    has_plugins: bool
 
+
+# onnx-tensorrt has no importer for them.
+_WITHOUT = frozenset(
+    [
+        "Bernoulli",
+        "BitShift",
+        "CenterCropPad",
+        "Col2Im",
+        "Compress",
+        "ConcatFromSequence",
+        "DFT",
+        "DeformConv",
+        "Det",
+        "MaxRoiPool",
+        "MaxUnpool",
+        "Multinomial",
+        "Optional",
+        "OptionalGetElement",
+        "OptionalHasElement",
+        "SequenceAt",
+        "SequenceConstruct",
+        "SequenceEmpty",
+        "SequenceErase",
+        "SequenceInsert",
+        "SequenceLength",
+        "SplitToSequence",
+        "StringNormalizer",
+        "TfIdfVectorizer",
+        "Unique",
+    ]
+)
 
 LIBRARIES = {
     "tensorrt": Library(
@@ -42,6 +76,8 @@ LIBRARIES = {
         reads_any_skip=True,
         vector_scale_is_float=False,
         moves_not=frozenset(),
+        operators_not=_WITHOUT - {"DeformConv"},
+        has_plugins=True,
     ),
     "tensorrt_rtx": Library(
         title="TensorRT-RTX",
@@ -53,5 +89,8 @@ LIBRARIES = {
         reads_any_skip=False,
         vector_scale_is_float=True,
         moves_not=frozenset({"Resize", "Upsample"}),
+        # It comes without TensorRT's plugins, which compute these.
+        operators_not=_WITHOUT | {"NonMaxSuppression", "NonZero", "RoiAlign"},
+        has_plugins=False,
     ),
 }

@@ -50,8 +50,8 @@ def audit_output(audit: FileAudit) -> AuditOutput:
         engine=audit.engine,
         engine_version=audit.version,
         plan=audit.source,
-        kernels=len(audit.plan.kernels),
-        traffic_bytes=audit.plan.traffic,
+        kernels=None if audit.plan is None else len(audit.plan.kernels),
+        traffic_bytes=None if audit.plan is None else audit.plan.traffic,
         sites=[
             AuditedSite(
                 layer=site.row.layer,
@@ -60,13 +60,14 @@ def audit_output(audit: FileAudit) -> AuditOutput:
                 format=site.row.format,
                 granularity=str(site.row.granularity),
                 promise=site.promise.kind if site.promise else None,
-                verdict=site.verdict.kind,
-                detail=site.verdict.detail,
+                verdict=site.verdict.kind if site.verdict else None,
+                detail=site.verdict.detail if site.verdict else "",
                 where=site.where,
                 ms=site.time_ms,
             )
             for site in audit.sites
         ],
+        refusals=[LintFinding(**vars(found)) for found in audit.refusals],
         findings=[LintFinding(**vars(found)) for found in audit.findings],
         notes=list(audit.notes),
         exit_code=audit.exit_code,

@@ -11,6 +11,7 @@ from granplugin.engines import ENGINES, PromiseKind
 from granplugin.report.schema.parts import Coverage, Machine
 from granplugin.results.agreed import Agreement
 from granplugin.results.audited import Kind as VerdictKind
+from granplugin.results.audited import Severity
 from granplugin.results.parts import Number, Part
 
 LimitVerdict = Literal["met", "missed", "cannot tell"]
@@ -110,6 +111,11 @@ class LintFinding(Part):
     says: str
     instead: str
     bytes: int | None = Field(default=None, description="Moved for one batch, by the plan.")
+    severity: Severity = Field(
+        default="advice",
+        description="refused: the engine is not built; wrong: it computes other numbers than were "
+        "meant; advice: it costs.",
+    )
 
 
 class Held(Part):

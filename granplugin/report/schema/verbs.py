@@ -179,7 +179,7 @@ class AuditedSite(Part):
     format: str
     granularity: str
     promise: PromiseKind | None
-    verdict: VerdictKind
+    verdict: VerdictKind | None = Field(description="null: no engine was built.")
     detail: str = Field(
         description="Of degraded: fused-dequant, weight-only or float; of honoured: the kernel, "
         "behind how where it is not read in its format at once."
@@ -196,9 +196,12 @@ class AuditOutput(Part):
     engine: str
     engine_version: str | None
     plan: str = Field(description="Where the engine's plan is from.")
-    kernels: int
+    kernels: int | None = Field(description="null: no engine was built.")
     traffic_bytes: int | None
     sites: list[AuditedSite]
+    refusals: list[LintFinding] = Field(
+        default=[], description="Why no engine was built, everything that is known."
+    )
     findings: list[LintFinding]
     notes: list[str]
     exit_code: int

@@ -21,7 +21,7 @@ from granplugin.report.view.elements import (
 )
 from granplugin.report.view.findings import findings_items
 from granplugin.results.audited import Kind as VerdictKind
-from granplugin.words import first, with_lines
+from granplugin.words import counted, first, with_lines
 
 _SENSES: dict[VerdictKind, Sense] = {
     "honoured": "good", "degraded": "doubtful", "wrong": "bad", "unknown": "plain",
@@ -31,18 +31,30 @@ _SENSES: dict[VerdictKind, Sense] = {
 def audit_view(audit: AuditOutput) -> Section:
     """What became of each site of an ONNX file on an engine."""
     version = f" {audit.engine_version}" if audit.engine_version else ""
+    head = (
+        Item(f"{Path(audit.onnx).name} on {audit.engine}{version}, {audit.plan}"),
+        Item(_summary(audit)),
+    )
+    refusals = findings_items(audit.refusals)
+    parts = [
+        (_table(audit.sites),) if audit.sites else (),
+        (
+            *refusals,
+            *findings_items(audit.findings),
+            *items(f"note: {note}" for note in audit.notes),
+        ),
+    ]
+    return Section("", (*head, *(Section("", part) for part in parts if part)))
+
+
+def _summary(audit: AuditOutput) -> str:
+    if audit.kernels is None:
+        told = counted({finding.code for finding in audit.refusals}, "reason")
+        return f"{counted(audit.sites, 'site')} and no verdict: {told} why it is not built"
     counts = Counter(site.verdict for site in audit.sites)
     told = ", ".join(f"{counts[kind]} {kind}" for kind in _SENSES if counts[kind])
     moved = "" if audit.traffic_bytes is None else f", {audit.traffic_bytes / 1e6:.2f} MB moved"
-    head = (
-        Item(f"{Path(audit.onnx).name} on {audit.engine}{version}, {audit.plan}"),
-        Item(f"{told or 'no site'} of {len(audit.sites)}; {audit.kernels} kernels{moved}"),
-    )
-    parts = [
-        (_table(audit.sites),) if audit.sites else (),
-        (*findings_items(audit.findings), *items(f"note: {note}" for note in audit.notes)),
-    ]
-    return Section("", (*head, *(Section("", part) for part in parts if part)))
+    return f"{told or 'no site'} of {len(audit.sites)}; {audit.kernels} kernels{moved}"
 
 
 def _table(sites: Sequence[AuditedSite]) -> Table:
@@ -69,12 +81,13 @@ def _table(sites: Sequence[AuditedSite]) -> Table:
 
 def _row(alike: tuple[str | None, ...], found: Sequence[AuditedSite]) -> Row:
     *told, verdict, reason = alike
+    kind = found[0].verdict
     known = [site.ms for site in found if site.ms is not None]
     return Row(
         cells(
             Cell(found[0].layer, more=len(found) - 1),
             *told,
-            Cell(verdict or "", _SENSES[found[0].verdict]),
+            Cell(verdict or "", _SENSES[kind]) if kind else None,
             f"{sum(known):.3f}" if known else None,
         ),
         notes=tuple(_notes(reason or "", found)),
@@ -85,7 +98,7 @@ def _notes(reason: str, found: Sequence[AuditedSite]) -> Iterator[str]:
     """The reason; and of what is not honoured all layers by name, and the recipe's lines."""
     if reason:
         yield reason
-    if found[0].verdict != "honoured":
+    if found[0].verdict not in ("honoured", None):
         where = [site.where for site in found]
         layers = [site.layer for site in found]
         if len(found) > 1 or any(where):

@@ -1,0 +1,297 @@
+"""What an engine does not build, seen in the file before it tries, each with the way out.
+
+Each was tried with TensorRT-RTX 1.7.1, whose parser is TensorRT's (onnx-tensorrt).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from granplugin.backends.nvidia.libraries import LIBRARIES
+from granplugin.graph.read.found import Found
+from granplugin.graph.read.graph import dequantizes, quantizes
+from granplugin.graph.read.pairs import Scaled
+from granplugin.results.audited import Finding
+from granplugin.words import counted, first
+
+_INTEGER = frozenset(
+    [
+        "ConvInteger",
+        "DynamicQuantizeLSTM",
+        "DynamicQuantizeLinear",
+        "DynamicQuantizeMatMul",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+    ]
+)
+"""What quantize_dynamic writes."""
+_QOPERATORS = frozenset({"QAttention", "QGemm"})
+_PACKED = frozenset({"GatherBlockQuantized", "MatMulBnb4", "MatMulFpQ4", "MatMulNBits"})
+_TYPES = {
+    TensorProto.INT16: "int16",
+    TensorProto.UINT16: "uint16",
+    TensorProto.UINT32: "uint32",
+    TensorProto.UINT64: "uint64",
+    TensorProto.STRING: "text",
+    TensorProto.COMPLEX64: "complex numbers",
+    TensorProto.COMPLEX128: "complex numbers",
+}
+"""Types of tensors that its parser takes of nothing."""
+_STORED = {"uint8", "uint4", "int16", "uint16", "fp8_e5m2"}
+"""Formats that it takes of no stored weight."""
+_OF_ACTIVATIONS = _STORED - {"uint8"}
+
+Check = Callable[[Found, str], Iterator[Finding]]
+
+
+def refusals(found: Found, library: str) -> tuple[Finding, ...]:
+    """Everything in a file for which an engine of `library` would not be built."""
+    return tuple(each for check in REFUSALS.values() for each in check(found, library))
+
+
+def reader_of(found: Found, pair: Scaled) -> str:
+    """The node that a pair is told at: the first that computes with it, or its DequantizeLinear."""
+    name = pair.pair.dq.name
+    return next((o.node for o in found.operands if o.dequantize == name), name)
+
+
+def numbers_of(pair: Scaled) -> np.ndarray | None:
+    """A pair's scales; None where they are computed at run time, stored as exponents (MX formats),
+    or those of a bias, which follow from others."""
+    scale = pair.scale
+    if scale is None or pair.format == "int32" or scale.dtype.kind not in "fV":
+        return None
+    return scale if scale.dtype.kind == "f" else scale.astype(np.float32)
+
+
+def tensor_of(pair: Scaled) -> str:
+    """A quantized tensor in words."""
+    return f"{pair.format} tensor {pair.pair.source!r}"
+
+
+def _scales(code: str, is_so: Callable[[np.ndarray], np.ndarray], word: str, out: str) -> Check:
+    def check(found: Found, library: str) -> Iterator[Finding]:
+        for pair in found.pairs:
+            scale = numbers_of(pair)
+            if scale is None:
+                continue
+            hit = np.flatnonzero(is_so(scale))
+            if hit.size:
+                where = f"{counted(int(hit.size), 'scale')} of {scale.size} of {tensor_of(pair)}"
+                channels = f"channel{'s' * (hit.size > 1)} {first([str(i) for i in hit])}"
+                at = f" ({channels})" if scale.size > 1 else ""
+                verb = "is" if hit.size == 1 else "are"
+                yield _finding(code, found, pair, f"{where} {verb} {word}{at}", out)
+
+    return check
+
+
+def _finding(code: str, found: Found, pair: Scaled, says: str, instead: str) -> Finding:
+    return Finding(code, reader_of(found, pair), None, says, instead, severity="refused")
+
+
+def _misfits(found: Found, library: str) -> Iterator[Finding]:
+    for pair in found.pairs:
+        if pair.misfit is not None and not pair.misfit.startswith("blocks"):
+            yield _finding(
+                "scales-do-not-fit", found, pair, f"{tensor_of(pair)}: {pair.misfit}",
+                "write one scale, or one for each output channel along the axis that is named",
+            )  # fmt: skip
+
+
+def _asymmetric(found: Found, library: str) -> Iterator[Finding]:
+    for pair in found.pairs:
+        zero = zero_point(found, pair)
+        if zero is not None and pair.format != "int32" and (hit := np.count_nonzero(zero)):
+            several = f"{counted(int(hit), 'zero point')} other than 0"
+            given = f"zero point {zero.reshape(-1)[0]}" if zero.size == 1 else several
+            yield _finding(
+                "asymmetric", found, pair, f"{tensor_of(pair)} has {given}",
+                "quantize symmetric, to int8 with zero point 0 (onnxruntime's quantize_static: "
+                "QuantType.QInt8 and extra_options={'ActivationSymmetric': True, "
+                "'WeightSymmetric': True})",
+            )  # fmt: skip
+
+
+def zero_point(found: Found, pair: Scaled) -> np.ndarray | None:
+    """None where there is none, or it is computed at run time."""
+    name = next(iter(pair.pair.dq.input[2:3]), "")
+    return found.graph.value(name) if name else None
+
+
+def _types(found: Found, library: str) -> Iterator[Finding]:
+    for pair in found.pairs:
+        refused = _STORED if pair.pair.q is None else _OF_ACTIVATIONS
+        if pair.format in refused and pair.pair.source not in _inputs(found):
+            yield _finding(
+                "unsupported-type", found, pair, f"{tensor_of(pair)} has a type that is not read",
+                "quantize to int8, fp8 (E4M3) or, weights alone, int4",
+            )  # fmt: skip
+    for name, kind in _inputs(found).items():
+        if kind in _TYPES:
+            yield Finding(
+                "unsupported-type", name, None, f"the input holds {_TYPES[kind]}, which is not read",
+                "give the model that tensor in int32 or float32, or leave what reads it out",
+                severity="refused",
+            )  # fmt: skip
+
+
+def _inputs(found: Found) -> dict[str, int]:
+    return {value.name: value.type.tensor_type.elem_type for value in found.graph.model.graph.input}
+
+
+def _bias(found: Found, library: str) -> Iterator[Finding]:
+    for node in found.biases:
+        yield Finding(
+            "int32-bias", node, None, "its bias is quantized, to 32-bit integers",
+            "leave biases float (onnxruntime's quantize_static: extra_options="
+            "{'QuantizeBias': False})",
+            severity="refused",
+        )  # fmt: skip
+
+
+def _nodes(code: str, is_so: Callable[[onnx.NodeProto, str], str | None], instead: str) -> Check:
+    def check(found: Found, library: str) -> Iterator[Finding]:
+        for node in found.graph.nodes:
+            if says := is_so(node, library):
+                yield Finding(code, node.name, None, says, instead, severity="refused")
+
+    return check
+
+
+def _qoperator(node: onnx.NodeProto, library: str) -> str | None:
+    if node.op_type.startswith("QLinear") or node.op_type in _QOPERATORS:
+        return f"{node.op_type} is ONNX Runtime's own form, QOperator, which is not read"
+    return None
+
+
+def _integers(node: onnx.NodeProto, library: str) -> str | None:
+    if node.op_type in _INTEGER:
+        return f"{node.op_type} multiplies integers that are quantized at run time"
+    return None
+
+
+def _packed(node: onnx.NodeProto, library: str) -> str | None:
+    if node.op_type in _PACKED:
+        return f"{node.op_type} is ONNX Runtime's own operator for packed weights"
+    return None
+
+
+def _suppression(node: onnx.NodeProto, library: str) -> str | None:
+    if node.op_type == "NonMaxSuppression" and node.op_type in LIBRARIES[library].operators_not:
+        return f"{LIBRARIES[library].title} has no NonMaxSuppression"
+    return None
+
+
+def _operators(node: onnx.NodeProto, library: str) -> str | None:
+    missing = LIBRARIES[library].operators_not - {"NonMaxSuppression"}
+    if node.domain in ("", "ai.onnx") and node.op_type in missing:
+        return f"{LIBRARIES[library].title} has no {node.op_type}"
+    return None
+
+
+def _onnxruntime(node: onnx.NodeProto, library: str) -> str | None:
+    if node.domain != "com.microsoft" or not _is_foreign(node):
+        return None
+    return f"{node.op_type} is ONNX Runtime's own operator"
+
+
+def _custom(node: onnx.NodeProto, library: str) -> str | None:
+    if node.domain == "com.microsoft" or not _is_foreign(node):
+        return None
+    if node.op_type.endswith("_TRT") and LIBRARIES[library].has_plugins:
+        return None
+    called = f"{node.domain}:{node.op_type}" if node.domain else node.op_type
+    return f"{called} is no operator of ONNX: it takes a plugin"
+
+
+def _is_foreign(node: onnx.NodeProto) -> bool:
+    """Whether a node is another library's, and none that another check tells of. The parser looks
+    at names, whatever their domain."""
+    if quantizes(node) or dequantizes(node) or node.domain == "trt":
+        return False
+    ours = {*_INTEGER, *_QOPERATORS, *_PACKED}
+    known = onnx.defs.has(node.op_type) or node.op_type in ours
+    return not known and not node.op_type.startswith("QLinear")
+
+
+REFUSALS: Mapping[str, Check] = {
+    "scale-zero": _scales(
+        "scale-zero", lambda s: s == 0, "0",
+        "a channel of zeros takes any scale: write a floor there, as 1e-8, or quantize again with "
+        "a tool that has one",
+    ),
+    "scale-negative": _scales(
+        "scale-negative", lambda s: s < 0, "negative",
+        "a scale is a range divided by 127: write its absolute value, and quantize the weights again",
+    ),
+    "scale-nan": _scales(
+        "scale-nan", np.isnan, "not a number",
+        "the range was calibrated of NaN: look for it in the network's float output or in the data, "
+        "and calibrate again",
+    ),
+    "scales-do-not-fit": _misfits,
+    "asymmetric": _asymmetric,
+    "unsupported-type": _types,
+    "int32-bias": _bias,
+    "qoperator": _nodes(
+        "qoperator", _qoperator,
+        "quantize with quant_format=QuantFormat.QDQ",
+    ),
+    "integer-operators": _nodes(
+        "integer-operators", _integers,
+        "quantize with calibration data, quantize_static instead of quantize_dynamic, to QDQ",
+    ),
+    "packed-weights": _nodes(
+        "packed-weights", _packed,
+        "write them as DequantizeLinear: MatMulNBitsQuantizer(quant_format=QuantFormat.QDQ)",
+    ),
+    "nms-at-end": _nodes(
+        "nms-at-end", _suppression,
+        "export the network without it, up to boxes and scores, and run it behind the engine",
+    ),
+    "unsupported-operator": _nodes(
+        "unsupported-operator", _operators,
+        "leave it out of the file and compute it before or behind the engine, or give the layers "
+        "of an engine that was built with a plugin for it (--layers)",
+    ),
+    "onnxruntime-operator": _nodes(
+        "onnxruntime-operator", _onnxruntime,
+        "quantize the network as it was exported: without ONNX Runtime's optimizer "
+        "(quant_pre_process(skip_optimization=True)) or its transformer fusions",
+    ),
+    "custom-operator": _nodes(
+        "custom-operator", _custom,
+        "give the layers of an engine that was built with its plugin (--layers layers.json)",
+    ),
+}  # fmt: skip
+"""Code -> what finds it."""
+REFUSED = "refused"
+"""Code of what the engine itself says of a file in which none of these was found."""
+
+
+def told_by(found: Found, nodes: tuple[str, ...], told: str) -> Finding:
+    """What an engine itself said as it refused a file; `nodes` are those that it names."""
+    at = next(iter(nodes), "") or found.graph.path.name
+    node = found.graph.named.get(at)
+    opset = found.graph.opset
+    if node is not None and "does not know this operator" in told:
+        domain = f"{node.domain}:" if node.domain else ""
+        return Finding(
+            "custom-operator", at, None, f"{domain}{node.op_type} is not known to it",
+            "give the layers of an engine that was built with its plugin (--layers layers.json)",
+            severity="refused",
+        )  # fmt: skip
+    newer = f"; export opset 17 to 21, this file has {opset}" if opset > _NEWEST else ""
+    instead = (
+        f"leave {at} out of the file, or float" if node is not None else "look at what it says"
+    )
+    return Finding(REFUSED, at, None, told, f"{instead}{newer}", severity="refused")
+
+
+_NEWEST = 24
+"""Opset that TensorRT 11's parser documents as its last."""
