@@ -34,7 +34,7 @@ def test_a_task_makes_the_same_from_its_pickle_in_another_folder(project, precis
                 session.recipe, session.input_shapes, built, backends.load("onnxruntime")
             )
             measuring = MeasureVariant(
-                built, "onnxruntime", options, session.loaded, session.evaluation
+                built, "onnxruntime", options, session.loaded, session.evaluation, session.axes
             )
             measured, also = perform(pickled(measuring), folder)
             assert {path.parent for path in used | also} == {folder}

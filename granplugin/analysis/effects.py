@@ -22,7 +22,6 @@ from granplugin.analysis.rounded import Choice, Pair, RoundedNetwork, run
 from granplugin.errors import ModelError
 from granplugin.measures.intervals import proportion_interval, tango_interval
 from granplugin.measures.metrics import METRICS, scores_of
-from granplugin.network.forward import flatten_outputs
 from granplugin.store.keys import content_key
 
 log = logging.getLogger(__name__)
@@ -118,10 +117,12 @@ class Effects:
         restored: Mapping[str, str],
         metric: str | None,
         example: Mapping[str, Tensor],
+        arrays: Callable[[object], dict[str, np.ndarray]],
     ) -> None:
         """Figures by name: of whole `choices`, of one layer `alone` with a pair of settings, and of
-        the recipe's own choice with one layer `restored` to float."""
-        self.network, self.metric = network, metric
+        the recipe's own choice with one layer `restored` to float. `arrays` makes outputs by name,
+        samples on axis 0, of what forward returns."""
+        self.network, self.metric, self._arrays = network, metric, arrays
         self.choices, self.alone, self.restored = choices, alone, restored
         self.start = network.start()
         self.script = Script(network.model)
@@ -161,7 +162,7 @@ class Effects:
             return run(network.model, tensors)
 
         def add(name: str, outputs: object, what: str) -> None:
-            whole = _arrays(outputs)
+            whole = self._arrays(outputs)
             if not all(np.isfinite(output).all() for output in whole.values()):
                 raise ModelError(
                     f"with {what} the network's output holds NaN or Inf, and fp32's does not; "
@@ -172,7 +173,7 @@ class Effects:
         with script.installed():
             alone = {n: self.alone[n] for n in wanted if n in self.alone}
             script.changes = {}
-            reference = _arrays(script.record(forward) if alone else script.run(forward))
+            reference = self._arrays(script.record(forward) if alone else script.run(forward))
             if not all(np.isfinite(output).all() for output in reference.values()):
                 raise ModelError(self._not_finite(forward))
             for name, (layer, pair) in alone.items():
@@ -299,10 +300,6 @@ def predicted(alone: Sequence[Sqnr]) -> float:
     their errors are taken as independent, so that noise powers add up."""
     noise = sum(10 ** (-each.db / 10) for each in alone if each.db is not None)
     return math.inf if noise == 0 else -10 * math.log10(noise)
-
-
-def _arrays(outputs: object) -> dict[str, np.ndarray]:
-    return {name: t.detach().cpu().numpy() for name, t in flatten_outputs(outputs).items()}
 
 
 def _energy(values: np.ndarray) -> np.ndarray:

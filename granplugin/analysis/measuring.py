@@ -88,7 +88,9 @@ def measure_effects(
 
     def step(batch: Batch, wanted: frozenset[str]) -> Mapping[str, np.ndarray]:
         if not made:
-            made.append(Effects(network, by_choice, by_alone, by_restored, metric, example))
+            made.append(
+                Effects(network, by_choice, by_alone, by_restored, metric, example, subject.outputs)
+            )
         return made[0].run(subject.inputs(batch), batch.get(LABELS), wanted)
 
     names = [*by_choice, *by_alone, *by_restored]

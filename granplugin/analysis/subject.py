@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from granplugin.analysis.rounded import analysis_copy, run
 from granplugin.data.batches import SAME_BITS, Batch, Batches
 from granplugin.errors import RunError
 from granplugin.measures.metrics import METRICS
+from granplugin.measures.samples import sampled
+from granplugin.network.forward import flatten_outputs
 from granplugin.recipe.loaded import Loaded, located
 from granplugin.runs.session import Session
 from granplugin.store.keys import content_key, file_key
@@ -34,8 +36,8 @@ _MAKERS = ("granplugin.analysis.measuring", "granplugin.analysis.ranges")
 class Subject:
     """`model` is a copy that passes may hook into; `tensors` puts a batch where it is. Passes run
     on `data` in full batches of `batch` samples; `example` is a small one. `folder` keeps the
-    figures of the model, data and recipe that `key` is of. `distrust` says why the labels, where
-    there are some, decide nothing."""
+    figures of the model, data and recipe that `key` is of; `axes` tell where its outputs have their
+    samples. `distrust` says why the labels, where there are some, decide nothing."""
 
     model: nn.Module
     tensors: Callable[[Batch], dict[str, Tensor]]
@@ -45,6 +47,7 @@ class Subject:
     loaded: Loaded
     folder: Path
     key: str
+    axes: Mapping[str, int | None]
     distrust: str | None = None
 
     @property
@@ -61,6 +64,11 @@ class Subject:
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         return self.tensors({name: array for name, array in batch.items() if name != LABELS})
+
+    def outputs(self, found: object) -> dict[str, np.ndarray]:
+        """What forward returned, as far as samples can be told apart in it, with them on axis 0."""
+        arrays = {name: t.detach().cpu().numpy() for name, t in flatten_outputs(found).items()}
+        return sampled(arrays, self.axes)
 
     def forward(self, batch: Batch) -> Any:
         return run(self.model, self.inputs(batch))
@@ -138,6 +146,7 @@ def open_subject(session: Session, questions: Questions) -> Subject:
             file_key(imported) if imported else None,
             made_by(*_MAKERS, libraries=("nvidia-modelopt", "torch")),
         ),
+        axes=session.axes,
     )
 
 

@@ -118,6 +118,7 @@ def _write(
         counts=counts,
         sizes=sizes,
         outputs={each.name: _dtype(each) for each in graph.output},
+        axes=session.axes,
         inputs_sha256=_folder_sha256(folder / "inputs"),
         variants={each.job.name: _write_variant(folder, each, session, engine) for each in built},
     )

@@ -26,6 +26,7 @@ from granplugin.backends.nvidia.plan_reader import read_inspector_json, read_pro
 from granplugin.capabilities import Promise
 from granplugin.errors import EngineError, RunError, UserError
 from granplugin.measures import metrics, timing
+from granplugin.measures.samples import sampled
 from granplugin.planning.row_json import row_from_json
 from granplugin.report.build.run import engine_result
 from granplugin.report.schema.run import Report
@@ -60,7 +61,8 @@ class ManifestVariant(_Strict):
 
 class Manifest(_Strict):
     """manifest.json of an export: `counts` are the evaluation samples of each batch, `sizes` the
-    batch sizes that are timed, `outputs` each output's type."""
+    batch sizes that are timed, `outputs` each output's type, `axes` where its samples are (0 where
+    they do not say)."""
 
     format: Literal["granplugin export 1"]
     granplugin: str
@@ -69,6 +71,7 @@ class Manifest(_Strict):
     counts: list[int]
     sizes: list[int]
     outputs: dict[str, str]
+    axes: dict[str, int | None] = {}
     inputs_sha256: str
     variants: dict[str, ManifestVariant]
 
@@ -270,11 +273,12 @@ def _outputs(
         return {}
     batches = []
     for file, count in zip(stored, manifest.counts, strict=True):
-        batch = _read(name, file, lambda text: trtexec.read_outputs(text, manifest.outputs), files)
+        found = _read(name, file, lambda text: trtexec.read_outputs(text, manifest.outputs), files)
+        batch = sampled(found, manifest.axes)
         if any(len(values) < count for values in batch.values()):
             raise EngineError(f"{name}/{file}: it has fewer samples than the {count} it was given")
         batches.append({output: values[:count] for output, values in batch.items()})
-    outputs = {output: np.concatenate([b[output] for b in batches]) for output in manifest.outputs}
+    outputs = {output: np.concatenate([b[output] for b in batches]) for output in batches[0]}
     metrics.check_finite(outputs, f"{name}: output")
     return outputs
 

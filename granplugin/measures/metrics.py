@@ -99,17 +99,23 @@ def agreement(outputs: Outputs, reference: Outputs | None, labels: np.ndarray | 
 
     Of the first (N, classes) output, else of the first one with a decision per position - classes
     on the last axis of (N, positions, classes), on axis 1 of (N, classes, height, width, ...) -
-    where a sample's value is the percentage of its positions.
+    where a sample's value is the percentage of its positions; else of the first that is decisions
+    already, of integers or booleans.
     """
     _check_pair(outputs, reference)
+    assert reference is not None
     name = scores_of(outputs) or scores_of(outputs, positions=True)
-    if name is None:
+    decided = [n for n in outputs if not np.issubdtype(outputs[n].dtype, np.floating)]
+    if name is not None:
+        axis = 1 if outputs[name].ndim > 3 else -1
+        same = outputs[name].argmax(axis) == reference[name].argmax(axis)
+    elif decided:
+        same = outputs[decided[0]] == reference[decided[0]]
+    else:
         raise ModelError(
             f"agreement needs an output with two or more classes, and {_shapes(outputs)}; "
             "take sqnr_db instead"
         )
-    axis = 1 if outputs[name].ndim > 3 else -1
-    same = outputs[name].argmax(axis) == reference[name].argmax(axis)
     if same.ndim == 1:
         return Score(100 * float(same.mean()), same)
     per_sample = 100 * same.reshape(len(same), -1).mean(axis=1)
@@ -125,7 +131,9 @@ def sqnr_db(outputs: Outputs, reference: Outputs | None, labels: np.ndarray | No
     _check_pair(outputs, reference)
     names = [name for name in outputs if np.issubdtype(outputs[name].dtype, np.floating)]
     if not names:
-        raise ModelError(f"sqnr_db needs a floating output, and {_shapes(outputs)}")
+        raise ModelError(
+            f"sqnr_db needs a floating output, and {_shapes(outputs)}; take agreement instead"
+        )
     signal = sum(_energy(reference[name]) for name in names)
     noise = sum(_energy(np.subtract(reference[n], outputs[n], dtype=np.float64)) for n in names)
     value = float(_db(signal.sum(), noise.sum()))

@@ -104,15 +104,31 @@ def copied(example: Example) -> Example:
 
 
 def flatten(value: Any, single: str) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    leaves = _leaves(value, single)
+    found = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
+    if not found:
+        raise ModelError(f"the model's {single} holds no tensor (it is a {type(value).__name__})")
+    return found
+
+
+def left_out(output: Any) -> dict[str, str]:
+    """What `flatten_outputs` leaves out, by name: the name of its type.
+
+    >>> left_out({"logits": torch.ones(1), "cache": None, "states": (1,)})
+    {'cache': 'None', 'states_0': 'int'}
+    """
+    return {
+        name: "None" if leaf is None else type(leaf).__name__
+        for name, leaf in _leaves(output, "output").items()
+        if not isinstance(leaf, Tensor)
+    }
+
+
+def _leaves(value: Any, single: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
 
     def walk(value: Any, name: str) -> None:
-        if isinstance(value, Tensor):
-            name = name or single
-            if name in found:
-                raise ModelError(f"two tensors of the model's {single} are named {name!r}")
-            found[name] = value
-        elif isinstance(value, Mapping):
+        if isinstance(value, Mapping):
             for key, part in value.items():
                 walk(part, f"{name}_{key}" if name else str(key))
         elif isinstance(value, (tuple, list)):
@@ -120,8 +136,12 @@ def flatten(value: Any, single: str) -> dict[str, Tensor]:
                 walk(part, f"{name or single}_{i}")
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             walk({f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, name)
+        else:
+            name = name or single
+            if isinstance(value, Tensor) and isinstance(found.get(name), Tensor):
+                raise ModelError(f"two tensors of the model's {single} are named {name!r}")
+            if isinstance(value, Tensor) or name not in found:
+                found[name] = value
 
     walk(value, "")
-    if not found:
-        raise ModelError(f"the model's {single} holds no tensor (it is a {type(value).__name__})")
     return found

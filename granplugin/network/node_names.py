@@ -26,9 +26,9 @@ def name_nodes(graph: ir.Graph) -> None:
             scope = site_of(node)
             if operand not in ("output", "skip"):  # what others read, or what is added to it
                 inside[node.outputs[0]] = layer
-        elif (layer := next((inside[x] for x in node.inputs if x in inside), None)) is not None:
-            scope = layer
-            inside.update(dict.fromkeys(node.outputs, layer))
+        elif read := [inside[x] for x in node.inputs if x in inside]:
+            scope = read[0]
+            inside.update(dict.fromkeys(node.outputs, scope))
         else:
             scope = _called_in(node)
             while scope and scope in marked:

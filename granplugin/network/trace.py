@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from granplugin.network.forward import (
     copied,
     finite,
     flatten_outputs,
+    left_out,
     named_inputs,
 )
 from granplugin.network.frames import Frames
@@ -47,6 +49,7 @@ class Traced:
     `layers` are in the order of their first call, those that never run at the end. `batch_norms`
     maps a layer to the batch norm that can be folded into it. `inputs` and `outputs` map names to
     shapes with 1 on axis 0 (the batch). `products` are all that is multiplied, by layers or not.
+    `values` are the outputs, and `left_out` what of them is no tensor, with its type's name.
     """
 
     layers: tuple[Layer, ...]
@@ -54,6 +57,8 @@ class Traced:
     inputs: dict[str, Shape]
     outputs: dict[str, Shape]
     products: tuple[Multiplication, ...] = ()
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def trace(model: nn.Module, example: Example) -> Traced:
@@ -72,7 +77,8 @@ def trace(model: nn.Module, example: Example) -> Traced:
     starts = {watch.values.number(tensor, data=True) for tensor in inputs.values()}
     multiplied = Multiplied(model, watch.values, frames)
     with frames.hooked():
-        outputs = _run(model, given, modules, inputs, watch, multiplied)
+        output = _run(model, given, modules, inputs, watch, multiplied)
+    outputs = flatten_outputs(output)
     ends = {watch.values.number(tensor) for tensor in outputs.values()}
     products = {name for name, module in modules.items() if layer_type(module) in WEIGHTED}
     called = find_call_layers(model, watch.values, products, watch.calls.keys())
@@ -100,6 +106,8 @@ def trace(model: nn.Module, example: Example) -> Traced:
             _samples(inputs),
             {made.running_at: name for name, layer in called.items() for made in layer.calls},
         ),
+        values=outputs,
+        left_out=left_out(output),
     )
 
 
@@ -153,11 +161,12 @@ def _run(
     inputs: Mapping[str, Tensor],
     watch: Watch,
     multiplied: Multiplied,
-) -> dict[str, Tensor]:
-    """The outputs of one watched pass, all finite."""
+) -> Any:
+    """What forward returns in one watched pass; its tensors are finite."""
     with watch.hooked(modules), multiplied:
         try:
-            outputs = flatten_outputs(call(model, example, watch.values))
+            output = call(model, example, watch.values)
+            outputs = flatten_outputs(output)
         except ModelError as err:
             if watch.broken:
                 raise _not_finite(watch.broken[0], modules, inputs) from err.__cause__
@@ -170,7 +179,7 @@ def _run(
                 f"the model's output {name!r} holds NaN or Inf, although every layer before it "
                 "is finite; it cannot be compared"
             )
-    return outputs
+    return output
 
 
 def _describe_calls(

@@ -120,7 +120,7 @@ def analyze_in(session: Session, costs: bool = True, statistics: Path | None = N
     told = say(advice, evidence, facts, subject, session.layers)
     with clock.timed("costs"):
         priced = find_costs(session, questions, network, seen, measured=costs)
-    notes = [*plan.notes, *([distrust] if distrust else [])]
+    notes = [*session.notes, *plan.notes, *([distrust] if distrust else [])]
     _keep_for_page(session, seen, ranges)
     return answer(
         session,

@@ -112,6 +112,7 @@ def apply_in(run: RunFolder, recipes: Sequence[Loaded]) -> Report:
         calibration_samples=session.calibration.samples,
         evaluation_samples=session.evaluation.samples,
         seconds=monotonic() - start,
+        told=session.notes,
     )  # fmt: skip
     report = publish(run, recipes, session, built, results, latencies, profiles, report, calibrated)
     run.forget_unused()

@@ -100,4 +100,5 @@ def plan(loaded: Loaded, variant: str | None = None, out: Path | None = None) ->
         run.publish("plan.json", plan_file(session.key, session.text_key, session.layers, plans))
     own = [job for job in jobs if job.kind != "baseline"]
     job = dict(zip(variants, own, strict=True))[name]
-    return Planned(variants[name], name, session.layers, session.products, job.plan, job.written)
+    made = replace(job.plan, notes=(*session.notes, *job.plan.notes))
+    return Planned(variants[name], name, session.layers, session.products, made, job.written)

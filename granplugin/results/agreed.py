@@ -20,4 +20,6 @@ class Agreement(Part):
     network_agreement: float | None = Field(
         description="Percent of samples that modelopt's network and ONNX Runtime class the same."
     )
-    network_sqnr_db: Number = Field(description="Of ONNX Runtime's outputs against modelopt's.")
+    network_sqnr_db: Number | None = Field(
+        description="Of ONNX Runtime's outputs against modelopt's; null where none is a float."
+    )

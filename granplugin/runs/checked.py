@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from granplugin import backends
 from granplugin.engines import REFERENCE
 from granplugin.errors import ModelError
 from granplugin.graph.read.agreement import agreement
 from granplugin.measures import metrics
+from granplugin.measures.samples import sampled
 from granplugin.recipe.loaded import located
 from granplugin.results.agreed import Agreement
 from granplugin.results.values import Built
@@ -35,17 +38,15 @@ def agreed(session: Session, built: Built) -> Built:
         sites = agreement(onnx, rows, amax, first_samples(session.evaluation), fake_quantize)
         with located(session.loaded, "model"):
             quantized = session.network.quantized(plan, amax, session.layers, session.example)
-        theirs = quantized(batch)
+        theirs = sampled(quantized(batch), session.axes)
         reference = backends.load(REFERENCE)
         with reference.open(reference.build(onnx, onnx.parent)) as runner:
-            ours = runner.run(batch)
+            ours = sampled(runner.run(batch), session.axes)
         return {
             **{field: getattr(sites, field) for field in sites.__dataclass_fields__},
             "network_samples": len(next(iter(batch.values()))),
             "network_agreement": _same_decisions(ours, theirs),
-            "network_sqnr_db": _number(
-                metrics.METRICS["sqnr_db"].measure(ours, theirs, None).value
-            ),
+            "network_sqnr_db": _sqnr_db(ours, theirs),
         }
 
     key = content_key(
@@ -64,6 +65,9 @@ def _same_decisions(ours: Mapping, theirs: Mapping) -> float | None:
         return None
 
 
-def _number(value: float) -> float | str:
-    """As JSON has it: infinity is a word."""
+def _sqnr_db(ours: Mapping, theirs: Mapping) -> float | str | None:
+    """As JSON has it, where infinity is a word; None where no output is of floats."""
+    if not any(np.issubdtype(array.dtype, np.floating) for array in theirs.values()):
+        return None
+    value = metrics.METRICS["sqnr_db"].measure(ours, theirs, None).value
     return value if math.isfinite(value) else str(value)

@@ -11,9 +11,11 @@ import numpy as np
 
 from granplugin import backends
 from granplugin.backends.base import Backend, Engine
+from granplugin.data.batches import length_of
 from granplugin.engines import ENGINES, REFERENCE
 from granplugin.errors import EngineError, LackError
 from granplugin.measures.faithful import Faithful, faithful
+from granplugin.measures.samples import joined
 from granplugin.progress import track
 from granplugin.results.values import FP32, Built, Measured, Results
 from granplugin.runs.failed_build import in_words_of
@@ -78,13 +80,14 @@ def held(
 def first_outputs(backend: Backend, engine: Engine, session: Session) -> dict[str, np.ndarray]:
     """An engine's outputs on the first SAMPLES samples."""
     batches: list[dict[str, np.ndarray]] = []
+    samples = 0
     with backend.open(engine) as runner:
         for batch in session.evaluation:
             batches.append(runner.run(batch))
-            if sum(len(next(iter(each.values()))) for each in batches) >= SAMPLES:
+            samples += length_of(batch)
+            if samples >= SAMPLES:
                 break
-    joined = {name: np.concatenate([each[name] for each in batches]) for name in batches[0]}
-    return {name: array[:SAMPLES] for name, array in joined.items()}
+    return {name: array[:SAMPLES] for name, array in joined(batches, session.axes).items()}
 
 
 def _reference(session: Session, onnx: Path) -> dict[str, np.ndarray]:
@@ -96,7 +99,7 @@ def _reference(session: Session, onnx: Path) -> dict[str, np.ndarray]:
 
     backend = type(backends.load(REFERENCE)).__module__
     key = content_key(
-        file_key(onnx), session.evaluation.key(), SAMPLES,
+        file_key(onnx), session.evaluation.key(), SAMPLES, session.axes,
         made_by(backend, libraries=("onnxruntime",)),
     )  # fmt: skip
     with np.load(session.run.kept.made("reference", key, ".npz", run)) as arrays:

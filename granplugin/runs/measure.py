@@ -19,6 +19,7 @@ from granplugin.capabilities.legality import Written
 from granplugin.data.batches import Batches
 from granplugin.errors import EngineError, LackError, ModelError, UserError
 from granplugin.measures import metrics
+from granplugin.measures.samples import joined, sampled
 from granplugin.progress import track
 from granplugin.recipe.callables import blame, resolve
 from granplugin.recipe.loaded import Loaded, located
@@ -55,8 +56,8 @@ def open_backends(loaded: Loaded) -> dict[str, Backend]:
 
 
 def check_data(session: Session) -> None:
-    """Refuse labels that metrics need and the data lacks or the model does not know, before
-    anything is computed."""
+    """Refuse, before anything is computed, metrics that no output serves, and labels that they need
+    and the data lacks or the model does not know."""
     with located(session.loaded, "data", "evaluation"):
         labelled = session.evaluation.labels() is not None
     for index, name in enumerate(session.recipe.metrics):
@@ -67,23 +68,33 @@ def check_data(session: Session) -> None:
                 "data.evaluation.labels, or measure agreement and sqnr_db",
             )
     with located(session.loaded, "data", "evaluation"):
-        outputs = session.network.outputs(session.example)
+        outputs = sampled(session.network.outputs(session.example), session.axes)
         scores = metrics.scores_of(outputs)
         if scores and labelled:
             metrics.check_labels(session.evaluation.labels(), outputs[scores].shape[1])
+    if not outputs:
+        told = f"nothing can be measured: {'; '.join(session.notes)}"
+        raise session.loaded.error(("model",), told)
+    for index, name in enumerate(session.recipe.metrics):
+        labels = np.zeros(len(next(iter(outputs.values()))), np.int64)
+        try:
+            metrics.METRICS[name].measure(outputs, outputs, labels)
+        except UserError as err:
+            raise session.loaded.error(("metrics", index), str(err)) from err
 
 
 @dataclass(frozen=True, eq=False)
 class MeasureVariant:
     """The task to build a variant's engine, to audit it, and to run it on all evaluation samples,
     where it can run: with the user's own metrics, which need it opened. `loaded` is the recipe that
-    the run's settings are from."""
+    the run's settings are from; `axes` tell where outputs have their samples."""
 
     built: Built
     engine: str
     options: Options
     loaded: Loaded
     evaluation: Batches
+    axes: Mapping[str, int | None]
 
     def run(self, cache: Cache) -> Measured:
         """What came of it; where the engine refuses, crashes, takes too long or computes what is
@@ -131,7 +142,7 @@ class MeasureVariant:
         def run_all(path: Path) -> None:
             with module.open(engine) as runner:
                 batches = [runner.run(batch) for batch in self.evaluation]
-            outputs = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+            outputs = joined(batches, self.axes)
             what = f"{self.built.job.name} on {engine.backend}: output"
             try:
                 metrics.check_finite(outputs, what)
@@ -139,7 +150,7 @@ class MeasureVariant:
                 raise EngineError(str(err)) from err
             np.savez(path, **outputs)
 
-        key = content_key(*self._key(engine, module), self.evaluation.key())
+        key = content_key(*self._key(engine, module), self.evaluation.key(), self.axes)
         with np.load(cache.made("outputs", key, ".npz", run_all)) as arrays:
             return dict(arrays)
 
@@ -194,6 +205,7 @@ def _task(session: Session, built: Built, module: Backend) -> MeasureVariant:
         options=options_of(session.recipe, session.input_shapes, built, module),
         loaded=session.loaded,
         evaluation=session.evaluation,
+        axes=session.axes,
     )
 
 

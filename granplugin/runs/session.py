@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import asdict
 from functools import cached_property
 
 from granplugin.calibration.statistics import Need, Statistics
@@ -15,6 +16,7 @@ from granplugin.data.batches import (
     same_bits,
 )
 from granplugin.data.open import open_data
+from granplugin.measures.samples import Output, output_from_json
 from granplugin.planning.plan_file import text_key
 from granplugin.progress import stage, track
 from granplugin.quant.layers import Layer, layer_from_json, layer_to_json
@@ -102,6 +104,21 @@ class Session:
         """All that the network multiplies, in layers or not."""
         return self._traced.products
 
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What the network puts out, in files or not; empty where it was not run."""
+        return self._traced.outputs
+
+    @property
+    def axes(self) -> dict[str, int | None]:
+        """Output -> the axis of its samples."""
+        return {output.name: output.axis for output in self.outputs}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know of the network's outputs."""
+        return [note for output in self.outputs if (note := output.note)]
+
     @cached_property
     def _traced(self) -> Ran:
         if not self.network.runs:
@@ -114,6 +131,7 @@ class Session:
             return {
                 "layers": list(map(layer_to_json, found.layers)),
                 "products": list(map(multiplication_to_json, found.products)),
+                "outputs": list(map(asdict, found.outputs)),
             }
 
         key = content_key(self.key, self.input_shapes, self.made_by("torch"))
@@ -121,6 +139,7 @@ class Session:
         return Ran(
             tuple(map(layer_from_json, kept["layers"])),
             tuple(map(multiplication_from_json, kept["products"])),
+            tuple(output_from_json(output) for output in kept["outputs"]),
         )
 
     def collect(self, needs: Collection[Need]) -> Statistics:

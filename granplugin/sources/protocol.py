@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 import numpy as np
 
 from granplugin.calibration.statistics import Need, Statistics
+from granplugin.measures.samples import Output
 from granplugin.network.weight_facts import WeightFacts
 from granplugin.planning.rows import Plan
 from granplugin.quant.layers import Layer
@@ -22,15 +23,17 @@ if TYPE_CHECKING:
 Batch = Mapping[str, np.ndarray]
 """Input -> array with the samples on axis 0."""
 Outputs = dict[str, np.ndarray]
-"""Output -> array with the samples on axis 0."""
+"""Output -> array, with the samples where `Ran.outputs` says; on axis 0 where it says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What one pass shows: the layers, in the order they run, and all that is multiplied."""
+    """What one pass shows: the layers, in the order they run, all that is multiplied, and the
+    outputs, as far as they were looked at."""
 
     layers: tuple[Layer, ...]
     products: tuple[Multiplication, ...]
+    outputs: tuple[Output, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,17 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from granplugin.calibration.statistics import Need, Statistics, ranged
+from granplugin.errors import ModelError
+from granplugin.measures.samples import Output, sample_axis
 from granplugin.network.batch_norms import fold_batch_norms
 from granplugin.network.export import export_float
 from granplugin.network.forward import call, flatten_outputs
 from granplugin.network.models import build_model, device, input_names, model_key
 from granplugin.network.modules import stored, untraced
+from granplugin.network.repeatable import check_repeatable
 from granplugin.network.trace import Traced, trace
 from granplugin.planning.rows import Plan
 from granplugin.quant.layers import Layer
 from granplugin.recipe.loaded import Loaded, located
 from granplugin.recipe.model import CallableModel
 from granplugin.sources.protocol import Batch, LayerFacts, NetworkFacts, Outputs, Ran, Unsited
+
+log = logging.getLogger(__name__)
 
 
 class TorchNetwork:
@@ -49,7 +55,30 @@ class TorchNetwork:
 
     def traced(self, example: Batch) -> Ran:
         found = trace(self.model, self.tensors(example))
-        return Ran(found.layers, found.products)
+        check_repeatable(self.model, self.tensors(example), found.values)
+        return Ran(found.layers, found.products, self._described(found, example))
+
+    def _described(self, found: Traced, example: Batch) -> tuple[Output, ...]:
+        """The outputs of a traced pass, held to those of a pass with one sample more."""
+        count = len(next(iter(example.values())))
+        try:
+            larger = {name: np.concatenate([x, x[:1]]) for name, x in example.items()}
+            more = {name: array.shape for name, array in self.outputs(larger).items()}
+        except ModelError as err:  # it takes one number of samples only
+            log.debug("no pass with %d samples: %s", count + 1, err)
+            more = {}
+        return (
+            *(
+                Output(
+                    name,
+                    str(tensor.dtype).removeprefix("torch."),
+                    shape := tuple(tensor.shape),
+                    sample_axis(shape, more.get(name), (count, count + 1)),
+                )
+                for name, tensor in found.values.items()
+            ),
+            *(Output(name, kind, None, None) for name, kind in found.left_out.items()),
+        )
 
     def untraced(self) -> tuple[Layer, ...]:
         return untraced(self.model)

@@ -56,9 +56,10 @@ def make_report(
     calibration_samples: int,
     evaluation_samples: int,
     seconds: float,
+    told: Sequence[str] = (),
 ) -> Report:
     """The report of a run, which took `seconds`: what was built of each variant, and what it did on
-    each engine."""
+    each engine, with what is `told` of the network."""
     recipe = recipes[0].recipe
     optional = {name for name in recipe.optional_engines if name not in recipe.engines}
     baselines = [each.job.name for each in built if each.job.kind == "baseline"]
@@ -94,7 +95,7 @@ def make_report(
         variants=variants,
         overrides=overrides,
         broken_baseline=broken,
-        notes=notes(recipe, built, variants, calibration_samples),
+        notes=[*told, *notes(recipe, built, variants, calibration_samples)],
         limits=[
             limit
             for each, result in zip(built, variants, strict=True)

@@ -111,12 +111,16 @@ def agreement_sentences(report: Report) -> Iterator[str]:
             f"oracle in {differs}, modelopt in {modelopt} (rounding ties)."
         )
         same = [a.network_agreement for a in checked if a.network_agreement is not None]
-        quality = min(a.network_sqnr_db for a in checked)
-        yield (
-            "Whole networks against modelopt's fake-quant, "
-            f"{checked[0].network_samples} samples: SQNR at least {quality:.0f} dB"
-            + (f", same class for at least {min(same):.0f} %." if same else ".")
-        )
+        quality = [a.network_sqnr_db for a in checked if a.network_sqnr_db is not None]
+        told = [
+            *([f"SQNR at least {min(quality):.0f} dB"] if quality else []),
+            *([f"same class for at least {min(same):.0f} %"] if same else []),
+        ]
+        if told:
+            yield (
+                "Whole networks against modelopt's fake-quant, "
+                f"{checked[0].network_samples} samples: {', '.join(told)}."
+            )
 
 
 def warnings(report: Report) -> Iterator[Item]:

@@ -1,0 +1,126 @@
+"""Whether a forward gives the same outputs for the same batch, and what draws lots where not."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from granplugin.errors import ModelError
+from granplugin.network.forward import Example, call, copied, flatten_outputs
+from granplugin.network.torch_calls import name_of
+from granplugin.words import first
+
+# Of an output's largest value: a forward that draws nothing repeats to the bit on a CPU, and but for
+# the order of its sums on a GPU.
+_TOLERANCE = 1e-3
+_DROPOUTS = frozenset(
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout".split()
+)
+
+
+def check_repeatable(model: nn.Module, example: Example, outputs: Mapping[str, Tensor]) -> None:
+    """ModelError where another pass does not give the `outputs` that one gave, with what draws
+    random numbers in it."""
+    again = flatten_outputs(call(model, copied(example)))
+    for name, before in outputs.items():
+        after = again.get(name)
+        if after is None or after.shape != before.shape:
+            told = "another shape"
+        elif not before.is_floating_point():
+            continue  # decisions may flip where two values tie
+        else:
+            largest = float(before.abs().max()) if before.numel() else 0.0
+            moved = float((after - before).abs().max()) if before.numel() else 0.0
+            if moved <= _TOLERANCE * largest:
+                continue
+            told = f"other values, by {moved:.2g} where its largest is {largest:.2g}"
+        raise ModelError(
+            f"the model's forward does not repeat: for one batch, its output {name!r} had {told} in "
+            f"a second pass; {_cause(model, example)}"
+        )
+
+
+def _cause(model: nn.Module, example: Example) -> str:
+    draws = _Draws()
+    with draws.hooked(model):
+        call(model, copied(example), draws)
+    if not draws.found:
+        return (
+            "it keeps something from one call to the next, or draws random numbers that torch does "
+            "not; let it do neither in eval mode"
+        )
+    dropouts = [where for name, where in draws.found if name in _DROPOUTS]
+    if len(dropouts) == len(draws.found):
+        return (
+            f"{first(dropouts)} drops values in eval mode too; pass training=self.training, or take "
+            "nn.Dropout"
+        )
+    named = [where for name, where in draws.found if name not in _DROPOUTS]
+    return f"{first(named)} draws random numbers in eval mode; let it do so in training only"
+
+
+class _Draws(TorchFunctionMode):
+    """`found`: each function that moves torch's random state, with its name, module and line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, str]] = []
+        self._inside = [""]
+
+    @contextmanager
+    def hooked(self, model: nn.Module) -> Iterator[None]:
+        """Sees which module calls what."""
+        hooks = []
+        try:
+            for name, module in model.named_modules():
+                if isinstance(module, torch.jit.ScriptModule):
+                    continue
+
+                def enter(module: nn.Module, args: tuple, name: str = name) -> None:
+                    self._inside.append(name)
+
+                def leave(module: nn.Module, args: tuple, output: Any) -> None:
+                    self._inside.pop()
+
+                hooks.append(module.register_forward_pre_hook(enter))
+                hooks.append(module.register_forward_hook(leave))
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        before = _state()
+        result = func(*args, **(kwargs or {}))
+        drawn = any(not torch.equal(x, y) for x, y in zip(before, _state(), strict=True))
+        if drawn or (kwargs or {}).get("generator") is not None:
+            module, name = self._inside[-1], name_of(func)
+            told = f"{name} in {module!r}" if module else name
+            at = f"{told} ({_line()})"
+            if (name, at) not in self.found:
+                self.found.append((name, at))
+        return result
+
+
+def _state() -> list[Tensor]:
+    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *on_gpu]
+
+
+def _line() -> str:
+    """File and line of the innermost call that is neither torch's nor ours."""
+    ours = Path(__file__).parents[1], Path(torch.__file__).parent
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        file = Path(frame.f_code.co_filename)
+        if not any(file.is_relative_to(folder) for folder in ours):
+            return f"{file.name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "its call is not Python's"
