@@ -22,7 +22,7 @@ from granplugin.analysis.settings import ask
 from granplugin.calibration.statistics import Statistics, find_amax, needs_of
 from granplugin.errors import ModelError
 from granplugin.graph.read.verify_lowered import run_time_scales
-from granplugin.network.modules import folded
+from granplugin.network.modules import stored_of
 from granplugin.network.trace import trace
 from granplugin.planning.rows import Plan, QuantizedRow
 from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
@@ -160,7 +160,7 @@ def set_up(model, x, wanted=WANTED, names=None):
         for row in each.weights:
             weight = module.weight.detach().numpy()
             if row.bn == "fold":
-                weight = folded(module, model.get_submodule(each.layer.bn))[0]
+                weight = stored_of(module).folded(model.get_submodule(each.layer.bn))[0]
             ranges[row] = find_amax(row, weight=weight)
         seen = inputs_of(model, x, each.layer.name)
         ranges |= {row: find_amax(row) for row in each.inputs if row.amax is not None}
@@ -206,7 +206,7 @@ def outputs(model, x, layer, fold, weight=None, given=None, ranges=None):
         end = model.get_submodule(layer.bn)
         if fold:
             module.weight, module.bias = (
-                nn.Parameter(torch.from_numpy(values)) for values in folded(module, end)
+                nn.Parameter(torch.from_numpy(values)) for values in stored_of(module).folded(end)
             )
             setattr(model, layer.bn, end := nn.Identity())
     if weight is not None:

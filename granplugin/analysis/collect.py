@@ -17,7 +17,7 @@ from granplugin.calibration.seen import Seen
 from granplugin.calibration.statistics import Need, Statistics
 from granplugin.data.batches import Batch
 from granplugin.errors import DataError, ModelError, UserError
-from granplugin.network.skip_inputs import SKIP_QUANTIZER
+from granplugin.network.frames import passing
 from granplugin.network.torch_calls import tensors_in
 
 log = logging.getLogger(__name__)
@@ -105,6 +105,7 @@ def _hook(model: nn.Module, site: str, add: Callable[[Tensor], None]) -> Any:
     """Give `add` the site's tensors as the model runs."""
     layer, _, role = site.rpartition(".")
     module = model.get_submodule(layer)
+    module = passing(module, role) or module
 
     def given(module: nn.Module, args: tuple, kwargs: dict) -> None:
         x = next(tensors_in((args, kwargs)))
@@ -112,8 +113,6 @@ def _hook(model: nn.Module, site: str, add: Callable[[Tensor], None]) -> Any:
 
     if role == "output":
         return module.register_forward_hook(lambda m, args, out: add(next(tensors_in(out))))
-    if role == "skip":
-        module = module.get_submodule(SKIP_QUANTIZER)
     return module.register_forward_pre_hook(given, with_kwargs=True)
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from torch import nn
@@ -122,10 +123,14 @@ def gather(
 
 
 def find_ranges(
-    questions: Questions, model: nn.Module, statistics: Statistics, imported: Path | None
+    questions: Questions,
+    model: nn.Module,
+    statistics: Statistics,
+    imported: Path | None,
+    weights: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Ranges:
-    """Of every row that is tried; those of the recipe's own rows may come from the file `imported`.
-    Raises DataError where that does not fit them."""
+    """Of every row that is tried; those of the recipe's own rows may come from the file `imported`,
+    `weights` are those of calls, by site. Raises DataError where the file does not fit the rows."""
     amax: dict[QuantizedRow, np.ndarray | None] = {}
     for each in questions.layers:
         module = model.get_submodule(each.layer.name)
@@ -139,7 +144,7 @@ def find_ranges(
                 amax[row] = find_amax(row, statistics)
     for row in (row for rows in questions.sites.values() for row in rows):
         if not row.dynamic:
-            amax[row] = find_amax(row, statistics)
+            amax[row] = find_amax(row, statistics, weights.get(row.site))
     start = [row for row in questions.plan.quantized if row in amax]
     by_site = import_amax(imported, start) if imported else {}
     amax |= {row: by_site[row.site] for row in start if row.site in by_site}

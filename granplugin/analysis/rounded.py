@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,15 @@ from granplugin.analysis.replay import Change, Diverged
 from granplugin.analysis.rounding import Rounding, rounding
 from granplugin.analysis.tensors import TriedSite, module_of
 from granplugin.errors import ModelError, UserError
+from granplugin.network.batch_norms import fold_batch_norms
+from granplugin.network.call_quantizers import CallQuantizers, place_of, stands
 from granplugin.network.forward import evaluating
+from granplugin.network.frames import QUANTIZER
 from granplugin.network.skip_inputs import SKIP_QUANTIZER, SkipInputs
 from granplugin.network.torch_calls import tensors_in
+from granplugin.network.trace import Traced
 from granplugin.planning.rows import QuantizedRow
+from granplugin.quant.layers import Layer
 from granplugin.recipe.settings import FLOAT
 
 Pair = tuple[int | None, int | None]
@@ -30,16 +35,52 @@ recipe quantizes -> (None, which of its settings); those not named have the reci
 FLOATING: Pair = (None, None)
 
 
-def analysis_copy(model: nn.Module, skips: Iterable[str]) -> nn.Module:
-    """A copy of the model in which the skip inputs of these layers go through a child module."""
+def analysis_copy(
+    model: nn.Module,
+    rows: Sequence[QuantizedRow],
+    layers: Sequence[Layer],
+    example: Mapping[str, Tensor],
+) -> nn.Module:
+    """A copy of the model in which the skip inputs, and all operands of the layers that are calls,
+    go through a child module where these rows quantize them. Batch norms behind calls are folded
+    where rows say so: their weights are tried as they are then, and no other way."""
     # A recurrent layer holds this module, of which there is no copy.
     copied = copy.deepcopy(model, {id(torch._VF): torch._VF}).eval()
-    skips = list(skips)
-    for name in skips:
-        copied.get_submodule(name).add_module(SKIP_QUANTIZER, nn.Identity())
+    calls = {layer.name for layer in layers if layer.call}
+    norms = {row.layer: row.bn_name for row in rows if row.layer in calls and row.bn == "fold"}
+    fold_batch_norms(copied, Traced(tuple(layers), norms, {}, {}), norms, example)
+    for row in rows:
+        if row.layer in calls:
+            place_of(copied, row.layer).add_module(f"{row.operand}{QUANTIZER}", nn.Identity())
+        elif row.operand == "skip":
+            copied.get_submodule(row.layer).add_module(SKIP_QUANTIZER, nn.Identity())
+    skips = {row.layer: copied.get_submodule(row.layer) for row in rows if row.operand == "skip"}
+    if calls.intersection(row.layer for row in rows):
+        CallQuantizers(copied)
     if skips:
-        SkipInputs(copied, skips)
+        SkipInputs(copied, [name for name, layer in skips.items() if not stands(layer)])
     return copied
+
+
+def weights_of_calls(
+    model: nn.Module, rows: Sequence[QuantizedRow], example: Mapping[str, Tensor]
+) -> dict[str, np.ndarray]:
+    """Site -> the weight (float32) that goes through a child module of an analysis copy."""
+    found: dict[str, np.ndarray] = {}
+
+    def watch(site: str) -> Callable[[nn.Module, tuple], None]:
+        def hook(module: nn.Module, args: tuple) -> None:
+            found[site] = args[0].detach().float().cpu().numpy()
+
+        return hook
+
+    constant = [row for row in rows if row.at.constant]
+    hooks = [module_of(model, row).register_forward_pre_hook(watch(row.site)) for row in constant]
+    if constant:
+        run(model, example)
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 def run(model: nn.Module, tensors: Mapping[str, Tensor]) -> Any:

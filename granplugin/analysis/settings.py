@@ -44,7 +44,8 @@ class Skipped:
 def ask(
     layers: Sequence[Layer], plan: Plan, wanted: Analyze, samples: int
 ) -> tuple[tuple[Asked, ...], tuple[Skipped, ...]]:
-    """What to try at each layer with a weight, in the plan's order, and what does not apply there.
+    """What to try at each module with a weight, in the plan's order, and what does not apply there.
+    Operands of calls are sites of their own (ask_of_site).
 
     `samples` is the number of calibration samples. A layer that cannot be quantized is skipped
     whole, with its reason.
@@ -58,7 +59,7 @@ def ask(
         rows.setdefault(row.layer, {})[row.operand] = row
     asked, skipped = [], []
     for layer in layers:
-        if layer.type not in WEIGHTED:
+        if layer.type not in WEIGHTED or layer.call:
             continue
         if layer.unusable or layer.name not in rows:
             reason = layer.unusable or "the recipe has no row for it"
@@ -88,8 +89,10 @@ def ask(
 def ask_of_site(
     layer: Layer, own: QuantizedRow, wanted: Analyze, samples: int
 ) -> tuple[tuple[QuantizedRow, ...], tuple[Skipped, ...]]:
-    """What to try at a site that is no factor of a layer's product: the recipe's own row `own`,
-    then what is asked of inputs."""
+    """What to try at a site that is no factor of a module's product: the recipe's own row `own`,
+    then what is asked of inputs; of the weight of a call that row alone."""
+    if own.at.constant:
+        return (own,), ()
     found = [
         _row(layer, own, settings, own.bn, samples)
         for settings in _crossed(wanted.inputs, wanted.calibrators)

@@ -127,10 +127,10 @@ class Subject:
 
 def open_subject(session: Session, questions: Questions) -> Subject:
     """The subject of a session's analysis. Raises DataError where there are no such data."""
-    skips = [row.layer for row in questions.others if row.operand == "skip"]
     imported = session.recipe.statistics.import_
+    example = session.network.tensors(session.example)
     return Subject(
-        model=analysis_copy(session.network.module(), skips),
+        model=analysis_copy(session.network.module(), questions.others, session.layers, example),
         tensors=session.network.tensors,
         example=session.example,
         data=session.analysis,

@@ -16,7 +16,7 @@ from granplugin.analysis.figures import FigureKey
 from granplugin.analysis.local import figure, key, per_sample
 from granplugin.analysis.rounding import Rounding
 from granplugin.errors import ModelError
-from granplugin.network.skip_inputs import SKIP_QUANTIZER
+from granplugin.network.frames import passing
 from granplugin.network.torch_calls import tensors_in
 from granplugin.planning.rows import QuantizedRow
 
@@ -36,8 +36,8 @@ class TriedSite:
         return self.rows[0]
 
     def figure(self, index: int) -> FigureKey | None:
-        """That of a setting; None where it has no range."""
-        if self.roundings[index] is None:
+        """That of a setting; None where it has no range, and for a weight, which has no samples."""
+        if self.roundings[index] is None or self.own.at.constant:
             return None
         return FigureKey(self.own.site, "site", (key(self.rows[index]),))
 
@@ -52,9 +52,8 @@ class TriedSite:
 
 def module_of(model: nn.Module, row: QuantizedRow) -> nn.Module:
     """The module whose input, or for role output whose output, the row's tensor is."""
-    if row.operand == "skip":
-        return model.get_submodule(row.layer).get_submodule(SKIP_QUANTIZER)
-    return model.get_submodule(row.observed.rpartition(".")[0])
+    module = model.get_submodule(row.observed.rpartition(".")[0])
+    return passing(module, row.operand) or module
 
 
 class TensorErrors:

@@ -89,7 +89,7 @@ def say(
 ) -> model.Advice:
     """The advice in words, and as rules of a recipe, each with its reason."""
     if advice is None:
-        said = "The recipe quantizes no layer that has a weight: there is nothing to advise."
+        said = "The recipe quantizes no module with a weight, whose settings could be tried: there is nothing to advise."
         return model.Advice(
             verdict="within",
             enough_samples=None,

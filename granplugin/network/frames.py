@@ -29,17 +29,21 @@ class Call(nn.Module):
         return quantized(self, given) if isinstance(given, Product) else given
 
 
+def passing(holder: nn.Module, operand: str) -> nn.Module | None:
+    """The child through which this operand of what `holder` is goes, if it does."""
+    return holder._modules.get(f"{operand}{QUANTIZER}")
+
+
 def quantized(holder: nn.Module, product: Product) -> Tensor:
     """What the product puts out with its operands sent through the quantizers that `holder` has."""
-    given = holder._modules
     first, second = product.first, product.second
-    if quantizer := given.get(f"input{QUANTIZER}"):
+    if quantizer := passing(holder, "input"):
         first = quantizer(first)
-    operand: Operand = "weight" if f"weight{QUANTIZER}" in given else "other"
-    if quantizer := given.get(f"{operand}{QUANTIZER}"):
+    operand: Operand = "weight" if passing(holder, "weight") else "other"
+    if quantizer := passing(holder, operand):
         second = product.laid(quantizer(product.laid(second, operand)), operand)
     result = product.with_factors(first, second)
-    quantizer = given.get(f"output{QUANTIZER}")
+    quantizer = passing(holder, "output")
     return quantizer(result) if quantizer else result
 
 

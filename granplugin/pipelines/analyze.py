@@ -19,7 +19,7 @@ from granplugin.analysis.outputs import contradiction, measure_outputs, rank
 from granplugin.analysis.promised import find_costs, find_promises
 from granplugin.analysis.questions import ask_all
 from granplugin.analysis.ranges import Ranges, find_ranges, gather, read_statistics
-from granplugin.analysis.rounded import round_all
+from granplugin.analysis.rounded import round_all, weights_of_calls
 from granplugin.analysis.subject import Clock, open_subject
 from granplugin.analysis.suggested_file import check_target, write_recipe
 from granplugin.analysis.verdict import find_advice, say
@@ -98,7 +98,11 @@ def analyze_in(session: Session, costs: bool = True, statistics: Path | None = N
     subject = open_subject(session, questions)
     seen = gather(session, questions, subject, given, clock)
     with clock.timed("calibrators"), stage("finding ranges"):
-        ranges = find_ranges(questions, subject.model, seen, session.recipe.statistics.import_)
+        weights = weights_of_calls(
+            subject.model, questions.others, subject.tensors(subject.example)
+        )
+        imported = session.recipe.statistics.import_
+        ranges = find_ranges(questions, subject.model, seen, imported, weights)
     network = round_all(questions, subject.model, ranges.amax)
     drawn = draw(subject.data.samples, wanted.exact, session.recipe.data.seed)
     errors = local_errors(subject, network, drawn, clock)
