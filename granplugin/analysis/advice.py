@@ -62,12 +62,14 @@ def verdict_of(effect: Effect, tolerance: float) -> Verdict:
 class Advice:
     """`verdict` is of the recipe's own loss. `overrides` are layer -> settings, or site -> its own,
     in the order they were found; `final` is the network with them, on samples that nothing was
-    chosen by, and `promise` what that says; both None where there are none."""
+    chosen by, and `promise` what that says; both None where there are none. `broken` says why
+    nothing that was measured tells anything."""
 
     verdict: Verdict
     overrides: Mapping[str, Pair]
     final: Effect | None = None
     promise: Verdict | None = None
+    broken: str = ""
 
 
 def finest(

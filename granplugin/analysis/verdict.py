@@ -119,7 +119,7 @@ def say(
     told = advice.verdict != "cannot tell"
     return model.Advice(
         verdict=advice.verdict,
-        enough_samples=None if told else _enough(at_start, subject),
+        enough_samples=None if told or advice.broken else _enough(at_start, subject),
         said=_sentence(advice, evidence, subject),
         overrides=[
             model.Override(layers=list(r.layers), rule=r.rule, reason=r.reason) for r in rules
@@ -151,6 +151,10 @@ def _sentence(advice: Advice, evidence: Evidence, subject: Subject) -> str:
         "decisions": "% of its decisions",
         "outputs": "% of its outputs (relative error)",
     }[at_start.measured_by]
+    if advice.broken:
+        return (
+            f"Cannot tell whether anything needs to change: {advice.broken}. Mend the data first."
+        )
     samples = _counted(subject.data.samples)
     lost = f"{at_start.loss.value:.2f} {of}"
     if advice.verdict == "within":

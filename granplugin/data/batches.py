@@ -32,6 +32,10 @@ class Batches(Protocol):
 
     def __iter__(self) -> Iterator[Batch]: ...
 
+    def few(self, most: int) -> Batch:
+        """Up to so many samples, at the cost of these: from all over where they can be had, else
+        the first ones."""
+
     def key(self) -> str:
         """A hash of all samples, their order and labels; the same for every batch size."""
 
@@ -52,6 +56,12 @@ class Drawn:
     def __iter__(self) -> Iterator[Batch]:
         for start in range(0, self.samples, self.batch_size):
             yield self.read(slice(start, min(start + self.batch_size, self.samples)))
+
+    def few(self, most: int) -> Batch:
+        if self.samples <= most:
+            return self.read(slice(None))
+        starts = [self.samples * at // most for at in range(most)]
+        return _join([self.read(slice(start, start + 1)) for start in starts])
 
     def key(self) -> str:
         return self._key

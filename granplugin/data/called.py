@@ -72,6 +72,10 @@ class Called:
     def __iter__(self) -> Iterator[Batch]:
         return rebatched((inputs for inputs, _ in self._chunks()), repeat(self.batch_size))
 
+    def few(self, most: int) -> Batch:
+        chunks = (inputs for inputs, _ in self._chunks())
+        return next(iter(rebatched(chunks, [most])))
+
     def key(self) -> str:
         """Of the samples, not of the code: what it reads may change without it."""
         return self._seen.key

@@ -57,6 +57,9 @@ class Opened:
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.batches)
 
+    def few(self, most: int) -> Batch:
+        return self.batches.few(most)
+
     def key(self) -> str:
         return self.batches.key()
 

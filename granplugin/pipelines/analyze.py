@@ -7,9 +7,11 @@ the run folder, by content, and go on where they were killed.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from granplugin.analysis.advice import Advice
 from granplugin.analysis.answer import answer
 from granplugin.analysis.evidence import Evidence
 from granplugin.analysis.facts import facts_of, why_of
@@ -31,11 +33,14 @@ from granplugin.report.result import Result
 from granplugin.report.schema.analysis import Analysis
 from granplugin.report.schema.page import KeptForPage
 from granplugin.report.show import as_markdown
+from granplugin.runs.doubtful import doubts
 from granplugin.runs.layer_ranges import layer_ranges
 from granplugin.runs.pages import OF_ANALYSIS, PAGE, command, page_of, recipe_texts
 from granplugin.runs.session import Session
 from granplugin.sources import check_runs
 from granplugin.store.run_folder import default_folder, open_run
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,9 @@ def analyze_in(session: Session, costs: bool = True, statistics: Path | None = N
     wanted, clock = session.recipe.analyze, Clock()
     given = read_statistics(session, statistics) if statistics else None
     plan = make_plan(session.loaded, session.layers)
+    doubtful = doubts(session, plan.rows, "analysis", "evaluation")
+    for doubt in doubtful:
+        log.warning("%s", doubt.said)
     questions = ask_all(session.layers, plan, wanted, session.calibration.samples)
     subject = open_subject(session, questions)
     seen = gather(session, questions, subject, given, clock)
@@ -112,6 +120,7 @@ def analyze_in(session: Session, costs: bool = True, statistics: Path | None = N
     with stage("asking what engines promise"):
         promised = find_promises(session, questions, network)
     outputs = measure_outputs(subject, network, losses, promised, wanted, clock)
+    broken = "; ".join(doubt.said for doubt in doubtful if doubt.breaks)
     if distrust := contradiction(outputs, subject.metric):
         # The figures are kept: only what they are read for changes.
         subject = replace(subject, distrust=distrust)
@@ -120,11 +129,20 @@ def analyze_in(session: Session, costs: bool = True, statistics: Path | None = N
     evidence = Evidence(questions, seen, ranges, promised, outputs, layers, losses.sites)
     facts = {each.name: facts_of(each, evidence) for each in layers}
     why = {each.name: why_of(each, facts[each.name], evidence, wanted.tolerance) for each in layers}
-    advice = find_advice(subject, evidence, wanted.tolerance, clock)
+    advice = (
+        Advice("cannot tell", {}, broken=broken)
+        if broken and outputs.start
+        else find_advice(subject, evidence, wanted.tolerance, clock)
+    )
     told = say(advice, evidence, facts, subject, session.layers)
     with clock.timed("costs"):
         priced = find_costs(session, questions, network, seen, measured=costs)
-    notes = [*session.notes, *plan.notes, *([distrust] if distrust else [])]
+    notes = [
+        *session.notes,
+        *plan.notes,
+        *([distrust] if distrust else []),
+        *(each.said for each in doubtful),
+    ]
     _keep_for_page(session, seen, ranges)
     return answer(
         session,

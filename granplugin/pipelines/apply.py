@@ -8,6 +8,7 @@ with one rule changed does only what that rule changes.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from granplugin.results.values import Built, Measured, Timing
 from granplugin.runs.build_options import check_build
 from granplugin.runs.calibrated import Calibrated, calibrate
 from granplugin.runs.checked import agreed
+from granplugin.runs.doubtful import doubts
 from granplugin.runs.executor import run_tasks
 from granplugin.runs.held import held_to_reference
 from granplugin.runs.jobs import plan_jobs
@@ -45,6 +47,8 @@ from granplugin.runs.variants import variant_task
 from granplugin.runs.wrong import left_float_where_wrong
 from granplugin.sources import check_runs
 from granplugin.store.run_folder import RunFolder, default_folder, open_run
+
+log = logging.getLogger(__name__)
 
 ENGINE_FILES = ("layers.txt", "layers.json", "profile.json")
 """What an engine tells of its layers, in the forms of TensorRT-RTX's log and of trtexec."""
@@ -98,6 +102,9 @@ def apply_in(run: RunFolder, recipes: Sequence[Loaded]) -> Report:
     check_build(session)
     jobs = plan_jobs(recipes, session.layers)
     check_data(session)
+    doubtful = doubts(session, (row for job in jobs for row in job.plan.rows), "evaluation")
+    for doubt in doubtful:
+        log.warning("%s", doubt.said)
     calibrated = calibrate(session, jobs)
     names = [job.name for job in jobs]
     writing = run_tasks([variant_task(session, job, calibrated) for job in jobs], run)
@@ -111,6 +118,7 @@ def apply_in(run: RunFolder, recipes: Sequence[Loaded]) -> Report:
         recipes, session.layers, session.products, built, results, latencies,
         calibration_samples=session.calibration.samples,
         evaluation_samples=session.evaluation.samples,
+        doubts=doubtful,
         seconds=monotonic() - start,
         told=session.notes,
     )  # fmt: skip

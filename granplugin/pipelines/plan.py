@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from granplugin.capabilities.legality import Written
-from granplugin.errors import UserError
+from granplugin.data.doubts import Doubt
+from granplugin.errors import DataError, UserError
 from granplugin.planning.coverage import coverage
 from granplugin.planning.plan import preset_plan
 from granplugin.planning.plan_file import plan_file
@@ -23,6 +25,7 @@ from granplugin.recipe.loaded import Loaded
 from granplugin.report.build.verbs import plan_output
 from granplugin.report.result import Result
 from granplugin.report.schema.verbs import PlanOutput
+from granplugin.runs.doubtful import doubts
 from granplugin.runs.jobs import plan_jobs
 from granplugin.runs.session import Session
 from granplugin.sources import check_runs
@@ -34,7 +37,8 @@ from granplugin.suggest import did_you_mean
 class Planned(Result):
     """The plan of a recipe or, by its name, of a variant; `loaded` is what that variant says.
 
-    `written` has for each engine the plan as it is written for it, with what the engine promises.
+    `written` has for each engine the plan as it is written for it, with what the engine promises;
+    `doubts` are of the data that its ranges will be found on.
     """
 
     loaded: Loaded
@@ -43,13 +47,16 @@ class Planned(Result):
     products: tuple[Multiplication, ...]
     plan: Plan
     written: Mapping[str, Written]
+    doubts: tuple[Doubt, ...] = ()
 
     def output(self) -> PlanOutput:
         """Every site, rule and promise."""
-        found, plan = coverage(self.products, self.layers, self.plan), self.plan
+        found = coverage(self.products, self.layers, self.plan)
+        told = [doubt.said for doubt in self.doubts]
+        plan = replace(self.plan, notes=(*self.plan.notes, *told))
         if self._changes_nothing():
-            told = f"the rules change nothing: the plan is that of {self._defaults()} alone"
-            plan = replace(plan, notes=(*plan.notes, told))
+            nothing = f"the rules change nothing: the plan is that of {self._defaults()} alone"
+            plan = replace(plan, notes=(*plan.notes, nothing))
         return plan_output(str(self.loaded.path), self.variant, plan, self.written, found)
 
     def _defaults(self) -> str:
@@ -96,9 +103,16 @@ def plan(loaded: Loaded, variant: str | None = None, out: Path | None = None) ->
     with open_run(out or default_folder(loaded.recipe.name), "plan_log.txt") as run:
         session = Session(loaded, run)
         jobs = plan_jobs([loaded], session.layers)
+        own = [job for job in jobs if job.kind != "baseline"]
+        job = dict(zip(variants, own, strict=True))[name]
+        # Evaluation data that cannot be read are for apply to refuse.
+        doubtful: tuple[Doubt, ...] = ()
+        if session.network.runs:
+            with suppress(DataError):
+                doubtful = doubts(session, job.plan.rows, "evaluation")
         plans = {job.name: job.plan for job in jobs}
         run.publish("plan.json", plan_file(session.key, session.text_key, session.layers, plans))
-    own = [job for job in jobs if job.kind != "baseline"]
-    job = dict(zip(variants, own, strict=True))[name]
     made = replace(job.plan, notes=(*session.notes, *job.plan.notes))
-    return Planned(variants[name], name, session.layers, session.products, made, job.written)
+    return Planned(
+        variants[name], name, session.layers, session.products, made, job.written, doubtful
+    )

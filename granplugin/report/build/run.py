@@ -8,6 +8,7 @@ from itertools import takewhile
 from typing import cast
 
 import granplugin
+from granplugin.data.doubts import Doubt
 from granplugin.measures import intervals, metrics, timing
 from granplugin.planning.coverage import coverage
 from granplugin.planning.plan import preset_plan
@@ -55,11 +56,13 @@ def make_report(
     latencies: Timings,
     calibration_samples: int,
     evaluation_samples: int,
+    doubts: Sequence[Doubt],
     seconds: float,
     told: Sequence[str] = (),
 ) -> Report:
     """The report of a run, which took `seconds`: what was built of each variant, and what it did on
-    each engine, with what is `told` of the network."""
+    each engine, with what is `told` of the network; `doubts` are of the data that ranges are found
+    on."""
     recipe = recipes[0].recipe
     optional = {name for name in recipe.optional_engines if name not in recipe.engines}
     baselines = [each.job.name for each in built if each.job.kind == "baseline"]
@@ -76,6 +79,7 @@ def make_report(
         for override in _overrides(each.job, defaults, result)
     ]
     broken = broken_baseline(recipe, (r for (name, _), r in results.items() if name == FP32))
+    broken = "; ".join(filter(None, [*(d.said for d in doubts if d.breaks), broken])) or None
     drops = [m for m in recipe.metrics if metrics.METRICS[m].kind == "proportion"]
     return Report(
         granplugin=granplugin.__version__,
@@ -95,7 +99,11 @@ def make_report(
         variants=variants,
         overrides=overrides,
         broken_baseline=broken,
-        notes=[*told, *notes(recipe, built, variants, calibration_samples)],
+        notes=[
+            *(doubt.said for doubt in doubts if not doubt.breaks),
+            *told,
+            *notes(recipe, built, variants, calibration_samples),
+        ],
         limits=[
             limit
             for each, result in zip(built, variants, strict=True)
