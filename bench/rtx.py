@@ -2,9 +2,9 @@
 
     python bench/rtx.py
 
-At 224 and batch 1, the float part in float16. "moved" is what kernels read and write of activations
-by the engine's plan, in MB; no GPU takes part. "build and audit" is the child process that builds,
-reading its plan, and the verdicts.
+At 224 and batch 1, the float part in float16. "moved" is what kernels read and write by the engine's
+plan - activations, weights, scales and biases, other constants -, in MB; no GPU takes part. "build
+and audit" is the child process that builds, reading its plan, and the verdicts.
 """
 
 from __future__ import annotations
@@ -65,13 +65,14 @@ def moved(network: str, built: Built, run: RunFolder) -> Figure:
     plan = RTX.plan(engine)
     kept = len(built.float32_nodes)
     honoured = sum(verdict.kind == "honoured" for verdict in verdicts)
+    parts = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in vars(plan.moved).items())
     note = (
-        f"{len(plan.kernels)} kernels, engine {engine.bytes / 1e6:.1f} MB, built in "
+        f"{parts}; {len(plan.kernels)} kernels, engine {engine.bytes / 1e6:.1f} MB, built in "
         f"{engine.build_seconds:.1f} s"
         + (f", {honoured} of {len(verdicts)} rows honoured" if verdicts else "")
         + (f", {kept} nodes in float32" if kept else "")
     )
-    return Figure(f"{network}: {built.job.name}", plan.traffic / 1e6, "MB moved", note=note)
+    return Figure(f"{network}: {built.job.name}", plan.moved.total / 1e6, "MB moved", note=note)
 
 
 def build_and_audit(built: Built, run: RunFolder) -> tuple[float, tuple, object]:

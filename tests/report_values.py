@@ -3,7 +3,7 @@ not take for marks."""
 
 from __future__ import annotations
 
-from granplugin.report.schema.parts import Machine
+from granplugin.report.schema.parts import Machine, MovedBytes
 from granplugin.report.schema.run import (
     EngineResult,
     Interval,
@@ -44,6 +44,7 @@ from granplugin.report.schema.verbs import (
 )
 
 HOSTILE = "<script>alert('x')</script>|`*\"&lt;"
+MOVED = MovedBytes(activations=10_000, weights=5000, scales=70, other=0, total=15_070)
 MACHINE = Machine(system="Linux", processor="one", cores=2, python="3.12", packages={"torch": "2"})
 
 
@@ -75,7 +76,8 @@ def engine(name: str, against: float | None, built: bool) -> EngineResult:
         layers=[LayerRan(layer=HOSTILE, precision="float", kernel="k", detail="float")],
         cannot_run="there is no driver" if built else None,
         kernels=5 if built else None,
-        traffic_bytes=10_000 if built else None,
+        moved=MOVED if built else None,
+        batch=9 if built else None,
         verdicts=[verdict] if built and interval else [],
         made={f"{HOSTILE}.input": "simulated"} if built else {},
         findings=[finding(HOSTILE)] if built else [],
@@ -152,15 +154,15 @@ VALUES = (
     report(),
     AuditOutput(
         onnx="dir/model.onnx", engine="tensorrt_rtx", engine_version="1", plan="built here",
-        kernels=3, traffic_bytes=1000,
+        kernels=3, moved=MOVED,
         sites=[audited(f"layers.{n}.{HOSTILE}", kind) for n, kind in enumerate(
             ("honoured", "honoured", "degraded", "wrong", "unknown")
         )],
         findings=[finding("a"), finding("b")], notes=[HOSTILE], exit_code=3,
     ),
     CompareOutput(
-        a=EngineTotals(name="a", kernels=3, traffic_bytes=1000),
-        b=EngineTotals(name=HOSTILE, kernels=4, traffic_bytes=2000),
+        a=EngineTotals(name="a", kernels=3, batch=1, moved=MOVED),
+        b=EngineTotals(name=HOSTILE, kernels=4, batch=1, moved=MOVED),
         layers=[change(f"/net/conv{n}/{HOSTILE}") for n in range(40)], notes=[HOSTILE],
     ),
     CapabilitiesOutput(

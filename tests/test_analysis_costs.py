@@ -104,7 +104,7 @@ def test_kernels_and_mb_of_the_layers_sum_up_to_those_of_apply(known, quickstart
         (applied,) = [e for e in variant.engines if e.engine == "tensorrt_rtx"]
         of_layers = [c["tensorrt_rtx"] for (name, _), c in found.items() if name == variant.name]
         assert sum(cost.kernels for cost in of_layers) == applied.kernels
-        assert sum(cost.mb for cost in of_layers) == pytest.approx(applied.traffic_bytes / 1e6)
+        assert sum(cost.mb for cost in of_layers) == pytest.approx(applied.moved.total / 1e6)
         assert sum(cost.scales for cost in of_layers) == sum(
             row.scales for row in plans[variant.name].quantized if row.operand in MULTIPLIED
         )

@@ -194,6 +194,7 @@ def analyses(draw):
         samples=samples,
         local_samples=draw(st.integers(1, samples)),
         calibration_samples=draw(st.integers(1, 50_000)),
+        batch_size=32,
         seconds=draw(st.dictionaries(words, between(0, 999), max_size=2)),
         loss=draw(st.sampled_from(["metric", "decisions", "outputs"])),
         metric=draw(st.sampled_from([None, "top1", "mean_average_precision"])),
@@ -356,6 +357,7 @@ def network(layers, overrides=(), skipped=(), start=5.0, **more):
         "samples": 512,
         "local_samples": 128,
         "calibration_samples": 256,
+        "batch_size": 32,
         "seconds": {"local errors": 2.0},
         "loss": "metric",
         "metric": "top1",
@@ -389,7 +391,7 @@ def test_a_layer_that_matters_is_told_with_why_the_way_out_and_what_that_costs()
     layers = [layer(1, "a", 4.5, 3.0, 41.0), layer(2, "b", 0.1, 30.0, 30.04)]
     told = text_of(network(layers, [rule]))
     assert "1 a: the reason of a weight per_tensor -> per_channel: 3.0 -> 41.0 dB" in told
-    assert "1 -> 16 scales tensorrt_rtx: 1 -> 2 kernels, 0.90 -> 1.80 MB moved" in told
+    assert "1 -> 16 scales tensorrt_rtx: 1 -> 2 kernels, 0.90 -> 1.80 MB moved at batch 32" in told
     assert "the reason of b" not in told
     assert "1 a 4.5±0.5 30.0 0.5±0.5 30.0 3.0 41.0 40.0 = 2 b 0.1±0.5" in told
     assert "rules: # it is wide - {match: a, weight: per_channel}" in told

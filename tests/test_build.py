@@ -68,13 +68,13 @@ def test_what_build_says_is_what_is_built_and_changes_rebuild(applied, options):
         assert card["options"]["shapes"]["image"][2] == [16, 1, 8, 8]
         assert not {"seconds", "memory_mb"} & card["options"].keys()
     # Of a batch that is not known no bytes are, and none are made up.
-    assert variant.engines[0].traffic_bytes is None
+    assert variant.engines[0].moved.total is None
     assert "unknown" in done.stdout
     assert "unknown" in (project.out / "report.md").read_text()
     options = {**options, "shapes": {"image": {key: [16, 1, 8, 8] for key in SHAPES["image"]}}}
     project.recipe(engines=["tensorrt_rtx"], build=options)
     done = project.apply()
-    assert project.report().variants[1].engines[0].traffic_bytes > 0
+    assert project.report().variants[1].engines[0].moved.total > 0
     assert "nothing is timed at batch 1" in done.stdout
 
 

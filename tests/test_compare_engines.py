@@ -50,7 +50,7 @@ def test_every_kernel_and_node_is_in_one_layer_whatever_is_fused(a, b):
         len(plan.kernels) for plan in plans
     ]
     assert [sum(getattr(layer, side).bytes for layer in layers) for side in "ab"] == [
-        plan.traffic for plan in plans
+        plan.moved.total for plan in plans
     ]
     assert sorted(node for layer in layers for node in layer.nodes) == [f"op{i}" for i in range(8)]
     # Layers are cut where both engines are.

@@ -145,7 +145,7 @@ def test_what_comes_back_has_the_verdicts_that_apply_gave(deployed, script):
         kinds = [[(v.site, v.where, v.verdict) for v in e.verdicts] for e in (here, there)]
         assert kinds[0] == kinds[1]
         assert [x.precision for x in there.layers] == [x.precision for x in here.layers]
-        assert (there.kernels, there.traffic_bytes) == (here.kernels, here.traffic_bytes)
+        assert (there.kernels, there.moved.total) == (here.kernels, here.moved.total)
     assert any(v.verdict == "honoured" for v in deployed.engine("recipe").verdicts)
 
 
@@ -502,7 +502,7 @@ def test_our_own_engines_leave_the_inspectors_file(deployed):
         file = deployed.out / "variants" / name / "tensorrt_rtx" / "layers.json"
         plan = read_inspector_json(file.read_text())
         assert len(plan.kernels) == deployed.engine(name, 1).kernels
-        assert plan.traffic == deployed.engine(name, 1).traffic_bytes
+        assert plan.moved.total == deployed.engine(name, 1).moved.total
         again = read_inspector_json(inspector_json(plan))
         assert again == plan
 

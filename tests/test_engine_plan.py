@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from granplugin.backends.engine_plan import EngineTensor
+from granplugin.backends.engine_plan import EngineLayer, EnginePlan, EngineTensor, Moved
 from granplugin.backends.nvidia.plan_reader import (
     read_inspector_json,
     read_layers_text,
@@ -48,11 +49,48 @@ def test_rtx_pads_a_depthwise_convolution_to_four_channels_a_group():
 
 
 @pytest.mark.parametrize("text", RTX.values(), ids=RTX.keys())
-def test_traffic_is_what_kernels_read_and_write(text):
+def test_what_is_moved_is_all_that_kernels_read_and_write_constants_too(text):
     plan = read_layers_text(text)
-    assert plan.bytes_read == sum(t.bytes for kernel in plan.kernels for t in kernel.inputs)
-    assert plan.bytes_written == sum(t.bytes for kernel in plan.kernels for t in kernel.outputs)
-    assert plan.traffic == plan.bytes_read + plan.bytes_written > 0
+    held = [(k.inputs, k.outputs, k.constants) for k in plan.kernels]
+    assert plan.moved.total == sum(t.bytes for of in held for part in of for t in part)
+    assert plan.moved.activations == sum(t.bytes for of in held for part in of[:2] for t in part)
+    assert plan.batch == 4
+
+
+def test_weights_scales_and_padding_are_told_apart():
+    conv = read_layers_text(RTX["rtx_conv_per_channel"]).moved
+    assert conv.weights == 16 * 16 * 3 * 3 and conv.other == 0 < conv.scales
+    padded = read_layers_text(RTX["rtx_depthwise"]).moved
+    assert padded.weights == 16 * 4 * 3 * 3
+    assert padded.other == 4 * 16 * 3 * 8 * 8  # zeros for 3 of 4 channels, of the whole batch
+
+
+def tensor(name, dtype, *shape):
+    size = {"float": 4, "half": 2, "int8": 1}[dtype] * math.prod(shape)
+    return EngineTensor(name, shape, dtype, size)
+
+
+def test_a_weight_that_is_dequantized_at_run_time_is_written_and_read_as_a_weight():
+    stored, scales = tensor("w", "int8", 8, 16), tensor("s", "float", 8, 2)
+    made, x, y = (
+        tensor(n, "half", *s) for n, s in (("dq", (8, 16)), ("x", (1, 16)), ("y", (1, 8)))
+    )
+    plan = EnginePlan(
+        (
+            EngineLayer("dq", "kgen", (), (stored, scales), (made,), ()),
+            EngineLayer("fc", "gemm", (x, made), (), (y,), ()),
+        ),
+        (),
+        "test",
+    )
+    assert plan.moved == Moved(x.bytes + y.bytes, stored.bytes + 2 * made.bytes, scales.bytes, 0)
+
+
+def test_what_tensorrt_10_does_not_tell_of_constants_is_unknown():
+    told = read_layers_text(TEXT_10).moved
+    assert told.activations > 0 and (told.weights, told.total) == (None, None)
+    inspected = read_inspector_json(JSON_10).moved
+    assert inspected.weights == 2304 and inspected.total > inspected.activations
 
 
 def line(kind, name="l", stream="StreamId: 0", metadata=""):
@@ -87,11 +125,11 @@ def test_a_node_that_was_rewritten_is_still_named():
     assert read_layers_text(text).layers[0].onnx_nodes == ("a/Conv", "b/Relu")
 
 
-def test_the_size_of_a_dynamic_tensor_is_unknown_and_so_is_the_traffic():
+def test_the_size_of_a_dynamic_tensor_is_unknown_and_so_is_what_is_moved():
     plan = read_layers_text(RTX["rtx_gemm"].replace("[4,16]", "[-1,16]"))
     assert plan.layers[0].inputs[0].shape == (-1, 16)
     assert plan.layers[0].inputs[0].bytes is None
-    assert plan.traffic is None
+    assert plan.moved.total is None
 
 
 @given(st.data())
@@ -159,7 +197,7 @@ def test_both_schemas_of_the_inspector_say_the_same(text):
     )
     assert conv.onnx_nodes == ("body.layer/Call", "input/DequantizeLinear", "y")
     assert mean.constants == (EngineTensor("one", (1,), "half", 2),)
-    assert plan.traffic == 16384 + 2 * 4096 + 2 * 8192 + 128
+    assert plan.moved.activations == 16384 + 2 * 4096 + 2 * 8192 + 128
 
 
 def test_only_tensorrt_11_tells_the_types_of_inputs_and_outputs():

@@ -228,7 +228,7 @@ def test_a_dynamic_batch_is_built_for_all_sizes_and_its_plan_has_no_sizes(rtx, t
     path = net(tmp_path / "model.onnx", "gemm")
     plan = rtx.plan(rtx.build(path, tmp_path / "engine", options=Options(batch=8, min_batch=2)))
     assert plan.io[0].shape == (-1, 16)
-    assert plan.traffic is None
+    assert plan.moved.total is None
     text = (tmp_path / "engine" / "layers.txt").read_text()
     assert "MinShape: [2,16], OptShape: [8,16], MaxShape: [8,16]" in text
     shapes = {"x": ((1, 16), (3, 16), (5, 16))}
@@ -294,7 +294,9 @@ def test_an_input_that_is_dynamic_in_more_than_its_batch_needs_shapes(rtx, tmp_p
     ):
         rtx.build(path, tmp_path / "engine")
     shapes = {"x": ((1, 16, 8, 8),) * 3}
-    assert rtx.plan(rtx.build(path, tmp_path / "engine", options=Options(shapes=shapes))).traffic
+    assert rtx.plan(
+        rtx.build(path, tmp_path / "engine", options=Options(shapes=shapes))
+    ).moved.total
 
 
 CRASHES = {

@@ -180,7 +180,7 @@ def test_text_is_what_a_terminal_gets_and_html_has_no_script(value):
 def test_what_is_better_worse_and_chosen_is_told_in_colour_and_in_html():
     styles = {span.style for line in as_lines(report()) for span in line.spans}
     assert {"red", "bold"} <= styles
-    assert "color: firebrick" in as_html(report()) and "<b>" in as_html(report())
+    assert "firebrick" in as_html(report()) and "<b>" in as_html(report())
 
 
 def test_a_run_says_the_limits_and_the_overrides_in_both_forms():

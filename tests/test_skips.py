@@ -579,7 +579,7 @@ def test_a_network_of_transformers_has_one_verdict_for_each_add(
 def bytes_moved(made: Project, variant: str) -> int:
     (found,) = [v for v in made.report().variants if v.name == variant]
     (engine,) = [e for e in found.engines if e.engine == "tensorrt_rtx"]
-    return engine.traffic_bytes
+    return engine.moved.total
 
 
 @needs_rtx

@@ -22,6 +22,7 @@ from granplugin.quant.site import Operand
 from granplugin.recipe.settings import FLOAT
 from granplugin.report.build.covered import covered
 from granplugin.report.build.machine import machine
+from granplugin.report.build.moved import moved_bytes
 from granplugin.report.schema import analysis as model
 from granplugin.runs.session import Session
 
@@ -49,6 +50,7 @@ def answer(
         samples=session.analysis.samples,
         local_samples=local_samples,
         calibration_samples=session.calibration.samples,
+        batch_size=session.recipe.data.batch_size,
         seconds=dict(seconds),
         loss=best.measured_by,
         metric=metric if best.measured_by == "metric" else None,
@@ -277,6 +279,7 @@ def _engines(
             reason=worst.reason,
             kernels=cost.kernels if cost else None,
             mb=cost.mb if cost else None,
+            moved=moved_bytes(cost.moved) if cost and cost.moved else None,
             unmeasured=_unmeasured(cost),
         )
     return found

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from granplugin import backends
-from granplugin.backends.engine_plan import EnginePlan
+from granplugin.backends.engine_plan import EnginePlan, Moved
 from granplugin.backends.gpu import gpu
 from granplugin.backends.nvidia.kernels import Kernels
 from granplugin.calibration.statistics import Statistics
@@ -58,10 +58,10 @@ class Cost:
 
     `promise` is the worst of its weight's and its input's (None: nothing is quantized, or nothing
     known of the engine), `reason` says why. `scales` counts those stored for both, of `scale_bytes`
-    bytes. `kernels` are those of the built engine that work for the layer, `mb` the megabytes (1e6
-    bytes) of activations that they read and write for one batch of data.batch_size samples; None
-    where that was not measured, and `note` then says why. `note` also says where an engine was
-    built of something else than the plain row.
+    bytes. `kernels` are those of the built engine that work for the layer, `moved` the bytes that
+    they read and write for one batch of data.batch_size samples; None where that was not measured,
+    and `note` then says why. `note` also says where an engine was built of something else than the
+    plain row.
     """
 
     promise: str | None
@@ -69,19 +69,25 @@ class Cost:
     scales: int
     scale_bytes: int
     kernels: int | None = None
-    mb: float | None = None
+    moved: Moved | None = None
     note: str | None = None
+
+    @property
+    def mb(self) -> float | None:
+        """All that is moved, in MB (1e6 bytes); None where it is not known."""
+        total = self.moved.total if self.moved else None
+        return None if total is None else total / 1e6
 
 
 @dataclass(frozen=True)
 class _Built:
-    """What an engine has for each layer, NO_LAYER included: kernels, and bytes that they move (None
-    where a tensor's size is not told). `elsewhere` has the layers whose product is in a kernel of
+    """What an engine has for each layer, NO_LAYER included: kernels, and what they move, as Moved
+    has it. `elsewhere` has the layers whose product is in a kernel of
     another layer, or of none that is told (NO_LAYER); `made` what was made of sites that the engine
     does not have."""
 
     kernels: Mapping[str, int]
-    moved: Mapping[str, int | None]
+    moved: Mapping[str, Sequence[int | None]]
     elsewhere: Mapping[str, str]
     made: Mapping[str, str]
 
@@ -209,17 +215,17 @@ def _cost(
     other = built.elsewhere.get(layer)
     if other == NO_LAYER:
         return replace(cost, note="not measured: the engine's plan does not tell its kernels")
-    moved = built.moved.get(layer, 0)
+    moved = Moved(*built.moved.get(layer, ()))
     made = sorted({built.made[row.site] for row in multiplied if row.site in built.made})
     notes = [f"measured as {how}" for how in made]
     if other:
         notes.append(f"its product is in a kernel of {other!r}, and counts there")
-    if moved is None:
+    if moved.total is None:
         notes.append("the engine does not tell the size of every tensor")
     return replace(
         cost,
         kernels=built.kernels.get(layer, 0),
-        mb=None if moved is None else moved / 1e6,
+        moved=moved,
         note="; ".join(notes) or None,
     )
 
@@ -333,13 +339,12 @@ def _by_layer(
     the module it is of."""
     owners, elsewhere = owners_of(plan, products, layers)
     kernels: dict[str, int] = dict.fromkeys(owners, 0)
-    moved: dict[str, int | None] = dict.fromkeys(owners, 0)
-    for owner, kernel in zip(owners, plan.kernels, strict=True):
-        traffic = replace(plan, layers=(kernel,)).traffic
+    moved = dict.fromkeys(owners, Moved())
+    for owner, each in zip(owners, plan.moved_by, strict=True):
         kernels[owner] += 1
-        held = moved[owner]
-        moved[owner] = None if held is None or traffic is None else held + traffic
-    return {"kernels": kernels, "moved": moved, "elsewhere": elsewhere}
+        moved[owner] += each
+    told = {owner: astuple(of) for owner, of in moved.items()}
+    return {"kernels": kernels, "moved": told, "elsewhere": elsewhere}
 
 
 def owners_of(

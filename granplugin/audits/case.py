@@ -9,7 +9,7 @@ from dataclasses import replace
 from granplugin.audits.ran import ran_of
 from granplugin.backends.base import LayerPrecision
 from granplugin.backends.engine_plan import EngineLayer
-from granplugin.backends.nvidia.kernels import Kernels, multiplies
+from granplugin.backends.nvidia.kernels import Kernels
 from granplugin.backends.nvidia.libraries import LIBRARIES
 from granplugin.capabilities import Cell, cell_promise, load_table
 from granplugin.capabilities.promise import operation
@@ -65,7 +65,7 @@ class Case:
         """Each quantized product, its operands by role, and the kernels that multiply for it."""
         for node, operands in self.by_node.items():
             if next(iter(operands.values())).product:
-                ran = [k for k in self.kernels.multiplying(node) if multiplies(k)]
+                ran = [k for k in self.kernels.multiplying(node) if k.multiplies]
                 yield node, operands, ran
 
     def ran(self, dequantize: str) -> list[LayerPrecision]:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from granplugin.audits.engine_plans import build_plan, read_plan_file
 from granplugin.audits.shapes import Range, shapes_for
-from granplugin.backends.engine_plan import EngineLayer, EnginePlan
-from granplugin.backends.nvidia.kernels import multiplies
+from granplugin.backends.engine_plan import EngineLayer, EnginePlan, Moved
 from granplugin.errors import EngineError
 from granplugin.graph.read.loading import load
 from granplugin.partition import joined
@@ -24,8 +23,9 @@ _QDQ = re.compile(r"(quantize|(^|[/_.])d?q([/_.\d]|$))", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Side:
-    """What one engine does for a layer: its kernels, `bytes` read and written by them (None where
-    a size is open), `arithmetic` as types read and written, and their time in a profile."""
+    """What one engine does for a layer: its kernels, `bytes` read and written by them, constants
+    too (None where a size is open), `arithmetic` as types read and written, and their time in a
+    profile."""
 
     kernels: int
     bytes: int | None
@@ -100,6 +100,9 @@ def aligned(a: EnginePlan, b: EnginePlan) -> tuple[Change, ...]:
     )
 
 
+_Kernel = tuple[EngineLayer, Moved]
+
+
 class _Layers:
     """Which nodes belong together: those of kernels that have some of them in common."""
 
@@ -110,14 +113,14 @@ class _Layers:
             nodes.setdefault(name, []).append(node)
         self.nodes = {name: tuple(of) for name, of in nodes.items()}
 
-    def of(self, plan: EnginePlan) -> dict[str, list[EngineLayer]]:
+    def of(self, plan: EnginePlan) -> dict[str, list[_Kernel]]:
         readers: dict[str, EngineLayer] = {}
         for kernel in reversed(plan.kernels):
             for tensor in kernel.inputs:
                 readers[tensor.name] = kernel
-        found: dict[str, list[EngineLayer]] = {}
-        for kernel in plan.kernels:
-            found.setdefault(self._name(kernel, readers), []).append(kernel)
+        found: dict[str, list[_Kernel]] = {}
+        for kernel, moved in zip(plan.kernels, plan.moved_by, strict=True):
+            found.setdefault(self._name(kernel, readers), []).append((kernel, moved))
         return found
 
     def _name(self, kernel: EngineLayer, readers: dict[str, EngineLayer]) -> str:
@@ -136,23 +139,22 @@ def _own(kernel: EngineLayer) -> list[str]:
     return [node for node in kernel.onnx_nodes if not _QDQ.search(node)]
 
 
-def _title(name: str, kernels: Sequence[EngineLayer]) -> str:
+def _title(name: str, kernels: Sequence[_Kernel]) -> str:
     """The node that multiplies, with the count of others that do, or else the first node."""
-    products = dict.fromkeys(_own(k)[0] for k in kernels if multiplies(k) and _own(k))
+    products = dict.fromkeys(_own(k)[0] for k, _ in kernels if k.multiplies and _own(k))
     others = f" +{len(products) - 1}" if len(products) > 1 else ""
     return next(iter(products), name) + others
 
 
-def _side(kernels: Sequence[EngineLayer]) -> Side:
-    moved = [tensor.bytes for k in kernels for tensor in (*k.inputs, *k.outputs)]
-    known = [size for size in moved if size is not None]
+def _side(found: Sequence[_Kernel]) -> Side:
+    kernels = [kernel for kernel, _ in found]
     times = [kernel.time_ms for kernel in kernels if kernel.time_ms is not None]
-    main = [kernel for kernel in kernels if multiplies(kernel)] or kernels
+    main = [kernel for kernel in kernels if kernel.multiplies] or kernels
     read = dict.fromkeys(k.inputs[0].dtype for k in main if k.inputs)
     written = dict.fromkeys(k.outputs[0].dtype for k in main if k.outputs)
     return Side(
         len(kernels),
-        sum(known) if len(known) == len(moved) else None,
+        sum((moved for _, moved in found), Moved()).total,
         f"{'+'.join(read)} > {'+'.join(written)}" if kernels else "-",
         sum(times) if times else None,
     )

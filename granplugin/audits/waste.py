@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from granplugin.audits.case import FLOAT, Case
-from granplugin.backends.engine_plan import EngineTensor
-from granplugin.backends.nvidia.kernels import LOW
+from granplugin.backends.engine_plan import LOW, EngineLayer, EngineTensor
 from granplugin.graph.read.found import QuantizedOperand
+from granplugin.quant.layers import Layer
 from granplugin.results.audited import Finding
 from granplugin.words import first
 
@@ -79,14 +80,32 @@ def padded(case: Case) -> Iterator[Finding]:
             weight = layer.shape("weight")
             channels = weight[0] if weight else 0
             if given is not None and given.shape[1] > channels:
-                held = _moved([given], twice=True)
                 yield case.find(
                     "padded-depthwise", node,
                     f"its input is padded from {channels} to {given.shape[1]} channels, which are "
                     "written and read",
                     FLOAT,
-                    None if held is None else held - held * channels // given.shape[1],
+                    _padding(case, layer, kernel, given, channels),
                 )  # fmt: skip
+
+
+def _padding(
+    case: Case, layer: Layer, kernel: EngineLayer, given: EngineTensor, channels: int
+) -> int | None:
+    """Bytes of what a depthwise convolution is padded with: channels of its input, written and
+    read, the zeros that the kernel before it takes them from, and the weights behind them."""
+    held = _moved([given], twice=True)
+    if held is None:
+        return None
+    values = sum(math.prod(tensor.shape) for tensor in kernel.weights)
+    more = (_moved(kernel.weights) or 0) * (values - layer.size) // max(values, 1)
+    plan = case.kernels.plan
+    zeros = sum(
+        moved.other or 0
+        for before, moved in zip(plan.kernels, plan.moved_by, strict=True)
+        if any(tensor.name == given.name for tensor in before.outputs)
+    )
+    return held - held * channels // given.shape[1] + more + zeros
 
 
 def reformat(case: Case) -> Iterator[Finding]:

@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from granplugin.backends.engine_plan import EngineLayer, EnginePlan
-from granplugin.backends.nvidia.kernels import LOW, multiplies
+from granplugin.backends.engine_plan import LOW, EngineLayer, EnginePlan
 from granplugin.backends.nvidia.plan_reader import read_plan
 from granplugin.errors import RunError, UserError
 from granplugin.planning.row_json import row_from_json
@@ -154,15 +153,15 @@ def _kernels(plan: EnginePlan) -> list[Kernel]:
             name=kernel.name,
             does=_does(kernel),
             arithmetic=_arithmetic(kernel),
-            bytes=_moved(kernel),
+            bytes=moved.total,
             nodes=list(kernel.onnx_nodes),
         )
-        for kernel in plan.kernels
+        for kernel, moved in zip(plan.kernels, plan.moved_by, strict=True)
     ]
 
 
 def _does(kernel: EngineLayer) -> Any:
-    if not multiplies(kernel):
+    if not kernel.multiplies:
         return "moves"
     if not (kernel.inputs or kernel.constants):
         return "unknown"
@@ -174,11 +173,6 @@ def _arithmetic(kernel: EngineLayer) -> str:
     read = dict.fromkeys(tensor.dtype for tensor in kernel.inputs)
     written = dict.fromkeys(tensor.dtype for tensor in kernel.outputs)
     return f"{'+'.join(read) or '-'} > {'+'.join(written) or '-'}"
-
-
-def _moved(kernel: EngineLayer) -> int | None:
-    sizes = [tensor.bytes for tensor in (*kernel.inputs, *kernel.outputs)]
-    return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
 Found = TypeVar("Found")

@@ -9,12 +9,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from granplugin.backends.base import ROUNDED, LayerPrecision
-from granplugin.backends.engine_plan import EngineLayer, EnginePlan, EngineTensor
+from granplugin.backends.engine_plan import LOW, EngineLayer, EnginePlan, EngineTensor
 from granplugin.backends.nvidia.libraries import LIBRARIES
 
-_MULTIPLIES = ("correlation", "conv", "gemm", "matrixmultiply", "fusion")
-"""What is in the kinds of layers that multiply with weights; CaskConvolution is TensorRT's own."""
-LOW = frozenset({"int8", "fp8", "int4", "fp4"})
 _WORDS = {"fp4": "nvfp4"}
 PairNames = tuple[str | None, str]
 """A QuantizeLinear, None where the file holds the numbers, and its DequantizeLinear."""
@@ -55,11 +52,11 @@ class Kernels:
         """Others that have the node prepare its operands or finish its output; a product of one row
         is done by a kernel like those."""
         fused = self.of_node.get(node, [])
-        return [kernel for kernel in fused if multiplies(kernel)] or fused
+        return [kernel for kernel in fused if kernel.multiplies] or fused
 
     def _precision(self, kernel: EngineLayer) -> tuple[str, str]:
         own = [self.products[node] for node in kernel.onnx_nodes if node in self.products]
-        if multiplies(kernel) and len(own) > 1:
+        if kernel.multiplies and len(own) > 1:
             held = max((math.prod(t.shape) for t in kernel.constants if t.dtype in LOW), default=0)
             if None in own or held != sum(filter(None, own)):
                 return "unknown", ""
@@ -118,7 +115,7 @@ class Kernels:
         shape that fits neither what it reads nor what it writes (TensorRT-RTX 1.7 builds 8-bit
         products in blocks so)."""
         for behind in (k for tensor in kernel.outputs for k in self.readers.get(tensor.name, ())):
-            if multiplies(behind):
+            if behind.multiplies:
                 continue  # its constants are weights
             shapes = [tensor.shape for tensor in (*behind.inputs, *behind.outputs)]
             scales = [tensor for tensor in behind.constants if tensor.dtype not in LOW]
@@ -137,10 +134,6 @@ def layer_precisions(
     return tuple(kernels.product(layer, node) for layer, node, _ in nodes)
 
 
-def multiplies(kernel: EngineLayer) -> bool:
-    return any(word in kernel.kind.lower() for word in _MULTIPLIES)
-
-
 def precision(library: str, kernel: EngineLayer) -> tuple[str, str]:
     """In what a kernel multiplies, and where that is float, what it reads in fewer bits: both
     operands or its input alone (fused-dequant), its weight alone (weight-only), or neither."""
@@ -154,7 +147,7 @@ def precision(library: str, kernel: EngineLayer) -> tuple[str, str]:
         if kernel.kind == "runtime_fusion":
             known = LIBRARIES[library].runtime_fusion
             return (known, "fused-dequant") if known else ("unknown", "")
-        return (_WORDS.get(dtype, dtype), "") if multiplies(kernel) else ("unknown", "")
+        return (_WORDS.get(dtype, dtype), "") if kernel.multiplies else ("unknown", "")
     if LOW.intersection(inputs):
         return "float", "fused-dequant"
     return "float", "weight-only" if LOW.intersection(constants) else "float"

@@ -127,7 +127,7 @@ def _read_tensorrt_10(text: str) -> EnginePlan:
         parts = [] if opaque else layer["name"].split(" + ")
         nodes = tuple(re.sub(r"^PWN\((.*)\)$", r"\1", part) for part in parts)
         layers.append(EngineLayer(layer["name"], layer["kind"], inputs, (), outputs, nodes))
-    return EnginePlan(tuple(layers), (), _TENSORRT_10)
+    return EnginePlan(tuple(layers), (), _TENSORRT_10, constants_told=False)
 
 
 _INSPECTOR = "engine inspector JSON"
@@ -160,7 +160,9 @@ def read_inspector_json(text: str) -> EnginePlan:
                 f"{_INSPECTOR}: neither 'Bindings' (TensorRT 10) nor 'I/O Tensors' (TensorRT 11)"
             )
         layers = tuple(_json_layer(layer, key) for layer in data["Layers"])
-        return EnginePlan(layers, io, form)
+        # What Myelin compiles as a whole has constants that TensorRT 10 does not tell.
+        told = not any(layer.kind == "Myelin" for layer in layers)
+        return EnginePlan(layers, io, form, constants_told=told)
 
 
 _UNKNOWN = "not in a form that is known"

@@ -8,6 +8,7 @@ from itertools import takewhile
 from typing import cast
 
 import granplugin
+from granplugin.capabilities.legality import targets_of
 from granplugin.data.doubts import Doubt
 from granplugin.measures import intervals, metrics, timing
 from granplugin.planning.coverage import coverage
@@ -21,6 +22,7 @@ from granplugin.report.build.baseline import broken_baseline
 from granplugin.report.build.covered import covered
 from granplugin.report.build.limits import limits
 from granplugin.report.build.machine import machine
+from granplugin.report.build.moved import moved_bytes
 from granplugin.report.build.notes import notes
 from granplugin.report.schema.run import (
     ClockValue,
@@ -164,6 +166,7 @@ def _variant(
                 latencies,
                 made=job.written[engine].made if engine in job.written else {},
                 optional=engine in optional,
+                targets=targets_of(job.loaded.recipe).get(engine, ()),
             )
             for (name, engine), result in results.items()
             if name == job.name
@@ -180,6 +183,7 @@ def engine_result(
     latencies: Timings,
     made: Mapping[str, str],
     optional: bool = False,
+    targets: Sequence[str] = (),
 ) -> EngineResult:
     """One variant on one engine, compared with the baselines `against` that have results and
     latencies of as many rounds; `optional` as the recipe names it."""
@@ -213,7 +217,9 @@ def engine_result(
         optional=optional,
         untimed=result.untimed,
         kernels=len(plan.kernels) if plan else None,
-        traffic_bytes=plan.traffic if plan else None,
+        moved=moved_bytes(plan.moved) if plan else None,
+        batch=plan.batch if plan else None,
+        targets=list(targets),
         verdicts=[
             SiteVerdict(
                 site=v.site, where=v.where, promise=v.promise, verdict=v.kind, detail=v.detail

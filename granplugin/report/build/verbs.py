@@ -14,6 +14,7 @@ from granplugin.planning.rows import Plan, Row
 from granplugin.quant.folding import typical
 from granplugin.quant.site import Shape
 from granplugin.report.build.covered import covered
+from granplugin.report.build.moved import moved_bytes
 from granplugin.report.schema.run import LintFinding
 from granplugin.report.schema.verbs import (
     AuditedSite,
@@ -51,7 +52,7 @@ def audit_output(audit: FileAudit) -> AuditOutput:
         engine_version=audit.version,
         plan=audit.source,
         kernels=None if audit.plan is None else len(audit.plan.kernels),
-        traffic_bytes=None if audit.plan is None else audit.plan.traffic,
+        moved=None if audit.plan is None else moved_bytes(audit.plan.moved),
         sites=[
             AuditedSite(
                 layer=site.row.layer,
@@ -77,7 +78,12 @@ def audit_output(audit: FileAudit) -> AuditOutput:
 def compare_output(found: Comparison) -> CompareOutput:
     """Every layer of two engines."""
     a, b = (
-        EngineTotals(name=name, kernels=len(plan.kernels), traffic_bytes=plan.traffic)
+        EngineTotals(
+            name=name,
+            kernels=len(plan.kernels),
+            batch=plan.batch,
+            moved=moved_bytes(plan.moved),
+        )
         for name, plan in zip(found.names, found.plans, strict=True)
     )
     return CompareOutput(

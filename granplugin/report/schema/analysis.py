@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from granplugin.engines import PromiseKind
-from granplugin.report.schema.parts import Coverage, Machine
+from granplugin.report.schema.parts import Coverage, Machine, MovedBytes
 from granplugin.results.parts import Number, Part
 
 VERSION = 2
@@ -53,7 +53,11 @@ class EngineCost(Part):
     promise: PromiseKind | Literal["float"]
     reason: str
     kernels: int | None = Field(description="Of the layer, in a built engine; null: not measured.")
-    mb: float | None = Field(description="MB that they read and write; null: not measured.")
+    mb: float | None = Field(
+        description="MB that they read and write for a batch of data.batch_size samples, all of "
+        "`moved`; null: not measured."
+    )
+    moved: MovedBytes | None = Field(default=None, description="The parts of it.")
     unmeasured: str | None = Field(description="Why there are none.")
 
 
@@ -195,6 +199,7 @@ class Analysis(Part):
     samples: int = Field(description="Of these data.")
     local_samples: int = Field(description="Drawn of them for local errors.")
     calibration_samples: int
+    batch_size: int = Field(description="Samples of a batch; what engines move is for one.")
     seconds: dict[str, float] = Field(description="By stage; a stage that was kept takes none.")
     loss: Literal["metric", "decisions", "outputs"] = Field(
         description="What a loss is: points of the metric below fp32; percent of decisions that "

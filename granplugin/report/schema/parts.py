@@ -17,6 +17,21 @@ class Machine(Part):
     packages: dict[str, str] = Field(description="Name -> version.")
 
 
+class MovedBytes(Part):
+    """Bytes that kernels read and write for one batch, by the engine's plan; null where it leaves
+    sizes open or does not tell constants."""
+
+    activations: int | None
+    weights: int | None = Field(
+        description="Read; where a kernel dequantizes them at run time, also written and read again."
+    )
+    scales: int | None = Field(
+        description="What has a value for each channel or one at all; biases are among them."
+    )
+    other: int | None = Field(description="Other constants: zeros to pad with, tables.")
+    total: int | None
+
+
 class FloatProducts(Part):
     """Products that stay float for one reason."""
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from granplugin.engines import ENGINES, PromiseKind
-from granplugin.report.schema.parts import Coverage, Machine
+from granplugin.report.schema.parts import Coverage, Machine, MovedBytes
 from granplugin.results.agreed import Agreement
 from granplugin.results.audited import Kind as VerdictKind
 from granplugin.results.audited import Severity
@@ -188,8 +188,17 @@ class EngineResult(Part):
         default=None, description="Why a latency is missing that was asked for."
     )
     kernels: int | None = Field(default=None, description="Kernels of the engine's plan.")
-    traffic_bytes: int | None = Field(
-        default=None, description="Activations that kernels read and write, by the plan; one batch."
+    moved: MovedBytes | None = Field(
+        default=None, description="By all kernels, for one batch; null: there is no plan."
+    )
+    batch: int | None = Field(
+        default=None,
+        description="Samples of a batch that the engine is built for, where it is one number: "
+        "`moved` and `engine_bytes` are of that.",
+    )
+    targets: list[str] = Field(
+        default=[],
+        description="GPUs it is built for, as the recipe names them; none: the engine's default.",
     )
     verdicts: list[SiteVerdict] = []
     made: dict[str, str] = Field(
@@ -294,7 +303,7 @@ class LimitResult(Part):
 class Report(Part):
     """One run of `granplugin apply`."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     granplugin: str
     name: str
     recipes: list[str]

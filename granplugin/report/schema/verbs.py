@@ -8,7 +8,7 @@ from pydantic import Field
 
 from granplugin.engines import PromiseKind
 from granplugin.report.schema.analysis import Analysis
-from granplugin.report.schema.parts import Coverage, Machine
+from granplugin.report.schema.parts import Coverage, Machine, MovedBytes
 from granplugin.report.schema.run import LintFinding
 from granplugin.results.audited import Kind as VerdictKind
 from granplugin.results.parts import Part
@@ -191,13 +191,13 @@ class AuditedSite(Part):
 class AuditOutput(Part):
     """`granplugin audit --json`."""
 
-    version: int = 1
+    version: int = 2
     onnx: str
     engine: str
     engine_version: str | None
     plan: str = Field(description="Where the engine's plan is from.")
     kernels: int | None = Field(description="null: no engine was built.")
-    traffic_bytes: int | None
+    moved: MovedBytes | None = Field(description="null: no engine was built.")
     sites: list[AuditedSite]
     refusals: list[LintFinding] = Field(
         default=[], description="Why no engine was built, everything that is known."
@@ -211,7 +211,7 @@ class ComparedSide(Part):
     """What one engine does for a layer."""
 
     kernels: int
-    bytes: int | None = Field(description="Read and written.")
+    bytes: int | None = Field(description="Read and written, weights and other constants too.")
     arithmetic: str = Field(description="Types that its product reads > writes.")
     time_ms: float | None = Field(description="With profiles.")
 
@@ -229,13 +229,14 @@ class ChangedLayer(Part):
 class EngineTotals(Part):
     name: str
     kernels: int
-    traffic_bytes: int | None
+    batch: int | None = Field(description="Samples it is built for; null: open, or not told.")
+    moved: MovedBytes
 
 
 class CompareOutput(Part):
     """`granplugin compare --json`."""
 
-    version: int = 1
+    version: int = 2
     a: EngineTotals
     b: EngineTotals
     layers: list[ChangedLayer]

@@ -42,7 +42,7 @@ def reasons(analysis: Analysis, shown: Sequence[LayerAnalysis]) -> Iterator[Item
                 told += f", {_scales(own)} -> {_scales(other)} {noun}"
             yield Item(told, 2)
             for engine in (e for e in own.costs if e in other.costs):
-                if change := _change(own.costs[engine], other.costs[engine]):
+                if change := _change(own.costs[engine], other.costs[engine], analysis.batch_size):
                     yield Item(f"{engine}: {change}", 2)
     if any(_SHARE in layer.why for layer in mattering):
         yield Item(_SHARES)
@@ -114,7 +114,7 @@ def _scales(setting: SettingFigures) -> str:
     return f"{setting.scales:,}" if setting.scales else "run-time"
 
 
-def _change(a: EngineCost, b: EngineCost) -> str:
+def _change(a: EngineCost, b: EngineCost, batch: int) -> str:
     """What an engine does otherwise; empty where it does the same, natively."""
     told = []
     if {a.promise, b.promise} != {"native"}:
@@ -124,7 +124,7 @@ def _change(a: EngineCost, b: EngineCost) -> str:
     if None not in (a.kernels, b.kernels) and a.kernels != b.kernels:
         told.append(f"{a.kernels} -> {b.kernels} kernels")
     if None not in (a.mb, b.mb) and f"{a.mb:.2f}" != f"{b.mb:.2f}":
-        told.append(f"{a.mb:.2f} -> {b.mb:.2f} MB moved")
+        told.append(f"{a.mb:.2f} -> {b.mb:.2f} MB moved at batch {batch}")
     return ", ".join(told)
 
 

@@ -203,11 +203,11 @@ def _cost(cost: EngineCost) -> str:
     """The promise, and why where it is not native; kernels and MB, where known.
 
     >>> _cost(EngineCost(promise="native", reason="", kernels=1, mb=0.9, unmeasured=None))
-    'native, 1 kernel, 0.90 MB'
+    'native, 1 kernel, 0.90 MB moved'
     """
     told: list[str] = [cost.promise]
     told += [counted(cost.kernels, "kernel")] if cost.kernels is not None else []
-    told += [f"{cost.mb:.2f} MB"] if cost.mb is not None else []
+    told += [f"{cost.mb:.2f} MB moved"] if cost.mb is not None else []
     return ", ".join(told) + (f": {cost.reason}" if cost.promise != "native" else "")
 
 

@@ -20,6 +20,7 @@ from granplugin.report.view.elements import (
     items,
 )
 from granplugin.report.view.findings import findings_items
+from granplugin.report.view.moved import moved_told
 from granplugin.results.audited import Kind as VerdictKind
 from granplugin.words import counted, first, with_lines
 
@@ -53,7 +54,8 @@ def _summary(audit: AuditOutput) -> str:
         return f"{counted(audit.sites, 'site')} and no verdict: {told} why it is not built"
     counts = Counter(site.verdict for site in audit.sites)
     told = ", ".join(f"{counts[kind]} {kind}" for kind in _SENSES if counts[kind])
-    moved = "" if audit.traffic_bytes is None else f", {audit.traffic_bytes / 1e6:.2f} MB moved"
+    known = audit.moved is not None and audit.moved.activations is not None
+    moved = f", {moved_told(audit.moved)}" if audit.moved and known else ""
     return f"{told or 'no site'} of {len(audit.sites)}; {audit.kernels} kernels{moved}"
 
 

@@ -13,6 +13,7 @@ from granplugin.report.view.elements import (
     columns,
     items,
 )
+from granplugin.report.view.moved import moved_told
 
 _LISTED = 30
 """Changed layers that are told one by one: those that change most bytes."""
@@ -37,8 +38,8 @@ def compare_view(found: CompareOutput) -> Section:
     return Section(
         "",
         (
-            Item(f"A: {found.a.name}: {found.a.kernels} kernels, {_moved(found.a)}"),
-            Item(f"B: {found.b.name}: {found.b.kernels} kernels, {_moved(found.b)}"),
+            Item(f"A: {_totals(found.a)}"),
+            Item(f"B: {_totals(found.b)}"),
             *_difference(found.a, found.b),
             *((Section("", (*table, *listed)),) if changed else ()),
             Section(
@@ -53,18 +54,17 @@ def compare_view(found: CompareOutput) -> Section:
 
 
 def _difference(a: EngineTotals, b: EngineTotals) -> tuple[Item, ...]:
-    if not a.traffic_bytes or b.traffic_bytes is None:
+    if not a.moved.total or b.moved.total is None:
         return ()
-    moved = b.traffic_bytes - a.traffic_bytes
-    share = 100 * moved / a.traffic_bytes
+    moved = b.moved.total - a.moved.total
+    share = 100 * moved / a.moved.total
     told = f"B - A: {b.kernels - a.kernels:+d} kernels, {moved / 1e6:+.2f} MB ({share:+.1f} %)"
     return (Item(told),)
 
 
-def _moved(engine: EngineTotals) -> str:
-    if engine.traffic_bytes is None:
-        return "bytes unknown (open sizes)"
-    return f"{engine.traffic_bytes / 1e6:.2f} MB moved"
+def _totals(engine: EngineTotals) -> str:
+    batch = f", batch {engine.batch}" if engine.batch else ""
+    return f"{engine.name}{batch}: {engine.kernels} kernels, {moved_told(engine.moved)}"
 
 
 def _row(layer: ChangedLayer) -> Row:

@@ -28,15 +28,16 @@ from granplugin.report.view.metric_figures import (
     headline,
     spec_of,
 )
+from granplugin.report.view.moved import MOVED, moved_cells, moved_heads
 from granplugin.report.view.run_facts import (
     agreement_sentences,
+    built_for,
     covered,
     false_differences,
     gpu_sentences,
     int8_layers,
     made,
     megabytes,
-    moved,
     overrides,
     provable,
     ratio_text,
@@ -204,14 +205,14 @@ def _built(report: Report, engines: Sequence[EngineResult]) -> Section:
     engine = engines[0]
     not_run = engine.cannot_run and not engine.imported
     reason = f"not run: {engine.cannot_run}" if not_run else "its plan"
-    heads = columns(Column("variant"), "honoured", "kernels", "MB moved", "engine MB", "build s")
+    heads = columns(Column("variant"), "honoured", "kernels", MOVED, "engine MB", "build s")
     rows = tuple(
         Row(
             cells(
                 variant.name,
                 f"{found.honoured}/{len(found.verdicts)}" if found.verdicts else None,
                 None if found.kernels is None else str(found.kernels),
-                moved(found),
+                moved_cells(found.moved)[-1],
                 megabytes(found.engine_bytes),
                 seconds(found.build_seconds),
             )
@@ -240,9 +241,26 @@ def _built(report: Report, engines: Sequence[EngineResult]) -> Section:
         for item in findings_items(found.findings, most=2, depth=1)
     ]
     return Section(
-        f"{engine.engine} {version_of(engines)}, batch {report.batch_size}, {reason}",
-        (Table(heads, rows, spaced=True), *told, *listed, *findings),
+        f"{engine.engine} {version_of(engines)}, {built_for(report, engines)}, {reason}",
+        (
+            Table(heads, rows, spaced=True),
+            *_parts_moved(report, engines),
+            *told,
+            *listed,
+            *findings,
+        ),
     )
+
+
+def _parts_moved(report: Report, engines: Sequence[EngineResult]) -> Iterator[Section]:
+    """What kernels move, by what it is of."""
+    rows = [
+        Row(cells(variant.name, *moved_cells(found.moved)))
+        for variant, found in zip(report.variants, engines, strict=True)
+    ]
+    if any(found.moved and found.moved.activations is not None for found in engines):
+        heads = (Column(f"{MOVED} of"), *moved_heads())
+        yield Section("", (Table(heads, tuple(rows), spaced=True).known,))
 
 
 def _unhonoured(variant: str, engine: EngineResult) -> Iterator[Item]:

@@ -11,11 +11,11 @@ from granplugin.report.view.elements import Item
 from granplugin.report.view.metric_figures import NONE_MEASURABLE
 
 
-def moved(engine: EngineResult) -> str | None:
-    """MB that its kernels move; unknown where sizes are open, None where there is no plan."""
-    if engine.kernels is None:
-        return None
-    return "unknown" if engine.traffic_bytes is None else f"{engine.traffic_bytes / 1e6:.1f}"
+def built_for(report: Report, engines: Sequence[EngineResult]) -> str:
+    """The batch and the GPUs that an engine's plan and its bytes are of."""
+    batch = engines[0].batch
+    told = f"batch {batch}" if batch else f"batches of up to {report.batch_size}"
+    return f"{told}, {', '.join(engines[0].targets)}" if engines[0].targets else told
 
 
 def int8_layers(engine: EngineResult) -> str | None:

@@ -19,15 +19,16 @@ from granplugin.report.view.elements import (
 )
 from granplugin.report.view.findings import findings_items
 from granplugin.report.view.metric_figures import bounds, difference, figure, spec_of
+from granplugin.report.view.moved import MOVED, moved_cells, moved_heads
 from granplugin.report.view.run_facts import (
     agreement_sentences,
+    built_for,
     covered,
     false_differences,
     gpu_sentences,
     int8_layers,
     made,
     megabytes,
-    moved,
     overrides,
     provable,
     ratio_text,
@@ -71,7 +72,7 @@ def _engine(report: Report, engines: Sequence[EngineResult]) -> Section:
     last = engines[-1]
     title = f"{last.engine} {version_of(engines) if last.imported else last.version}"
     if last.cannot_run and not last.imported:
-        why = f"Built for batch {report.batch_size} and audited, not run: {last.cannot_run}."
+        why = f"Built for {built_for(report, engines)} and audited, not run: {last.cannot_run}."
         return Section(title, (Paragraph(why), *_made_of_rows(report, engines)))
     if all(each.refused is not None for each in engines):
         return Section(title, (Paragraph("It refused every file; the reasons are above."),))
@@ -127,12 +128,12 @@ def _timing(engines: Sequence[EngineResult]) -> Iterator[Paragraph]:
 
 def _made_of_rows(report: Report, engines: Sequence[EngineResult]) -> Iterator[Block]:
     """What an engine's plan says."""
+    moved = [f"{MOVED}: {head.head}" for head in moved_heads()]
     heads = columns(
-        Column("variant"), "rows honoured", "degraded", "kernels", "MB moved", "engine MB",
-        "build s",
-    )  # fmt: skip
+        Column("variant"), "rows honoured", "degraded", "kernels", *moved, "engine MB", "build s"
+    )
     variants = list(zip((variant.name for variant in report.variants), engines, strict=True))
-    yield Table(heads, tuple(_plan_row(name, engine) for name, engine in variants))
+    yield Table(heads, tuple(_plan_row(name, engine) for name, engine in variants)).known
     for name, engine in variants:
         if engine.findings:
             yield Paragraph(f"{name}: {len(engine.findings)} findings.")
@@ -154,7 +155,7 @@ def _plan_row(name: str, engine: EngineResult) -> Row:
             f"{engine.honoured} of {count}" if told else None,
             str(degraded) if told else None,
             None if engine.kernels is None else str(engine.kernels),
-            moved(engine),
+            *moved_cells(engine.moved),
             megabytes(engine.engine_bytes),
             seconds(engine.build_seconds),
         )

@@ -21,6 +21,7 @@ from granplugin.report.view.elements import (
     columns,
 )
 from granplugin.report.view.metric_figures import bounds, figure, headline, spec_of
+from granplugin.report.view.moved import MOVED
 from granplugin.report.view.run_facts import megabytes, ratio_text, warnings
 
 _SENSES: dict[str, Sense] = {
@@ -202,9 +203,9 @@ def _spot(
         for timed in engine.latency:
             title = f"ms, batch {timed.batch}, {engine.engine}"
             add(x, title, title, Figure(value=timed.median_ms))
-        if engine.traffic_bytes is not None:
-            title = f"MB moved, {engine.engine}, batch {report.batch_size}"
-            add(x, title, title, Figure(value=engine.traffic_bytes / 1e6))
+        if engine.moved and engine.moved.total is not None:
+            title = f"{MOVED}, {engine.engine}, batch {engine.batch or report.batch_size}"
+            add(x, title, title, Figure(value=engine.moved.total / 1e6))
     add(x, "ONNX MB", "ONNX MB", Figure(value=variant.onnx_bytes / 1e6))
     for name, metric in main.metrics.items():
         title = f"{name} {metric.unit}".strip()
