@@ -91,4 +91,4 @@ def parse_json(text: str, where: str, error: type[UserError], what: str = "compl
         return json.loads(text, strict=False)
     except (ValueError, RecursionError) as err:
         told = "it is nested too deep" if isinstance(err, RecursionError) else str(err)
-        raise error(f"{where}: not {what}: {told}") from err
+        raise error(f"{where}: not {what}: {told}".removeprefix(": ")) from err

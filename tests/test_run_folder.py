@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 
 import pytest
 from filelock import FileLock
@@ -145,3 +146,64 @@ def test_what_is_neither_used_nor_published_is_forgotten(tmp_path):
         run.forget_unused()
     assert [path.name for path in (tmp_path / "variants").iterdir()] == ["new"]
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["stage-new.txt"]
+
+
+class Killed(BaseException):
+    """A process that ends at this call."""
+
+
+def test_a_kill_at_any_call_leaves_one_generation_or_no_report(tmp_path, monkeypatch):
+    """Whatever is in the folder belongs to the report in it, and the next run completes it."""
+
+    def write(path, generation):
+        with open_run(path) as run, run.publishing():
+            for name in ("a", generation):
+                run.publish(f"variants/{name}/model.onnx", generation)
+            run.publish("plan.json", generation)
+            run.publish("report.md", generation)
+            run.publish("report.json", generation)
+            run.forget_unused()
+
+    def generations(path):
+        return {file.read_text() for file in path.rglob("*.*") if file.suffix in (".json", ".onnx")}
+
+    def dying_after(calls):
+        left = iter(range(calls))
+
+        def counted(call):
+            def run(*given, **options):
+                if next(left, None) is None:
+                    raise Killed
+                return call(*given, **options)
+
+            return run
+
+        return counted
+
+    real = {name: getattr(os, name) for name in ("replace", "unlink", "link", "rmdir", "rename")}
+    finished = False
+    for calls in range(200):
+        path = tmp_path / str(calls)
+        write(path, "old")
+        counted = dying_after(calls)
+        for name, call in real.items():
+            monkeypatch.setattr(os, name, counted(call))
+        try:
+            write(path, "new")
+            finished = True
+        except Killed:
+            pass
+        for name, call in real.items():
+            monkeypatch.setattr(os, name, call)
+        told = path / "report.json"
+        shown = {
+            file.read_text() for file in (*path.glob("*.json"), *path.glob("variants/*/*.onnx"))
+        }
+        assert not told.exists() or shown == {told.read_text()}, calls
+        with open_run(path):
+            assert len(generations(path)) == 1, calls
+            assert told.exists()
+        if finished:
+            assert generations(path) == {"new"} and not (path / "variants/old").exists()
+            return
+    raise AssertionError("it never finished")

@@ -84,11 +84,12 @@ def export(
         raise RunError(f"{out}: cannot be written: {err.strerror or err}; give --out") from err
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    for each in built:
-        if engine in each.own:
-            run.publish(f"variants/{each.job.name}/{engine}.onnx", each.file(engine).path)
     known = _known(session, built, manifest)
-    run.publish(f"export-{engine}.json", known.model_dump_json())
+    with run.publishing():
+        for each in built:
+            if engine in each.own:
+                run.publish(f"variants/{each.job.name}/{engine}.onnx", each.file(engine).path)
+        run.publish(f"export-{engine}.json", known.model_dump_json())
     return manifest
 
 

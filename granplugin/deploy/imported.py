@@ -32,6 +32,7 @@ from granplugin.report.build.run import engine_result
 from granplugin.report.schema.run import Report
 from granplugin.report.show import as_markdown
 from granplugin.results.values import Audited, Measured, Timing
+from granplugin.runs.pages import PAGE, page_of
 from granplugin.store.keys import file_sha256
 from granplugin.store.run_folder import RunFolder
 from granplugin.suggest import did_you_mean
@@ -126,16 +127,18 @@ def import_results(run: RunFolder, paths: Sequence[Path], variant: str | None = 
             raise UserError(
                 f"{run.path}: {name}'s ONNX file is not the one that was exported; export it again"
             )
-    report = enter(run, report, fresh)
-    for (engine, name), files in fresh.items():
-        folder = _folder(run, engine, name)
-        for stored, text in files.items():
-            run.publish(f"{folder.relative_to(run.path)}/{stored}", text)
-        for stale in folder.iterdir():
-            if stale.name not in files:
-                stale.unlink()
-    run.publish("report.md", as_markdown(report))
-    run.publish("report.json", report.model_dump_json(indent=1))
+    with run.publishing():
+        report = enter(run, report, fresh)
+        for (engine, name), files in fresh.items():
+            folder = _folder(run, engine, name)
+            for stored, text in files.items():
+                run.publish(f"{folder.relative_to(run.results)}/{stored}", text)
+            for stale in folder.iterdir():
+                if stale.name not in files:
+                    stale.unlink()
+        run.publish(PAGE, page_of(run.results, report))
+        run.publish("report.md", as_markdown(report))
+        run.publish("report.json", report.model_dump_json(indent=1))
     return report
 
 
@@ -432,7 +435,7 @@ def _text(path: Path) -> str:
 
 
 def _folder(run: RunFolder, engine: str, variant: str) -> Path:
-    return run.path / "variants" / variant / f"imported-{engine}"
+    return run.results / "variants" / variant / f"imported-{engine}"
 
 
 def _stored(run: RunFolder, engine: str, variant: str) -> dict[str, str]:
@@ -453,7 +456,7 @@ def _read_report(run: RunFolder) -> Report:
 def _exports(run: RunFolder) -> dict[str, Exported]:
     """Engine -> what was exported for it, by this version of granplugin."""
     found = {}
-    for path in sorted(run.path.glob("export-*.json")):
+    for path in sorted(run.results.glob("export-*.json")):
         try:
             exported = Exported.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as err:
@@ -466,7 +469,7 @@ def _exports(run: RunFolder) -> dict[str, Exported]:
 
 def _onnx(run: RunFolder, exported: Exported, variant: str) -> Path | None:
     """The run's file that this variant's engine was built of, if it is still the exported one."""
-    folder = run.path / "variants" / variant
+    folder = run.results / "variants" / variant
     lowered, model = folder / f"{exported.manifest.engine}.onnx", folder / "model.onnx"
     if not _has(model, exported.variants[variant].model_sha256):
         return None

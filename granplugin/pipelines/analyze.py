@@ -88,9 +88,10 @@ def analyze(
             check_target(target, loaded)
         session = Session(loaded, run)
         found = analyze_in(session, costs, statistics)
-        run.publish(PAGE, page_of(run.path, analysis=found))
-        run.publish("analysis.md", as_markdown(found))
-        run.publish("analysis.json", found.model_dump_json(indent=1))
+        with run.publishing():
+            run.publish(PAGE, page_of(run.results, analysis=found))
+            run.publish("analysis.md", as_markdown(found))
+            run.publish("analysis.json", found.model_dump_json(indent=1))
         return Analyzed(found, run.path, session)
 
 

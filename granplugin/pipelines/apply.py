@@ -122,8 +122,11 @@ def apply_in(run: RunFolder, recipes: Sequence[Loaded]) -> Report:
         seconds=monotonic() - start,
         told=session.notes,
     )  # fmt: skip
-    report = publish(run, recipes, session, built, results, latencies, profiles, report, calibrated)
-    run.forget_unused()
+    with run.publishing():
+        report = publish(
+            run, recipes, session, built, results, latencies, profiles, report, calibrated
+        )
+        run.forget_unused()
     return report
 
 
@@ -208,7 +211,7 @@ def publish(
             seeds={"data.seed": session.recipe.data.seed},
         ).model_dump_json(),
     )
-    run.publish(PAGE, page_of(run.path, report))
+    run.publish(PAGE, page_of(run.results, report))
     run.publish("report.md", as_markdown(report))
     run.publish("report.json", report.model_dump_json(indent=1))
     return report

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from granplugin.errors import RunError, Unhonoured, UserError
+from granplugin.errors import LackError, RunError, Unhonoured, UserError
 from granplugin.machine import lacking
 from granplugin.store.cache import Cache
 
@@ -21,19 +21,20 @@ log = logging.getLogger(__name__)
 class RunFolder:
     """`runs/<name>`: results on top, and in `cache/` what stages made, named by content.
 
-    What is `kept` in the cache is complete; so an interrupted run resumes where it was, and results
-    are put in place only when all of them exist.
+    What is `kept` in the cache is complete; so an interrupted run resumes where it was. Results are
+    put in place all or none (`publishing`): until then they are in `results`, which is the folder
+    itself at any other time.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = self.results = path
         self.cache = path / "cache"
         self.kept = Cache(self.cache)
         self.published: set[Path] = set()
 
     def publish(self, name: str, content: Path | str) -> Path:
         """Put a result in place: a cached file (copied), or text."""
-        path = self.path / name
+        path = self.results / name
         scratch = path.with_name(f".{path.name}.new")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,15 +47,82 @@ class RunFolder:
             self.published |= {path, path.parent}
         except OSError as err:
             scratch.unlink(missing_ok=True)
-            raise RunError(f"{path}: cannot be written: {err.strerror or err}") from err
+            shown = self.path / name
+            raise RunError(f"{shown}: cannot be written: {err.strerror or err}") from err
         return path
+
+    @contextmanager
+    def publishing(self) -> Iterator[None]:
+        """Whatever is published inside replaces what was there all at once, or not at all: it is
+        gathered beside it, with links to what stays, and one rename decides. Whoever is killed
+        behind that leaves the rest to the next run, and no report until then."""
+        gathered = self.path / _GATHERED
+        shutil.rmtree(gathered, ignore_errors=True)
+        self.results = gathered / self.path.resolve().name
+        try:
+            _link(self.path, self.results)
+            yield
+            _leave_only(self.results, self.published)
+            os.replace(self.results, self.path / _DECIDED)
+        except OSError as err:
+            raise RunError(f"{self.path}: cannot be written: {err.strerror or err}") from err
+        finally:
+            self.results = self.path
+            shutil.rmtree(gathered, ignore_errors=True)
+        put_in_place(self.path)
 
     def forget_unused(self) -> None:
         """Delete what this run neither used nor published, so the folder does not grow."""
         used = self.kept.used | self.published
-        for path in (*self.cache.iterdir(), *self.path.glob("variants/*")):
+        for path in (*self.cache.iterdir(), *self.results.glob("variants/*")):
             if path not in used:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+_GATHERED, _DECIDED = ".publishing", ".published"
+_TREE = "variants"
+_REPORTS = ("report.", "analysis.")
+"""How the names of files begin that speak of the others."""
+
+
+def put_in_place(path: Path) -> None:
+    """Move results that were decided on to where they belong: what speaks of the others is taken
+    away first and put back last. Done again after a kill, it goes on where that was."""
+    decided = path / _DECIDED
+    if not decided.is_dir():
+        return
+    try:
+        names = sorted(entry.name for entry in decided.iterdir())
+        reports = [name for name in names if name.startswith(_REPORTS)]
+        for name in reports:
+            (path / name).unlink(missing_ok=True)
+        if _TREE in names:
+            shutil.rmtree(path / _TREE, ignore_errors=True)
+        for name in (*(name for name in names if name not in reports), *reports):
+            os.replace(decided / name, path / name)
+        decided.rmdir()
+    except OSError as err:
+        raise RunError(f"{path}: cannot be written: {err.strerror or err}") from err
+
+
+def _link(path: Path, to: Path) -> None:
+    """The results of a folder under other names, which take no room."""
+    to.mkdir(parents=True)
+    for file in (*path.glob("*"), *path.glob(f"{_TREE}/**/*")):
+        if file.is_file() and not file.name.startswith("."):
+            linked = to / file.relative_to(path)
+            linked.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(file, linked)
+            except OSError:  # a file system without links
+                shutil.copyfile(file, linked)
+
+
+def _leave_only(results: Path, published: set[Path]) -> None:
+    """Without links to files on top, which stay as they are."""
+    for file in results.glob("*"):
+        if file.is_file() and file not in published:
+            file.unlink()
 
 
 def default_folder(name: str) -> Path:
@@ -100,8 +168,10 @@ def _held(path: Path) -> Iterator[RunFolder]:
         raise RunError(f"{path}: cannot be used: {err.strerror or err}; give --out") from err
     try:
         # What a killed run left half-written.
-        for left in (*run.cache.glob(".making-*"), *path.rglob(".*.new")):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        put_in_place(path)
+        left_over = (path / _GATHERED, *run.cache.glob(".making-*"), *path.rglob(".*.new"))
+        for left in left_over:
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
         yield run
     finally:
         lock.release()
@@ -112,6 +182,8 @@ def _want_told(path: Path) -> Iterator[None]:
     """What the machine lacks, whichever library found it lacking."""
     try:
         yield
+    except LackError as err:
+        raise LackError(f"{err} (run folder: {path})") from err
     except (UserError, Unhonoured):
         raise
     except Exception as err:

@@ -228,4 +228,4 @@ _NO_NUMBER = re.compile(r"(?<=[\s,\[:])(-?)(nan|inf)(?=[\s,\]])")
 def _parsed(text: str) -> Any:
     # C++ writes nan and inf, Python reads NaN and Infinity.
     text = _NO_NUMBER.sub(lambda m: "NaN" if m[2] == "nan" else f"{m[1]}Infinity", text)
-    return parse_json(text, "its text", EngineError)
+    return parse_json(text, "", EngineError)
