@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnx
+from conftest import run_main
 
 NETS = """
 import functools
@@ -28,6 +29,12 @@ class Block(nn.Module):
 
 def run(block, x, scale):
     return block.conv(x) * scale
+
+
+class Activated(nn.BatchNorm2d):
+    def forward(self, x):
+        given = self.running_mean, self.running_var, self.weight, self.bias
+        return nn.functional.batch_norm(x, *given, eps=self.eps).relu()
 
 
 class Odd(nn.Module):
@@ -77,13 +84,14 @@ class Net(nn.Module):
         self.named = Named(nn.Conv2d(4, 4, 1), self.act)
         self.odd, self.twice, self.hidden = Odd(), Twice(), Hidden()
         self.fused = fuse_conv_bn_eval(nn.Conv2d(4, 4, 1).eval(), nn.BatchNorm2d(4).eval())
+        self.normed = nn.Sequential(nn.Conv2d(4, 4, 1), Activated(4))
         self.direct = nn.Conv2d(4, 4, 1)
         self.direct.forward = functools.partial(nn.Conv2d.forward, self.direct)
         self.recurrent, self.head = nn.LSTM(4, 4, batch_first=True), nn.Linear(4, 4)
 
     def forward(self, image):
         x = self.act(self.conv(image))
-        for name in "method partial function named odd twice hidden fused direct".split():
+        for name in "method partial function named odd twice hidden fused normed direct".split():
             x = self.act(getattr(self, name)(x))
         steps, _ = self.recurrent(x.flatten(2).transpose(1, 2))
         return self.head(steps.mean(1))
@@ -99,7 +107,7 @@ class Wrapped(nn.Module):
 """
 LAYERS = [
     *("conv", "method.conv", "partial.conv", "function.conv", "named.0", "odd.a layer"),
-    *("odd.größe", "odd.a/b", "odd.conv", "twice.conv", "fused", "direct", "head"),
+    *("odd.größe", "odd.a/b", "odd.conv", "twice.conv", "fused", "normed.0", "direct", "head"),
     "hidden.conv2d",  # a module that is registered nowhere, so called as what is called in it
 ]
 
@@ -113,5 +121,39 @@ def test_every_layer_is_quantized_whatever_calls_it_and_whoever_shares_it(projec
     nodes = onnx.load_from_string(project.onnx()).graph.node
     read = {node.name.rpartition("/")[0] for node in nodes if node.op_type in ("Conv", "Gemm")}
     assert {f"model.{name}" for name in LAYERS} <= read
-    assert [node.op_type for node in nodes].count("LSTM") == 1
+    types = [node.op_type for node in nodes]
+    assert types.count("LSTM") == 1 and "BatchNormalization" not in types
     assert report.variants[-1].quantized_sites == 2 * len(LAYERS)
+
+
+def test_a_batch_norm_that_cannot_be_folded_is_an_error_of_a_rule_and_a_note_of_the_defaults(
+    project,
+):
+    project.write(
+        "nets.py",
+        """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.an, self.b, self.bn = (
+            nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        )
+
+    def forward(self, image):
+        x = self.b(self.an(self.a(image)))
+        return (self.bn(x) * x).mean((2, 3))
+""",
+    )
+    recipe = project.recipe(model={"callable": "nets.py:Net"})
+    told = "1 of 2 batch norms cannot be folded into the layer before them: b (something else reads"
+    planned = run_main("plan", recipe, "--out", project.out)
+    assert planned.code == 0 and told in " ".join(planned.stdout.split())
+    recipe = project.recipe(
+        model={"callable": "nets.py:Net"}, rules=[{"match": {"type": "Conv2d"}, "bn": "fold"}]
+    )
+    refused = run_main("plan", recipe, "--out", project.out)
+    assert refused.code == 2
+    assert "recipe.yaml:25:3: the batch norm behind 'b' cannot be folded into it" in refused.stderr

@@ -149,6 +149,58 @@ def test_only_the_named_layers_are_folded_and_folding_again_changes_nothing():
     assert net[1][0].weight is weight
 
 
+class Activated(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d: what comes behind it is its own."""
+
+    def __init__(self, channels, then=nn.ReLU, **kwargs):
+        super().__init__(channels, **kwargs)
+        self.drop, self.act = nn.Identity(), then()
+
+    def forward(self, x):
+        x = nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias,
+            self.training, 0.1, self.eps,
+        )  # fmt: skip
+        return self.act(self.drop(x))
+
+
+class Twice(Activated):
+    def forward(self, x):
+        return super().forward(2 * x)
+
+
+class Shifted(Activated):
+    def forward(self, x):
+        args = self.running_mean, self.running_var, self.weight, self.bias + 1
+        return nn.functional.batch_norm(x, *args, False, 0.1, self.eps)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_batch_norm_with_an_activation_of_its_own_is_folded_and_leaves_it(affine):
+    torch.manual_seed(0)
+    net = with_statistics(nn.Sequential(nn.Conv2d(4, 4, 3), Activated(4, nn.SiLU, affine=affine)))
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    before = call(net, IMAGE)
+    traced = trace(net, IMAGE)
+    assert traced.batch_norms == {"0": "1"}
+    fold_batch_norms(net, traced, ["0"], IMAGE)
+    torch.testing.assert_close(call(net, IMAGE), before, rtol=1e-5, atol=1e-5)
+    product = nn.functional.conv2d(IMAGE, net[0].weight, net[0].bias)
+    assert torch.equal(call(net, IMAGE), nn.functional.silu(product))
+    weight = net[0].weight
+    assert fold_batch_norms(net, traced, ["0"], IMAGE)[0].weight is weight
+    assert net.state_dict().keys() == {*state, "0.bias"}
+
+
+@pytest.mark.parametrize("cls", [Twice, Shifted])
+def test_a_batch_norm_that_computes_something_else_stays(cls):
+    net = with_statistics(nn.Sequential(nn.Conv2d(4, 4, 3), cls(4)))
+    traced = trace(net, IMAGE)
+    assert traced.batch_norms == {}
+    if cls is Shifted:
+        assert traced.layers[0].unfolded == "its class computes something else"
+
+
 def test_a_batch_norm_registered_twice_is_replaced_in_both_places():
     net = two_blocks()
     net.alias = nn.ModuleList([net[0][1]])

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection
+from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from granplugin.errors import ModelError
 from granplugin.network.forward import Example, call, copied, flatten_outputs
@@ -27,7 +30,8 @@ def fold_batch_norms(
     model: nn.Module, traced: Traced, names: Collection[str], example: Example
 ) -> nn.Module:
     """Fold the batch norms of the named layers, in place: a new weight and bias for each layer,
-    nn.Identity for its batch norm. Layers that are folded already stay as they are.
+    nn.Identity for its batch norm, or one that lets values through where its class does more than
+    normalize. Layers that are folded already stay as they are.
 
     The model's outputs on `example` are compared before and after. Raises ModelError, and leaves
     the model as it was, where one moves by more than TOLERANCE times its largest value, naming
@@ -39,8 +43,7 @@ def fold_batch_norms(
     pairs = {
         name: traced.batch_norms[name]
         for name in traced.batch_norms
-        if name in set(names)
-        and not isinstance(model.get_submodule(traced.batch_norms[name]), (nn.Identity, _Shift))
+        if name in set(names) and not _is_folded(model.get_submodule(traced.batch_norms[name]))
     }
     if not pairs:
         return model
@@ -84,18 +87,64 @@ def _fold(model: nn.Module, layer: Layer, bn_name: str) -> Callable[[], None]:
         old[owner, key] = owner._parameters[key]
         setattr(owner, key, nn.Parameter(values, held.weight.requires_grad))
     # A call without a bias gets it where the batch norm was.
-    behind = nn.Identity() if len(names) > 1 else _Shift(bias)
-    behind.train(bn.training)
-    for parent, key in places:
-        parent._modules[key] = behind
+    shift = bias if len(names) == 1 else None
+    if _has_own_forward(bn):
+        restore = _let_through(bn, shift)
+    else:
+        restore = _replace(places, bn, nn.Identity() if shift is None else _Shift(shift))
 
     def undo() -> None:
         for (owner, key), parameter in old.items():
             setattr(owner, key, parameter)
+        restore()
+
+    return undo
+
+
+def _replace(
+    places: Collection[tuple[nn.Module, str]], bn: nn.Module, behind: nn.Module
+) -> Callable[[], None]:
+    behind.train(bn.training)
+    for parent, key in places:
+        parent._modules[key] = behind
+
+    def restore() -> None:
         for parent, key in places:
             parent._modules[key] = bn
 
-    return undo
+    return restore
+
+
+def _let_through(bn: Any, bias: Tensor | None) -> Callable[[], None]:
+    """A batch norm that does more, such as an activation, computes x * 1 + bias in its place: with
+    an eps of 0 and a variance of 1 that is exact."""
+    tensors = {
+        "running_mean": torch.zeros_like(bn.running_mean) if bias is None else -bias,
+        "running_var": torch.ones_like(bn.running_var),
+        "weight": None if bn.weight is None else nn.Parameter(torch.ones_like(bn.weight)),
+        "bias": None if bn.bias is None else nn.Parameter(torch.zeros_like(bn.bias)),
+    }
+    old = {"eps": bn.eps, **{key: getattr(bn, key) for key in tensors}}
+    for key, value in {"eps": 0.0, **tensors}.items():
+        setattr(bn, key, value)
+
+    def restore() -> None:
+        for key, value in old.items():
+            setattr(bn, key, value)
+
+    return restore
+
+
+def _has_own_forward(bn: nn.Module) -> bool:
+    own = takewhile(lambda cls: cls is not _BatchNorm, type(bn).__mro__)
+    return any("forward" in vars(c) and not c.__module__.startswith("modelopt.") for c in own)
+
+
+def _is_folded(bn: Any) -> bool:
+    if isinstance(bn, (nn.Identity, _Shift)):
+        return True
+    scales = [bn.running_var, *([] if bn.weight is None else [bn.weight])]
+    return bn.eps == 0 and all(bool((scale == 1).all()) for scale in scales)
 
 
 class _Shift(nn.Module):

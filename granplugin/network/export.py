@@ -18,7 +18,7 @@ from onnx_ir.passes import common as passes
 from onnxscript.optimizer import fold_constants
 
 from granplugin.errors import ModelError
-from granplugin.graph.edit.nodes import markers, site_of
+from granplugin.graph.edit.nodes import bypass, constant, markers, site_of
 from granplugin.graph.files import save
 from granplugin.network.forward import evaluating, flatten_outputs, named_inputs
 from granplugin.network.node_names import name_nodes
@@ -74,6 +74,7 @@ def export_float(
         value.name = name
     passes.NameFixPass()(exported)  # other values that had one of these names
     name_nodes(exported.graph)
+    _drop_neutral_norms(exported.graph)
     # The metadata holds absolute paths of the machine; the pass leaves the initializers'.
     passes.ClearMetadataAndDocStringPass()(exported)
     for value in exported.graph.initializers.values():
@@ -103,6 +104,17 @@ def _compute_weights(model: ir.Model) -> None:
             output_size_limit=sys.maxsize,
         )
         passes.RemoveUnusedNodesPass()(model)
+
+
+def _drop_neutral_norms(graph: ir.Graph) -> None:
+    """Take out batch norms that only let values through, as folding leaves some."""
+    for node in list(graph.all_nodes()):
+        if node.op_type == "BatchNormalization" and node.attributes["epsilon"].as_float() == 0:
+            scale, bias, mean, var = map(constant, node.inputs[1:5])
+            ones = all(x is not None and (x == 1).all() for x in (scale, var))
+            zeros = all(x is not None and not x.any() for x in (bias, mean))
+            if ones and zeros:
+                bypass(node)
 
 
 def _arguments(example: Any) -> tuple[tuple, dict[str, Any]]:

@@ -1,10 +1,12 @@
-"""Which batch norms can be folded into the layer before them, exactly."""
+"""Which batch norms can be folded into the layer before them, exactly, and why others cannot."""
 
 from __future__ import annotations
 
 import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,15 @@ from granplugin.network.values import Values
 from granplugin.network.watch import LayerCall
 
 
+@dataclass(frozen=True)
+class BatchNorms:
+    """`folded` maps a layer to the batch norm that can be folded into it, `kept` to why that behind
+    it cannot."""
+
+    folded: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+
+
 def find_batch_norms(
     model: nn.Module,
     modules: dict[str, nn.Module],
@@ -23,60 +34,102 @@ def find_batch_norms(
     calls: Mapping[str, Sequence[LayerCall]],
     values: Values,
     ends: set[int],
-) -> dict[str, str]:
-    """Layer -> the batch norm that is the one reader of its output, where folding is exact;
-    `weights` has the stored weight and bias of layers."""
-    flow = values.flow
-    owners = Counter(
-        id(p) for m in model.modules() for p in m._parameters.values() if p is not None
-    )
-    by_mean = {
-        id(m.running_mean): name
-        for name, m in modules.items()
-        if isinstance(m, _BatchNorm) and m.running_mean is not None
-    }
+) -> BatchNorms:
+    """What the batch norms that read layers' outputs are to them; `weights` has the stored weight
+    and bias of layers."""
+    finder = _Finder(model, modules, weights, calls, values, ends)
+    found = BatchNorms()
+    for name in calls:
+        op = finder.behind(name)
+        if op is not None:
+            bn, why = finder.judge(name, op)
+            if bn is not None and why is None:
+                found.folded[name] = bn
+            elif why is not None:
+                found.kept[name] = why
+    return found
 
-    def readers(tensor: Tensor) -> list[Op]:
-        return flow.consumers[values.number(tensor)]
 
-    foldable = {}
-    for name, seen in calls.items():
-        weight, bias = weights.get(name, (None, None))
-        if (
-            weight is None
-            or weight.dtype != torch.float32  # fold's result is float32
-            or seen[0].output in ends
-            or owners[id(weight)] != 1
-            or len(readers(weight)) != 1  # called once, and read by nothing else
-        ):
-            continue
-        output, producer = seen[0].output, readers(weight)[0]
-        if (
-            output is None
-            or flow.producer[output] is not producer
-            or (bias is not None and values.number(bias) not in producer.reads)
-            or len(flow.consumers[output]) != 1
-            or values.calls[flow.consumers[output][0].at].function is not F.batch_norm
-        ):
-            continue
-        op = flow.consumers[output][0]
-        batch_norm = values.calls[op.at]
-        given = (
-            inspect.signature(F.batch_norm).bind(*batch_norm.args, **batch_norm.kwargs).arguments
+class _Finder:
+    def __init__(
+        self,
+        model: nn.Module,
+        modules: dict[str, nn.Module],
+        weights: Mapping[str, tuple[Tensor, Tensor | None]],
+        calls: Mapping[str, Sequence[LayerCall]],
+        values: Values,
+        ends: set[int],
+    ) -> None:
+        self.modules, self.weights, self.calls = modules, weights, calls
+        self.values, self.ends = values, ends
+        self.owners = Counter(
+            id(p) for m in model.modules() for p in m._parameters.values() if p is not None
         )
-        bn_name = by_mean.get(id(given["running_mean"]))
-        if bn_name is None or bn_name not in calls:
-            continue
-        bn, shape = modules[bn_name], seen[0].output_shape
+        self.by_mean = {
+            id(m.running_mean): name
+            for name, m in modules.items()
+            if isinstance(m, _BatchNorm) and m.running_mean is not None
+        }
+
+    def behind(self, name: str) -> Op | None:
+        """The first batch norm that reads an output of this layer."""
+        if isinstance(self.modules.get(name), _BatchNorm):
+            return None
+        outputs = [made.output for made in self.calls[name] if made.output is not None]
+        readers = (op for output in outputs for op in self.values.flow.consumers[output])
+        return next((op for op in readers if self._function(op) is F.batch_norm), None)
+
+    def judge(self, name: str, op: Op) -> tuple[str | None, str | None]:
+        """The batch norm of an operation behind a layer, and why it cannot be folded."""
+        called = self.values.calls[op.at]
+        given = inspect.signature(F.batch_norm).bind(*called.args, **called.kwargs).arguments
+        bn = self.by_mean.get(id(given["running_mean"]))
+        return bn, self._layer(name) or self._norm(bn, op, given)
+
+    def _layer(self, name: str) -> str | None:
+        """Why nothing can be folded into the layer."""
+        flow, made = self.values.flow, self.calls[name][0]
+        weight, bias = self.weights.get(name, (None, None))
+        if weight is None:
+            return "the layer has no stored weight"
+        if weight.dtype != torch.float32:  # fold's result is float32
+            return f"the layer's weight is {str(weight.dtype).removeprefix('torch.')}"
+        if self.owners[id(weight)] != 1 or len(self._readers(weight)) != 1:
+            return "the layer's weight is used more than once"
+        producer = self._readers(weight)[0]
         if (
-            type(bn).forward is _BatchNorm.forward
-            # A hook of the user's does not change the result, and there is one call.
-            and calls[bn_name][0].output in op.writes
-            and len(readers(bn.running_mean)) == 1
-            and not given.get("training", False)
-            # Else axis 1, which batch norm scales, is not the layer's channels.
-            and shape is not None
-            and len(shape) == weight.ndim
+            made.output is None
+            or flow.producer[made.output] is not producer
+            or (bias is not None and self.values.number(bias) not in producer.reads)
         ):
-            foldable[name] = bn_name
-    return foldable
+            return "the layer changes its product before it puts it out"
+        if made.output in self.ends or len(flow.consumers[made.output]) != 1:
+            return "something else reads the layer's output too"
+        # Else axis 1, which batch norm scales, is not the layer's channels.
+        if made.output_shape is None or len(made.output_shape) != weight.ndim:
+            return "it does not scale the layer's channels"
+        return None
+
+    def _norm(self, name: str | None, op: Op, given: Mapping[str, Any]) -> str | None:
+        """Why the batch norm cannot be folded into anything."""
+        if given.get("training", False):
+            return "it takes the mean of each batch"
+        if name is None or name not in self.calls:
+            return "it is no module's"
+        bn = self.modules[name]
+        if len(self._readers(bn.running_mean)) != 1:
+            return "it is called more than once"
+        if type(bn).forward is _BatchNorm.forward:
+            # A hook of the user's does not change the result, and there is one call.
+            whole = self.calls[name][0].output in op.writes
+        else:
+            own = {"running_var": bn.running_var, "weight": bn.weight, "bias": bn.bias}
+            whole = all(given.get(key) is tensor for key, tensor in own.items())
+            whole = whole and given.get("eps", 1e-5) == bn.eps
+        return None if whole else "its class computes something else"
+
+    def _readers(self, tensor: Tensor) -> list[Op]:
+        return self.values.flow.consumers[self.values.number(tensor)]
+
+    def _function(self, op: Op) -> Any:
+        return self.values.calls[op.at].function

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from granplugin.errors import DataError, ModelError, UserError
 from granplugin.network.call_layers import CallLayer, find_call_layers
 from granplugin.network.computed import way_out
-from granplugin.network.foldable import find_batch_norms
+from granplugin.network.foldable import BatchNorms, find_batch_norms
 from granplugin.network.forward import (
     Example,
     batched_shape,
@@ -84,10 +84,10 @@ def trace(model: nn.Module, example: Example) -> Traced:
     called = find_call_layers(model, watch.values, products, watch.calls.keys())
     calls = _in_order(watch, called)
     weights = {name: found for name in calls if (found := _stored(model, modules, called, name))}
-    batch_norms = find_batch_norms(model, modules, weights, calls, watch.values, ends)
+    norms = find_batch_norms(model, modules, weights, calls, watch.values, ends)
     held = {watch.values.number(tensor) for tensor in (*model.parameters(), *model.buffers())}
     read = watch.values.flow.behind(ends, starts | held)
-    ran = _describe_calls(modules, called, calls, watch, batch_norms, starts, ends)
+    ran = _describe_calls(modules, called, calls, watch, norms, starts, ends)
     if read is not None:
         ran = {name: _left_out(layer, calls[name], read) for name, layer in ran.items()}
     idle = [
@@ -96,10 +96,10 @@ def trace(model: nn.Module, example: Example) -> Traced:
         if name not in ran and not any(each.startswith(f"{name}.") for each in ran)
     ]
     layers = (*ran.values(), *idle)
-    log.info("%d layers, %d with a batch norm that can be folded", len(layers), len(batch_norms))
+    log.info("%d layers, %d with a batch norm that can be folded", len(layers), len(norms.folded))
     return Traced(
         layers=layers,
-        batch_norms=batch_norms,
+        batch_norms=norms.folded,
         inputs={name: batched_shape(tensor) for name, tensor in inputs.items()},
         outputs={name: batched_shape(tensor) for name, tensor in outputs.items()},
         products=multiplied.products(
@@ -187,7 +187,7 @@ def _describe_calls(
     called: Mapping[str, CallLayer],
     calls: Mapping[str, Sequence[LayerCall]],
     watch: Watch,
-    batch_norms: Mapping[str, str],
+    norms: BatchNorms,
     starts: set[int],
     ends: set[int],
 ) -> dict[str, Layer]:
@@ -204,7 +204,7 @@ def _describe_calls(
     from_input, to_output = flow.reached_from(starts), flow.leading_to(ends)
 
     def described(name: str, calls: Sequence[LayerCall]) -> Layer:
-        bn = batch_norms.get(name)
+        bn = norms.folded.get(name)
         norm = None if bn is None else modules[bn]
         if name in called:
             layer = called[name].describe(norm)
@@ -236,6 +236,7 @@ def _describe_calls(
             sites=sites_of(name, layer.type, shapes, layer.groups, tensors, joined),
             traits=layer.traits | {trait for trait, holds in ends_here.items() if holds},
             bn=bn,
+            unfolded=norms.kept.get(name),
             varying=len({(made.input_shape, made.output_shape) for made in calls}) > 1,
         )
 

@@ -19,6 +19,7 @@ from granplugin.recipe.decisions import Decision
 from granplugin.recipe.loaded import LoadedPart
 from granplugin.recipe.match import missing, select
 from granplugin.recipe.settings import FLOAT
+from granplugin.words import first
 
 
 def make_plan(loaded: LoadedPart, layers: Sequence[Layer]) -> Plan:
@@ -62,10 +63,13 @@ class _Planner:
                 rules_of[position].append(index)
         rows: list[Row] = []
         folded_norms: dict[str, str] = {}
+        unfolded: list[Layer] = []
         for layer, rules in zip(self.layers, rules_of, strict=True):
             if layer.unusable:
                 continue
             settled = self.sayings.settle(layer, rules)
+            if layer.unfolded and settled.bn == "fold":
+                unfolded.append(layer)
             of_layer = self._rows(layer, settled)
             half = _is_half(layer, of_layer)
             if half and not settled.half:
@@ -83,7 +87,8 @@ class _Planner:
                 zip(self.sayings.labels, self.sayings.wheres, matched, strict=True)
             )
         )
-        return Plan(tuple(rows), uses, tuple(self._notes(uses)))
+        notes = [*_unfolded(unfolded, len(folded_norms)), *self._notes(uses)]
+        return Plan(tuple(rows), uses, tuple(notes))
 
     def _check_match(self, index: int, positions: Sequence[int]) -> None:
         rule = self.rules[index]
@@ -103,6 +108,12 @@ class _Planner:
                 raise self.loaded.error(
                     ("rules", index, operand), f"no layer this rule matches {nowhere}"
                 )
+        if rule.bn == "fold" and (kept := [layer for layer in usable if layer.unfolded]):
+            raise self.loaded.error(
+                ("rules", index, "bn"),
+                f"the batch norm behind {kept[0].name!r} cannot be folded into it: "
+                f"{kept[0].unfolded}; exclude the layer, or say bn: keep for it",
+            )
         if rule.bn and not any(layer.bn for layer in usable):
             raise self.loaded.error(
                 ("rules", index, "bn"),
@@ -230,6 +241,18 @@ class _Planner:
                         break
                 notes.append(f"{use.where}: {use.rule} decides nothing: {reason}")
         return notes
+
+
+def _unfolded(layers: Sequence[Layer], folded: int) -> list[str]:
+    """What is said of batch norms that stay though they were to be folded, by reason."""
+    by_reason: dict[str, list[str]] = {}
+    for layer in layers:
+        by_reason.setdefault(str(layer.unfolded), []).append(layer.name)
+    return [
+        f"{len(names)} of {len(layers) + folded} batch norms cannot be folded into the layer "
+        f"before them: {first(names)} ({why})"
+        for why, names in by_reason.items()
+    ]
 
 
 def _is_half(layer: Layer, rows: Sequence[Row]) -> bool:
