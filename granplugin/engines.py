@@ -63,6 +63,8 @@ class EngineFacts:
     operators: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Format -> the engine's own operator by which it reads weights in it; ONNX Runtime has none of
     these, and the file that it is compared on has DequantizeLinear there."""
+    fp32_is: str = ""
+    """What it multiplies float32 in, by its own default; empty: float32."""
     builds_vary: bool = False
     """Two builds of one graph may choose other kernels."""
     builds_for: Literal["anywhere", "this gpu", "targets"] = "anywhere"
@@ -81,6 +83,7 @@ class EngineFacts:
 
 
 _TIMING_CACHE = "--timingCacheFile=timing.cache"
+_TF32 = "TF32 (10 bits of mantissa), where the GPU has it, as its builder does by default"
 _OPERATORS = MappingProxyType({"mxfp8": "TRT_MXFP8DequantizeLinear"})
 _BUILD = ("optimization_level", "workspace_mb", "shapes", "seconds", "memory_mb")
 
@@ -126,6 +129,7 @@ ENGINES: Mapping[str, EngineFacts] = {
             targeted=True,
             tells_plan=True,
             operators=_OPERATORS,
+            fp32_is=_TF32,
             builds_vary=True,
             builds_for="this gpu",
             build=(*_BUILD, "timing_cache"),
@@ -158,6 +162,7 @@ ENGINES: Mapping[str, EngineFacts] = {
             targeted=True,
             tells_plan=True,
             operators=_OPERATORS,
+            fp32_is=_TF32,
             builds_vary=True,
             builds_for="targets",
             targets=("sm75", "sm80", "sm86", "sm89", "sm120"),

@@ -73,12 +73,15 @@ class LayerPrecision:
 
     `layer` is the module path; `kernel` is the library's own word for what computes it. `detail`
     says of float what is read in fewer bits (fused-dequant, weight-only), and why it is wrong.
+    `arithmetic` is what float is computed in, whatever the file says (fp32, bf16, fp16); empty
+    where the engine does not tell.
     """
 
     layer: str
     precision: str
     kernel: str
     detail: str = ""
+    arithmetic: str = ""
 
 
 @dataclass(frozen=True)

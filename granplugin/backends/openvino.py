@@ -39,8 +39,11 @@ _FILES = ("model.xml", "model.bin")
 _KERNELS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
 # What it adds to the name of a node it has split, of a bias or a multiplication by scales.
 _SUFFIXES = ("/DequantizationMultiply", "/WithoutBiases")
-# The words of runtimePrecision.
-_PRECISIONS = {"u8": "int8", "i8": "int8", "f32": "float"}
+# The words of runtimePrecision: what is multiplied, and in which float.
+_PRECISIONS = {
+    "u8": ("int8", ""), "i8": ("int8", ""),
+    "f32": ("float", "fp32"), "bf16": ("float", "bf16"), "f16": ("float", "fp16"),
+}  # fmt: skip
 
 
 class OpenVino(Backend):
@@ -98,12 +101,15 @@ class OpenVino(Backend):
             for op in self._compiled(engine, None, 1).get_runtime_model().get_ops():
                 info = {key: value.astype(str) for key, value in op.get_rt_info().items()}
                 if info["layerType"] in _KERNELS:
-                    precision = _PRECISIONS.get(info["runtimePrecision"], "unknown")
+                    told = info["runtimePrecision"]
+                    precision, arithmetic = _PRECISIONS.get(told, ("unknown", ""))
                     # It names a kernel by the type of its weights too, where it multiplies them
                     # with floats.
                     reads = op.input(0).get_element_type().to_dtype()
                     detail = "weight-only" if precision == "int8" and reads.kind == "f" else ""
-                    ran = ("float" if detail else precision, info["primitiveType"], detail)
+                    if detail:  # by our precision hint
+                        precision, arithmetic = "float", "fp32"
+                    ran = (precision, info["primitiveType"], detail, arithmetic)
                     for node in info["originalLayersNames"].split(","):
                         for suffix in _SUFFIXES:
                             node = node.removesuffix(suffix)

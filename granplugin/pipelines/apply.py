@@ -121,6 +121,7 @@ def apply_in(run: RunFolder, recipes: Sequence[Loaded]) -> Report:
         doubts=doubtful,
         seconds=monotonic() - start,
         told=session.notes,
+        network=session.key,
     )  # fmt: skip
     with run.publishing():
         report = publish(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,17 @@ from granplugin.planning.coverage import coverage
 from granplugin.planning.plan import preset_plan
 from granplugin.planning.plan_file import plan_file
 from granplugin.planning.quantize_config import config
-from granplugin.planning.row_json import row_to_json
-from granplugin.planning.rows import Plan, Row
+from granplugin.planning.row_json import decided, plan_key
+from granplugin.planning.rows import Plan
 from granplugin.planning.story import why as story
 from granplugin.quant.layers import Layer
 from granplugin.quant.multiplications import Multiplication
 from granplugin.recipe.load import RECIPE, load_variants
 from granplugin.recipe.loaded import Loaded
 from granplugin.report.build.verbs import plan_output
+from granplugin.report.last import last_report
 from granplugin.report.result import Result
+from granplugin.report.schema.run import EngineResult, Report
 from granplugin.report.schema.verbs import PlanOutput
 from granplugin.runs.doubtful import doubts
 from granplugin.runs.jobs import plan_jobs
@@ -38,7 +40,8 @@ class Planned(Result):
     """The plan of a recipe or, by its name, of a variant; `loaded` is what that variant says.
 
     `written` has for each engine the plan as it is written for it, with what the engine promises;
-    `doubts` are of the data that its ranges will be found on.
+    `last` what it did of the same plan when that was last applied. `doubts` are of the data that its
+    ranges will be found on.
     """
 
     loaded: Loaded
@@ -48,6 +51,7 @@ class Planned(Result):
     plan: Plan
     written: Mapping[str, Written]
     doubts: tuple[Doubt, ...] = ()
+    last: Mapping[str, EngineResult] = field(default_factory=dict)
 
     def output(self) -> PlanOutput:
         """Every site, rule and promise."""
@@ -57,7 +61,8 @@ class Planned(Result):
         if self._changes_nothing():
             nothing = f"the rules change nothing: the plan is that of {self._defaults()} alone"
             plan = replace(plan, notes=(*plan.notes, nothing))
-        return plan_output(str(self.loaded.path), self.variant, plan, self.written, found)
+        path = str(self.loaded.path)
+        return plan_output(path, self.variant, plan, self.written, found, self.last)
 
     def _defaults(self) -> str:
         said = self.loaded.recipe.defaults
@@ -68,7 +73,7 @@ class Planned(Result):
         if not recipe.rules:
             return False
         alone = preset_plan(recipe.defaults, self.layers, self.loaded)
-        return list(map(_decision, alone.rows)) == list(map(_decision, self.plan.rows))
+        return list(map(decided, alone.rows)) == list(map(decided, self.plan.rows))
 
     def why(self, layer: str) -> tuple[str, ...]:
         """One layer's story: what each rule said of it. UserError where there is no such layer."""
@@ -79,12 +84,6 @@ class Planned(Result):
         model is not torch's."""
         check_runs(self.loaded, "modelopt")
         return config(self.plan.quantized)
-
-
-def _decision(row: Row) -> dict[str, Any]:
-    """What is decided, without who decided it."""
-    told = row_to_json(row)
-    return {key: told[key] for key in told if key not in ("rule", "where", "note")}
 
 
 def plan(loaded: Loaded, variant: str | None = None, out: Path | None = None) -> Planned:
@@ -101,6 +100,7 @@ def plan(loaded: Loaded, variant: str | None = None, out: Path | None = None) ->
         raise UserError(f"{loaded.path}: no variant is called {name!r}{hint}")
     # log.txt is the last apply's.
     with open_run(out or default_folder(loaded.recipe.name), "plan_log.txt") as run:
+        report = last_report(run.path)
         session = Session(loaded, run)
         jobs = plan_jobs([loaded], session.layers)
         own = [job for job in jobs if job.kind != "baseline"]
@@ -112,7 +112,19 @@ def plan(loaded: Loaded, variant: str | None = None, out: Path | None = None) ->
                 doubtful = doubts(session, job.plan.rows, "evaluation")
         plans = {job.name: job.plan for job in jobs}
         run.publish("plan.json", plan_file(session.key, session.text_key, session.layers, plans))
-    made = replace(job.plan, notes=(*session.notes, *job.plan.notes))
     return Planned(
-        variants[name], name, session.layers, session.products, made, job.written, doubtful
+        loaded=variants[name],
+        variant=name,
+        layers=session.layers,
+        products=session.products,
+        plan=replace(job.plan, notes=(*session.notes, *job.plan.notes)),
+        written=job.written,
+        doubts=doubtful,
+        last=_did(report, plan_key(session.key, job.plan)) if report else {},
     )
+
+
+def _did(report: Report, key: str) -> dict[str, EngineResult]:
+    """Engine -> what it did of the plan with this key, where it tells of its layers."""
+    of = (variant.engines for variant in report.variants if variant.plan_key == key)
+    return {engine.engine: engine for engine in next(of, []) if engine.layers}

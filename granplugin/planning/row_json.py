@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from granplugin.planning.rows import FloatRow, QuantizedRow, Row
+from granplugin.planning.rows import FloatRow, Plan, QuantizedRow, Row
 from granplugin.quant import calibrators, granularity
 from granplugin.quant.site import Site
 from granplugin.recipe.settings import FLOAT
+from granplugin.store.keys import content_key
 
 
 def row_to_json(row: Row) -> dict[str, Any]:
@@ -43,6 +44,17 @@ def row_to_json(row: Row) -> dict[str, Any]:
         "tensor": row.at.tensor,
         "concat": row.at.concat,
     }
+
+
+def decided(row: Row) -> dict[str, Any]:
+    """What is decided, without who decided it."""
+    told = row_to_json(row)
+    return {key: told[key] for key in told if key not in ("rule", "where", "note")}
+
+
+def plan_key(network: str, plan: Plan) -> str:
+    """A hash of all decisions about a network, whose own key is `network`."""
+    return content_key(network, [decided(row) for row in plan.rows])
 
 
 def row_from_json(data: Mapping[str, Any]) -> Row:

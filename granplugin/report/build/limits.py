@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from granplugin.engines import ENGINES
 from granplugin.recipe.schema import Limits
 from granplugin.report.schema.run import EngineResult, LimitResult, LimitVerdict, VariantResult
 
 
-def limits(asked: Limits, result: VariantResult, broken: str | None) -> list[LimitResult]:
-    """Each limit of the recipe: met, missed, or what keeps it from being told; `broken` says why
-    fp32 is no baseline for accuracy."""
+def limits(
+    asked: Limits, result: VariantResult, variants: Sequence[VariantResult], broken: str | None
+) -> list[LimitResult]:
+    """Each limit of the recipe: met, missed, or what keeps it from being told. `variants` are all
+    of the run, baselines too; `broken` says why fp32 is no baseline for accuracy."""
     found = []
     if asked.top1_drop is not None:
         found.append(_top1_drop(asked.top1_drop, result, broken))
-    found += [_latency(*each, result) for each in asked.latency_vs.items()]
+    by_name = {each.name: each for each in variants}
+    found += [
+        _latency(name, bound, result, by_name.get(name)) for name, bound in asked.latency_vs.items()
+    ]
     if asked.unhonoured is not None:
         found += _unhonoured(asked.unhonoured, result)
     return found
@@ -59,7 +66,9 @@ def _wrong(engine: EngineResult) -> str | None:
     return None
 
 
-def _latency(baseline: str, bound: float, result: VariantResult) -> LimitResult:
+def _latency(
+    baseline: str, bound: float, result: VariantResult, against: VariantResult | None
+) -> LimitResult:
     """By the smallest batch of the first engine that measures latency."""
     timed = next((engine for engine in result.engines if engine.latency), None)
     ratio = timed.latency[0].vs.get(baseline) if timed else None
@@ -68,6 +77,8 @@ def _latency(baseline: str, bound: float, result: VariantResult) -> LimitResult:
     why = next(filter(None, reasons), "no engine of this run measures latency")
     if timed and (wrong := _wrong(timed)):
         why = wrong
+    elif timed and against and (why_void := _void(timed.engine, against)):
+        why = why_void
     elif timed and not ratio:
         why = (
             f"no ratio to {baseline} was measured on {timed.engine}, batch {timed.latency[0].batch}"
@@ -81,10 +92,25 @@ def _latency(baseline: str, bound: float, result: VariantResult) -> LimitResult:
             f"{ratio.value:.2f} (95 % {ratio.low:.2f} to {ratio.high:.2f}) on {timed.engine}, "
             f"batch {timed.latency[0].batch}"
         )
+        if baseline == "fp32" and (really := ENGINES[timed.engine].fp32_is):
+            why += f"; fp32 is multiplied in {really}"
     return LimitResult(
         limit=f"latency_vs {baseline}", variant=result.name, bound=bound,
         measured=ratio.value if ratio else None, verdict=verdict, why=why,
     )  # fmt: skip
+
+
+def _void(engine: str, baseline: VariantResult) -> str | None:
+    """Why a baseline's latency on an engine is not that of its name."""
+    own = next(each for each in baseline.engines if each.engine == engine)
+    if ran := baseline.computed_in(own):
+        return (
+            f"{engine} computes {baseline.name} in {ran}, not in {baseline.precision}: its latency "
+            f"is none of {baseline.precision}"
+        )
+    if wrong := _wrong(own):
+        return f"{baseline.name}: {wrong}"
+    return None
 
 
 def _unhonoured(bound: int, result: VariantResult) -> list[LimitResult]:

@@ -27,6 +27,7 @@ def notes(
         *_not_for_all(recipe),
         *batches,
         *_of_files(built),
+        *_float_part(variants),
         *_wrong(variants),
     ]
 
@@ -58,6 +59,21 @@ def _not_for_all(recipe: Recipe) -> list[str]:
     if least > 1:
         notes.append(f"build.shapes start at {least} samples, so nothing is timed at batch 1 there")
     return notes
+
+
+def _float_part(variants: Sequence[VariantResult]) -> list[str]:
+    """What engines compute float in, where a file or a name says otherwise."""
+    notes: dict[str, None] = {}
+    for variant in variants:
+        for engine in variant.engines:
+            if ran := variant.computed_in(engine):
+                notes[
+                    f"{engine.engine} computes {variant.name} in {ran}, not in "
+                    f"{variant.precision}: its latency there is none of {variant.precision}"
+                ] = None
+            elif (really := ENGINES[engine.engine].fp32_is) and variant.precision == "fp32":
+                notes[f"{engine.engine} multiplies fp32 in {really}"] = None
+    return list(notes)
 
 
 def _wrong(variants: Sequence[VariantResult]) -> list[str]:

@@ -13,6 +13,7 @@ from granplugin.data.doubts import Doubt
 from granplugin.measures import intervals, metrics, timing
 from granplugin.planning.coverage import coverage
 from granplugin.planning.plan import preset_plan
+from granplugin.planning.row_json import plan_key
 from granplugin.planning.rows import Plan, Row
 from granplugin.quant.layers import Layer
 from granplugin.quant.multiplications import Multiplication
@@ -60,16 +61,17 @@ def make_report(
     evaluation_samples: int,
     doubts: Sequence[Doubt],
     seconds: float,
+    network: str,
     told: Sequence[str] = (),
 ) -> Report:
-    """The report of a run, which took `seconds`: what was built of each variant, and what it did on
-    each engine, with what is `told` of the network; `doubts` are of the data that ranges are found
-    on."""
+    """The report of a run, which took `seconds`: what was built of each variant of the network
+    with the key `network`, of which `told` is said, and what it did on each engine; `doubts` are of
+    the data that ranges are found on."""
     recipe = recipes[0].recipe
     optional = {name for name in recipe.optional_engines if name not in recipe.engines}
     baselines = [each.job.name for each in built if each.job.kind == "baseline"]
     variants = [
-        _variant(each, baselines, results, latencies, layers, products, built, optional)
+        _variant(each, baselines, results, latencies, layers, products, built, optional, network)
         for each in built
     ]
     preset = _preset(recipes[0])
@@ -110,7 +112,7 @@ def make_report(
             limit
             for each, result in zip(built, variants, strict=True)
             if each.job.kind == "recipe"
-            for limit in limits(each.job.loaded.recipe.limits, result, broken)
+            for limit in limits(each.job.loaded.recipe.limits, result, variants, broken)
         ],
     )
 
@@ -130,6 +132,7 @@ def _variant(
     products: Sequence[Multiplication],
     built: Sequence[Built],
     optional: Collection[str],
+    network: str,
 ) -> VariantResult:
     job = each.job
     against = [name for name in baselines if name != job.name]
@@ -145,6 +148,7 @@ def _variant(
         name=job.name,
         kind=cast(VariantKind, job.kind),
         recipe=None if job.kind == "baseline" else str(job.loaded.path),
+        plan_key=plan_key(network, job.plan),
         onnx=f"variants/{job.name}/model.onnx",
         onnx_bytes=each.onnx.path.stat().st_size,
         precision=cast(Precision, job.precision),
@@ -188,7 +192,7 @@ def engine_result(
     """One variant on one engine, compared with the baselines `against` that have results and
     latencies of as many rounds; `optional` as the recipe names it."""
     batches = sorted(batch for variant, on, batch in latencies if (variant, on) == (name, engine))
-    plan = result.audited.plan
+    plan, native = result.audited.plan, _native(result)
     return EngineResult(
         engine=engine,
         version=result.engine.version,
@@ -226,9 +230,22 @@ def engine_result(
             )
             for v in result.audited.verdicts
         ],
+        native_layers=len(native),
+        native_in_float=sum(native.values()),
         made=dict(made),
         findings=[LintFinding(**vars(finding)) for finding in result.audited.findings],
     )  # fmt: skip
+
+
+def _native(result: Measured) -> dict[str, bool]:
+    """The layers with a row that was promised to be native, of which it is known what it ran in:
+    whether that promise is broken."""
+    native: dict[str, bool] = {}
+    for verdict in result.audited.verdicts:
+        if verdict.promise == "native" and verdict.kind != "unknown":
+            layer = verdict.site.rpartition(".")[0]
+            native[layer] = native.get(layer, False) or verdict.kind != "honoured"
+    return native
 
 
 def _traced(found: Traced) -> WrongFile:

@@ -15,7 +15,7 @@ from granplugin.quant.folding import typical
 from granplugin.quant.site import Shape
 from granplugin.report.build.covered import covered
 from granplugin.report.build.moved import moved_bytes
-from granplugin.report.schema.run import LintFinding
+from granplugin.report.schema.run import EngineResult, LintFinding
 from granplugin.report.schema.verbs import (
     AuditedSite,
     AuditOutput,
@@ -28,6 +28,7 @@ from granplugin.report.schema.verbs import (
     EngineTotals,
     InspectedLayer,
     InspectOutput,
+    LastRun,
     PlanOutput,
     ProbedCell,
     RuleRow,
@@ -149,9 +150,15 @@ def probe_output(table: Table, cells: Sequence[Probed]) -> CapabilitiesOutput:
 
 
 def plan_output(
-    recipe: str, variant: str, plan: Plan, written: Mapping[str, Written], found: Coverage
+    recipe: str,
+    variant: str,
+    plan: Plan,
+    written: Mapping[str, Written],
+    found: Coverage,
+    last: Mapping[str, EngineResult],
 ) -> PlanOutput:
-    """Every site of a plan, with what each engine promises of it as it is written there."""
+    """Every site of a plan, with what each engine promises of it as it is written there, and what
+    it did of it the `last` time."""
     return PlanOutput(
         recipe=recipe,
         variant=variant,
@@ -162,7 +169,18 @@ def plan_output(
         ],
         notes=list(plan.notes),
         promises={engine: _promises(of_engine) for engine, of_engine in written.items()},
+        last={name: _last(did) for name, did in last.items()},
         coverage=covered(found),
+    )
+
+
+def _last(did: EngineResult) -> LastRun:
+    return LastRun(
+        version=did.version,
+        layers=len(did.layers),
+        int8_layers=did.int8_layers,
+        native_layers=did.native_layers,
+        native_in_float=did.broken_layers,
     )
 
 

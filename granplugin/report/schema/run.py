@@ -88,6 +88,11 @@ class LayerRan(Part):
     detail: str = Field(
         default="", description="What a float layer reads in fewer bits, or why it is wrong."
     )
+    arithmetic: str = Field(
+        default="",
+        description="What float is computed in, whatever the file says: fp32, bf16, fp16; empty "
+        "where the engine does not tell.",
+    )
 
 
 class SiteVerdict(Part):
@@ -201,6 +206,12 @@ class EngineResult(Part):
         description="GPUs it is built for, as the recipe names them; none: the engine's default.",
     )
     verdicts: list[SiteVerdict] = []
+    native_layers: int = Field(
+        default=0, description="Layers whose promises are native, of those that are told of."
+    )
+    native_in_float: int = Field(
+        default=0, description="Those of them that it runs in float: promises that it breaks."
+    )
     made: dict[str, str] = Field(
         default={},
         description="Site -> what was made of it for this engine, which does not have it: lowered, "
@@ -237,6 +248,16 @@ class EngineResult(Part):
         return targeted and (wrong or self.traced is not None or bool(self.broken_promises))
 
     @property
+    def broken_layers(self) -> list[str]:
+        """Layers with a row that it was to have natively, and has not."""
+        return list(dict.fromkeys(v.site.rpartition(".")[0] for v in self.broken_promises))
+
+    @property
+    def arithmetic(self) -> tuple[str, ...]:
+        """What it computes float in, where it tells."""
+        return tuple(sorted({each.arithmetic for each in self.layers} - {""}))
+
+    @property
     def int8_layers(self) -> int:
         return sum(layer.precision in ("int8", "fp8") for layer in self.layers)
 
@@ -247,6 +268,9 @@ class VariantResult(Part):
     name: str
     kind: VariantKind
     recipe: str | None = Field(description="The recipe's file; null for a baseline.")
+    plan_key: str = Field(
+        default="", description="Of the network and all decisions: the same for the same plan."
+    )
     onnx: str = Field(description="Path within the run folder.")
     onnx_bytes: int
     precision: Precision = Field(description="Of what is not quantized.")
@@ -267,6 +291,11 @@ class VariantResult(Part):
         default=None, description="The earlier variant whose files these are: nothing differs."
     )
     engines: list[EngineResult]
+
+    def computed_in(self, engine: EngineResult) -> str | None:
+        """What an engine computes its float part in, where that is not what its file says."""
+        ran = engine.arithmetic
+        return None if not ran or ran == (self.precision,) else " and ".join(ran)
 
     @property
     def main_engine(self) -> EngineResult:

@@ -63,6 +63,16 @@ class SitePromise(Part):
     )
 
 
+class LastRun(Part):
+    """What an engine did of the same plan when that was last applied."""
+
+    version: str
+    layers: int = Field(description="Calls of weighted layers that it tells of.")
+    int8_layers: int = Field(description="Those of them that it ran in 8 bits.")
+    native_layers: int = Field(description="Layers whose promises are native.")
+    native_in_float: list[str] = Field(description="Those of them that it ran in float.")
+
+
 class PlanOutput(Part):
     """`granplugin plan --json`."""
 
@@ -74,6 +84,9 @@ class PlanOutput(Part):
     notes: list[str]
     promises: dict[str, dict[str, SitePromise]] = Field(
         default={}, description="Engine -> site -> promise."
+    )
+    last: dict[str, LastRun] = Field(
+        default={}, description="Engine -> what it did of this plan, where that was applied here."
     )
     coverage: Coverage | None = Field(
         default=None, description="Of all that the network multiplies; null: not counted."

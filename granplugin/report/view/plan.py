@@ -10,7 +10,7 @@ from pathlib import Path
 
 from granplugin.capabilities import KINDS
 from granplugin.recipe.settings import FLOAT
-from granplugin.report.schema.verbs import PlanOutput, SitePromise, SiteRow, WhyOutput
+from granplugin.report.schema.verbs import LastRun, PlanOutput, SitePromise, SiteRow, WhyOutput
 from granplugin.report.view.coverage import coverage_line
 from granplugin.report.view.elements import (
     Column,
@@ -48,6 +48,8 @@ def plan_view(plan: PlanOutput) -> Section:
         told.append(Item(f"the recipe {coverage_line(plan.coverage)}"))
     for engine, promises in plan.promises.items():
         told += _promises(engine, promises)
+        if did := plan.last.get(engine):
+            told.append(_last(did))
     told += items(
         f"{use.where} {use.rule}: matches {use.matched} layers, decides {use.decides} keys"
         for use in plan.rules
@@ -105,6 +107,14 @@ def _promises(engine: str, promises: Mapping[str, SitePromise]) -> Iterator[Item
     yield from items((f"{s}: {words[s]}: {promises[s].reason}" for s in others[:_LISTED]), 1)
     if len(others) > _LISTED:
         yield Item(f"and {len(others) - _LISTED} more; --json lists them all", 1)
+
+
+def _last(did: LastRun) -> Item:
+    told = f"the last run: {did.version} ran {did.int8_layers} of {did.layers} layers in 8 bits"
+    if did.native_in_float:
+        broken = len(did.native_in_float)
+        told += f", and {broken} of {did.native_layers} native promises in float:"
+    return Item(told, 1, tuple(did.native_in_float), sense="doubtful")
 
 
 def why_view(found: WhyOutput) -> Section:

@@ -31,6 +31,7 @@ from granplugin.report.view.metric_figures import (
 from granplugin.report.view.moved import MOVED, moved_cells, moved_heads
 from granplugin.report.view.run_facts import (
     agreement_sentences,
+    broken,
     built_for,
     covered,
     false_differences,
@@ -38,8 +39,10 @@ from granplugin.report.view.run_facts import (
     int8_layers,
     made,
     megabytes,
+    named,
     overrides,
     provable,
+    ran,
     ratio_text,
     same_as_fp32,
     seconds,
@@ -58,7 +61,7 @@ def run_view(report: Report) -> Section:
         (*_tables(report, report.main_engine), *troubles(report), *warnings(report)),
         covered(report),
         _engines(report),
-        (*_reading(report), *_broken(report)),
+        (*_reading(report), *ran(report)),
         made(report),
         overrides(report),
         map(Paragraph, (f"note: {note}" for note in report.notes)),
@@ -128,6 +131,7 @@ def _table(report: Report, engines: Sequence[EngineResult]) -> Table:
         *(f"ms b{batch}" for batch in batches),
         "MB",
         "int8",
+        "broken" if any(broken(engine) for engine in engines) else "",
     )
     rows = []
     for variant, engine in zip(report.variants, engines, strict=True):
@@ -135,17 +139,19 @@ def _table(report: Report, engines: Sequence[EngineResult]) -> Table:
         rows.append(
             Row(
                 cells(
-                    Cell(variant.name, "strong" if variant.kind == "recipe" else "plain"),
+                    Cell(named(variant, engine), "strong" if variant.kind == "recipe" else "plain"),
                     _value(engine, metric, spec),
                     _against(engine, metric, spec, said=report.broken_baseline is not None),
                     _sqnr(engine),
                     *map(times.get, batches),
                     megabytes(variant.onnx_bytes),
                     int8_layers(engine),
+                    broken(engine),
                 )
             )
         )
-    return Table(heads, tuple(rows))
+    known = [at for at, head in enumerate(heads) if head.head != "" or at < 2]
+    return Table(heads, tuple(rows)).only(known)
 
 
 def _value(engine: EngineResult, metric: str | None, spec: str) -> str | Cell | None:
@@ -205,12 +211,15 @@ def _built(report: Report, engines: Sequence[EngineResult]) -> Section:
     engine = engines[0]
     not_run = engine.cannot_run and not engine.imported
     reason = f"not run: {engine.cannot_run}" if not_run else "its plan"
-    heads = columns(Column("variant"), "honoured", "kernels", MOVED, "engine MB", "build s")
+    heads = columns(
+        Column("variant"), "honoured", "broken", "kernels", MOVED, "engine MB", "build s"
+    )
     rows = tuple(
         Row(
             cells(
                 variant.name,
                 f"{found.honoured}/{len(found.verdicts)}" if found.verdicts else None,
+                broken(found),
                 None if found.kernels is None else str(found.kernels),
                 moved_cells(found.moved)[-1],
                 megabytes(found.engine_bytes),
@@ -243,7 +252,7 @@ def _built(report: Report, engines: Sequence[EngineResult]) -> Section:
     return Section(
         f"{engine.engine} {version_of(engines)}, {built_for(report, engines)}, {reason}",
         (
-            Table(heads, rows, spaced=True),
+            Table(heads, rows, spaced=True).known,
             *_parts_moved(report, engines),
             *told,
             *listed,
@@ -276,16 +285,6 @@ def _unhonoured(variant: str, engine: EngineResult) -> Iterator[Item]:
         yield Item(f"{variant}: not known of {len(unknown)}:", 1, unknown)
 
 
-def _broken(report: Report) -> Iterator[Item]:
-    """Rows an engine that was run computes in float, though it has kernels for them."""
-    for variant in report.variants:
-        for engine in variant.engines:
-            if engine.broken_promises and engine.kernels is None and variant.kind != "baseline":
-                sites = tuple(verdict.site for verdict in engine.broken_promises)
-                told = f"{engine.engine} ran {len(sites)} rows of {variant.name} in float:"
-                yield Item(told, names=sites, sense="doubtful")
-
-
 def _reading(report: Report) -> Iterator[Block]:
     """The sentences below the table."""
     metric = _headline_metric(report)
@@ -308,7 +307,7 @@ def _reading(report: Report) -> Iterator[Block]:
 
 def _latencies(shown: Iterable[tuple[VariantResult, EngineResult]]) -> Iterator[Block]:
     """Latencies against fp32's, with their intervals."""
-    found = [(variant.name, engine.latency) for variant, engine in shown]
+    found = [(named(variant, engine), engine.latency) for variant, engine in shown]
     found = [(name, latency) for name, latency in found if any("fp32" in x.vs for x in latency)]
     if not found:
         return

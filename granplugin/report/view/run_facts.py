@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from granplugin.report.schema.parts import Coverage
-from granplugin.report.schema.run import ClockValue, EngineResult, Override, Ratio, Report
+from granplugin.report.schema.run import (
+    ClockValue,
+    EngineResult,
+    Override,
+    Ratio,
+    Report,
+    VariantResult,
+)
 from granplugin.report.view.coverage import coverage_items, coverage_line
 from granplugin.report.view.elements import Item
 from granplugin.report.view.metric_figures import NONE_MEASURABLE
@@ -16,6 +23,42 @@ def built_for(report: Report, engines: Sequence[EngineResult]) -> str:
     batch = engines[0].batch
     told = f"batch {batch}" if batch else f"batches of up to {report.batch_size}"
     return f"{told}, {', '.join(engines[0].targets)}" if engines[0].targets else told
+
+
+def named(variant: VariantResult, engine: EngineResult) -> str:
+    """The variant, with what the engine computes it in where that is not what it says."""
+    ran = variant.computed_in(engine)
+    return f"{variant.name} (in {ran})" if ran else variant.name
+
+
+def broken(engine: EngineResult) -> str | None:
+    """Layers that it runs in float of those that it was to have natively; None where none is."""
+    found = f"{engine.native_in_float}/{engine.native_layers}"
+    return found if engine.native_in_float else None
+
+
+def ran(report: Report) -> Iterator[Item]:
+    """How much each engine runs in fewer bits of each recipe and variant, and which promises it
+    breaks."""
+    for engines in report.by_engine:
+        seen: list[str] = []
+        for variant, engine in zip(report.variants, engines, strict=True):
+            if variant.kind == "baseline" or not engine.layers:
+                continue
+            told = f"runs {engine.int8_layers} of {len(engine.layers)} layers in 8 bits"
+            if engine.native_in_float:
+                told += (
+                    f"; {engine.native_in_float} of {engine.native_layers} that it was to have "
+                    "natively are float:"
+                )
+            sites = tuple(engine.broken_layers)
+            if told not in seen:
+                seen.append(told)
+                yield Item(
+                    f"{engine.engine} of {variant.name}: {told}",
+                    names=sites,
+                    sense="doubtful" if sites else "plain",
+                )
 
 
 def int8_layers(engine: EngineResult) -> str | None:

@@ -22,6 +22,7 @@ from granplugin.report.view.metric_figures import bounds, difference, figure, sp
 from granplugin.report.view.moved import MOVED, moved_cells, moved_heads
 from granplugin.report.view.run_facts import (
     agreement_sentences,
+    broken,
     built_for,
     covered,
     false_differences,
@@ -29,8 +30,10 @@ from granplugin.report.view.run_facts import (
     int8_layers,
     made,
     megabytes,
+    named,
     overrides,
     provable,
+    ran,
     ratio_text,
     seconds,
     version_of,
@@ -60,6 +63,7 @@ def run_whole_view(report: Report) -> Section:
             *(_engine(report, engines) for engines in report.by_engine),
             *map(Paragraph, [*sentences, *agreement_sentences(report)]),
             *covered(report, listed=True),
+            *ran(report),
             *overrides(report),
             *made(report),
             *_limits(report),
@@ -94,7 +98,7 @@ def _figures(report: Report, engines: Sequence[EngineResult]) -> Table:
         heads += [f"{metric} {value.unit}".strip(), f"{metric} against fp32"]
     heads += [f"ms, batch {batch}" for batch in batches]
     heads += [f"against fp32, batch {batch}" for batch in batches]
-    heads += ["ONNX MB", "engine MB", "int8 layers", "scales"]
+    heads += ["ONNX MB", "engine MB", "int8 layers", "native in float", "scales"]
     rows = []
     for variant, engine in zip(report.variants, engines, strict=True):
         told = []
@@ -108,7 +112,8 @@ def _figures(report: Report, engines: Sequence[EngineResult]) -> Table:
         told += [f"{x.median_ms:.3f} (p90 {x.p90_ms:.3f})" if x else None for x in timed]
         told += [ratio_text(x.vs.get("fp32")) if x else None for x in timed]
         told += [megabytes(variant.onnx_bytes, 3), megabytes(engine.engine_bytes, 3)]
-        rows.append(Row(cells(variant.name, *told, int8_layers(engine), str(variant.scales))))
+        told += [int8_layers(engine), broken(engine), str(variant.scales)]
+        rows.append(Row(cells(named(variant, engine), *told)))
     return Table(columns(Column("variant"), *heads), tuple(rows)).known
 
 
@@ -130,8 +135,9 @@ def _made_of_rows(report: Report, engines: Sequence[EngineResult]) -> Iterator[B
     """What an engine's plan says."""
     moved = [f"{MOVED}: {head.head}" for head in moved_heads()]
     heads = columns(
-        Column("variant"), "rows honoured", "degraded", "kernels", *moved, "engine MB", "build s"
-    )
+        Column("variant"), "rows honoured", "degraded", "native in float", "kernels", *moved,
+        "engine MB", "build s",
+    )  # fmt: skip
     variants = list(zip((variant.name for variant in report.variants), engines, strict=True))
     yield Table(heads, tuple(_plan_row(name, engine) for name, engine in variants)).known
     for name, engine in variants:
@@ -154,6 +160,7 @@ def _plan_row(name: str, engine: EngineResult) -> Row:
             name,
             f"{engine.honoured} of {count}" if told else None,
             str(degraded) if told else None,
+            broken(engine),
             None if engine.kernels is None else str(engine.kernels),
             *moved_cells(engine.moved),
             megabytes(engine.engine_bytes),

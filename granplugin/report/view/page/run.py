@@ -22,7 +22,8 @@ from granplugin.report.view.elements import (
 )
 from granplugin.report.view.metric_figures import bounds, figure, headline, spec_of
 from granplugin.report.view.moved import MOVED
-from granplugin.report.view.run_facts import megabytes, ratio_text, warnings
+from granplugin.report.view.run_facts import megabytes, ran, ratio_text, warnings
+from granplugin.report.view.troubles import troubles
 
 _SENSES: dict[str, Sense] = {
     "worse": "bad", "better": "good", "met": "good", "missed": "bad", "cannot tell": "doubtful",
@@ -32,25 +33,15 @@ _SENSES: dict[str, Sense] = {
 def verdict(report: Report) -> Section:
     """Accuracy, then time and size, then how much is quantized and honoured; and what makes these
     mean less than they seem to."""
-    told: list[Block] = [*_wrong(report), *warnings(report)]
+    told: list[Block] = [*troubles(report), *warnings(report)]
     for variant, engine in zip(report.variants, report.main_engine, strict=True):
         if variant.kind == "recipe":
             told += (*_accuracy(report, variant, engine), *_price(variant), *_honoured(variant))
+    told += ran(report)
     for limit in report.limits:
         said = f"limit {limit.limit} <= {limit.bound:g} ({limit.variant}): {limit.verdict}; "
         told.append(Item(said + limit.why, sense=_SENSES[limit.verdict]))
     return Section("", tuple(told))
-
-
-def _wrong(report: Report) -> Iterator[Item]:
-    for variant in report.variants:
-        for engine in variant.engines:
-            if engine.held and engine.held.wrong:
-                yield Item(
-                    f"WRONG: {engine.engine} does not compute what the file of {variant.name} says; "
-                    "its figures are the engine's, not the recipe's.",
-                    sense="bad",
-                )
 
 
 def _accuracy(report: Report, variant: VariantResult, engine: EngineResult) -> Iterator[Paragraph]:
@@ -144,6 +135,15 @@ def _row(
     notes = [f"{variant.name}: same file as {variant.same_as}"] if variant.same_as else []
     if engine.held and engine.held.wrong:
         notes.append(f"{variant.name}: {engine.engine} is WRONG on it")
+    elif engine.traced:
+        floats = ", ".join(part.name for part in engine.traced.left_float)
+        notes.append(
+            f"{variant.name}: float on {engine.engine}, which computes it wrongly: {floats}"
+        )
+    if engine.refused is not None:
+        notes.append(f"{variant.name}: {engine.engine} refused it")
+    if inside := variant.computed_in(engine):
+        notes.append(f"{variant.name}: {engine.engine} computes it in {inside}")
     return Row(cells(*told), notes=tuple(notes))
 
 
