@@ -75,3 +75,54 @@ def test_a_convolution_behind_what_moves_values_is_honoured(tmp_path, how):
         assert kinds == {"honoured"} and sites[f"{conv}.input"].promise.kind == "native"
     else:
         assert sites[f"{conv}.weight"].verdict.kind == "degraded"
+
+
+@needs_rtx
+def test_what_is_inside_a_branch_is_listed_and_unknown(tmp_path):
+    net = Net(half=False)
+    given = net.qdq("x")
+    inner = Net(half=False)
+    inner.random = np.random.default_rng(1)
+    y = inner.conv(inner.qdq("outside"))
+    for tensor in inner.constants:
+        tensor.name = f"inner_{tensor.name}"
+    for node in inner.nodes:
+        node.name = ""
+        node.output[0] = f"inner_{node.output[0]}"
+        node.input[:] = [
+            given if name == "outside" else f"inner_{name}" for name in node.input
+        ]
+
+    def branch(name, nodes, result, constants=()):
+        value = onnx.helper.make_tensor_value_info(result, net.type, (1, 32, 8, 8))
+        return onnx.helper.make_graph(nodes, name, [], [value], constants)
+
+    relu = onnx.helper.make_node("Relu", [given], ["other"])
+    branches = {
+        "then_branch": branch("then", inner.nodes, f"inner_{y}", inner.constants),
+        "else_branch": branch("else", [relu], "other"),
+    }
+    model = net.model(net.node("If", "choose", **branches), (1, 32, 8, 8))
+    bool_ = onnx.TensorProto.BOOL
+    model.graph.input.append(onnx.helper.make_tensor_value_info("choose", bool_, []))
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    found = audit(path, "tensorrt_rtx")
+    assert {site.verdict.kind for site in found.sites} == {"unknown"} and found.exit_code == 4
+    roles = sorted(site.row.at.operand for site in found.sites)
+    assert roles == ["input", "input", "weight"]
+    assert any(site.row.layer.startswith("If_3/then_branch/") for site in found.sites)
+
+
+@needs_rtx
+def test_what_a_graph_gives_in_8_bits_or_rounded_is_a_site(tmp_path):
+    net = Net(half=False)
+    y = net.qdq(net.conv(net.qdq("x")), 0.1)
+    model = net.model(y, (1, 32, 8, 8))
+    numbers = net.nodes[-1].input[0]
+    value = onnx.helper.make_tensor_value_info(numbers, onnx.TensorProto.INT8, None)
+    model.graph.output.append(value)
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    outputs = [s for s in audit(path, "tensorrt_rtx").sites if s.row.operand == "output"]
+    assert [site.verdict.kind for site in outputs] == ["honoured", "honoured"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+
 import numpy as np
 import onnx
 import pytest
+from conftest import run_main
 from qdq_files import Net, inspected, residual
 from test_audit import needs_rtx
 
+from granplugin.audits.explain import page
 from granplugin.audits.lint import CODES
 from granplugin.capabilities import Cell
 from granplugin.capabilities.networks import network
@@ -147,6 +151,30 @@ def test_findings_alike_are_one_paragraph_of_80_columns_with_the_layers_counted(
     assert max(map(len, lines)) <= 80 and len(lines) <= 5
     assert lines[0].startswith("uint8-zero-point (8 layers")
     assert lines[-1].endswith("and 5 more")
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_code_has_a_page_of_its_own(code):
+    told = page(code)
+    lines = told.splitlines()
+    assert 12 <= len(lines) <= 40 and max(map(len, lines)) <= 80
+    heads = [line for line in lines if line.isupper() and not line.startswith(" ")]
+    assert heads == ["WHAT", "WHY IT MATTERS", "PICTURE", "THE WAY OUT"]
+
+
+def test_there_is_no_page_without_a_code():
+    pages = {
+        file.name.removesuffix(".txt") for file in (files("granplugin.audits") / "pages").iterdir()
+    }
+    assert pages == set(CODES)
+
+
+def test_a_page_is_printed_and_a_code_that_is_none_is_told():
+    done = run_main("audit", "--explain", "int32-bias")
+    assert (done.code, done.stderr) == (0, "") and "QuantizeBias" in done.stdout
+    done = run_main("audit", "--explain", "int32-bais")
+    assert (done.code, done.stdout) == (2, "") and "did you mean 'int32-bias'?" in done.stderr
+    assert run_main("audit").code == 2
 
 
 def test_every_code_is_a_word_of_its_own():

@@ -54,7 +54,7 @@ class Asked:
         return told
 
     def _told(self, site: Site) -> Site:
-        row = self.rows.get(self.names[site.row.site])
+        row = self.rows.get(self.names.get(site.row.site, ""))
         if row is None:
             return site
         if site.verdict is None:

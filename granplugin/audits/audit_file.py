@@ -19,6 +19,7 @@ from granplugin.capabilities import Book, Promise
 from granplugin.graph.read.found import Found, QuantizedOperand, find
 from granplugin.graph.read.loading import load
 from granplugin.planning.rows import FileRow, QuantizedRow, Row
+from granplugin.quant.formats import FORMATS
 from granplugin.quant.site import MULTIPLIED
 from granplugin.report.build.verbs import audit_output
 from granplugin.report.result import Result
@@ -53,7 +54,6 @@ class FileAudit(Result):
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
     refusals: tuple[Finding, ...] = ()
-    hidden: int = 0
 
     def output(self) -> AuditOutput:
         """Every site, and lint."""
@@ -67,7 +67,7 @@ class FileAudit(Result):
         kinds = {site.verdict.kind for site in self.sites if site.verdict is not None}
         if kinds & {"degraded", "wrong"} or any(found.wrong for found in self.findings):
             return 3
-        return 4 if "unknown" in kinds or not kinds or self.hidden else 0
+        return 4 if "unknown" in kinds or not kinds else 0
 
 
 def examine(
@@ -96,12 +96,7 @@ def examine(
 
 def notes_of(found: Found, plan: EnginePlan | None, layers: Path | None) -> Iterator[str]:
     """What to know before reading the verdicts; `layers` is the file the plan was read from."""
-    if found.hidden:
-        yield (
-            f"{found.hidden} DequantizeLinear inside If, Loop or Scan are not audited: engines "
-            "do not name what runs there"
-        )
-    if not found.operands:
+    if not (found.operands or found.hidden):
         yield "nothing in this file is quantized, so there is nothing to honour"
     named = {node for kernel in (plan.kernels if plan else ()) for node in kernel.onnx_nodes}
     if layers is not None and found.operands and not any(o.node in named for o in found.operands):
@@ -128,6 +123,7 @@ def promises_of(found: Found, backend: str, version: str | None) -> dict[str, Pr
     promises = {
         f"{layer.name}.{role}": promise
         for layer in found.layers
+        if all(row.format in FORMATS or row.format == "uint8" for row in rows[layer.name])
         for role, promise in book.of_layer(layer, rows[layer.name]).items()
     }
     for name, (operand, _) in skips.items():

@@ -17,7 +17,7 @@ from granplugin.graph.read.found import Found, QuantizedOperand
 from granplugin.quant.layers import Layer
 from granplugin.results.audited import Finding
 
-_CHOICES = ("per_channel", "per_tensor")
+CHOICES = ("per_channel", "per_tensor")
 """Of a weight, beside an input of one scale."""
 FLOAT = "write format: float for the layer"
 """What is always to be had."""
@@ -72,20 +72,21 @@ class Case:
         """In what each node that computes with the result of a DequantizeLinear has it."""
         return [ran_of(operand, self.kernels) for operand in self.readers[dequantize]]
 
-    def native(self, layer: str, format: str, but: str = "") -> str:
-        """What to write for a quantized layer: scales that the table has as native for its
-        operation, other than those it has (`but`, in the recipe's words), or float."""
+    def native(self, layer: str, format: str, but: str = "", given: str = "per_tensor") -> str:
+        """What to write for a quantized layer beside its input as it is `given` (float: weights
+        alone): scales that the table has as native for its operation, other than those it has
+        (`but`), or float."""
         known = self.layers.get(layer)
         choices = [
             choice
-            for choice in _CHOICES
-            if known is not None and choice != but and self._has(known, format, choice)
+            for choice in CHOICES
+            if known is not None and choice != but and self._has(known, format, choice, given)
         ]
         if not choices:
             return FLOAT
         return f"write weight: {' or '.join(choices)}, or {FLOAT.removeprefix('write ')}"
 
-    def _has(self, layer: Layer, format: str, weight: str) -> bool:
+    def _has(self, layer: Layer, format: str, weight: str, given: str) -> bool:
         graph = self.found.precision
-        cell = Cell(operation(layer), format, weight=weight, input="per_tensor", graph=graph)
+        cell = Cell(operation(layer), format, weight=weight, input=given, graph=graph)
         return cell_promise(self.table, cell).kind == "native"

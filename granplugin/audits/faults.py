@@ -34,10 +34,10 @@ def scale_broadcast(case: Case) -> Iterator[Finding]:
 def uint8(case: Case) -> Iterator[Finding]:
     for operand in case.found.operands:
         zero = zero_point(case.found, operand.pairs[0])
-        if operand.row.format.startswith("uint") and (zero is None or not zero.any()):
+        if operand.row.format == "uint8" and (zero is None or not zero.any()):
             yield case.wrong(
                 "uint8-zero-point", operand.node,
-                f"{operand.row.format} is read as int8: what lies above 127 scales saturates",
+                "uint8 is read as int8: what lies above 127 scales saturates",
                 "quantize to int8 with zero point 0, as granplugin does",
                 role=operand.row.at.word,
             )  # fmt: skip
@@ -104,6 +104,8 @@ def _weight_is(case: Case, pair: Scaled, scale: np.ndarray) -> str | None:
     values = graph.value(pair.pair.source)
     if values is None or not values.size or values.dtype.kind not in "fiu":
         return None
+    if q is None and not case.readers[pair.pair.dq.name]:
+        return None  # a bias
     if q is None:
         told = "holds nothing but zeros" if not values.any() else None
         return told if values.size > 1 else None

@@ -12,13 +12,15 @@ from granplugin.graph.read.found import QuantizedOperand
 def ran_of(operand: QuantizedOperand, kernels: Kernels) -> LayerPrecision:
     """In what the engine has this operand, under its site's name."""
     site = operand.row.site
-    if operand.row.format.startswith("uint"):
+    if operand.row.format == "uint8":
         return LayerPrecision(
-            site, "wrong", "", f"{operand.row.format} is read as int8: what lies above 127 scales "
+            site, "wrong", "", "uint8 is read as int8: what lies above 127 scales "
             "saturates",
         )  # fmt: skip
     if operand.product:
         return kernels.product(site, operand.node)
+    if operand.quantize == operand.dequantize:  # the graph gives the numbers themselves
+        return kernels.written(site, operand.dequantize)
     pairs = [(q and q.name, dq.name) for q, dq in ((p.pair.q, p.pair.dq) for p in operand.pairs)]
     node = operand.dequantize if operand.row.operand == "output" else operand.node
     return kernels.operand(site, node, pairs, operand.moves)

@@ -125,8 +125,8 @@ def zero_point(found: Found, pair: Scaled) -> np.ndarray | None:
 
 def _types(found: Found, library: str) -> Iterator[Finding]:
     for pair in found.pairs:
-        refused = _STORED if pair.pair.q is None else _OF_ACTIVATIONS
-        if pair.format in refused and pair.pair.source not in _inputs(found):
+        stored = pair.pair.q is None and pair.pair.source in found.graph.constant
+        if pair.format in (_STORED if stored else _OF_ACTIVATIONS):
             yield _finding(
                 "unsupported-type", found, pair, f"{tensor_of(pair)} has a type that is not read",
                 "quantize to int8, fp8 (E4M3) or, weights alone, int4",
@@ -284,6 +284,14 @@ def told_by(found: Found, nodes: tuple[str, ...], told: str) -> Finding:
         return Finding(
             "custom-operator", at, None, f"{domain}{node.op_type} is not known to it",
             "give the layers of an engine that was built with its plugin (--layers layers.json)",
+            severity="refused",
+        )  # fmt: skip
+    run_time = [pair for pair in found.pairs if pair.scale is None]
+    if run_time and not nodes:
+        return Finding(
+            REFUSED, at, None, told,
+            f"write constant scales: those of {counted(run_time, 'tensor')} are computed at run "
+            "time",
             severity="refused",
         )  # fmt: skip
     newer = f"; export opset 17 to 21, this file has {opset}" if opset > _NEWEST else ""

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from granplugin.audits.case import FLOAT, Case
+from granplugin.audits.case import CHOICES, FLOAT, Case
 from granplugin.backends.engine_plan import LOW, EngineLayer, EngineTensor
 from granplugin.graph.read.found import QuantizedOperand
 from granplugin.quant.layers import Layer
@@ -35,19 +35,25 @@ def run_time_weights(case: Case) -> Iterator[Finding]:
 
 def _read_in_8_bits(case: Case, weight: QuantizedOperand, given: QuantizedOperand | None) -> str:
     """What makes a kernel read the weight in its format; nothing that the engine does not have."""
-    if weight.row.format == "int4":
-        return "write weight: {per_block: {size: 64}}, which is dequantized in the product"
-    instead = case.native(weight.node, weight.row.format, weight.row.granularity)
+    row = weight.row
+    if row.format == "int4":
+        layer = case.layers.get(weight.node)
+        matrix = layer is not None and layer.kind is not None and layer.kind.operation == "linear"
+        blocks = "write weight: {per_block: {size: 64}}, which is dequantized in the product"
+        return blocks if matrix else FLOAT
+    instead = case.native(weight.node, row.format, row.granularity)
     if instead == FLOAT:
         return FLOAT
-    if given is not None and given.one_d:
-        return "write the scale of its input as a scalar, of shape []"
-    if given is not None and (stops := case.library.moves_not.intersection(given.moved)):
-        return f"quantize behind the {first(sorted(stops))}, not in front of it"
-    if weight.row.granularity not in ("per_tensor", "per_channel"):
-        return instead
     if given is None:
-        return f"quantize its input too, or {FLOAT.removeprefix('write ')}"
+        alone = case.native(weight.node, row.format, row.granularity, "float")
+        quantized = f"quantize its input too, or {FLOAT.removeprefix('write ')}"
+        return quantized if alone == FLOAT else alone
+    if given.one_d:
+        return "write the scale of its input as a scalar, of shape []"
+    if stops := case.library.moves_not.intersection(given.moved):
+        return f"quantize behind the {first(sorted(stops))}, not in front of it"
+    if row.granularity not in CHOICES:
+        return instead
     return f"write input: per_tensor, or {FLOAT.removeprefix('write ')}"
 
 

@@ -14,7 +14,7 @@ EXAMPLE = "granplugin audit model.onnx --layers layers.json"
 
 
 def audit(
-    onnx: Annotated[Path, typer.Argument(metavar="ONNX", show_default=False)],
+    onnx: Annotated[Optional[Path], typer.Argument(metavar="ONNX", show_default=False)] = None,
     backend: Annotated[str, typer.Option(help=f"{' or '.join(AUDITED)}.")] = AUDITED[0],
     layers: Annotated[
         Optional[Path],
@@ -27,9 +27,20 @@ def audit(
     batch: Annotated[int, typer.Option(min=1, help="Samples it is built for here.")] = 1,
     html: Html = None,
     shapes: Shapes = None,
+    explain: Annotated[
+        Optional[str], typer.Option(metavar="CODE", help="The page of a code of lint.")
+    ] = None,
     json_: Json = False,
 ) -> int:
     """What an engine does with any Q/DQ ONNX: a verdict for every quantized site, and lint."""
+    if explain is not None:
+        from granplugin.audits.explain import page
+        from granplugin.stdout import results
+
+        results().write(page(explain))
+        return 0
+    if onnx is None:
+        raise typer.BadParameter("give the ONNX file that is audited", param_hint="ONNX")
     from granplugin.pipelines.audit import audit
 
     found = audit(onnx, backend, layers, profile, plan, batch, shapes or ())

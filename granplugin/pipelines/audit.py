@@ -28,9 +28,11 @@ from granplugin.engines import AUDITED
 from granplugin.errors import EngineError
 from granplugin.graph.read.found import find
 from granplugin.graph.read.loading import load
+from granplugin.planning.rows import FileRow
 from granplugin.results.audited import Verdict
 
 NOT_BUILT = "not built"
+INSIDE = "it is inside an If, Loop or Scan, of which the kernels that run are not known before"
 
 
 def audit(
@@ -90,10 +92,16 @@ def audit(
         )
         for operand, verdict in zip(found.operands, verdicts, strict=True)
     ]
+    sites += (_hidden(operand.row, plan is not None) for operand in found.hidden)
     if asked is not None:
         sites = asked.compared(sites)
     findings = lint(backend, found, kernels, asked.where if asked else {})
     return FileAudit(
-        path, backend, version, source, plan, tuple(sites), findings, tuple(notes), stops,
-        found.hidden,
+        path, backend, version, source, plan, tuple(sites), findings, tuple(notes), stops
     )  # fmt: skip
+
+
+def _hidden(row: FileRow, built: bool) -> Site:
+    """A site inside If, Loop or Scan."""
+    verdict = Verdict(row.site, row.where, None, "unknown", INSIDE) if built else None
+    return Site(row, None, verdict)

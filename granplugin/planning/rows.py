@@ -128,10 +128,15 @@ class QuantizedRow(_Scaled):
 class FileRow(_Scaled):
     """How a file of any origin quantizes a site, whose place is a node: `granularity` in the
     recipe's words, or how scales lie that no recipe's word says; `where` is the file and the node.
-    How ranges were found, it does not tell."""
+    How ranges were found, it does not tell, unless that is `at_run_time`."""
 
     granularity: str
     block: Shape
+    at_run_time: bool = False
+
+    @property
+    def dynamic(self) -> bool:
+        return self.at_run_time
 
 
 Row = FloatRow | QuantizedRow

@@ -110,6 +110,13 @@ class Kernels:
                 return _low(kernel.inputs), kernel.kind
         return None
 
+    def written(self, name: str, quantize: str) -> LayerPrecision:
+        """In what a QuantizeLinear is written whose numbers are an output of the graph."""
+        for kernel in self.of_node.get(quantize, []):
+            if len(low := _low(kernel.outputs)) == 1:
+                return LayerPrecision(name, _word(low), kernel.kind)
+        return LayerPrecision(name, "unknown", "", "")
+
     def misfit(self, kernel: EngineLayer) -> str | None:
         """What shows that a product is computed wrong: a kernel behind it multiplies by scales of a
         shape that fits neither what it reads nor what it writes (TensorRT-RTX 1.7 builds 8-bit

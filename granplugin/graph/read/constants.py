@@ -163,7 +163,10 @@ class Evaluator:
 
     def _size(self, node: onnx.NodeProto, feeds: Mapping[str, np.ndarray]) -> int | None:
         """The values of all results together; None where onnx cannot tell."""
-        schema = defs.get_schema(node.op_type, self.versions.get(node.domain, 1), "")
+        try:
+            schema = defs.get_schema(node.op_type, self.versions.get(node.domain, 1), "")
+        except defs.SchemaError:
+            return None  # of a newer opset than the file says
         types, data = {}, {}
         for name, array in feeds.items():
             kind = helper.np_dtype_to_tensor_dtype(array.dtype)

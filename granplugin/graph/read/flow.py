@@ -75,7 +75,8 @@ class Reading:
 @dataclass(frozen=True)
 class Flow:
     """Who reads which quantized values, in the graph's order; `outputs` are what the graph itself
-    gives of them, by name."""
+    gives of them, by name - where it gives the numbers themselves, a QuantizeLinear is a pair of
+    its own."""
 
     pairs: tuple[Scaled, ...]
     readings: tuple[Reading, ...]
@@ -88,6 +89,7 @@ def follow(graph: ReadGraph, pairs: Sequence[Qdq]) -> Flow:
     carried: dict[str, Carried] = {}
     given: list[Scaled] = []
     found: list[Reading] = []
+    outputs: dict[str, Carried] = {}
     for node in graph.nodes:
         with reading(graph.path, node):
             if dequantizes(node):
@@ -98,6 +100,10 @@ def follow(graph: ReadGraph, pairs: Sequence[Qdq]) -> Flow:
                 continue
             inputs = {at: name for at, name in enumerate(node.input) if name in carried}
             if quantizes(node):
+                if node.output[0] in graph.outputs:
+                    pair = scaled(graph, Qdq(node, node, node.input[0]))
+                    shape = pair.shape or ()
+                    outputs[node.output[0]] = Carried((pair,), shape, pair.block, pair.scale)
                 continue  # quantized anew
             inner = sorted((reads(node) - set(node.input)) & carried.keys())
             inputs |= {len(node.input) + at: name for at, name in enumerate(inner)}
@@ -116,7 +122,7 @@ def follow(graph: ReadGraph, pairs: Sequence[Qdq]) -> Flow:
             if onward is not None:
                 for name in filter(None, node.output):
                     carried[name] = _laid(graph, name, onward)
-    outputs = {name: carried[name] for name in graph.outputs if name in carried}
+    outputs |= {name: carried[name] for name in graph.outputs if name in carried}
     return Flow(tuple(given), tuple(found), outputs)
 
 

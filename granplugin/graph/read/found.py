@@ -7,15 +7,17 @@ float weights with Q and DQ all come out as the granularity they are.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 
+from granplugin.graph.read.bodies import bodies
 from granplugin.graph.read.flow import Carried, Reading, follow
-from granplugin.graph.read.graph import BIAS, ReadGraph, closed, dequantizes, read_graph
-from granplugin.graph.read.loading import reading, subgraphs
+from granplugin.graph.read.graph import BIAS, ReadGraph, closed, read_graph
+from granplugin.graph.read.loading import reading
 from granplugin.graph.read.pairs import BLOCKS, Scaled, qdq
 from granplugin.planning.rows import FileRow
 from granplugin.quant.granularity import grid
@@ -23,6 +25,7 @@ from granplugin.quant.layers import ONNX_PRODUCTS, Layer, sites_of
 from granplugin.quant.site import Operand, Shape, Site
 
 # What the capability tables know of layers without weights.
+_WITH_BODIES = ("If", "Loop", "Scan")
 _PASSIVE = ("MaxPool", "AveragePool", "GlobalAveragePool", "LayerNormalization")
 
 
@@ -74,8 +77,8 @@ class QuantizedOperand:
 class Found:
     """What a file quantizes. `precision` is that of the rest: fp32, fp16 or bf16; `layers` are
     those that a capability table knows; `pairs` are all Q/DQ, read or not; `biases` the nodes that
-    read a bias in 32-bit integers; `hidden` counts Q/DQ inside If, Loop and Scan, which are not
-    followed."""
+    read a bias in 32-bit integers; `hidden` are the operands of If, Loop and Scan, and those inside
+    them, whose nodes are none of the graph."""
 
     graph: ReadGraph
     operands: tuple[QuantizedOperand, ...]
@@ -83,7 +86,7 @@ class Found:
     pairs: tuple[Scaled, ...]
     biases: tuple[str, ...]
     precision: str
-    hidden: int
+    hidden: tuple[QuantizedOperand, ...]
 
     @property
     def products(self) -> dict[str, int | None]:
@@ -111,33 +114,49 @@ class Found:
 def find(model: onnx.ModelProto, path: Path) -> Found:
     """What `model`, as from `load`, quantizes. Raises ModelError."""
     graph = read_graph(model, path)
+    with reading(path):
+        seen, layers, pairs, biases = _within(graph)
+        operands = [operand for operand in seen if operand.op_type not in _WITH_BODIES]
+        hidden = [operand for operand in seen if operand.op_type in _WITH_BODIES]
+        for place, body in bodies(model, path):
+            for operand in _within(body)[0]:
+                at = replace(operand.row.at, place=f"{place}/{operand.node}")
+                where = f"{path.name}: {at.place}"
+                hidden.append(replace(operand, row=replace(operand.row, at=at, where=where)))
+        return Found(
+            graph,
+            tuple(operands),
+            tuple(layers),
+            tuple(pairs),
+            tuple(biases),
+            graph.precision,
+            tuple(hidden),
+        )
+
+
+def _within(
+    graph: ReadGraph,
+) -> tuple[list[QuantizedOperand], Iterable[Layer], Iterable[Scaled], Iterable[str]]:
+    """The operands of one graph in its order, the layers of which a table knows, all pairs, and
+    the nodes that read a bias in 32-bit integers."""
     operands: list[QuantizedOperand] = []
     layers: dict[str, Layer] = {}
     biases: dict[str, None] = {}
-    with reading(path):
-        flow = follow(graph, qdq(graph))
-        for read in flow.readings:
-            with reading(path, read.node):
-                if _is_bias(graph, read):
+    flow = follow(graph, qdq(graph))
+    for read in flow.readings:
+        with reading(graph.path, read.node):
+            if _is_bias(graph, read):
+                if read.carried.format == "int32":
                     biases[read.node.name] = None
-                    continue
-                operand, layer = _operand(graph, read)
-            operands.append(operand)
-            if layer is not None:
-                layers.setdefault(layer.name, layer)
-        operands.extend(_output(graph, name, held) for name, held in flow.outputs.items())
-        last = len(graph.nodes)
-        operands.sort(key=lambda o: (graph.at.get(o.node, last), not o.row.at.constant, o.row.site))
-        hidden = sum(dequantizes(n) for body in subgraphs(graph.nodes) for n in body.node)
-        return Found(
-            graph,
-            tuple(_told_apart(operands)),
-            tuple(layers.values()),
-            flow.pairs,
-            tuple(biases),
-            graph.precision,
-            hidden,
-        )
+                continue
+            operand, layer = _operand(graph, read)
+        operands.append(operand)
+        if layer is not None:
+            layers.setdefault(layer.name, layer)
+    operands.extend(_output(graph, name, held) for name, held in flow.outputs.items())
+    last = len(graph.nodes)
+    operands.sort(key=lambda o: (graph.at.get(o.node, last), not o.row.at.constant, o.row.site))
+    return _told_apart(operands), layers.values(), flow.pairs, biases
 
 
 def _told_apart(operands: list[QuantizedOperand]) -> list[QuantizedOperand]:
@@ -225,6 +244,7 @@ def _row(graph: ReadGraph, at: Site, type_: str, carried: Carried, block: Shape 
         block=block or shape,
         rule=graph.path.name,
         where=where,
+        at_run_time=scale is None and format not in BLOCKS,
     )
 
 

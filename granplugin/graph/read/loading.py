@@ -61,11 +61,12 @@ def load(path: Path) -> onnx.ModelProto:
         if model.functions:
             _check_inlined(model, path)
             model = inliner.inline_local_functions(model)
-        _name_nodes(model.graph.node)
+        name_nodes(model.graph.node)
     return model
 
 
-def _name_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
+def name_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
+    """Give each node a name of its own."""
     taken: set[str] = set()
     counts: Counter[str] = Counter()
     for node in nodes:

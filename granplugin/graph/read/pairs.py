@@ -12,6 +12,7 @@ from granplugin.errors import ModelError
 from granplugin.graph.read.graph import ReadGraph, closed, dequantizes, quantizes
 from granplugin.graph.read.layout import along
 from granplugin.graph.read.loading import reading
+from granplugin.quant.granularity import grid
 from granplugin.quant.site import Shape
 
 _FORMATS = {
@@ -105,6 +106,13 @@ def scaled(graph: ReadGraph, pair: Qdq) -> Scaled:
             block = tuple(size if i == axis else 1 for i in range(len(shape)))
             if shape[axis] % size:
                 block, misfit = None, f"blocks of {size} do not divide axis {axis} of {list(shape)}"
+            elif (
+                scale is not None and scale.ndim == len(shape) and scale.shape != grid(shape, block)
+            ):
+                misfit = (
+                    f"scales of shape {list(scale.shape)} do not fit blocks of {size} along axis "
+                )
+                misfit, block = f"{misfit}{axis} of {list(shape)}", None
         elif scale is not None:
             shape, block, misfit = along(shape, scale.shape, axis % len(shape))
     if (
