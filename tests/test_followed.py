@@ -89,9 +89,7 @@ def test_what_is_inside_a_branch_is_listed_and_unknown(tmp_path):
     for node in inner.nodes:
         node.name = ""
         node.output[0] = f"inner_{node.output[0]}"
-        node.input[:] = [
-            given if name == "outside" else f"inner_{name}" for name in node.input
-        ]
+        node.input[:] = [given if name == "outside" else f"inner_{name}" for name in node.input]
 
     def branch(name, nodes, result, constants=()):
         value = onnx.helper.make_tensor_value_info(result, net.type, (1, 32, 8, 8))
