@@ -21,7 +21,10 @@ import hypothesis
 import numpy as np
 import pytest
 import yaml
+from exporter import share_what_exports_have_in_common
+from forks import Forks, forking
 
+from granplugin import progress
 from granplugin.report.schema.run import Report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,7 +58,13 @@ def _group(item: pytest.Item) -> str:
     return "quickstart" if "quickstart" in getattr(item, "fixturenames", ()) else item.path.stem
 
 
-# On a machine that does other work too, a slow example says nothing of the code.
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    share_what_exports_have_in_common()
+
+
+# On a machine that does other work too, a slow example says nothing of the code, nor does a stage
+# that tells how long it runs.
+progress.SECONDS = 3600.0
 hypothesis.settings.register_profile(
     "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
@@ -112,6 +121,14 @@ def one_thread() -> Iterator[None]:
 def command() -> str:
     """The installed command."""
     return str(Path(sys.executable).with_name("granplugin"))
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory) -> Iterator[Forks]:
+    """Processes of their own that have torch and modelopt from the beginning."""
+    folder = tmp_path_factory.getbasetemp()
+    with forking(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

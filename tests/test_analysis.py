@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -541,7 +540,7 @@ def without_times(text: str) -> dict:
     return {key: value for key, value in found.items() if key not in ("seconds", "machine")}
 
 
-def test_a_killed_analysis_goes_on_behind_the_stages_that_were_done(small, command):
+def test_a_killed_analysis_goes_on_behind_the_stages_that_were_done(small, forks):
     """SIGTERM, as a scheduler sends it, in the middle of the local errors."""
     nets = (small.folder / "nets.py").read_text()
     small.write(
@@ -556,8 +555,8 @@ def test_a_killed_analysis_goes_on_behind_the_stages_that_were_done(small, comma
     text = (small.folder / "recipe.yaml").read_text().replace("nets.py:Residual", "nets.py:Killed")
     (small.folder / "recipe.yaml").write_text(text)
     (small.folder / "kill").touch()
-    argv = [command, "analyze", "recipe.yaml", "--no-costs", "--out", small.out]
-    done = subprocess.run(argv, cwd=small.folder, capture_output=True, text=True)
+    argv = ["granplugin", "analyze", "recipe.yaml", "--no-costs", "--out", small.out]
+    done = forks.run(argv, cwd=small.folder)
     assert done.returncode == -signal.SIGTERM, done.stderr
     kept = {path: path.stat().st_mtime_ns for path in small.out.glob("cache/statistics-*")}
     assert kept and not (small.out / "analysis.json").exists()

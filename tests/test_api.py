@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
 import sys
 
 import modelopt.torch.opt as mto
@@ -129,13 +128,12 @@ granplugin.export_onnx(model, example, folder + "/restored.onnx")
 """
 
 
-def test_a_saved_model_restores_bit_for_bit_in_a_fresh_process(script, train, tmp_path):
+def test_a_saved_model_restores_bit_for_bit_in_a_fresh_process(script, train, tmp_path, forks):
     model, path = script
     example = train[:16]
     mto.save(model, tmp_path / "model.pt")
     torch.save(example, tmp_path / "example.pt")
-    arguments = [sys.executable, "-c", RESTORE, RECIPES, tmp_path, RECIPE]
-    done = subprocess.run(arguments, capture_output=True, text=True)
+    done = forks.run(["-c", RESTORE, RECIPES, tmp_path, RECIPE])
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
         assert torch.equal(torch.load(tmp_path / "restored.pt"), model(example))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
-import subprocess
 
 import numpy as np
 import pytest
@@ -206,14 +204,12 @@ def test_a_full_disk_leaves_the_earlier_results(applied, monkeypatch):
     assert applied.apply().code == 0
 
 
-def test_files_cut_short_by_the_system_leave_the_earlier_results(applied, command):
+def test_files_cut_short_by_the_system_leave_the_earlier_results(applied, forks):
     before = (applied.out / "report.json").read_bytes()
     applied.recipe(rules=[{"match": "*", "weight": "per_tensor"}])
-    done = subprocess.run(
-        [command, "apply", applied.folder / "recipe.yaml", "--out", applied.out],
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)),
+    done = forks.run(
+        ["granplugin", "apply", applied.folder / "recipe.yaml", "--out", applied.out],
+        limits={"RLIMIT_FSIZE": 4000},
     )
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr

@@ -1,8 +1,6 @@
 import copy
 import json
 import logging
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -198,7 +196,7 @@ def test_any_batch_size_runs_with_every_granularity(quantized):
         torch.testing.assert_close(parts, whole, rtol=0.1, atol=0.05)
 
 
-def test_a_saved_model_restores_bit_for_bit_in_a_fresh_process(quantized, tmp_path):
+def test_a_saved_model_restores_bit_for_bit_in_a_fresh_process(quantized, tmp_path, forks):
     again = mtq.quantize(copy.deepcopy(quantized), bridge.config(OTHER_ROWS), forward_loop)
     for name, model in {"first": quantized, "second": again}.items():
         mto.save(model, tmp_path / f"{name}.pt")
@@ -218,7 +216,7 @@ for name, rows in (("first", ROWS), ("second", OTHER_ROWS)):
     assert [row_from_json(site) for site in sites] == rows
     assert all(site["grid"].shape == row.grid for site, row in zip(sites, rows))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = forks.run(["-c", script])
     assert done.returncode == 0, done.stderr
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import pickle
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -422,7 +421,7 @@ def key(spec: CallableModel) -> str:
     return model_key(spec, build_model(spec, CPU))
 
 
-def test_the_key_is_the_same_in_another_process(net):
+def test_the_key_is_the_same_in_another_process(net, forks):
     spec = net()
     code = (
         "import torch, sys; from granplugin.network.models import build_model, model_key;"
@@ -431,9 +430,7 @@ def test_the_key_is_the_same_in_another_process(net):
         "print(model_key(spec, build_model(spec, torch.device('cpu'))))"
     )
     text = f'{{"callable": "{spec.callable.path}:Net"}}'
-    run = subprocess.run(
-        [sys.executable, "-c", code, text], check=False, capture_output=True, text=True
-    )
+    run = forks.run(["-c", code, text])
     assert run.stdout.strip() == key(spec), run.stderr
 
 

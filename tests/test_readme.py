@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import onnx
@@ -50,11 +48,9 @@ def test_the_quickstart_recovers_what_coarse_weights_lose(quickstart):
     assert top1["bn-kept"] >= top1["fp32"] - 1
 
 
-def test_the_script_writes_the_quickstarts_network(clone, quickstart):
+def test_the_script_writes_the_quickstarts_network(clone, quickstart, forks):
     (script,) = [block for block in blocks("python") if "mtq" in block]
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
+    done = forks.run(["-c", script])
     assert done.returncode == 0, done.stderr
     written = onnx.load(clone / "mobilenet_int8.onnx").graph
     applied = onnx.load(quickstart.folder / "variants/digits_mobilenet/model.onnx").graph
@@ -63,11 +59,9 @@ def test_the_script_writes_the_quickstarts_network(clone, quickstart):
     assert [node.op_type for node in written.node] == ops
 
 
-def test_the_first_script_prints_what_the_command_prints(clone):
+def test_the_first_script_prints_what_the_command_prints(clone, forks):
     (script,) = [block for block in blocks("python") if "granplugin.plan" in block]
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
+    done = forks.run(["-c", script])
     assert (done.returncode, done.stderr) == (0, "")
     recipe = "recipes/digits_mobilenet.yaml"
     command = run_main("plan", recipe, "--set", "rules.rescue.weight=per_tensor")
