@@ -66,7 +66,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 # that tells how long it runs.
 progress.SECONDS = 3600.0
 hypothesis.settings.register_profile(
-    "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "busy",
+    deadline=None,
+    # Those in CI are always the same; further ones are tried wherever somebody works on it.
+    max_examples=40,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("busy")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import runpy
 import sys
 
 import modelopt.torch.opt as mto
@@ -12,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import RECIPES
+from conftest import RECIPES, ROOT
 from onnx import numpy_helper
 from safetensors.torch import load_file
 
@@ -53,19 +55,26 @@ def train(digits):
 
 
 @pytest.fixture(scope="module")
-def script(train, tmp_path_factory):
-    """What a user's script does; the model and its file."""
+def script(tmp_path_factory):
+    """What the README's script makes: the model and its file."""
+    folder = tmp_path_factory.mktemp("clone")
+    (folder / "recipes").symlink_to(RECIPES)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```python\n((?:(?!^```).)*mtq\.quantize.*?)^```$", readme, re.M | re.S)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "path", [*sys.path])  # which it adds the recipes to
+        made = {"__name__": "__main__"}
+        exec(text, made)
+    return made["model"], folder / "mobilenet_int8.onnx"
 
-    def forward_loop(model):
-        for start in range(0, CALIBRATION, 16):
-            model(train[start : start + 16])
 
-    example = train[:2]
-    model = granplugin.prepare(network(), RECIPE, example)
-    model = mtq.quantize(model, granplugin.modelopt_config(RECIPE, model), forward_loop)
-    path = tmp_path_factory.mktemp("script") / "model.onnx"
-    granplugin.export_onnx(model, example, path)
-    return model, path
+def test_the_readmes_script_writes_the_quickstarts_network(script, quickstart):
+    written = onnx.load(script[1]).graph
+    applied = onnx.load(quickstart.folder / "variants/digits_mobilenet/model.onnx").graph
+    # The recipe's float part is float16, but its outputs are float32 as the script's.
+    ops = [node.op_type for node in applied.node if node.op_type != "Cast"]
+    assert [node.op_type for node in written.node] == ops
 
 
 def run(path, images) -> np.ndarray:
@@ -116,11 +125,11 @@ RESTORE = """
 import sys
 import modelopt.torch.opt as mto, torch
 import granplugin, granplugin.modelopt_bridge
-sys.path.insert(0, sys.argv[1])
-import networks
-folder = sys.argv[2]
+sys.path.insert(0, ".")
+import nets
+folder = "."
 example = torch.load(folder + "/example.pt")
-model = granplugin.prepare(networks.mobilenet_v2().eval(), sys.argv[3], example)
+model = granplugin.prepare(nets.tiny().eval(), sys.argv[1], example)
 model = mto.restore(model, folder + "/model.pt")
 with torch.no_grad():
     torch.save(model(example), folder + "/restored.pt")
@@ -128,16 +137,21 @@ granplugin.export_onnx(model, example, folder + "/restored.onnx")
 """
 
 
-def test_a_saved_model_restores_bit_for_bit_in_a_fresh_process(script, train, tmp_path, forks):
-    model, path = script
-    example = train[:16]
-    mto.save(model, tmp_path / "model.pt")
-    torch.save(example, tmp_path / "example.pt")
-    done = forks.run(["-c", RESTORE, RECIPES, tmp_path, RECIPE])
+def test_a_saved_model_restores_bit_for_bit_in_a_fresh_process(project, forks):
+    recipe, example = project.recipe(), torch.randn(16, 1, 8, 8)
+    model = runpy.run_path(str(project.folder / "nets.py"))["tiny"]().eval()
+    model = granplugin.prepare(model, recipe, example)
+    config = granplugin.modelopt_config(recipe, model)
+    model = mtq.quantize(model, config, lambda model: model(example))
+    granplugin.export_onnx(model, example, project.folder / "model.onnx")
+    mto.save(model, project.folder / "model.pt")
+    torch.save(example, project.folder / "example.pt")
+    done = forks.run(["-c", RESTORE, recipe], cwd=project.folder)
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
-        assert torch.equal(torch.load(tmp_path / "restored.pt"), model(example))
-    assert (tmp_path / "restored.onnx").read_bytes() == path.read_bytes()
+        assert torch.equal(torch.load(project.folder / "restored.pt"), model(example))
+    restored, made = (project.folder / f"{name}.onnx" for name in ("restored", "model"))
+    assert restored.read_bytes() == made.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import jsonschema
@@ -169,7 +167,7 @@ def test_multiply_accumulates_are_half_of_the_operations_torch_counts():
     assert 2 * sum(macs(layer) or 0 for layer in trace(ups, x).layers) == counter.get_total_flops()
 
 
-def test_inspect_imports_no_modelopt_and_reads_one_batch(project):
+def test_inspect_imports_no_modelopt_and_reads_one_batch(project, forks):
     project.write(
         "data.py",
         "import numpy as np\n"
@@ -180,13 +178,14 @@ def test_inspect_imports_no_modelopt_and_reads_one_batch(project):
     data = {"calibration": {"callable": "data.py:batches"}}
     recipe = project.recipe(data=data, metrics=["agreement"])
     script = (
-        "import sys; from granplugin.__main__ import main; code = main(sys.argv[1:]); "
+        "import sys\n"
+        "for name in [n for n in sys.modules if n.startswith(('modelopt', 'granplugin'))]:\n"
+        "    del sys.modules[name]\n"
+        "from granplugin.__main__ import main; code = main(sys.argv[1:])\n"
         "print('modelopt' in sys.modules); sys.exit(code)"
     )
     argv = ["inspect", str(recipe), "--out", str(project.out)]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *argv], capture_output=True, text=True, cwd=ROOT, check=False
-    )
+    done = forks.run(["-c", script, *argv])
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "False"
     assert "multiply-accumulates" in done.stdout

@@ -436,13 +436,13 @@ def transformer():
     )
 
 
-def mobilenet():
-    from transformers import MobileNetV2Config, MobileNetV2Model
+def resnet():
+    from transformers import ResNetConfig, ResNetModel
 
-    return MobileNetV2Model(MobileNetV2Config(image_size=32, depth_multiplier=0.25))
+    return ResNetModel(ResNetConfig(depths=[1, 1], hidden_sizes=[16, 32], embedding_size=8))
 
 
-@pytest.mark.parametrize("make", [transformer, mobilenet])
+@pytest.mark.parametrize("make", [transformer, resnet])
 def test_markers_name_every_site_in_an_export_and_leave_no_trace(make):
     images = torch.randn(2, 3, 32, 32)
     model, _ = bridge.convert(make().eval(), [], lambda model: model(images))

@@ -7,7 +7,6 @@ import re
 import shlex
 from pathlib import Path
 
-import onnx
 import pytest
 from conftest import ROOT, run_main
 
@@ -46,17 +45,6 @@ def test_the_quickstart_recovers_what_coarse_weights_lose(quickstart):
     assert top1["without-rescue"] < 20
     assert top1["digits_mobilenet"] >= top1["fp32"] - 1
     assert top1["bn-kept"] >= top1["fp32"] - 1
-
-
-def test_the_script_writes_the_quickstarts_network(clone, quickstart, forks):
-    (script,) = [block for block in blocks("python") if "mtq" in block]
-    done = forks.run(["-c", script])
-    assert done.returncode == 0, done.stderr
-    written = onnx.load(clone / "mobilenet_int8.onnx").graph
-    applied = onnx.load(quickstart.folder / "variants/digits_mobilenet/model.onnx").graph
-    # The recipe's float part is float16, but its outputs are float32 as the script's.
-    ops = [node.op_type for node in applied.node if node.op_type != "Cast"]
-    assert [node.op_type for node in written.node] == ops
 
 
 def test_the_first_script_prints_what_the_command_prints(clone, forks):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import runpy
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import RECIPES, lend, run_main
+from safetensors.torch import save_file
 
 from granplugin.report.schema.run import Report
 
@@ -43,12 +48,31 @@ def runs() -> dict[str, Path]:
     return {}
 
 
+@pytest.fixture(scope="module")
+def shallow(tmp_path_factory) -> Path:
+    """The recipes of an EfficientNet of three stages: what a recipe does with it is the same."""
+    folder = tmp_path_factory.mktemp("shallow")
+    shutil.copytree(RECIPES, folder, dirs_exist_ok=True)
+    code = (folder / "networks.py").read_text()
+    stages = re.search(r"EFFICIENTNET_STAGES = (\(.*?^\))", code, re.DOTALL | re.MULTILINE)
+    few = "((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 1, 2, 5))"
+    code = code.replace(stages.group(1), few)
+    (folder / "networks.py").write_text(code)
+    made = runpy.run_path(str(folder / "networks.py"))
+    torch.manual_seed(0)
+    weights = made["efficientnet_b0"]().state_dict()
+    save_file(weights, folder / "weights/efficientnet_digits.safetensors")
+    return folder
+
+
 @pytest.mark.parametrize("recipe", APPLIED, ids=lambda p: p.stem)
 def test_every_recipe_applies(recipe, runs, tmp_path_factory, request):
     network = yaml.safe_load(recipe.read_text())["model"]["callable"]
     folder = tmp_path_factory.mktemp("runs") / recipe.stem
     if "mobilenet" in network:
         runs[network] = request.getfixturevalue("quickstart").folder
+    else:
+        recipe = request.getfixturevalue("shallow") / recipe.name
     if network in runs:
         lend(runs[network], folder, "layers", "float")
     runs[network] = folder

@@ -35,6 +35,7 @@ from granplugin.planning.plan import make_plan, preset_plan
 from granplugin.planning.rows import Plan
 from granplugin.quant.layers import Layer, layer_from_json, layer_to_json
 from granplugin.recipe.load import load_recipe
+from granplugin.report.schema.run import Report
 
 NETS = '''
 import operator
@@ -148,7 +149,6 @@ WAYS = MADE["Block"].WAYS
 RESNET_50 = {  # its blocks and adds, a sixteenth of its width
     "depths": [3, 4, 6, 3], "hidden_sizes": [16, 32, 64, 128], "embedding_size": 4,
 }  # fmt: skip
-RESNET_26 = {**RESNET_50, "depths": [2, 2, 2, 2]}
 MOBILENET_V2 = {"image_size": 32, "depth_multiplier": 0.5}
 needs_rtx = pytest.mark.skipif(
     load_backend("tensorrt_rtx").unavailable() is not None, reason="TensorRT-RTX is not installed"
@@ -398,8 +398,8 @@ def quantize_nodes(path) -> Counter:
     return Counter(node.op_type for node in onnx.load(path).graph.node)["QuantizeLinear"]
 
 
-def verdicts(made: Project, variant: str = "recipe") -> Counter:
-    (found,) = [v for v in made.report().variants if v.name == variant]
+def verdicts(report: Report, variant: str = "recipe") -> Counter:
+    (found,) = [v for v in report.variants if v.name == variant]
     return Counter(
         (verdict.promise, verdict.verdict)
         for engine in found.engines
@@ -453,10 +453,10 @@ def test_a_skip_is_found_behind_a_layer_whose_scales_are_computed_at_run_time(re
 
 @needs_rtx
 def test_the_add_reads_8_bits_where_it_is_promised_and_float_elsewhere(residual):
-    found = verdicts(residual)
+    found = verdicts(residual.report())
     assert found["native", "honoured"] == 5 and found.total() == 7
     assert found["simulated", "degraded"] >= 1  # behind `down`, which writes float
-    assert verdicts(residual, "coarse") == {("simulated", "degraded"): 7}
+    assert verdicts(residual.report(), "coarse") == {("simulated", "degraded"): 7}
     assert bytes_moved(residual, "recipe") < bytes_moved(residual, "no-skips")
 
 
@@ -559,21 +559,23 @@ def test_a_forward_that_leaves_out_the_add_is_an_error_not_a_float_skip():
         model(torch.randn(2, 1, 4, 4))
 
 
-@pytest.mark.parametrize(
-    "name, config, size, adds, own",
-    [("ResNet", RESNET_26, 32, 8, 4), ("MobileNetV2", MOBILENET_V2, 32, 10, 0)],
-)
-def test_a_network_of_transformers_has_one_verdict_for_each_add(
-    name, config, size, adds, own, tmp_path
-):
-    args = {"name": name, **config}
-    made = project(tmp_path, "from_transformers", size, args=args, baselines=["fp32"])
+def test_a_network_of_transformers_has_one_verdict_for_each_add(tmp_path):
+    adds, own = 3, 2  # with a convolution of their own where the width changes
+    args = {"name": "ResNet", "depths": [1, 2], "hidden_sizes": [16, 32], "embedding_size": 4}
+    made = project(tmp_path, "from_transformers", 32, args=args, baselines=["fp32"])
     (variant,) = [v for v in made.report().variants if v.name == "recipe"]
     assert variant.agreement.oracle_differs == 0
     assert variant.agreement.modelopt_worst_steps <= 1
     if load_backend("tensorrt_rtx").unavailable() is None:
         shared = {("native", "honoured"): adds - own, ("simulated", "degraded"): own}
-        assert verdicts(made) == +Counter(shared)
+        assert verdicts(made.report()) == +Counter(shared)
+
+
+@needs_rtx
+def test_a_mobilenet_adds_in_8_bits_wherever_it_is_asked_to(quickstart):
+    for variant in ("tensorrt@11", "bn-kept"):
+        assert verdicts(quickstart.report, variant) == {("native", "honoured"): 10}
+    assert not verdicts(quickstart.report, "digits_mobilenet")  # whose rule says float
 
 
 def bytes_moved(made: Project, variant: str) -> int:
@@ -600,7 +602,7 @@ def test_a_transformers_skips_can_be_quantized_and_q_k_and_v_have_one_quantize_k
     made = project(
         tmp_path, "from_transformers", 16, args=config, baselines=["fp32"], variants=variants
     )
-    assert verdicts(made, "skips").total() == 2 and not verdicts(made)
+    assert verdicts(made.report(), "skips").total() == 2 and not verdicts(made.report())
     plans = {}
     for variant in ("recipe", "skips"):
         (folder,) = [
