@@ -121,7 +121,7 @@ def test_a_data_callable_that_raises(project, role):
 def test_too_few_values_for_a_calibrator(project):
     rule = {"match": "head", "input": {"calibrator": "entropy", "granularity": "per_element"}}
     project.recipe(rules=[rule])
-    refused(project, "recipe.yaml:", "entropy", "128")
+    refused(project, "recipe.yaml:", "entropy", "16,384")
 
 
 def test_ranges_exported_to_where_a_file_is_in_the_way(applied):

@@ -156,9 +156,37 @@ def test_amax_is_positive_and_never_above_the_largest_value(x, kind, name):
 def test_fewer_than_128_values_per_scale_are_refused_except_for_max():
     shape, block = (1, 8, 4, 4), (1, 1, 4, 4)
     assert refusal(Calibrator("max"), shape, block, 1) is None
-    assert "has 112; use max" in refusal(Calibrator("entropy"), shape, block, 7)
-    assert refusal(Calibrator("entropy"), shape, block, 8) is None
+    assert "has 112; use max, or" in refusal(Calibrator("mse"), shape, block, 7)
+    assert refusal(Calibrator("mse"), shape, block, 8) is None
     assert "percentile 99.9 needs" in refusal(Calibrator("percentile", 99.9), (8, 9), (1, 9))
+
+
+@given(st.integers(128, 40_000), st.sampled_from([50.0, 99.0, 99.9, 99.99, 99.999]))
+def test_a_percentile_that_would_be_the_maximum_is_refused_and_no_other(count, percent):
+    values = np.arange(1, count + 1, dtype=np.float64)
+    is_maximum = np.percentile(values, percent, method="inverted_cdf") == count
+    told = refusal(Calibrator("percentile", percent), (count,), (count,))
+    assert (told is not None) == is_maximum
+    assert told is None or f"of {count:,} values is their maximum" in told
+
+
+def test_entropy_of_few_values_is_refused_and_of_enough_loses_little():
+    assert "use max or mse" in refusal(Calibrator("entropy"), (64, 64), (64, 64))
+    assert refusal(Calibrator("entropy"), (128, 128), (128, 128)) is None
+
+    def db(x, calibrator):
+        amax = np.float32([amax_of(calibrator, histogram(x), largest(x), FORMATS["int8"])])
+        rounded = fake_quantize(x, scale_of(amax, FORMATS["int8"]), x.shape, FORMATS["int8"])
+        return -10 * math.log10(np.square(rounded - x).sum() / np.square(x).sum())
+
+    lost = []
+    for count in (1024, 16_384):
+        draws = [
+            np.random.default_rng(seed).standard_normal(count).astype(np.float32)
+            for seed in range(8)
+        ]
+        lost.append([db(x, Calibrator("mse")) - db(x, Calibrator("entropy")) for x in draws])
+    assert max(lost[0]) > 5 and np.median(lost[1]) < 0.5
 
 
 def test_more_histograms_than_memory_should_hold_are_refused():

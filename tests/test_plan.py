@@ -318,7 +318,7 @@ REFUSALS = {
     "dynamic amax": ({"match": "head.fc", "input": {"per_token": {"dynamic": True}, "amax": 1}},
                      "2:64: per_token(dynamic) has its ranges at run time: no amax"),
     "few values": ({"match": "mid.conv", "weight": {"calibrator": "entropy"}},
-                   "2:34: 'mid.conv': entropy needs at least 128 values per scale and has 9"),
+                   "2:34: 'mid.conv': entropy needs at least 16,384 values per scale and has 9"),
     "folded": ({"match": "stem.bn", "input": "int8"},
                "2:1: 'stem.bn' is folded into 'stem.conv'; quantize that layer's output"),
 }  # fmt: skip

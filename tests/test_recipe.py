@@ -127,6 +127,8 @@ MISTAKES = {
     # numbers
     RULE % "weight: {amax: 0}": "5:32: input should be greater than 0, not 0",
     RULE % "weight: {amax: -1.5}": "5:32: input should be greater than 0, not -1.5",
+    RULE % "weight: {amax: 5.9e-8}": "5:32: modelopt takes a range up to 2^-24 (6e-08) for zero, "
+    "and this is 5.9e-08; write format: float where a tensor holds only zeros",
     RULE % "weight: {amax: .nan}": "5:32: input should be a finite number, not nan",
     RULE % "weight: {amax: 1e999}": "5:32: input should be a finite number, not inf",
     RULE % "input: {calibrator: {percentile: 0}}": "5:31: percentile is a number above 0",
@@ -234,7 +236,7 @@ def test_a_file_that_is_no_recipe_is_refused(write, content, said):
 
 def test_a_missing_file_and_a_folder_are_refused(write, folder):
     assert refused(Path("nope.yaml")) == "nope.yaml: no such file"
-    assert refused(Path("images")).startswith("images: is a folder")
+    assert refused(Path("images")).startswith("images is a folder")
 
 
 def test_an_extends_cycle_is_told_where_it_closes(write):

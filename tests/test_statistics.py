@@ -138,7 +138,7 @@ def test_a_weight_of_another_shape_is_refused():
 
 def test_too_few_values_for_a_distribution_are_refused_by_name():
     few = row(shape=(2, 64), block=(1, 64), calibrator=Calibrator("entropy"))
-    with pytest.raises(DataError, match=r"body\.fc\.weight: entropy needs at least 128 .* 64"):
+    with pytest.raises(DataError, match=r"body\.fc\.weight: entropy needs at least 16,384 .* 64"):
         find_amax(few, weight=np.ones((2, 64), np.float32))
 
 

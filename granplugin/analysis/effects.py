@@ -20,7 +20,7 @@ from granplugin.analysis.figures import SUMS, Sqnr, sqnr, sums
 from granplugin.analysis.replay import Diverged, Script
 from granplugin.analysis.rounded import Choice, Pair, RoundedNetwork, run
 from granplugin.errors import ModelError
-from granplugin.measures.intervals import proportion_interval, tango_interval
+from granplugin.measures.intervals import lost_interval, proportion_interval, tango_interval
 from granplugin.measures.metrics import METRICS, scores_of
 from granplugin.store.keys import content_key
 
@@ -96,6 +96,8 @@ def effect(figure: np.ndarray, by_labels: bool = True) -> Effect:
     if not (by_labels and said["hits"] >= 0):
         upper = None if agreement.low is None else 100 - agreement.low
         lower = None if agreement.high is None else 100 - agreement.high
+        if said["whole"]:
+            lower, upper = lost_interval(n - round(said["agree"] / 100), n)
         loss = Mean(100 - agreement.value, lower, upper)
         return Effect(found, kl, agreement, None, None, loss, "decisions", deviation, classes)
     low, high = tango_interval(round(said["lost"]), round(said["gained"]), n)

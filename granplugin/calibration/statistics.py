@@ -18,16 +18,12 @@ from safetensors.numpy import save
 
 from granplugin.errors import DataError, ModelError, UserError
 from granplugin.planning.rows import QuantizedRow, Row
-from granplugin.quant.calibrators import LEAST_VALUES, amax_of, histogram
-from granplugin.quant.formats import FORMATS, Format
+from granplugin.quant.calibrators import amax_of, histogram, least_values, too_few
+from granplugin.quant.formats import FORMATS, NO_RANGE, Format
 from granplugin.quant.granularity import grid
 from granplugin.quant.site import MULTIPLIED, Shape
 from granplugin.reading import check_file, read_json, reading
 from granplugin.store.whole_file import write_whole
-
-NO_RANGE = 2.0**-24
-"""Up to this amax, the smallest number of float16, a range is none: modelopt takes it for zero
-(tensor_quant._tensor_quant and scaled_e4m3), whatever the format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,11 +227,8 @@ def _calibrate(
     amax = np.zeros_like(largest)
     for cell in zip(*np.nonzero(largest), strict=True):
         counts = counts_of(cell)
-        if (seen := counts.sum()) < LEAST_VALUES:
-            raise DataError(
-                f"{row.site}: {row.calibrator} needs at least {LEAST_VALUES} values per scale and "
-                f"has {seen}; use more samples, max, or a coarser granularity"
-            )
+        if (seen := int(counts.sum())) < least_values(row.calibrator):
+            raise DataError(f"{row.site}: {too_few(row.calibrator, seen)}, or more samples")
         amax[cell] = amax_of(row.calibrator, counts, float(largest[cell]), fmt)
     return amax
 

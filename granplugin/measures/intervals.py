@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 from scipy.optimize import bisect
-from scipy.special import bdtr, ndtri, stdtrit
+from scipy.special import bdtr, chdtri, ndtri, stdtrit
 
 from granplugin.errors import UserError
 
@@ -55,6 +55,23 @@ def proportion_interval(successes: int, n: int) -> tuple[float, float]:
     low = 0.0 if successes == 0 else (centre - half) / (1 + z2 / n)
     high = 1.0 if successes == n else (centre + half) / (1 + z2 / n)
     return 100 * low, 100 * high
+
+
+def lost_interval(lost: int, n: int) -> tuple[float, float]:
+    """95 % interval of the share of decisions that are lost, in percent, n >= 1.
+
+    Wilson's, with the lower bound of up to three losses by Poisson's distribution: one loss among
+    few proves less than Wilson's says (Brown, Cai and DasGupta, Statistical Science 16 (2001),
+    section 4.1.1).
+
+    >>> low, high = lost_interval(1, 8)
+    >>> f"{low:.2f} to {high:.1f} %, {proportion_interval(1, 8)[0]:.2f} by Wilson"
+    '0.64 to 47.1 %, 2.24 by Wilson'
+    """
+    low, high = proportion_interval(lost, n)
+    if 1 <= lost <= 3 and lost < n:
+        low = min(low, 100 * float(chdtri(lost * 2, 0.95)) / 2 / n)
+    return low, high
 
 
 def difference(

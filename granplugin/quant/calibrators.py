@@ -38,6 +38,7 @@ MOST_SCALES = 2048
 
 _ENTROPY_BINS = 2048
 _ENTROPY_FIRST = 128
+_ENTROPY_LEAST = 8 * _ENTROPY_BINS
 _MSE_CANDIDATES = np.exp2(-np.arange(128) / 16)
 
 
@@ -87,11 +88,8 @@ def refusal(
     if calibrator.kind == "max":
         return None
     values = math.prod(block) * (1 if samples is None else samples)
-    if values < LEAST_VALUES:
-        return (
-            f"{calibrator} needs at least {LEAST_VALUES} values per scale and has {values}; "
-            "use max, or a coarser granularity"
-        )
+    if values < least_values(calibrator):
+        return too_few(calibrator, values)
     scales = math.prod(grid(shape, block))
     if samples is not None and scales > MOST_SCALES:
         return (
@@ -99,6 +97,36 @@ def refusal(
             f"here are {scales}; use max, or a coarser granularity"
         )
     return None
+
+
+def least_values(calibrator: Calibrator) -> int:
+    """How many values a scale of this calibrator needs, for it to say anything of them.
+
+    A percentile of fewer than 100 / (100 - p) values is their maximum. Entropy compares 2,048
+    counts: with less than some 8 values in each, runs of empty bins decide, and it clips at random.
+    Of normal, Laplace and Student (3) values, ten draws each, it lost up to 29 dB against max with
+    up to 4,096 of them; against mse it loses on average 0.2 dB of normal values from 16,384 on.
+
+    >>> least_values(Calibrator("percentile", 99.99)), least_values(Calibrator("entropy"))
+    (10000, 16384)
+    """
+    if calibrator.kind == "max":
+        return 1
+    if calibrator.kind == "entropy":
+        return _ENTROPY_LEAST
+    percent = Fraction(str(calibrator.percentile)) if calibrator.percentile else Fraction(100)
+    single = math.ceil(100 / (100 - percent)) if percent < 100 else 0
+    return max(LEAST_VALUES, single)
+
+
+def too_few(calibrator: Calibrator, values: int) -> str:
+    """The refusal of so few values per scale."""
+    told = f"{calibrator} needs at least {least_values(calibrator):,} values per scale and has "
+    if calibrator.kind == "percentile" and values >= LEAST_VALUES:
+        told = f"{calibrator} of {values:,} values is their maximum: it needs at least "
+        return f"{told}{least_values(calibrator):,}; use max, or a lower percentile"
+    others = "max or mse" if values >= LEAST_VALUES else "max"
+    return f"{told}{values:,}; use {others}, or a coarser granularity"
 
 
 def histogram(values: np.ndarray) -> np.ndarray:

@@ -18,6 +18,10 @@ import numpy as np
 from granplugin.quant.granularity import DoesNotApply, Granularity, expand
 from granplugin.quant.site import Shape, Site
 
+NO_RANGE = 2.0**-24
+"""Up to this amax, the smallest number of float16, a range is none: modelopt takes it for zero
+(tensor_quant._tensor_quant and scaled_e4m3), whatever the format."""
+
 
 def _as_it_is(amax: np.ndarray) -> np.ndarray:
     return amax

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 from granplugin.quant.calibrators import PLAIN, Calibrator, parse_calibrator
-from granplugin.quant.formats import FORMATS
+from granplugin.quant.formats import FORMATS, NO_RANGE
 from granplugin.quant.granularity import GRANULARITIES, PARAMETERS, GranularityKey
 from granplugin.recipe.strict import OneOf, Strict, at_key, unknown_key
 from granplugin.suggest import did_you_mean
@@ -44,6 +51,16 @@ def _short_forms(schema: dict[str, Any]) -> None:
         schema["properties"][name] = short
 
 
+def _range(amax: float) -> float:
+    """Raises ValueError for what modelopt takes for zero."""
+    if amax <= NO_RANGE:
+        raise ValueError(
+            f"modelopt takes a range up to 2^-24 ({NO_RANGE:.2g}) for zero, and this is {amax:g}; "
+            "write format: float where a tensor holds only zeros"
+        )
+    return amax
+
+
 class Settings(Strict):
     """What one site gets; keys that are not given keep what earlier rules said."""
 
@@ -58,7 +75,9 @@ class Settings(Strict):
     calibrator: CalibratorKey | None = Field(
         default=None, description="How amax, the largest value that fits, is found."
     )
-    amax: float | None = Field(default=None, gt=0, description="Pins the range: no calibration.")
+    amax: Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(_range)] | None = Field(
+        default=None, description="Pins the range: no calibration."
+    )
 
     @model_validator(mode="after")
     def _nothing_to_calibrate(self) -> Settings:
