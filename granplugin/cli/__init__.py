@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from granplugin.results.parts import Part
 
 ORDER = (
-    "init", "apply", "export", "import", "inspect", "plan", "analyze", "check", "schema", "capabilities",
+    "init", "convert", "apply", "export", "import", "inspect", "plan", "analyze", "check", "schema", "capabilities",
     "audit", "compare", "report", "doctor",
 )  # fmt: skip
 """Of the verbs in the help; the others follow, by name."""

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a file's weights into the model. Raises ModelError where they do not fit, or cannot be
     read without running code."""
-    given = _read_weights(path)
+    given = read_weights(path)
     own = model.state_dict()
     clashing = [
         name
@@ -53,7 +53,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise ModelError(f"{path}: the weights do not fit the model; {lists}")
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A file's tensors by name. Raises ModelError where it cannot be read without running code."""
     check_file(path, ModelError)
     if path.suffix == ".safetensors":
         with reading(str(path), ModelError, "this is no safetensors file, or a damaged one"):

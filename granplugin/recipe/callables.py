@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 _PRIVATE = "_granplugin_file_"
 
 
-def resolve(target: Target, error: type[UserError] = ModelError) -> Callable[..., Any]:
-    """The callable that a recipe names.
+def named(target: Target, error: type[UserError] = ModelError) -> Any:
+    """What a name of a file or a module stands for.
 
     A file is loaded under a private name, with its folder on sys.path only meanwhile. Raises
-    `error` when the file, module or name does not exist, is not callable, or raises on import.
+    `error` when the file, module or name does not exist, or it raises on import.
     """
     if target.path and (said := why_unreadable(target.path)):
         raise error(f"{target}: {said}: {target.path}")
@@ -51,7 +51,13 @@ def resolve(target: Target, error: type[UserError] = ModelError) -> Callable[...
         where = target.path.name if target.path else target.module
         hint = did_you_mean(target.name, known)
         raise error(f"{target}: {where} has no {target.name!r}{hint}")
-    found: Callable[..., Any] = getattr(module, target.name)
+    return getattr(module, target.name)
+
+
+def resolve(target: Target, error: type[UserError] = ModelError) -> Callable[..., Any]:
+    """The callable that a recipe names. Raises `error` as `named` does, and where it is not
+    callable."""
+    found: Callable[..., Any] = named(target, error)
     if not callable(found):
         raise error(f"{target}: {target.name!r} is {type(found).__name__}, not a callable")
     if _is_pythons_own(found):

@@ -114,7 +114,8 @@ class Target(Strict):
         return f"{self.path.name if self.path else self.module}:{self.name}"
 
 
-def _target(value: Any) -> Target:
+def target_of(value: Any) -> Target:
+    """`file.py:name` or `module:name`; ValueError, in one sentence, for others."""
     if isinstance(value, Target):
         return value
     place, _, name = str(value).rpartition(":")
@@ -131,7 +132,7 @@ def _target(value: Any) -> Target:
 
 Callable = Annotated[
     Target,
-    BeforeValidator(_target),
+    BeforeValidator(target_of),
     WithJsonSchema({"type": "string", "description": "file.py:name or installed.module:name"}),
 ]
 

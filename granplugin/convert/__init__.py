@@ -1,0 +1,1 @@
+"""What other tools decided, as recipes: modelopt's configs, and checkpoints that hold amax."""

@@ -1,0 +1,124 @@
+"""convert: what modelopt's config or a calibrated checkpoint decides, as a recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from granplugin.convert.checkpoint import is_quantizer_key, ranges_of
+from granplugin.convert.quant_cfg import rules_of
+from granplugin.errors import ModelError, RecipeError, RunError
+from granplugin.reading import check_file, reading
+from granplugin.recipe.callables import named
+from granplugin.recipe.source import parse_value
+from granplugin.recipe.strict import Target, target_of
+from granplugin.starting.text import flow
+from granplugin.store.whole_file import write_whole
+
+_CONFIGS = (".json", ".yaml", ".yml")
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """The files that were written, the recipe first, and what they do not say."""
+
+    files: tuple[Path, ...]
+    lost: tuple[str, ...]
+    whole: bool
+    """Whether it has a model, and runs; else others extend it."""
+
+
+def convert(source: str, model: str | None = None, out: Path | None = None) -> Conversion:
+    """Convert `source`: a file of modelopt's quant_cfg (JSON, YAML), such a dict in Python
+    (module:NAME, file.py:NAME), or a checkpoint of a calibrated network (.pth, .safetensors), whose
+    weights go into a file of their own. `model` is file.py:function, which makes the network.
+
+    Raises UserError; nothing that is there is overwritten.
+    """
+    path = out or Path(f"{_stem(source)}.yaml")
+    if Path(source).suffix in _CONFIGS:
+        found = rules_of(_config(Path(source)), source)
+        return _write(path, source, model, found.rules, found.lost, {})
+    if ":" in source:
+        found = rules_of(named(_target(source), RecipeError), source)
+        return _write(path, source, model, found.rules, found.lost, {})
+    return _checkpoint(Path(source), path, model)
+
+
+def _config(path: Path) -> Any:
+    check_file(path, RecipeError)
+    with reading(str(path), RecipeError, "this is no text"):
+        return parse_value(path.read_text("utf-8"), str(path))
+
+
+def _checkpoint(source: Path, path: Path, model: str | None) -> Conversion:
+    from safetensors.numpy import save
+
+    from granplugin.network.weights import read_weights
+
+    arrays = {name: tensor.float().numpy() for name, tensor in read_weights(source).items()}
+    ranges = ranges_of(arrays, str(source))
+    own = {name: array for name, array in arrays.items() if not is_quantizer_key(name)}
+    amax, weights = path.with_suffix(".amax.json"), path.with_suffix(".safetensors")
+    files: dict[Path, bytes] = {weights: save(own)}
+    if ranges.sites:
+        told = {"granplugin_amax": 1, "sites": ranges.sites}
+        files[amax] = json.dumps(told, indent=1).encode()
+    return _write(path, str(source), model, ranges.rules, ranges.lost, files)
+
+
+def _write(
+    path: Path,
+    source: str,
+    model: str | None,
+    rules: Sequence[Mapping[str, Any]],
+    lost: Sequence[str],
+    files: Mapping[Path, bytes],
+) -> Conversion:
+    lines = [f"# Of {source}."]
+    lines += [f"# Not in it: {told}" for told in lost]
+    lines.append("version: 1")
+    weights = next((file for file in files if file.suffix == ".safetensors"), None)
+    if model is not None:
+        spec = {"callable": model} | ({"weights": weights.name} if weights else {})
+        lines.append(f"model: {flow(spec)}")
+        lines += [
+            "data:",
+            "  calibration: {callable: calibration_data.py:batches}  # yours: npz, folder, callable",
+        ]
+    else:
+        lines.append(f"# A recipe that says `extends: {path.name}` has model and data.")
+    if any(file.name.endswith(".amax.json") for file in files):
+        lines.append(f"statistics: {{import: {path.with_suffix('.amax.json').name}}}")
+    lines += ["defaults: {bn: keep}", "rules:"]
+    lines += [f"- {flow(rule)}" for rule in rules] or ["  []"]
+    everything = {path: ("\n".join(lines) + "\n").encode(), **files}
+    for file in everything:
+        if file.exists():
+            raise RunError(f"{file}: is there already; give --out, or move it away")
+    for file, content in everything.items():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, content)
+        except OSError as err:
+            raise RunError(f"{file}: cannot be written: {err.strerror}; give --out") from err
+    return Conversion(tuple(everything), tuple(lost), model is not None)
+
+
+def _target(source: str) -> Target:
+    try:
+        return target_of(source)
+    except ValueError as err:
+        raise RecipeError(f"{source}: {err}") from err
+
+
+def _stem(source: str) -> str:
+    if ":" in source and not Path(source).suffix:
+        return source.rpartition(":")[2].lower()
+    stem = Path(source.rpartition(":")[2] if ".py:" in source else source).stem
+    if not stem:
+        raise ModelError(f"{source}: give a file, or module:NAME")
+    return f"{stem}_converted"
