@@ -7,6 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from granplugin.stdout import say
+
 EXAMPLE = "granplugin convert calibrated.pth --model net.py:make"
 
 
@@ -24,9 +26,9 @@ def convert(
 
     found = convert(source, model, out)
     for at, file in enumerate(found.files):
-        print(f"{'recipe' if at == 0 else 'with'}: {file}")
+        say(f"{'recipe' if at == 0 else 'with'}: {file}")
     for lost in found.lost:
-        print(f"not in it: {lost}")
+        say(f"not in it: {lost}")
     if not found.whole:
-        print(f"next: a recipe with model, data and extends: {found.files[0].name}")
+        say(f"next: a recipe with model, data and extends: {found.files[0].name}")
     return 0

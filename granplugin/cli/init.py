@@ -7,6 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from granplugin.stdout import say
+
 EXAMPLE = "granplugin init net.py:make --data samples.npz"
 
 
@@ -34,8 +36,9 @@ def init(
     from granplugin.pipelines.init import init
 
     started = init(target, data, weights, shape or (), out)
-    print(f"recipe: {started.recipe}")
+    say(f"recipe: {started.recipe}")
     if started.data:
-        print(f"data: {started.data}, to be filled in")
-    print(*started.told, sep="\n")
+        say(f"data: {started.data}, to be filled in")
+    for told in started.told:
+        say(told)
     return 0

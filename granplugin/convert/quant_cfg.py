@@ -192,11 +192,10 @@ def _blocks(found: Converted, place: str, blocks: Mapping[Any, Any], dynamic: bo
 
 
 def _allow_half(found: Converted) -> None:
-    """Where weights and inputs are not switched on together, halves are meant."""
-    on: dict[str, set[str]] = {"weight": set(), "input": set()}
-    for rule in found.rules:
-        for role, of in on.items():
-            if rule.get(role, "float") != "float":
-                of.add(str(rule["match"]))
-    if found.rules and on["weight"] != on["input"]:
+    """Where weights and inputs are not switched on and off together, halves are meant."""
+    weight, inputs = (
+        [(str(rule["match"]), rule[role] != "float") for rule in found.rules if role in rule]
+        for role in ("weight", "input")
+    )
+    if weight != inputs:
         found.rules.insert(0, {"match": "**", "half": "allow", "optional": True})
