@@ -10,7 +10,7 @@ from typing import Any
 
 from granplugin.convert.checkpoint import is_quantizer_key, ranges_of
 from granplugin.convert.quant_cfg import rules_of
-from granplugin.errors import ModelError, RecipeError, RunError
+from granplugin.errors import RecipeError, RunError
 from granplugin.reading import check_file, reading
 from granplugin.recipe.callables import named
 from granplugin.recipe.source import parse_value
@@ -116,9 +116,6 @@ def _target(source: str) -> Target:
 
 
 def _stem(source: str) -> str:
-    if ":" in source and not Path(source).suffix:
+    if ":" in source:
         return source.rpartition(":")[2].lower()
-    stem = Path(source.rpartition(":")[2] if ".py:" in source else source).stem
-    if not stem:
-        raise ModelError(f"{source}: give a file, or module:NAME")
-    return f"{stem}_converted"
+    return f"{Path(source).stem}_converted"
