@@ -101,7 +101,7 @@ def test_a_folder_without_a_report_is_refused(tmp_path, report_json):
     done = run_main("report", folder)
     assert done.code == 2
     if report_json and "7" in report_json:
-        assert "of schema version 7 and this granplugin reads 1; make it again" in done.stderr
+        assert "of schema version 7 and this granplugin reads " in done.stderr
     assert "has neither report.json nor analysis.json that can be read" in done.stderr
     assert not (folder / "report.html").exists()
 
