@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from granplugin.analysis.advice import LOUD_DB, finest, judged
 from granplugin.analysis.effects import Effect, alone_name, choice_name, restored_name
 from granplugin.analysis.losses import LayerLosses, Losses
@@ -12,6 +14,7 @@ from granplugin.analysis.measuring import measure_effects
 from granplugin.analysis.promised import Promised
 from granplugin.analysis.rounded import FLOATING, Choice, Pair, RoundedNetwork
 from granplugin.analysis.subject import Clock, Subject
+from granplugin.measures.labelled import one_class
 from granplugin.measures.metrics import METRICS
 from granplugin.recipe.analyze import Analyze
 
@@ -76,7 +79,9 @@ def measure_outputs(
     return OutputEffects(network, start, min(candidates, key=harm), tuple(top), found)
 
 
-def contradiction(outputs: OutputEffects, metric: str | None) -> str | None:
+def contradiction(
+    outputs: OutputEffects, metric: str | None, labels: np.ndarray | None = None
+) -> str | None:
     """Why the labels cannot judge the recipe; None where they can, or there are none. FP32 is held
     to be at chance where its interval has what choosing blindly hits; and a metric that stays while
     decisions change does so by chance alone."""
@@ -86,6 +91,8 @@ def contradiction(outputs: OutputEffects, metric: str | None) -> str | None:
     fp32, agreement = effect.fp32_metric, effect.agreement
     chance = 100 * min(METRICS[metric].guesses / effect.classes, 1.0)
     told = "so the loss is measured by decisions that differ from fp32's, not by the labels"
+    if labels is not None and (one := one_class(labels)):
+        return f"{one}; {told}"
     if fp32.low is not None and fp32.low <= chance:
         return (
             f"fp32 is at chance on these labels: {metric} is {fp32.value:.1f} % "

@@ -122,7 +122,7 @@ def analyze_in(session: Session, costs: bool = True, statistics: Path | None = N
         promised = find_promises(session, questions, network)
     outputs = measure_outputs(subject, network, losses, promised, wanted, clock)
     broken = "; ".join(doubt.said for doubt in doubtful if doubt.breaks)
-    if distrust := contradiction(outputs, subject.metric):
+    if distrust := contradiction(outputs, subject.metric, subject.data.labels()):
         # The figures are kept: only what they are read for changes.
         subject = replace(subject, distrust=distrust)
         outputs = measure_outputs(subject, network, losses, promised, wanted, clock)

@@ -119,6 +119,7 @@ def apply_in(run: RunFolder, recipes: Sequence[Loaded]) -> Report:
         calibration_samples=session.calibration.samples,
         evaluation_samples=session.evaluation.samples,
         doubts=doubtful,
+        labels=session.evaluation.labels(),
         seconds=monotonic() - start,
         told=session.notes,
         network=session.key,

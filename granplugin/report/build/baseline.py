@@ -7,24 +7,29 @@ from collections.abc import Iterable
 import numpy as np
 
 from granplugin.measures.intervals import proportion_interval
+from granplugin.measures.labelled import FEW, numbered_otherwise, one_class
 from granplugin.measures.metrics import scores_of
 from granplugin.recipe.model import CallableModel
 from granplugin.recipe.schema import Recipe
 from granplugin.results.values import Measured
 
-_FEW = 10
-"""Below so many samples, one class for all of them says nothing."""
 
-
-def broken_baseline(recipe: Recipe, found: Iterable[Measured]) -> str | None:
-    """Why FP32, which came to `found` on engines, is no baseline: it cannot be told from chance, or
-    puts all samples in one class; None where it is one, or where it does not tell classes."""
+def broken_baseline(
+    recipe: Recipe, found: Iterable[Measured], labels: np.ndarray | None
+) -> str | None:
+    """Why FP32, which came to `found` on engines, is no baseline: it cannot be told from chance,
+    puts all samples in one class, or the labels, (n,), do not say what it should; None where it is
+    one, or where it does not tell classes."""
     for result in found:
         name = scores_of(result.outputs)
         if name is None:
             continue
-        why = _guesses(result, name) or _one_class(result, name)
-        return f"{why}; {_look_at(recipe)}" if why else None
+        labelled = _labelled(result, name, labels)
+        why = _guesses(result, name) or (None if labelled else _one_class(result, name))
+        if why and not labelled:
+            return f"{why}; {_look_at(recipe)}"
+        told = "; ".join(filter(None, (why, labelled)))
+        return f"{told}; no loss can be judged against it" if told else None
     return None
 
 
@@ -42,11 +47,18 @@ def _guesses(result: Measured, name: str) -> str | None:
     )
 
 
+def _labelled(result: Measured, name: str, labels: np.ndarray | None) -> str | None:
+    scores = result.outputs[name]
+    if labels is None or "top1" not in result.values or len(labels) != len(scores):
+        return None
+    return one_class(labels) or numbered_otherwise(scores.argmax(axis=1), labels, scores.shape[1])
+
+
 def _one_class(result: Measured, name: str) -> str | None:
     chosen = np.unique(result.outputs[name].argmax(axis=1))
     top1 = result.values.get("top1")
     right = top1 is not None and top1.value == 100
-    if len(chosen) > 1 or len(result.outputs[name]) < _FEW or right:
+    if len(chosen) > 1 or len(result.outputs[name]) < FEW or right:
         return None
     return f"fp32 puts all {len(result.outputs[name])} samples in class {chosen[0]}"
 

@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
 from typing import cast
 
+import numpy as np
+
 import granplugin
 from granplugin.capabilities.legality import targets_of
 from granplugin.data.doubts import Doubt
@@ -60,6 +62,7 @@ def make_report(
     calibration_samples: int,
     evaluation_samples: int,
     doubts: Sequence[Doubt],
+    labels: np.ndarray | None,
     seconds: float,
     network: str,
     told: Sequence[str] = (),
@@ -82,7 +85,9 @@ def make_report(
         if each.job.kind != "baseline"
         for override in _overrides(each.job, defaults, result)
     ]
-    broken = broken_baseline(recipe, (r for (name, _), r in results.items() if name == FP32))
+    broken = broken_baseline(
+        recipe, (r for (name, _), r in results.items() if name == FP32), labels
+    )
     broken = "; ".join(filter(None, [*(d.said for d in doubts if d.breaks), broken])) or None
     drops = [m for m in recipe.metrics if metrics.METRICS[m].kind == "proportion"]
     return Report(
