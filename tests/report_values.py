@@ -13,6 +13,7 @@ from granplugin.report.schema.run import (
     LintFinding,
     MetricValue,
     Override,
+    Provable,
     Ratio,
     Report,
     SiteVerdict,
@@ -44,6 +45,7 @@ from granplugin.report.schema.verbs import (
 )
 
 HOSTILE = "<script>alert('x')</script>|`*\"&lt;"
+PROVABLE = Provable(significant_drop=0.5, drop=0.69, back=0.2, drop_with_back=1.18)
 MOVED = MovedBytes(activations=10_000, weights=5000, scales=70, other=0, total=15_070)
 MACHINE = Machine(system="Linux", processor="one", cores=2, python="3.12", packages={"torch": "2"})
 
@@ -104,7 +106,7 @@ def report(name: str = HOSTILE) -> Report:
     return Report(
         granplugin="0.2", name=name, recipes=["r.yaml"], created="today", seconds=1,
         machine=MACHINE, defaults="tensorrt@11", calibration_samples=8, evaluation_samples=9,
-        evaluated_on="evaluation", batch_size=2, smallest_provable_drop=0.5, variants=variants,
+        evaluated_on="evaluation", batch_size=2, provable=PROVABLE, variants=variants,
         overrides=[override] * 5, notes=[HOSTILE], limits=[limit],
     )  # fmt: skip
 

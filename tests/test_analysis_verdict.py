@@ -43,7 +43,8 @@ def test_a_loss_is_within_the_tolerance_only_with_all_of_its_interval(
 
 
 def test_as_many_samples_as_are_said_can_tell_four_times_of_five():
-    from granplugin.measures.intervals import samples_to_tell, tango_interval
+    from granplugin.measures.intervals import tango_interval
+    from granplugin.measures.power import samples_to_tell
 
     share, tolerance = 0.03, 1.0
     deviation = 100 * math.sqrt(share * (1 - share))

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from granplugin.measures.intervals import paired_difference
 from granplugin.measures.metrics import METRICS
 from granplugin.recipe.model import CallableModel
 from granplugin.report.build.baseline import broken_baseline
@@ -107,3 +108,23 @@ def test_labels_of_one_class_show_no_loss_of_the_others():
     told = broken(recipe("net.pt"), [fp32(one, one)], one)
     assert "all 200 labels are class 3" in told
     assert broken(recipe("net.pt"), [fp32(one[:5], one[:5])], one[:5]) is None
+
+
+@pytest.mark.parametrize(
+    ("samples", "lost", "verdict", "enough"),
+    [(200, 0, "cannot tell", 390), (400, 0, "met", None), (200, 20, "missed", None)],
+)
+def test_a_limit_that_cannot_be_told_says_how_many_samples_could(samples, lost, verdict, enough):
+    right = np.ones(samples, bool)
+    interval = paired_difference(np.arange(samples) >= lost, right)
+    main = SimpleNamespace(
+        metrics={"top1": SimpleNamespace(vs={"fp32": interval})}, held=None, engine="openvino"
+    )
+    asked = SimpleNamespace(top1_drop=1.0, latency_vs={}, unhonoured=None)
+    (limit,) = limits(asked, SimpleNamespace(main_engine=main, name="mine"), [], None)
+    assert limit.verdict == verdict
+    assert ("could tell" in limit.why) == (enough is not None)
+    if enough:
+        assert f"some {enough} samples like these could tell" in limit.why
+        same = np.ones(enough, bool)
+        assert -paired_difference(same, same).low <= 1.0

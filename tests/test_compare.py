@@ -16,9 +16,9 @@ from granplugin.measures.intervals import (
     paired_mean_difference,
     pooled_difference,
     proportion_interval,
-    smallest_provable_drop,
     tango_interval,
 )
+from granplugin.measures.power import power, smallest_provable_drop, smallest_significant_drop
 
 NOTHING = "no measurable difference"
 
@@ -139,8 +139,8 @@ def test_identical_results_make_no_measurable_difference(n, dtype):
 
 
 @given(st.integers(4, 3000))
-def test_the_smallest_provable_drop_is_proven_and_one_flip_less_is_not(n):
-    count = round(smallest_provable_drop(n) * n / 100)
+def test_the_smallest_significant_drop_is_proven_and_one_flip_less_is_not(n):
+    count = round(smallest_significant_drop(n) * n / 100)
     right = np.ones(n, bool)
     dropped = np.arange(n) >= count
     assert paired_difference(dropped, right).verdict == "worse"
@@ -149,7 +149,30 @@ def test_the_smallest_provable_drop_is_proven_and_one_flip_less_is_not(n):
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_three_samples_can_prove_no_drop(n):
+    assert smallest_significant_drop(n) is None
     assert smallest_provable_drop(n) is None
+
+
+@pytest.mark.parametrize(("n", "drop", "back"), [(797, 0.5, 0), (797, 0.5, 1), (200, 4, 1.5)])
+def test_power_is_how_often_simulated_samples_prove_the_drop(n, drop, back):
+    random, runs = np.random.default_rng(0), 4000
+    shares = [(drop + back) / 100, back / 100, 1 - (drop + 2 * back) / 100]
+    drawn, counts = np.unique(random.multinomial(n, shares, runs), axis=0, return_counts=True)
+    proven = [tango_interval(int(lost), int(gained), n)[0] > 0 for lost, gained, _ in drawn]
+    assert power(n, drop, back) == pytest.approx((counts * proven).sum() / runs, abs=0.025)
+
+
+def test_the_power_of_the_quickstart_is_as_it_was_worked_out_elsewhere():
+    assert [round(100 * power(797, 0.5, back)) for back in (0, 0.2, 1)] == [56, 30, 15]
+    found = [smallest_provable_drop(797, back) for back in (0, 0.2, 1)]
+    assert found == pytest.approx([0.7, 1.2, 1.9], abs=0.03)
+
+
+@given(st.integers(10, 2000), st.sampled_from([0, 0.2, 1, 5]))
+def test_the_smallest_provable_drop_has_a_power_of_80_percent(n, back):
+    drop = smallest_provable_drop(n, back)
+    if drop is not None:
+        assert power(n, drop, back) == pytest.approx(0.8, abs=1e-3)
 
 
 @given(flips())

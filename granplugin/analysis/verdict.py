@@ -19,7 +19,7 @@ from granplugin.analysis.outputs import OutputEffects
 from granplugin.analysis.rounded import FLOATING, Choice, Pair
 from granplugin.analysis.subject import Clock, Subject
 from granplugin.analysis.suggestion import suggest
-from granplugin.measures.intervals import samples_to_tell
+from granplugin.measures.power import samples_to_tell
 from granplugin.progress import stage
 from granplugin.quant.layers import Layer
 from granplugin.report.schema import analysis as model

@@ -25,7 +25,8 @@ _DB = 10 / math.log(10)
 class Difference:
     """a minus b over n samples; `verdict` is about a, "better" in the metric's own direction.
 
-    `low` and `high` bound the 95 % interval, None where `method` says why there is none.
+    `low` and `high` bound the 95 % interval, None where `method` says why there is none. Of hits
+    and misses, `gained` and `lost` count the samples right under a alone and under b alone.
     """
 
     value: float
@@ -35,6 +36,8 @@ class Difference:
     n: int
     method: str
     verdict: Verdict
+    gained: int | None = None
+    lost: int | None = None
 
 
 def proportion_interval(successes: int, n: int) -> tuple[float, float]:
@@ -91,14 +94,14 @@ def paired_difference(a: np.ndarray, b: np.ndarray) -> Difference:
 
     >>> same = np.ones(797, bool)
     >>> paired_difference(same, same)  # doctest: +ELLIPSIS
-    Difference(value=0.0, low=-0.479..., high=0.479..., ... verdict='no measurable difference')
+    Difference(value=0.0, low=-0.479..., high=0.479..., ... verdict='no measurable difference', gained=0, lost=0)
     """
     n = _paired(a, b)
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     low, high = tango_interval(only_a, only_b, n)
     value = 100 * (only_a - only_b) / n
     verdict = _verdict((low > 0) - (high < 0), higher_is_better=True)
-    return Difference(value, low, high, "points", n, "Tango score", verdict)
+    return Difference(value, low, high, "points", n, "Tango score", verdict, only_a, only_b)
 
 
 def paired_mean_difference(
@@ -155,37 +158,6 @@ def pooled_difference(a: np.ndarray, b: np.ndarray) -> Difference:
     half = float(stdtrit(n - 1, 0.975) * _DB * moves.std(ddof=1) / math.sqrt(n))
     verdict = _verdict((value > half) - (value < -half), higher_is_better=True)
     return Difference(value, value - half, value + half, "dB", n, "ratio of sums", verdict)
-
-
-def smallest_provable_drop(n: int) -> float | None:
-    """The smallest drop, in points, that n paired samples can prove; None below 4 samples.
-
-    The fewest flips, all one way, for which Tango's interval excludes 0.
-
-    >>> smallest_provable_drop(800)
-    0.5
-    """
-    flips = range(1, n + 1)
-    return next((100 * b / n for b in flips if tango_interval(b, 0, n)[0] > 0), None)
-
-
-def samples_to_tell(value: float, bound: float, deviation: float, at_bound: float) -> int | None:
-    """How many samples show with a power of 80 % on which side of `bound` a mean of `value` is, so
-    that its 95 % interval excludes the bound; to two digits, rounded up. `deviation` is that of a
-    sample's value, `at_bound` what it would be were the mean the bound, all in one unit. None
-    where the mean is the bound.
-
-    The normal approximation: Lachin, Controlled Clinical Trials 2 (1981) 93-113, for one sample.
-
-    >>> samples_to_tell(0.0, 1.0, 0.0, math.sqrt(1.0 * 99.0))
-    390
-    """
-    if value == bound:
-        return None
-    spread = _Z * at_bound + float(ndtri(0.8)) * deviation
-    count = (spread / (value - bound)) ** 2
-    unit = 10 ** max(math.floor(math.log10(count)) - 1, 0) if count > 1 else 1
-    return math.ceil(count / unit) * unit
 
 
 def tango_interval(only_a: int, only_b: int, n: int) -> tuple[float, float]:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from granplugin.engines import ENGINES
+from granplugin.measures.power import samples_to_tell
 from granplugin.recipe.schema import Limits
-from granplugin.report.schema.run import EngineResult, LimitResult, LimitVerdict, VariantResult
+from granplugin.report.schema.run import (
+    EngineResult,
+    Interval,
+    LimitResult,
+    LimitVerdict,
+    VariantResult,
+)
 
 
 def limits(
@@ -47,10 +55,23 @@ def _top1_drop(bound: float, result: VariantResult, broken: str | None) -> Limit
         why = f"drop of {least:.2f} to {drop:.2f} points (95 %) on {main.engine}"
         if verdict == "met":
             why = f"drop of at most {drop:.2f} points (95 %) on {main.engine}"
+        elif verdict == "cannot tell":
+            why += _would_tell(interval, bound)
     return LimitResult(
         limit="top1_drop", variant=result.name, bound=bound, measured=drop, verdict=verdict,
         why=why,
     )  # fmt: skip
+
+
+def _would_tell(found: Interval, bound: float) -> str:
+    """How many samples like these could tell a drop from a bound, both in points."""
+    drop, flips = -found.value, ((found.gained or 0) + (found.lost or 0)) / found.n
+    deviation = 100 * math.sqrt(max(flips - (drop / 100) ** 2, 0.0))
+    # Were the drop the bound, so many samples at least would be wrong.
+    enough = samples_to_tell(
+        drop, bound, deviation, max(deviation, math.sqrt(bound * (100 - bound)))
+    )
+    return f"; some {enough:,} samples like these could tell" if enough else ""
 
 
 def _not_measured(what: str, result: VariantResult) -> str:

@@ -27,6 +27,7 @@ from granplugin.report.build.limits import limits
 from granplugin.report.build.machine import machine
 from granplugin.report.build.moved import moved_bytes
 from granplugin.report.build.notes import notes
+from granplugin.report.build.provable import provable
 from granplugin.report.schema.run import (
     ClockValue,
     ComputedWrongly,
@@ -89,7 +90,7 @@ def make_report(
         recipe, (r for (name, _), r in results.items() if name == FP32), labels
     )
     broken = "; ".join(filter(None, [*(d.said for d in doubts if d.breaks), broken])) or None
-    drops = [m for m in recipe.metrics if metrics.METRICS[m].kind == "proportion"]
+    shares = any(metrics.METRICS[m].kind == "proportion" for m in recipe.metrics)
     return Report(
         granplugin=granplugin.__version__,
         name=recipe.name,
@@ -102,9 +103,7 @@ def make_report(
         evaluation_samples=evaluation_samples,
         evaluated_on="evaluation" if recipe.data.evaluation else "calibration",
         batch_size=recipe.data.batch_size,
-        smallest_provable_drop=intervals.smallest_provable_drop(evaluation_samples)
-        if drops
-        else None,
+        provable=provable(evaluation_samples, variants) if shares else None,
         variants=variants,
         overrides=overrides,
         broken_baseline=broken,

@@ -29,6 +29,10 @@ class Interval(Part):
     n: int
     method: str
     verdict: Literal["better", "worse", "no measurable difference"]
+    gained: int | None = Field(
+        default=None, description="Of hits and misses: samples that only this has right."
+    )
+    lost: int | None = Field(default=None, description="Samples that only the baseline has right.")
 
 
 class MetricValue(Part):
@@ -329,6 +333,23 @@ class LimitResult(Part):
     why: str
 
 
+class Provable(Part):
+    """How small a drop the samples can prove, in points."""
+
+    significant_drop: float = Field(
+        description="The smallest observed drop that is significant: all flips are losses."
+    )
+    drop: float | None = Field(
+        description="The smallest true drop that is proven with a probability of 80 % where no "
+        "sample becomes right."
+    )
+    back: float = Field(
+        description="Percent of samples that became right with a recipe or variant: the most of "
+        "those whose difference from fp32 is not measurable."
+    )
+    drop_with_back: float | None = Field(description="As `drop`, where so many become right.")
+
+
 class Report(Part):
     """One run of `granplugin apply`."""
 
@@ -344,8 +365,8 @@ class Report(Part):
     evaluation_samples: int
     evaluated_on: Literal["evaluation", "calibration"]
     batch_size: int
-    smallest_provable_drop: float | None = Field(
-        description="Points of top-1 or agreement that so many samples can prove."
+    provable: Provable | None = Field(
+        description="What so many samples can prove of a share, as top-1; null: none was asked for."
     )
     variants: list[VariantResult]
     overrides: list[Override] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from granplugin.report.schema.parts import Coverage
@@ -106,12 +107,26 @@ def false_differences(engines: Sequence[EngineResult]) -> Iterator[str]:
 
 
 def provable(report: Report) -> Iterator[str]:
-    """The smallest drop that the samples can prove, where a metric is a proportion."""
-    if report.smallest_provable_drop is not None:
-        yield (
-            f"The smallest drop that {report.evaluation_samples} samples can prove: "
-            f"{report.smallest_provable_drop:.2f} points."
-        )
+    """How small a drop the samples can prove, where a metric is a proportion."""
+    found = report.provable
+    if found is None:
+        return
+    samples = f"{report.evaluation_samples:,} samples"
+    if found.drop is None:
+        told = f"{samples} prove no drop with a probability of 80 %"
+    else:
+        told = f"{samples} prove a drop of {_up(found.drop)} points with a probability of 80 %"
+        if found.back and found.drop_with_back is not None:
+            told += (
+                f", one of {_up(found.drop_with_back)} where {found.back:.2f} % of the samples "
+                "become right besides, as here"
+            )
+    yield f"{told}; the smallest that is significant is {found.significant_drop:.2f}."
+
+
+def _up(points: float) -> str:
+    """Rounded up, so that it holds."""
+    return f"{math.ceil(100 * points - 1e-9) / 100:.2f}"
 
 
 def gpu_sentences(report: Report) -> Iterator[str]:
