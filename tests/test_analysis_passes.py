@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from granplugin.analysis import passes
-from granplugin.analysis.collect import collect
+from granplugin.analysis.collect import collect_resumably
 from granplugin.analysis.passes import Kept, accumulate
 from granplugin.calibration.statistics import Need
 from granplugin.errors import DataError, RunError
@@ -165,7 +165,7 @@ NEEDS = [Need(f"{layer}.input", (1, 3), True, (1, 3)) for layer in ("0", "2")]
 def ranges(path, model, size, forward=None):
     run = forward or (lambda batch: model(torch.from_numpy(batch["x"]).float()))
     with torch.no_grad():
-        return collect(model, NEEDS, batches(size), run, path, "key")
+        return collect_resumably(model, NEEDS, batches(size), run, path, "key")
 
 
 @pytest.mark.parametrize("error", [MemoryError(), KeyboardInterrupt()], ids=repr)

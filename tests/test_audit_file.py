@@ -22,7 +22,7 @@ from granplugin.errors import EngineError, Unhonoured
 from granplugin.graph.edit.qdq import insert
 from granplugin.graph.files import save
 from granplugin.graph.read.found import find
-from granplugin.graph.read.loading import load
+from granplugin.graph.read.loading import read_model
 from granplugin.graph.read.verify import read_back
 from granplugin.pipelines.audit import audit
 from granplugin.quant.granularity import grid, parse_granularity
@@ -38,7 +38,7 @@ def written(model, folder, name="model.onnx"):
 
 def said(path):
     """(op type, role) -> what is found."""
-    found = find(load(path), path)
+    found = find(read_model(path), path)
     return {
         (o.op_type, o.row.operand): f"{o.row.format} {o.row.granularity}" for o in found.operands
     }
@@ -117,7 +117,7 @@ def test_what_granplugin_writes_is_found_as_its_plan_says_it(tmp_path_factory, c
     row = row_of("layer.weight", shape, block=block)
     path = tmp_path_factory.mktemp("found") / "model.onnx"
     save(insert(layer_of(shape), [row], {"layer.weight": np.ones(grid(shape, block), "f4")}), path)
-    (operand,) = find(load(path), path).operands
+    (operand,) = find(read_model(path), path).operands
     assert operand.row.shape == shape
     assert operand.row.grid == row.grid
     assert (operand.quantize, operand.row.operand, operand.row.format) == (None, "weight", "int8")

@@ -18,7 +18,7 @@ from granplugin.backends.engine_plan import EnginePlan
 from granplugin.backends.nvidia.kernels import Kernels
 from granplugin.errors import EngineError
 from granplugin.graph.read.found import find
-from granplugin.graph.read.loading import load
+from granplugin.graph.read.loading import read_model
 from granplugin.pipelines.audit import audit
 
 
@@ -83,7 +83,7 @@ def written(model, folder):
 
 def found_in(model, folder):
     path = written(model, folder)
-    return find(load(path), path)
+    return find(read_model(path), path)
 
 
 @pytest.mark.parametrize("code", REFUSED)

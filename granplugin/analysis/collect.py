@@ -26,7 +26,7 @@ PEAK = "peak"
 """`<layer>.peak` is the largest |x| of each sample of the layer's input, as a tensor (n, 1)."""
 
 
-def collect(
+def collect_resumably(
     model: nn.Module,
     needs: Iterable[Need],
     batches: Iterable[Batch],

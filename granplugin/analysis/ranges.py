@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 import granplugin
-from granplugin.analysis.collect import PEAK, collect
+from granplugin.analysis.collect import PEAK, collect_resumably
 from granplugin.analysis.questions import Questions
 from granplugin.analysis.settings import Asked
 from granplugin.analysis.subject import Clock, Subject
@@ -114,7 +114,9 @@ def gather(
         whose = content_key(key, session.recipe.data.batch_size, sorted(map(str, missing)))
         batches = session.calibrating("ranges")
         with located(session.loaded, "data", "calibration"), clock.timed("ranges"):
-            seen = collect(subject.model, missing, batches, subject.forward, partial, whose)
+            seen = collect_resumably(
+                subject.model, missing, batches, subject.forward, partial, whose
+            )
         found = found.join(seen) if found else seen
         found.save(path, key)
         partial.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from granplugin.backends.nvidia.kernels import Kernels
 from granplugin.backends.nvidia.libraries import LIBRARIES
 from granplugin.capabilities import Book, Promise
 from granplugin.graph.read.found import Found, QuantizedOperand, find
-from granplugin.graph.read.loading import load
+from granplugin.graph.read.loading import read_model
 from granplugin.planning.rows import FileRow, QuantizedRow, Row
 from granplugin.quant.formats import FORMATS
 from granplugin.quant.site import MULTIPLIED
@@ -75,7 +75,7 @@ def examine(
 ) -> tuple[tuple[LayerPrecision, ...], tuple[Finding, ...]]:
     """What an engine made of the sites that no product reads (skip inputs, pools), under the names
     of their sites, and lint; of one of our own files, whose plan has these rows."""
-    found = find(load(path), path)
+    found = find(read_model(path), path)
     kernels = Kernels(library, plan, found.products)
     lines = {row.site: row.where for row in rows}
     named = {operand.row.site: found.site(operand) for operand in found.operands}

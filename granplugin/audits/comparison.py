@@ -11,7 +11,7 @@ from granplugin.audits.engine_plans import build_plan, read_plan_file
 from granplugin.audits.shapes import Range, shapes_for
 from granplugin.backends.engine_plan import EngineLayer, EnginePlan, Moved
 from granplugin.errors import EngineError
-from granplugin.graph.read.loading import load
+from granplugin.graph.read.loading import read_model
 from granplugin.partition import joined
 from granplugin.report.build.verbs import compare_output
 from granplugin.report.result import Result
@@ -77,7 +77,7 @@ def plan_of(
             )
         path = found
     if path.suffix == ".onnx":
-        model = load(path)
+        model = read_model(path)
         sizes, notes = shapes_for(model, shapes, batch)
         return build_plan(model, path, backend, batch, sizes)[0], notes
     return read_plan_file(path), []

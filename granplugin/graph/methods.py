@@ -119,7 +119,7 @@ def _checked(
     return weight
 
 
-def spread(cells: np.ndarray, row: QuantizedRow) -> np.ndarray:
+def broadcast(cells: np.ndarray, row: QuantizedRow) -> np.ndarray:
     """A grid of scales as it broadcasts against the tensor: of its length along the axes where
     scales differ, of length 1 along the others."""
     for axis in cut_axes(row):

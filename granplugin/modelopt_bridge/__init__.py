@@ -10,7 +10,7 @@ from granplugin.modelopt_bridge.mode import convert
 from granplugin.modelopt_bridge.observe import batches
 from granplugin.modelopt_bridge.places import want_quantizers
 from granplugin.modelopt_bridge.quantizers import fake_quantize, load_amax, sites_of
-from granplugin.planning.quantize_config import config, site_of
+from granplugin.planning.quantize_config import config, site_entry
 
 __all__ = [
     "batches",
@@ -20,7 +20,7 @@ __all__ = [
     "load_amax",
     "marked",
     "quiet",
-    "site_of",
+    "site_entry",
     "sites_of",
     "want_quantizers",
 ]

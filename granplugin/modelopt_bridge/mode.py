@@ -34,7 +34,7 @@ from granplugin.quant.layers import Layer
 
 
 class CalibrationConfig(QuantizeAlgorithmConfig):
-    """The sites to quantize, as site_of writes them."""
+    """The sites to quantize, as site_entry writes them."""
 
     method: Literal["granplugin"] = ModeloptField(METHOD)
     sites: list[dict[str, Any]] = ModeloptField(

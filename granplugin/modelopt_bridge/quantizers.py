@@ -21,7 +21,7 @@ from granplugin.planning.quantize_config import (
     METHOD,
     attributes,
     quantizer_name,
-    site_of,
+    site_entry,
 )
 from granplugin.planning.row_json import row_from_json
 from granplugin.planning.rows import QuantizedRow, Row
@@ -81,13 +81,13 @@ def load_amax(model: nn.Module, rows: Iterable[Row], amax: Mapping[str, np.ndarr
     quantized = [row for row in rows if row.quantized]
     refuse_unfolded(model, quantized)
     set_quantizers(model, quantized, amax)
-    _record(model)["sites"] = [site_of(row) for row in quantized]
+    _record(model)["sites"] = [site_entry(row) for row in quantized]
 
 
 def sites_of(model: nn.Module) -> list[dict[str, Any]]:
     """What the granplugin mode was last configured with, also after `mto.restore`.
 
-    Each is site_of's dict, and "grid": the amax in its quantizer as a float32 array of the
+    Each is site_entry's dict, and "grid": the amax in its quantizer as a float32 array of the
     grid's shape, None where that quantizer is off or finds it at run time. Raises ModelError for a
     model that granplugin did not quantize, or one with other quantizers switched on.
     """

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from granplugin.network.frames import Frames
-from granplugin.network.torch_calls import name_of, tensors_in
+from granplugin.network.torch_calls import name_of, storage_of, tensors_in
 from granplugin.network.values import Values
 from granplugin.quant.multiplications import Multiplication
 
@@ -77,7 +77,7 @@ class Multiplied(TorchDispatchMode):
         self._parameters: dict[int, list[tuple[str, int]]] = defaultdict(list)
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
-                known = self._parameters[parameter.untyped_storage()._cdata]
+                known = self._parameters[storage_of(parameter)]
                 known.append((name, parameter.numel()))
         self._found: dict[tuple[str, int], _Product] = {}
 
@@ -101,7 +101,7 @@ class Multiplied(TorchDispatchMode):
         product = self._found[at]
         product.macs += macs
         for tensor in tensors_in(args):
-            product.weights.update(self._parameters.get(_storage(tensor), ()))
+            product.weights.update(self._parameters.get(storage_of(tensor), ()))
 
     def products(self, samples: int, layers: Mapping[int, str]) -> tuple[Multiplication, ...]:
         """In the order of their first call, for one sample of a pass over so many; `layers` has
@@ -116,13 +116,6 @@ class Multiplied(TorchDispatchMode):
             )
             for (place, _), found in self._found.items()
         )
-
-
-def _storage(tensor: Tensor) -> int:
-    try:
-        return tensor.untyped_storage()._cdata
-    except NotImplementedError:  # sparse
-        return 0
 
 
 def _own(place: str, module: nn.Module) -> dict[str, int]:

@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from granplugin.errors import ModelError
 from granplugin.graph.read.graph import ReadGraph, dequantizes, quantizes, read_graph
-from granplugin.graph.read.loading import load, reading, with_subgraphs
+from granplugin.graph.read.loading import read_model, reading, with_subgraphs
 from granplugin.store.keys import content_key, file_key
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
@@ -25,7 +25,7 @@ def read_float(path: Path) -> ReadGraph:
     ModelError: no such file, not ONNX or damaged, weights in files that are not there, or quantized
     already.
     """
-    model = load(path)
+    model = read_model(path)
     with reading(path):
         _check_whole(model, path)
         _check_float(model, path)

@@ -31,6 +31,14 @@ def name_of(function: Any) -> str:
     return getattr(function, "__name__", "")
 
 
+def storage_of(tensor: Tensor) -> int:
+    """The number of the memory that a tensor is a view of; one without any is its own."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except NotImplementedError:  # sparse, or inside torch.vmap
+        return id(tensor)
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """The tensors in nested tuples, lists and dicts."""
     if isinstance(value, Tensor):

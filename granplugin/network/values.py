@@ -16,7 +16,7 @@ from granplugin.network.flow import Flow
 from granplugin.network.forward import batched_shape
 from granplugin.network.frames import Frame, Frames
 from granplugin.network.product_calls import Product, product_of
-from granplugin.network.torch_calls import addends, kind_of, name_of, tensors_in
+from granplugin.network.torch_calls import addends, kind_of, name_of, storage_of, tensors_in
 from granplugin.quant.site import Shape
 
 # These return no tensor and yet look at the values.
@@ -72,7 +72,7 @@ class Values(TorchFunctionMode):
         if known is not None:
             return known
         self._tensors.append(tensor)
-        self._on_storage[_storage(tensor)].append(id(tensor))
+        self._on_storage[storage_of(tensor)].append(id(tensor))
         return self._new(id(tensor), data)
 
     def _new(self, tensor_id: int, data: bool) -> int:
@@ -94,7 +94,7 @@ class Values(TorchFunctionMode):
             return result  # a shape, a flag, or the very tensor that was given
         # Whatever shares the changed storage is read and written too.
         touched = [
-            tensor_id for tensor in changed for tensor_id in self._on_storage[_storage(tensor)]
+            tensor_id for tensor in changed for tensor_id in self._on_storage[storage_of(tensor)]
         ]
         reads = tuple(dict.fromkeys([*numbers, *(self._current[i] for i in touched)]))
         data = any(self.flow.data[number] for number in reads)
@@ -138,10 +138,3 @@ def _sum(function: Any, args: tuple, kwargs: dict) -> Shape | None:
 def _version(tensor: Tensor) -> int:
     # Tensors made in inference mode have no version: changes in place go unseen there.
     return 0 if tensor.is_inference() else tensor._version
-
-
-def _storage(tensor: Tensor) -> int:
-    try:
-        return tensor.untyped_storage()._cdata
-    except NotImplementedError:  # sparse, or inside torch.vmap
-        return id(tensor)

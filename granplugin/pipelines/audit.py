@@ -27,7 +27,7 @@ from granplugin.backends.nvidia.kernels import Kernels
 from granplugin.engines import AUDITED
 from granplugin.errors import EngineError
 from granplugin.graph.read.found import find
-from granplugin.graph.read.loading import load
+from granplugin.graph.read.loading import read_model
 from granplugin.planning.rows import FileRow
 from granplugin.results.audited import Verdict
 
@@ -55,7 +55,7 @@ def audit(
     """
     if backend not in AUDITED:
         raise EngineError(f"engine {backend!r} cannot be audited; {' and '.join(AUDITED)} can")
-    model = load(path)
+    model = read_model(path)
     found = find(model, path)
     asked = Asked(plan_json, path, found) if plan_json is not None else None
     version, plan = None, None

@@ -35,7 +35,7 @@ def config(rows: Iterable[Row]) -> dict[str, Any]:
             {"quantizer_name": "*", "enable": False},
             *(entries if len(entries) <= _MOST_ENTRIES else ()),
         ],
-        "algorithm": {"method": METHOD, "sites": [site_of(row) for row in quantized]},
+        "algorithm": {"method": METHOD, "sites": [site_entry(row) for row in quantized]},
     }
 
 
@@ -57,6 +57,6 @@ def attributes(row: QuantizedRow) -> dict[str, Any]:
     return {"num_bits": num_bits, "axis": axis or None}
 
 
-def site_of(row: QuantizedRow) -> dict[str, Any]:
+def site_entry(row: QuantizedRow) -> dict[str, Any]:
     """The row as JSON values, with the name of its quantizer; row_from_json reads it."""
     return {"quantizer": quantizer_name(row), **row_to_json(row)}

@@ -22,7 +22,7 @@ from granplugin.graph.read.graph import (
     quantizes,
     scope_of,
 )
-from granplugin.graph.read.loading import load, reading
+from granplugin.graph.read.loading import read_model, reading
 from granplugin.graph.read.pairs import Qdq, qdq
 from granplugin.graph.read.residual import residual_add
 from granplugin.planning.rows import QuantizedRow
@@ -156,7 +156,7 @@ class FileGraph(ReadGraph):
 
 def open_file(path: Path) -> FileGraph:
     """One of our own files. Raises ModelError for one that is damaged, Unhonoured."""
-    model = load(path)
+    model = read_model(path)
     with reading(path):
         return FileGraph(model, path)
 

@@ -22,7 +22,7 @@ from onnx import TensorProto, TypeProto, numpy_helper
 from granplugin.errors import ModelError
 from granplugin.graph.read.constants import Evaluator, Refused, is_random, stored_in
 from granplugin.graph.read.inferred import infer_types
-from granplugin.graph.read.loading import load, name_of, reading, subgraphs
+from granplugin.graph.read.loading import name_of, read_model, reading, subgraphs
 from granplugin.quant.layers import ONNX_PRODUCTS
 from granplugin.quant.site import Shape
 
@@ -62,7 +62,7 @@ def scope_of(node: onnx.NodeProto) -> str:
 
 def read(path: Path) -> ReadGraph:
     """The graph of a file. Raises ModelError."""
-    return read_graph(load(path), path)
+    return read_graph(read_model(path), path)
 
 
 def read_graph(model: onnx.ModelProto, path: Path) -> ReadGraph:

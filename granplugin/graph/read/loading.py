@@ -45,7 +45,7 @@ def name_of(node: onnx.NodeProto) -> str:
     return node.name or f"node_of_{next(filter(None, node.output), node.op_type)}"
 
 
-def load(path: Path) -> onnx.ModelProto:
+def read_model(path: Path) -> onnx.ModelProto:
     """A model with its functions inlined and a unique name for every node: an unnamed one is
     called as TensorRT calls it. Weights in other files stay there. Raises ModelError."""
     try:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from granplugin.errors import ModelError
 from granplugin.graph.edit.additions import Additions
-from granplugin.graph.methods import FLOOR, reduced_axes, spread, unit_of
+from granplugin.graph.methods import FLOOR, broadcast, reduced_axes, unit_of
 from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.formats import FORMATS
 from granplugin.quant.granularity import PerTensor
@@ -53,7 +53,7 @@ class Divisions:
         max(|x|) / largest, at least FLOOR.
         """
         x, unit = marker.inputs[0], unit_of(cells, FORMATS[row.format])
-        given = None if cells is None else spread(cells, row) / np.float32(unit)
+        given = None if cells is None else broadcast(cells, row) / np.float32(unit)
         exact = (row.format, reduced_axes(row)) if given is None else (given.shape, given.tobytes())
         key = (x, *exact)
         if key not in self.done:

@@ -19,7 +19,7 @@ from granplugin.graph.edit.contract import misfit, seam
 from granplugin.graph.edit.fold import weight_at
 from granplugin.graph.edit.lowering.division import divided
 from granplugin.graph.edit.nodes import only_user, replace, site_of
-from granplugin.graph.methods import spread
+from granplugin.graph.methods import broadcast
 from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
 
@@ -62,7 +62,7 @@ def simulate(
             y = additions.constant(f"{row.site}/baked", baked)
         else:
             x = y = marker.inputs[0]
-            scale = additions.number(f"{row.site}/scale", spread(cells, row), x)
+            scale = additions.number(f"{row.site}/scale", broadcast(cells, row), x)
             bounds = [
                 additions.number(f"{row.site}/smallest", fmt.smallest, x),
                 additions.number(f"{row.site}/largest", fmt.largest, x),

@@ -21,7 +21,7 @@ from granplugin.graph.edit.additions import Additions
 from granplugin.graph.edit.contract import misfit, seam
 from granplugin.graph.edit.fold import weight_at
 from granplugin.graph.edit.lowering.products import check_readers
-from granplugin.graph.methods import Method, operation, spread, unit_of
+from granplugin.graph.methods import Method, broadcast, operation, unit_of
 from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.formats import FORMATS, dequantize, quantize, scale_of
 from granplugin.quant.granularity import PerBlock
@@ -87,7 +87,7 @@ def change_weight(
     """
     check_readers(row, inputs, weights)
     weight = weight_at(weights[0])
-    divisor = spread(cells, row) / np.float32(unit_of(cells, FORMATS[row.format]))
+    divisor = broadcast(cells, row) / np.float32(unit_of(cells, FORMATS[row.format]))
     factor = _factor(row, divisor.reshape(-1), weight.shape)
     changed, ranges, weight = WEIGHT_PASSES[method](
         weight_row, weight, amax[weight_row.site], factor
