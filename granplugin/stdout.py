@@ -93,7 +93,7 @@ def aside(verb: Callable[..., int]) -> Callable[..., int]:
 
 def results() -> TextIO:
     """Where a verb's results go."""
-    return _RESULTS.get() or sys.stdout
+    return _RESULTS.get() or sys.stdout  # type: ignore[return-value]
 
 
 def say(text: str = "") -> None:

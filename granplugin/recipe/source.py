@@ -118,7 +118,7 @@ def get(value: Any, location: Location) -> Any:
 def subtree(document: Document, at: Location, to: Location) -> dict[Location, Mark]:
     """The marks below `at`, moved to `to`."""
     found: dict[Location, Mark] = {}
-    queue = [((), get(document.value, at))]
+    queue: list[tuple[Location, Any]] = [((), get(document.value, at))]
     while queue:
         inside, value = queue.pop()
         if (*at, *inside) in document.marks:

@@ -240,7 +240,7 @@ class ReadGraph:
     def value(self, name: str) -> np.ndarray | None:
         """What a constant is, computed where it has to be; None where that cannot be told, or is
         `refused`. Raises ModelError for one that cannot be read."""
-        if name not in self.constant:
+        if not name or name not in self.constant:
             return None
         waiting = [name]
         while waiting:
