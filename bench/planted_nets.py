@@ -25,7 +25,7 @@ SPOILED = 100.0
 @dataclass(frozen=True)
 class Fault:
     """`layers` are those to be named, `loss_in` where they lose - several words where more than one
-    is right - and `words` what a right reason holds one of; `factors` are from mild to strong."""
+    is right - and `words` what a right reason holds one of; `factors` are from harmless to strong."""
 
     layers: tuple[str, ...]
     loss_in: tuple[str, ...]
@@ -38,35 +38,35 @@ _DECIDES = "what is left decides"
 
 FAULTS = {
     "input outlier channel": Fault(
-        ("mid",), ("input",), (f"channel {HIT} reaches",), (20.0, 2000.0)
+        ("mid",), ("input",), (f"channel {HIT} reaches",), (1.0, 2000.0)
     ),
     "huge depthwise filter": Fault(
-        ("dw",), ("weight", "both"), (f"channel {HIT}'s filter is",), (20.0, 2000.0)
+        ("dw",), ("weight", "both"), (f"channel {HIT}'s filter is",), (1.0, 2000.0)
     ),
     "dead channel": Fault((), (), (), (1.0, 1.0)),
     "cancelling pair": Fault(
         ("p", "q"),
         ("weight", "both", "neither"),
         (_BEHIND, _DECIDES, "one scale serves"),
-        (3.0, 100.0),
+        (1.0, 100.0),
     ),
     "sensitive last layer": Fault(
         ("last",),
         ("weight", "both", "neither"),
         (_BEHIND, _DECIDES, "one scale serves"),
-        (3.0, 100.0),
+        (1.0, 100.0),
     ),
     "growing residual": Fault(
         ("blocks.1", "blocks.2", "fc"),
         ("input", "both"),
         tuple(f"channel {at} reaches" for at in (HIT, *range(4 * HIT, 4 * HIT + 4))),
-        (4.0, 20.0),
+        (1.0, 20.0),
     ),
     "saturated sigmoid": Fault(
         ("gate",),
         ("weight", "input", "both", "neither"),
         (_BEHIND, _DECIDES, "scale"),
-        (30.0, 3000.0),
+        (1.0, 3000.0),
     ),
     "one bad sample": Fault(
         ("stem", "mid", "fc", "last"), ("input",), ("sample reaches", "samples reach"), (1.0, 1.0)

@@ -52,3 +52,19 @@ def test_a_layer_left_float_is_the_network_without_it_and_half_of_it_is_allowed(
         {"match": "head", "weight": "float", "half": "allow"},
         {"match": "stem", "input": "float", "half": "allow"},
     ]
+
+
+def test_a_layer_of_which_only_the_weight_is_quantized_is_told_and_promised_so(project):
+    project.arrays = {"images": images(64)}
+    rules = [
+        {"match": "head", "input": "float", "half": "allow"},
+        {"match": "twice", "format": "float"},
+    ]
+    found = analyzed(write(project, "Residual", rules=rules), project.out)
+    head = layer_of(found, "head")
+    assert head.loss_in in ("weight", "neither")
+    weight = next(setting for setting in head.weights if setting.start)
+    # The other site is float, as the recipe has it.
+    assert weight.both == weight.alone
+    assert not any(setting.start for setting in head.inputs)
+    assert layer_of(found, "twice").why == "the recipe leaves it float"

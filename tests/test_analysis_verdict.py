@@ -193,8 +193,8 @@ def test_the_role_that_takes_more_is_named_always(weight, given_):
     from granplugin.analysis.why import MATTERS, loss_in, roles_of
 
     lost = {"weight": weight, "input": given_}
-    of = {role: {0: SimpleNamespace(channels_lost=share)} for role, share in lost.items()}
-    roles = roles_of(loss_in(SimpleNamespace(weights=of["weight"], inputs=of["input"])))
+    own = {role: SimpleNamespace(channels_lost=share) for role, share in lost.items()}
+    roles = roles_of(loss_in(SimpleNamespace(own=own.get)))
     if max(lost.values()) < MATTERS:
         assert roles == ()
     else:

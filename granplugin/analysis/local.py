@@ -71,7 +71,9 @@ class Tried:
 
     def figure(self, weight: int | None = None, given: int | None = None) -> FigureKey | None:
         """The figure of these settings of the weight, the input or both; None where one of them
-        has no range."""
+        has no range, or neither is given."""
+        if weight is None and given is None:
+            return None
         settings = []
         for index, rows, rounded in (
             (weight, self.asked.weights, self.weights),

@@ -55,6 +55,12 @@ class LayerLosses:
     def name(self) -> str:
         return self.tried.name
 
+    def own(self, role: str) -> Loss | None:
+        """That of the recipe's own setting; None where it leaves the weight or input float."""
+        if role not in {row.operand for row in self.tried.asked.start}:
+            return None
+        return (self.weights if role == "weight" else self.inputs).get(START)
+
     def best(self, role: str, among: set[int] | None = None) -> int | None:
         """The setting of the weight or input that loses least; of equals, the one that stores the
         fewest scales."""
@@ -88,15 +94,18 @@ def layer_losses(tried: Tried, figures: LocalFigures, population: int) -> LayerL
         together = None if both is None or both not in figures else sqnr(figures[both], population)
         return Loss(row, sqnr(figures[alone], population), together, channels_lost(figures[alone]))
 
+    roles = {row.operand for row in tried.asked.start}
+    weight = START if "weight" in roles else None
+    given = START if "input" in roles else None
     weights = {
-        i: measured(tried.figure(weight=i), tried.figure(i, START), row)
+        i: measured(tried.figure(weight=i), tried.figure(i, given), row)
         for i, row in enumerate(tried.asked.weights)
     }
     inputs = {
-        j: measured(tried.figure(given=j), tried.figure(START, j), row)
+        j: measured(tried.figure(given=j), tried.figure(weight, j), row)
         for j, row in enumerate(tried.asked.inputs)
     }
-    either = tried.figure(START, START), tried.figure(weight=START), tried.figure(given=START)
+    either = tried.figure(weight, given), tried.figure(weight), tried.figure(given=given)
     own = next((figure for figure in either if figure in figures), None)
     return LayerLosses(
         tried,

@@ -23,6 +23,7 @@ from granplugin.analysis.rounded import Pair, RoundedNetwork
 from granplugin.calibration.statistics import Statistics
 from granplugin.capabilities import Promise
 from granplugin.engines import ENGINES
+from granplugin.planning.rows import Plan
 from granplugin.runs.calibrated import calibrate
 from granplugin.runs.session import Session
 
@@ -81,18 +82,24 @@ def pairs_of(tried: Tried) -> list[tuple[int, int]]:
     ]
 
 
-def settings_of(network: RoundedNetwork) -> dict[str, list[Setting]]:
-    """Layer -> its settings, as rows."""
-    return {
-        name: [(each.asked.weights[i], each.asked.inputs[j]) for i, j in pairs_of(each)]
-        for name, each in network.tried.items()
-        if each.asked.weights and each.asked.inputs
-    }
+def settings_of(network: RoundedNetwork, plan: Plan) -> dict[str, list[Setting]]:
+    """Layer -> its settings, as rows: each of the weight beside the `plan`'s own of the input, then
+    the other way round."""
+    own = {row.site: row for row in plan.rows}
+    found: dict[str, list[Setting]] = {}
+    for name, each in network.tried.items():
+        weights, inputs = each.asked.weights, each.asked.inputs
+        if weights and inputs:
+            found[name] = [
+                *((row, own[inputs[START].site]) for row in weights),
+                *((own[weights[START].site], row) for row in inputs),
+            ]
+    return found
 
 
 def find_promises(session: Session, questions: Questions, network: RoundedNetwork) -> Promised:
     """For every setting, in as few plans of the whole network as have them all."""
-    settings = settings_of(network)
+    settings = settings_of(network, questions.plan)
     plans = whole_plans(questions.plan, session.layers, settings)
     named = {str(j): plan for j, plan in enumerate(plans)} | {"own": questions.plan}
     told = promises(session, named)
@@ -121,5 +128,5 @@ def find_costs(
     )
     # Exporting takes longer than all the rest where nothing is built of the file.
     float_onnx = calibrate(session, []).floats if builds else Path()
-    settings, built = settings_of(network), engines if builds else []
+    settings, built = settings_of(network, questions.plan), engines if builds else []
     return setting_costs(session, questions.plan, settings, float_onnx, statistics, built)

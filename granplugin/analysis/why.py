@@ -58,7 +58,7 @@ class InputFacts:
 def loss_in(losses: LayerLosses) -> Where:
     """Which of the recipe's roundings changes the layer's output more; both where each by itself
     takes much of what the other takes."""
-    weight, given = losses.weights.get(START), losses.inputs.get(START)
+    weight, given = losses.own("weight"), losses.own("input")
     lost = (weight.channels_lost if weight else 0.0, given.channels_lost if given else 0.0)
     if max(lost) < MATTERS:
         return "neither"
@@ -87,9 +87,10 @@ def why(losses: LayerLosses, weight: WeightFacts, given: InputFacts | None) -> s
     if where == "input":
         said = "the loss is in the input, where the weight's granularity cannot help: "
         return said + _of_input(losses, given) + _input_remedy(losses.inputs)
-    found = [loss for loss in (losses.weights.get(START), losses.inputs.get(START)) if loss]
-    if not found:
-        return "nothing is rounded: its tensors hold only zeros"
+    if losses.own("weight") is None and losses.own("input") is None:
+        if losses.tried.asked.start:
+            return "nothing is rounded: its tensors hold only zeros"
+        return "the recipe leaves it float"
     return (
         f"nothing to gain: rounding takes {100 * losses.both:.2g} % of its channels' signal at most"
     )
