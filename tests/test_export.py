@@ -321,9 +321,38 @@ class Branches(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-@pytest.mark.parametrize("model", [FixedBatch(), Branches()])
-def test_a_model_that_cannot_be_exported_is_one_sentence_and_no_file(tmp_path, model):
-    with pytest.raises(ModelError, match="cannot be exported to ONNX") as caught:
-        export_float(model, torch.ones(2, 4), tmp_path / "model.onnx")
+class Number(nn.Module):
+    def forward(self, x):
+        return x * int(x.sum())
+
+
+class Svd(nn.Module):
+    def forward(self, x):
+        return torch.linalg.svd(x)[1]
+
+
+BY_VALUE = r"depends on values of the data .*\(test_export.py:\d+, in 'part'\); write it with"
+
+
+@pytest.mark.parametrize(
+    "part, told",
+    [
+        (FixedBatch(), "takes the batch of 'x' for the constant 2; take sizes from the input"),
+        (Branches(), BY_VALUE),
+        (Number(), BY_VALUE),
+        (Svd(), r"operator aten._linalg_svd \(.* in 'part'\) has no form in ONNX"),
+    ],
+)
+def test_a_model_that_cannot_be_exported_is_one_sentence_and_no_file(tmp_path, part, told):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = part
+
+        def forward(self, x):
+            return self.part(x)
+
+    with pytest.raises(ModelError, match=f"cannot be exported to ONNX.*{told}") as caught:
+        export_float(Model(), torch.ones(2, 4), tmp_path / "model.onnx")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
     assert not list(tmp_path.iterdir())

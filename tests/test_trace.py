@@ -560,3 +560,53 @@ def test_a_vision_transformer_shares_the_input_of_its_projections():
         readers.setdefault(layer.site("input").tensor, []).append(layer.name)
     assert sum(len(names) == 3 for names in readers.values()) == 2  # q, k, v of two blocks
     assert not any(layer.unusable for layer in traced.layers)
+
+
+class Raises(nn.Module):
+    def __init__(self, how=None):
+        super().__init__()
+        self.c, self.how = conv(), how
+
+    def forward(self, x):
+        if self.how == "in a function":
+            return F.linear(self.c(x), torch.ones(2, 9))
+        if self.how == "by itself":
+            raise KeyError("no such key")
+        return self.c(x)
+
+
+@pytest.mark.parametrize("how", ["in a function", "by itself", "in a module"])
+def test_an_error_of_the_users_forward_is_told_with_its_line_and_module(how):
+    x = IMAGE[:, :2] if how == "in a module" else IMAGE
+    with pytest.raises(ModelError) as caught:
+        trace(nn.Sequential(Raises(how)), x)
+    module = "'0.c'" if how == "in a module" else "'0'"
+    assert f"(test_trace.py:{LINES[how]}, in {module}); it was given input float32" in str(
+        caught.value
+    )
+
+
+START = Raises.forward.__code__.co_firstlineno
+LINES = {"in a function": START + 2, "by itself": START + 4, "in a module": START + 5}
+
+
+@pytest.mark.parametrize("raised", ["torch.ones(2) @ torch.ones(3)", "[][0]"])
+def test_an_error_of_a_hook_of_ours_is_not_the_users(raised):
+    ours = {"__name__": "granplugin.anything", "torch": torch}
+    exec(f"def hook(module, args, output):\n    {raised}", ours)
+    net = nn.Sequential(Raises())
+    net[0].c.register_forward_hook(ours["hook"])
+    with pytest.raises((RuntimeError, IndexError)):
+        trace(net, IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("x", "told"),
+    [
+        (torch.zeros(2, 8, 8, 3), "the channels of input come last"),
+        (torch.zeros(2, 4, 8, 8, dtype=torch.uint8), "input is in 0..255"),
+    ],
+)
+def test_images_in_another_layout_or_type_are_told_so(x, told):
+    with pytest.raises(ModelError, match=told):
+        trace(nn.Sequential(conv()), x)

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from granplugin.network import skip_inputs
 from granplugin.network.frames import QUANTIZER, Call, Frame, quantized
 from granplugin.network.product_calls import Product, product_of
+from granplugin.network.raised import passed_on
 
 _STANDS = "_granplugin_stands"
 
@@ -97,7 +98,7 @@ class _Quantizing(TorchFunctionMode):
         frame = _RUNNING.frames[-1]
         product = product_of(func, args, kwargs)
         if product is None:
-            return func(*args, **kwargs)
+            return passed_on(func, args, kwargs)
         held = frame.module._modules.get(frame.next(product.name))
         if isinstance(held, Call):
             return held(product)
@@ -106,7 +107,7 @@ class _Quantizing(TorchFunctionMode):
             skip_inputs.put_out(frame.module, result)
             return result
         read = _read(frame.module, product)
-        return func(*args, **kwargs) if read is None else quantized(read, product)
+        return passed_on(func, args, kwargs) if read is None else quantized(read, product)
 
 
 def _has_sites(module: nn.Module) -> bool:

@@ -22,6 +22,7 @@ from granplugin.graph.edit.nodes import bypass, constant, markers, site_of
 from granplugin.graph.files import save
 from granplugin.network.forward import evaluating, flatten_outputs, named_inputs
 from granplugin.network.node_names import name_nodes
+from granplugin.network.unexportable import why_not
 
 log = logging.getLogger(__name__)
 
@@ -46,24 +47,29 @@ def export_float(
         names[:] = output_names or named
         return tuple(named.values())
 
+    shapes = _dynamic_batch(model, args, kwargs)
     hook = model.register_forward_hook(flat)
+    program = failed = None
     try:
         with evaluating(model), _chatter_to_log():
-            program = torch.onnx.export(
-                model,
-                args,
-                kwargs=kwargs,
-                dynamo=True,
-                optimize=True,
-                verbose=False,
-                opset_version=OPSET,
-                dynamic_shapes=_dynamic_batch(model, args, kwargs),
-            )
-    except Exception as error:  # tracing runs the user's code: anything can come out of it
-        raise ModelError(
-            f"{type(model).__name__} cannot be exported to ONNX with a dynamic batch: "
-            f"{_cause(error)}"
-        ) from error
+            try:
+                program = torch.onnx.export(
+                    model,
+                    args,
+                    kwargs=kwargs,
+                    dynamo=True,
+                    optimize=True,
+                    verbose=False,
+                    opset_version=OPSET,
+                    dynamic_shapes=shapes,
+                )
+            except Exception as error:  # tracing runs the user's code: anything can come out of it
+                failed = error
+            if not names or program is None:
+                raise ModelError(
+                    f"{type(model).__name__} cannot be exported to ONNX with a dynamic batch: "
+                    f"{why_not(model, args, kwargs, shapes, failed)}"
+                ) from failed
     finally:
         hook.remove()
     exported = program.model
@@ -173,10 +179,3 @@ def _chatter_to_log() -> Iterator[None]:
 class _ToDebug(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         log.debug("exporter: %s", record.getMessage())
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost reason, the start of it in one line: torch wraps it several times."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())[:250] or type(error).__name__

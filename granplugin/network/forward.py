@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from granplugin.errors import ModelError, UserError
+from granplugin.network.raised import raised_in
 from granplugin.quant.site import Shape
 
 Example: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -38,7 +39,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def call(model: nn.Module, example: Example, within: AbstractContextManager = nullcontext()) -> Any:
     """The model's output for one batch, `evaluating`, inside a context.
 
-    Raises ModelError with what forward raised.
+    Raises ModelError with what forward raised, at which line, and what it was given. What a hook of
+    ours raises is no ModelError.
     """
     try:
         with evaluating(model), within:
@@ -48,7 +50,31 @@ def call(model: nn.Module, example: Example, within: AbstractContextManager = nu
     except UserError:
         raise
     except Exception as err:
-        raise ModelError(f"the model's forward raised {type(err).__name__}: {err}") from err
+        at = raised_in(model, err)
+        if at.ours:
+            raise
+        given = flatten(
+            dict(enumerate(example)) if isinstance(example, tuple) else example, "input"
+        )
+        told = ", ".join(f"{key} {_kind(tensor)}" for key, tensor in given.items())
+        raise ModelError(
+            f"the model's forward raised {type(err).__name__}: {err}{at}; it was given {told}"
+            f"{_mistaken(given)}"
+        ) from err
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _mistaken(given: Mapping[str, Tensor]) -> str:
+    """What may be wrong with images."""
+    for name, tensor in given.items():
+        if tensor.ndim == 4 and tensor.shape[-1] in (1, 3, 4) and tensor.shape[1] > 4:
+            return f"; the channels of {name} come last, and torch takes them on axis 1"
+        if tensor.ndim == 4 and tensor.dtype == torch.uint8:
+            return f"; {name} is in 0..255: make floats of it as in training, in the data or in forward"
+    return ""
 
 
 def flatten_outputs(output: Any) -> dict[str, Tensor]:

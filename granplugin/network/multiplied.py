@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from granplugin.network.frames import Frames
+from granplugin.network.raised import passed_on
 from granplugin.network.torch_calls import name_of, storage_of, tensors_in
 from granplugin.network.values import Values
 from granplugin.quant.multiplications import Multiplication
@@ -82,7 +83,7 @@ class Multiplied(TorchDispatchMode):
         self._found: dict[tuple[str, int], _Product] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
+        result = passed_on(func, args, kwargs)
         count = _MACS.get(getattr(func, "overloadpacket", func))
         if count is not None:
             self._add(func, count(args, result), args)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from granplugin.network.raised import passed_on
 from granplugin.network.torch_calls import name_of
 from granplugin.quant.site import Operand
 
@@ -118,7 +119,7 @@ class Product:
         """What the call puts out with these factors in place of its own."""
         args, kwargs = self.form.first.put(self.args, self.kwargs, first)
         args, kwargs = self.form.second.put(args, kwargs, second)
-        result: Tensor = self.function(*args, **kwargs)
+        result: Tensor = passed_on(self.function, args, kwargs)
         return result
 
 

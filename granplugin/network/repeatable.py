@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from granplugin.errors import ModelError
 from granplugin.network.forward import Example, call, copied, flatten_outputs
+from granplugin.network.raised import is_users, line_of, passed_on
 from granplugin.network.torch_calls import name_of
 from granplugin.words import first
 
@@ -98,7 +99,7 @@ class _Draws(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         before = _state()
-        result = func(*args, **(kwargs or {}))
+        result = passed_on(func, args, kwargs)
         drawn = any(not torch.equal(x, y) for x, y in zip(before, _state(), strict=True))
         if drawn or (kwargs or {}).get("generator") is not None:
             module, name = self._inside[-1], name_of(func)
@@ -116,11 +117,7 @@ def _state() -> list[Tensor]:
 
 def _line() -> str:
     """File and line of the innermost call that is neither torch's nor ours."""
-    ours = Path(__file__).parents[1], Path(torch.__file__).parent
-    frame = sys._getframe(1)
-    while frame.f_back is not None:
-        file = Path(frame.f_code.co_filename)
-        if not any(file.is_relative_to(folder) for folder in ours):
-            return f"{file.name}:{frame.f_lineno}"
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not is_users(frame):
         frame = frame.f_back
-    return "its call is not Python's"
+    return "its call is not Python's" if frame is None else line_of(frame.f_code, frame.f_lineno)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from granplugin.errors import ModelError
+from granplugin.network.raised import passed_on
 from granplugin.network.torch_calls import IN_PLACE_ADDS, addends, name_of, tensors_in
 
 SKIP_QUANTIZER = "skip_quantizer"
@@ -70,14 +71,14 @@ class _Following(TorchFunctionMode):
         given = list(tensors_in((args, kwargs))) if self.live else []
         branch = next((self.live[id(x)][1] for x in given if id(x) in self.live), None)
         if branch is None:
-            return func(*args, **kwargs)
+            return passed_on(func, args, kwargs)
         added = addends(func, args, kwargs)
         left, right = added or (None, None)
         if added and (id(left) in self.live) != (id(right) in self.live):
             skip_first = id(right) in self.live
             self.live = {i: seen for i, seen in self.live.items() if seen[1] is not branch}
             return _add(func, *added, module=branch[0], skip_first=skip_first)
-        result = func(*args, **kwargs)
+        result = passed_on(func, args, kwargs)
         self.live |= {id(tensor): (tensor, branch) for tensor in tensors_in(result)}
         return result
 
@@ -94,7 +95,7 @@ _RUNNING = _Running()
 
 def _add(func: Any, left: Tensor, right: Tensor, module: nn.Module, skip_first: bool) -> Tensor:
     if not skip_first:
-        return func(left, module(right))
+        return passed_on(func, (left, module(right)))
     if name_of(func) in IN_PLACE_ADDS:
-        return func(left.copy_(module(left)), right)
-    return func(module(left), right)
+        return passed_on(func, (left.copy_(module(left)), right))
+    return passed_on(func, (module(left), right))

@@ -16,6 +16,7 @@ from granplugin.network.flow import Flow
 from granplugin.network.forward import batched_shape
 from granplugin.network.frames import Frame, Frames
 from granplugin.network.product_calls import Product, product_of
+from granplugin.network.raised import passed_on
 from granplugin.network.torch_calls import addends, kind_of, name_of, storage_of, tensors_in
 from granplugin.quant.site import Shape
 
@@ -122,7 +123,7 @@ class Values(TorchFunctionMode):
     def _run(self, func: Any, args: tuple, kwargs: dict) -> Any:
         before, self.running = self.running, func
         try:
-            return func(*args, **kwargs)
+            return passed_on(func, args, kwargs)
         finally:
             self.running = before
 

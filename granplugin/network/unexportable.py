@@ -1,0 +1,102 @@
+"""Why a model cannot be exported to ONNX: what was found, at which line, and the way out."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+from granplugin.errors import ModelError, UserError
+from granplugin.network.forward import call, copied
+from granplugin.network.raised import Raised, raised_in
+from granplugin.translate import one_line
+
+_BEFORE = "return the part before it from model.callable"
+_STATIC = re.compile(r"You marked L\['([^']+)'\].*?\(?constant \(?(\d+)", re.DOTALL)
+_MISSING = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
+
+
+def why_not(
+    model: nn.Module, args: tuple, kwargs: dict[str, Any], shapes: Any, error: Exception | None
+) -> str:
+    """The reason in one sentence; `error` is the exporter's, None where it made something else than
+    the model's graph. Runs the model, and torch.export once more: of several ways that the
+    exporter tries, it tells of the last. An error of ours is raised."""
+    program = None
+    try:
+        program = torch.export.export(
+            model, args, kwargs=kwargs, dynamic_shapes=_dynamic(shapes), strict=False
+        )
+    except Exception as again:  # it runs the user's code: anything can come out of it
+        error = again
+    if error is None:
+        return "torch.export follows it by its second way only, which loses where sites are"
+    root = error
+    while isinstance(root.__cause__, Exception):
+        root = root.__cause__
+    if missing := _MISSING.search(str(root)):
+        at = _called(program, missing[1]) if program else ""
+        return f"the operator {missing[1]}{at} has no form in ONNX; {_BEFORE}"
+    if isinstance(root, GuardOnDataDependentSymNode):
+        return (
+            "what it computes depends on values of the data - an if, a loop, a number taken out of "
+            f"a tensor - which a graph cannot follow{raised_in(model, error)}; write it with "
+            f"tensors (torch.where), or {_BEFORE}"
+        )
+    if static := _STATIC.search(str(root)):
+        return (
+            f"it takes the batch of {static[1]!r} for the constant {static[2]}"
+            f"{_elsewhere(model, args, kwargs)}; take sizes from the input, as in "
+            "x.reshape(len(x), ...)"
+        )
+    where = raised_in(model, error)
+    if where.ours and not isinstance(error, UserError):
+        raise error
+    return f"{one_line(root)}{where}"
+
+
+def _dynamic(shapes: Any) -> Any:
+    """What names axes, as torch.export has it."""
+    if isinstance(shapes, str):
+        return torch.export.Dim.DYNAMIC
+    if isinstance(shapes, dict):
+        return {key: _dynamic(value) for key, value in shapes.items()}
+    if isinstance(shapes, (tuple, list)):
+        return type(shapes)(map(_dynamic, shapes))
+    return shapes
+
+
+def _called(program: torch.export.ExportedProgram, operator: str) -> str:
+    """The line and module that called the operator, as the program's nodes remember them."""
+    name = operator.rpartition(".")[2].strip("_")
+    for node in program.graph.nodes:
+        if name in str(node.target):
+            line = re.findall(
+                r'File "[^"]*?([^/"]+)", line (\d+)', node.meta.get("stack_trace") or ""
+            )
+            stack = list((node.meta.get("nn_module_stack") or {}).values())
+            return str(
+                Raised(False, ":".join(line[-1]) if line else None, stack[-1][0] if stack else None)
+            )
+    return ""
+
+
+def _elsewhere(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> str:
+    """What the model says to one sample more."""
+
+    def more(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.ndim:
+            return torch.cat([value, value[:1]])
+        return value
+
+    try:
+        call(
+            model,
+            copied((kwargs and {k: more(v) for k, v in kwargs.items()}) or tuple(map(more, args))),
+        )
+    except ModelError as err:
+        return f", and with one sample more {str(err).partition('; it was given')[0]}"
+    return ""
