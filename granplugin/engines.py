@@ -57,9 +57,6 @@ class EngineFacts:
     counts it."""
     tells_plan: bool = False
     """It tells its kernels and what they move, so a file can be audited with it."""
-    forms: tuple[str, ...] = ()
-    """The equal forms (graph.edit.forms) that its files are written in where they have what it
-    computes wrongly in the plain one."""
     operators: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Format -> the engine's own operator by which it reads weights in it; ONNX Runtime has none of
     these, and the file that it is compared on has DequantizeLinear there."""
@@ -112,10 +109,6 @@ ENGINES: Mapping[str, EngineFacts] = {
             device="cpu",
             precisions=("fp32", "fp16"),
             used="if installed",
-            # Held to ONNX Runtime, 2026.4.1 (tests/test_equal_forms.py): around a concatenation it
-            # computes int8 4.5 dB right where uint8 gives 99, and a convolution without a bias that
-            # is read twice 0 to 25 dB where one with a bias gives 134.
-            forms=("unsigned-concat", "zero-bias"),
         ),
         EngineFacts(
             name="tensorrt",

@@ -54,6 +54,19 @@ def engines_of(recipe: Recipe) -> list[str]:
     return [*recipe.engines, *(name for name in optional if name not in recipe.engines)]
 
 
+def forms_of(engine: str) -> tuple[str, ...]:
+    """The equal forms that an engine's files are written in where they ask for them, by the table
+    of its version."""
+    if engine not in capabilities.backends():
+        return ()
+    return capabilities.load_table(engine, _version(engine)).forms
+
+
+def _version(engine: str) -> str | None:
+    module = backends.load(engine)
+    return None if module.unavailable() else module.version()
+
+
 def targets_of(recipe: Recipe) -> dict[str, tuple[str, ...]]:
     """Engine -> the compute capabilities it is built for, where that is known."""
     found = {name: tuple(recipe.build.targets) for name in taking("targets")}
@@ -85,11 +98,12 @@ def decide(
         if engine not in capabilities.backends():
             found[engine] = Written(plan.rows)
             continue
-        module = backends.load(engine)
-        version = None if module.unavailable() else module.version()
         graph = precision if precision in ENGINES[engine].precisions else "fp32"
         book = Book(
-            capabilities.load_table(engine, version), graph, targets.get(engine, ()), shared
+            capabilities.load_table(engine, _version(engine)),
+            graph,
+            targets.get(engine, ()),
+            shared,
         )
         decides = ENGINES[engine].targeted and on_unsupported is not None
         rows, how, made, promises = [], {}, {}, {}

@@ -12,9 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import get_args
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 from granplugin import backends
 from granplugin.backends.engine_plan import EnginePlan
@@ -22,9 +24,12 @@ from granplugin.backends.nvidia.builder import Builder
 from granplugin.backends.nvidia.kernels import Kernels
 from granplugin.capabilities.cells import ADDS, WEIGHTS, cells
 from granplugin.capabilities.networks import OP, READER, network
-from granplugin.capabilities.table import OPS, Cell, load_table
+from granplugin.capabilities.structures import INPUT, example, structure
+from granplugin.capabilities.table import OPS, Cell, Structure, load_table
 from granplugin.engines import ENGINES, REFERENCE
 from granplugin.errors import EngineError
+from granplugin.graph.edit.forms import in_forms
+from granplugin.measures.faithful import NEAR_DB
 from granplugin.progress import track
 from granplugin.suggest import did_you_mean
 
@@ -82,6 +87,72 @@ def probe(
         found.append(Probed(cell, table.rule(cell).engine, observed, detail))
     log.info("probed %d cells of %s in %.0f s", len(found), backend, monotonic() - start)
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class ProbedStructure:
+    """One structure: what the table says the engine does with it (right, miscompile or error), and
+    what it did; `form` is the equal one that the table has for it, and `repaired` whether that is
+    computed rightly."""
+
+    structure: Structure
+    table: str
+    observed: str
+    detail: str
+    form: str | None = None
+    repaired: bool = True
+
+    @property
+    def differs(self) -> bool:
+        return self.table != self.observed or not self.repaired
+
+
+def probe_structures(
+    backend: str, structures: Sequence[Structure] = get_args(Structure)
+) -> tuple[ProbedStructure, ...]:
+    """Run each structure, and in the equal form that the table has for it, and compare it with the
+    reference. Empty for an engine that cannot run here, and for the reference itself.
+
+    Raises EngineError for a backend that is not installed.
+    """
+    module, reference = backends.load(backend), backends.load(REFERENCE)
+    if reason := module.unavailable():
+        raise EngineError(reason)
+    if module is reference or module.can_run() is not None:
+        return ()
+    table = load_table(backend, module.version())
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in structures:
+            plain, case = structure(name), table.case(name)
+            observed, detail = _compared(module, reference, plain, Path(folder) / "plain")
+            form, repaired = case.form if case else None, True
+            if form is not None:
+                equal = ir.to_proto(in_forms(ir.from_proto(plain), [form]))
+                became, told = _compared(module, reference, equal, Path(folder) / "equal")
+                repaired, detail = became == "right", f"{detail}; as {form} {became}, {told}"
+            said = case.engine if case else "right"
+            found.append(ProbedStructure(name, said, observed, detail, form, repaired))
+    return tuple(found)
+
+
+def _compared(
+    module: backends.Backend, reference: backends.Backend, network: onnx.ModelProto, folder: Path
+) -> tuple[str, str]:
+    """Whether an engine computes a network as the reference does, and how far from it in dB."""
+    folder.mkdir(exist_ok=True)
+    onnx.save(network, folder / "structure.onnx")
+    outputs = []
+    for each in (reference, module):
+        try:
+            with each.open(each.build(folder / "structure.onnx", folder / each.name)) as runner:
+                outputs.append(runner.run({INPUT: example()})["y"].astype(np.float64))
+        except EngineError as err:
+            return "error", str(err)
+    expected, y = outputs
+    noise = float(np.square(y - expected).sum())
+    apart = 10 * np.log10(np.square(expected).sum() / noise) if noise else np.inf
+    return "miscompile" if apart < NEAR_DB else "right", f"{apart:.0f} dB from the reference"
 
 
 Observed = Iterator[tuple[str, str]]

@@ -3,7 +3,8 @@
 The first rule whose every key matches a cell answers for it; a key that is not given matches
 anything, and a list matches any of its words. `engine` is what the engine does with the plain
 Q/DQ; `lowering` names how granplugin can write the same in what the engine has. A new fact is
-one line above the rule that it corrects.
+one line above the rule that it corrects. `cases` are structures of several layers that an engine
+computes wrongly though it has each of their products.
 """
 
 from __future__ import annotations
@@ -58,6 +59,17 @@ axes as granplugin writes it, reshaped so that they lie along one axis, and back
 per_tensor(dynamic), per_token(dynamic): of each sample, or of its rows, computed at run time.
 """
 Formats = Literal["int8", "fp8", "int4", "nvfp4", "mxfp8", "mixed"]
+Structure = Literal[
+    "concatenation", "concatenation of quantized tensors", "dense connections",
+    "split, sums, concatenation", "depthwise convolution, concatenation",
+    "resizing, concatenation", "transposed convolution, concatenation", "resizing, sum", "gate",
+    "gate of an inverted residual block", "gate of a convolution without bias",
+    "convolution without bias read twice", "convolution without bias of one channel read twice",
+    "residual sum", "channel shuffle", "maximum", "kept maximum", "minimum", "global maximum pool",
+    "mean", "sum", "norm", "padding", "pool and convolution of one tensor", "quantized twice",
+    "several outputs", "normalization, linear layers", "attention",
+]  # fmt: skip
+"""What stands around products; the probe has one small network of each."""
 Outcome = Literal["quantized", "fused-dequant", "float", "error", "miscompile", "undocumented"]
 LOWERINGS = {
     "row_scale": "each row or sample is divided by its scale before an exact per_tensor product, "
@@ -164,11 +176,24 @@ class TableRule(_Strict):
         )
 
 
+class Case(_Strict):
+    """Structures that an engine does not compute rightly in the plain form, though it has each of
+    their products; `form` names the equal one that it is given (graph.edit.forms), without which
+    what it computes wrongly is left float once it is found."""
+
+    structure: Annotated[frozenset[str], _some(get_args(Structure))]
+    engine: Literal["miscompile", "error"]
+    form: str | None = None
+    why: Sentence
+    source: Sentence = ""
+
+
 class _File(_Strict):
     backend: str
     version: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$")]
     source: Sentence
     rules: Annotated[list[TableRule], Field(min_length=1)]
+    cases: list[Case] = []
 
     @model_validator(mode="after")
     def _answers_everything(self) -> _File:
@@ -203,6 +228,16 @@ class Table:
     version: str
     rules: tuple[TableRule, ...]
     note: str | None = None
+    cases: tuple[Case, ...] = ()
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The equal forms that the engine's files are written in where they ask for them."""
+        return tuple(dict.fromkeys(case.form for case in self.cases if case.form is not None))
+
+    def case(self, structure: str) -> Case | None:
+        """What is not computed rightly of a structure; None where nothing is known to be."""
+        return next((case for case in self.cases if structure in case.structure), None)
 
     def rule(self, cell: Cell) -> TableRule:
         """The first rule that matches; the last one always does."""
@@ -223,7 +258,11 @@ def parse(text: str, name: str) -> Table:
         rule if rule.source else rule.model_copy(update={"source": file.source})
         for rule in file.rules
     )
-    return Table(file.backend, file.version, rules)
+    cases = (
+        case if case.source else case.model_copy(update={"source": file.source})
+        for case in file.cases
+    )
+    return Table(file.backend, file.version, rules, cases=tuple(cases))
 
 
 @cache
@@ -262,7 +301,7 @@ def load_table(backend: str, version: str | None = None) -> Table:
         f"{backend} {version} is not known; its promises are those of {chosen} "
         f"(granplugin capabilities --backend {backend} --probe shows what differs)"
     )
-    return Table(table.backend, table.version, table.rules, note)
+    return Table(table.backend, table.version, table.rules, note, table.cases)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

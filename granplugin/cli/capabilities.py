@@ -26,6 +26,7 @@ def capabilities(
     if not probe:
         show(capabilities_output(*listed(backend)), json_)
         return 0
-    table, cells = probed(backend)
-    show(probe_output(table, cells), json_)
-    return 3 if any(cell.differs for cell in cells) else 0
+    table, cells, structures = probed(backend)
+    show(probe_output(table, cells, structures), json_)
+    differ = any(cell.differs for cell in cells) or any(each.differs for each in structures)
+    return 3 if differ else 0

@@ -9,7 +9,7 @@ from granplugin.capabilities import Line, Table
 from granplugin.errors import UserError
 
 if TYPE_CHECKING:
-    from granplugin.capabilities.probe import Probed
+    from granplugin.capabilities.probe import Probed, ProbedStructure
 
 
 def listed(backend: str) -> tuple[Table, tuple[Line, ...]]:
@@ -18,15 +18,15 @@ def listed(backend: str) -> tuple[Table, tuple[Line, ...]]:
     return table, capabilities.listing(table)
 
 
-def probed(backend: str) -> tuple[Table, tuple[Probed, ...]]:
-    """The table, and each of its cells as a build of today shows it; takes minutes. Raises
-    UserError where the engine is not installed."""
+def probed(backend: str) -> tuple[Table, tuple[Probed, ...], tuple[ProbedStructure, ...]]:
+    """The table, and each of its cells and structures as a build of today shows it; takes minutes.
+    Raises UserError where the engine is not installed."""
     table, reason = _table(backend)
     if reason:
         raise UserError(f"{backend} cannot be probed: {reason}")
-    from granplugin.capabilities.probe import probe
+    from granplugin.capabilities.probe import probe, probe_structures
 
-    return table, probe(backend)
+    return table, probe(backend), probe_structures(backend)
 
 
 def _table(backend: str) -> tuple[Table, str | None]:

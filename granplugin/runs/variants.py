@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from granplugin.calibration.statistics import Statistics, find_amax, ranged, share_amax, usable
-from granplugin.capabilities.legality import Written, engines_of
+from granplugin.capabilities.legality import Written, engines_of, forms_of
 from granplugin.data.batches import Batch, Batches
 from granplugin.engines import ENGINES, REFERENCE, EngineFacts
 from granplugin.errors import ModelError, UserError
@@ -174,7 +174,8 @@ def _write(
         onnx = OnnxFile(cache.made(precision, key, ".onnx", partial(checked, lower)), key)
     if engine is None:
         return _Files(onnx, float32, tuple(keep))
-    if engine.forms and (forms := asked_forms(model := load_float(onnx.path), engine.forms)):
+    known = forms_of(engine.name)
+    if known and (forms := asked_forms(model := load_float(onnx.path), known)):
 
         def write_forms(path: Path) -> None:
             save(in_forms(model, forms), path)
@@ -256,7 +257,7 @@ def write_quantized(built: Built, engine: str, parts: Collection[str], path: Pat
     if precision != FP32 and precision in ENGINES[engine].precisions:
         sites = {row.site for row in rows}
         save(convert(path, precision, sites, built.float32_nodes), path)
-    if forms := asked_forms(model := load_float(path), ENGINES[engine].forms):
+    if forms := asked_forms(model := load_float(path), forms_of(engine)):
         save(in_forms(model, forms), path)
     plain = path
     if own := _by_own_operators(ENGINES[engine], rows, amax, how):

@@ -1,6 +1,6 @@
 """Equal forms of a written graph: the same numbers, for engines that compute the plain one wrongly.
 
-An engine's facts name those that it is given; a form is one entry of FORMS.
+An engine's table of capabilities names those that it is given; a form is one entry of FORMS.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from granplugin.graph.edit.extrema import apart_from_extrema, quantized_extrema
 from granplugin.graph.edit.unsigned import concatenates, unsigned
 from granplugin.graph.edit.zero_bias import add_zero_biases, unbiased
 
@@ -31,6 +32,7 @@ def _biased(model: ir.Model) -> ir.Model:
 FORMS: dict[str, Form] = {
     "unsigned-concat": Form(concatenates, unsigned),
     "zero-bias": Form(lambda model: bool(unbiased(model)), _biased),
+    "extremum": Form(lambda model: bool(quantized_extrema(model)), apart_from_extrema),
 }
 
 

@@ -2,7 +2,8 @@
 
 To add 0 changes no number. Of the zeros the first is -0: a bias whose zeros are all alike is taken
 for none (by OpenVINO, which then applies the scales of such a convolution twice on one of the ways
-that its output goes).
+that its output goes). Of a single channel no two zeros can differ, and the bias is the smallest
+number there is of float32: it changes no number but 0, and no quantized one.
 """
 
 from __future__ import annotations
@@ -40,21 +41,33 @@ def _requires(before: Seen, model: ir.Model) -> None:
 
 
 def _ensures(before: Seen, after: Seen, result: None, model: ir.Model) -> str | None:
-    left = [node for node in unbiased(model) if _channels(node) > 1]
+    left = [node for node in unbiased(model) if _zeros(node) is not None]
     return f"{left[0].name} still has no bias" if left else None
 
 
 @contract(_requires, _ensures)
 def add_zero_biases(model: ir.Model) -> None:
-    """Give them one, in place. Ensures that none of more than one channel is left: of a single
-    channel no two zeros can differ."""
+    """Give them one, in place. Ensures that none is left, but for those of a single channel that
+    are not float32."""
     additions = Additions(model.graph)
     for node in unbiased(model):
-        zeros = np.zeros(_channels(node), _dtype(node))
-        zeros[0] = -0.0
+        zeros = _zeros(node)
+        if zeros is None:
+            continue
         name = node.name.rpartition("/")[0] or node.name
         node.resize_inputs(_BIAS + 1)
         node.replace_input_with(_BIAS, additions.constant(f"{name}.zero_bias", zeros))
+
+
+def _zeros(node: ir.Node) -> np.ndarray | None:
+    zeros = np.zeros(_channels(node), _dtype(node))
+    if len(zeros) > 1:
+        zeros[0] = -0.0
+    elif zeros.dtype == np.float32:
+        zeros[0] = np.finfo(np.float32).smallest_subnormal
+    else:
+        return None
+    return zeros
 
 
 def _channels(node: ir.Node) -> int:

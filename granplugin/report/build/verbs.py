@@ -20,6 +20,7 @@ from granplugin.report.schema.verbs import (
     AuditedSite,
     AuditOutput,
     CapabilitiesOutput,
+    CapabilityCase,
     CapabilityRow,
     ChangedLayer,
     ChannelFacts,
@@ -30,6 +31,7 @@ from granplugin.report.schema.verbs import (
     InspectOutput,
     LastRun,
     PlanOutput,
+    ProbedCase,
     ProbedCell,
     RuleRow,
     SitePromise,
@@ -40,7 +42,7 @@ from granplugin.report.schema.verbs import (
 if TYPE_CHECKING:
     from granplugin.audits.audit_file import FileAudit
     from granplugin.audits.comparison import Comparison
-    from granplugin.capabilities.probe import Probed
+    from granplugin.capabilities.probe import Probed, ProbedStructure
     from granplugin.network.weight_facts import WeightFacts
     from granplugin.pipelines.inspect import Inspected, Inspection
 
@@ -124,12 +126,27 @@ def capabilities_output(table: Table, lines: Sequence[Line]) -> CapabilitiesOutp
         for line in lines
     ]
     return CapabilitiesOutput(
-        backend=table.backend, table=table.version, note=table.note or None, rows=rows
+        backend=table.backend,
+        table=table.version,
+        note=table.note or None,
+        rows=rows,
+        cases=[
+            CapabilityCase(
+                structures=sorted(case.structure),
+                engine=case.engine,
+                form=case.form,
+                why=case.why,
+                source=case.source,
+            )
+            for case in table.cases
+        ],
     )
 
 
-def probe_output(table: Table, cells: Sequence[Probed]) -> CapabilitiesOutput:
-    """The cells of a table that differ from what was built."""
+def probe_output(
+    table: Table, cells: Sequence[Probed], structures: Sequence[ProbedStructure]
+) -> CapabilitiesOutput:
+    """The cells and structures of a table that differ from what was built."""
     differing = [
         ProbedCell(
             op=found.cell.op,
@@ -145,7 +162,12 @@ def probe_output(table: Table, cells: Sequence[Probed]) -> CapabilitiesOutput:
         if found.differs
     ]
     return CapabilitiesOutput(
-        backend=table.backend, table=table.version, probed=len(cells), differing=differing
+        backend=table.backend,
+        table=table.version,
+        probed=len(cells),
+        differing=differing,
+        structures=len(structures),
+        differing_structures=[ProbedCase(**vars(found)) for found in structures if found.differs],
     )
 
 

@@ -171,8 +171,32 @@ class ProbedCell(Part):
     detail: str
 
 
+class CapabilityCase(Part):
+    """Structures of several layers that an engine does not compute rightly in the plain form."""
+
+    structures: list[str]
+    engine: str = Field(description="miscompile or error.")
+    form: str | None = Field(
+        description="The equal form that the engine is given; null: none, and what it computes "
+        "wrongly is left float."
+    )
+    why: str
+    source: str
+
+
+class ProbedCase(Part):
+    """A structure that was rebuilt, and is not computed as the table says."""
+
+    structure: str
+    table: str
+    observed: str
+    detail: str
+    form: str | None
+    repaired: bool = Field(description="Whether the form is computed rightly.")
+
+
 class CapabilitiesOutput(Part):
-    """`granplugin capabilities --json`; with --probe, the cells that differ instead of rows."""
+    """`granplugin capabilities --json`; with --probe, what differs instead of rows."""
 
     version: int = 1
     backend: str
@@ -181,6 +205,9 @@ class CapabilitiesOutput(Part):
     rows: list[CapabilityRow] = []
     probed: int | None = Field(default=None, description="Cells that were rebuilt.")
     differing: list[ProbedCell] = []
+    cases: list[CapabilityCase] = []
+    structures: int | None = Field(default=None, description="Structures that were rebuilt.")
+    differing_structures: list[ProbedCase] = []
 
 
 class AuditedSite(Part):

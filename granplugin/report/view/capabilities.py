@@ -5,16 +5,45 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from granplugin.report.schema.verbs import CapabilitiesOutput, CapabilityRow, ProbedCell
+from granplugin.report.schema.verbs import (
+    CapabilitiesOutput,
+    CapabilityCase,
+    CapabilityRow,
+    ProbedCell,
+)
 from granplugin.report.view.elements import Block, Item, Paragraph, Section, items
 
 
 def capabilities_view(found: CapabilitiesOutput) -> Section:
     """A table of capabilities, or what became of its cells when they were rebuilt."""
     if found.probed is not None:
-        return Section("", items(_probed(found.probed, found.differing)))
+        return Section("", items([*_probed(found.probed, found.differing), *_structures(found)]))
     note = (Paragraph(found.note),) if found.note else ()
-    return Section(f"{found.backend} {found.table}", (*note, *_ops(found.rows)))
+    return Section(
+        f"{found.backend} {found.table}", (*note, *_ops(found.rows), *_cases(found.cases))
+    )
+
+
+def _cases(cases: Sequence[CapabilityCase]) -> Iterator[Block]:
+    told: list[Item] = []
+    for case in cases:
+        way = f"written in the equal form {case.form}" if case.form else "left float"
+        told += [Item(f"{case.engine}, {way}: {case.why}", 1)]
+        told += [Item("; ".join(case.structures), 3)]
+    if told:
+        yield Section("structures of several layers", tuple(told))
+
+
+def _structures(found: CapabilitiesOutput) -> Iterator[str]:
+    for each in found.differing_structures:
+        form = "" if each.repaired else f", and {each.form} is no way out"
+        yield (
+            f"{each.structure}: the table says {each.table}, observed {each.observed}{form} "
+            f"({each.detail})"
+        )
+    if found.structures:
+        differ = len(found.differing_structures)
+        yield f"{found.structures} structures rebuilt, {differ} differ from the table"
 
 
 def _probed(cells: int, differing: Sequence[ProbedCell]) -> Iterator[str]:
