@@ -5,7 +5,9 @@ import io
 import json
 import os
 import re
+import shutil
 import struct
+import subprocess
 import sys
 import time
 import zipfile
@@ -17,8 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from granplugin.__main__ import main
+from granplugin.backends.nvidia.build import Options
 from granplugin.backends.nvidia.plan_reader import read_plan, read_profile_json
+from granplugin.backends.nvidia.trtexec import script
 from granplugin.data.open import open_data
+from granplugin.engines import EXPORTED
 from granplugin.errors import DataError, EngineError, RecipeError, UserError
 from granplugin.machine import lacking
 from granplugin.reading import reading, why_unreadable
@@ -295,3 +300,37 @@ def test_a_place_whose_name_is_no_text_is_one_sentence(folder, capsys):
     assert main(["check", "r.yaml"]) == 2
     assert "does not exist any more" in capsys.readouterr().err
     os.chdir(folder)
+
+
+# Scripts
+
+
+@pytest.mark.parametrize("shell", ["sh", "dash", "bash"])
+@pytest.mark.parametrize(
+    "name", ["a'b", "$(touch BAD)", "`touch BAD`", '";touch BAD;"', "a b", "*"]
+)
+def test_a_script_quotes_every_name(folder, shell, name):
+    """It is run with a stand-in that keeps what it was told."""
+    if not (program := shutil.which(shell)):
+        pytest.skip(f"no {shell}")
+    told = next(iter(EXPORTED.values()))[0]
+    shapes = {name: ((1, 4), (2, 4), (4, 4))}
+    text = script(told, f"{name}\ntouch BAD", [name], [name], shapes, [1], Options())
+    Path("run.sh").write_text(text)
+    assert subprocess.run([program, "-n", "run.sh"]).returncode == 0
+    Path("tool").write_text(
+        '#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word" >> told\ncase $word in '
+        '--saveEngine=*) : > "${word#*=}";; esac; done\n'
+    )
+    Path("tool").chmod(0o755)
+    Path("manifest.json").write_text("{}")
+    for batch in ("batch-000", "time-b1"):
+        Path("inputs", batch).mkdir(parents=True)
+        Path("inputs", batch, "shapes.txt").write_text("x:1")
+    environment = {**os.environ, "TRTEXEC": str(folder / "tool"), "ROUNDS": "1"}
+    subprocess.run([program, "run.sh"], env=environment, check=True, capture_output=True)
+    assert not Path("BAD").exists()
+    words = Path("told").read_text().splitlines()
+    assert f"--onnx=variants/{name}/model.onnx" in words
+    assert f"--loadInputs={name}:inputs/batch-000/{name}.bin" in words
+    assert f"--minShapes={name}:1x4" in words

@@ -197,7 +197,7 @@ def test_without_its_data_the_weights_are_told_all_the_same(project):
     (project.folder / "data.npz").unlink()
     told = look(recipe, project.out)
     bare = layers_of(told)
-    assert "data.npz: there is no such file" in told["missing"]
+    assert "data.npz: no such file" in told["missing"]
     assert bare.keys() == whole.keys()
     for name, layer in bare.items():
         for key in ("type", "weight", "weight_shape", "parameters"):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from granplugin.errors import RunError, UserError
 from granplugin.store.keys import content_key
-from granplugin.store.run_folder import open_run
+from granplugin.store.run_folder import look_at, open_run
 
 log = logging.getLogger(__name__)
 JSON = st.recursive(
@@ -207,3 +207,15 @@ def test_a_kill_at_any_call_leaves_one_generation_or_no_report(tmp_path, monkeyp
             assert generations(path) == {"new"} and not (path / "variants/old").exists()
             return
     raise AssertionError("it never finished")
+
+
+def test_who_only_looks_locks_nothing_and_reads_and_keeps_its_stage(tmp_path):
+    with open_run(tmp_path / "run") as run:
+        run.kept.made_json("layers", "a", lambda: 1)
+        with look_at(tmp_path / "run", "look_log.txt", "layers") as looked:
+            assert looked.kept.made_json("layers", "a", lambda: 2) == 1
+            assert looked.kept.made_json("layers", "b", lambda: 3) == 3
+        assert run.kept.made_json("layers", "b", lambda: 4) == 3
+    with pytest.raises(UserError, match="^told$"), look_at(tmp_path / "none", "l.txt", "layers"):
+        raise UserError("told")
+    assert not (tmp_path / "none").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Optional
 
 import typer
@@ -40,6 +41,6 @@ def export(
     say(
         f"{left.folder}: {len(manifest.variants)} variants, {sum(manifest.counts)} samples\n"
         f"Copy it to the target, run {' or '.join(left.scripts)} there, and enter what comes back:\n"
-        f"  granplugin import {left.run} results"
+        f"  granplugin import {quote(str(left.run))} results"
     )
     return 0

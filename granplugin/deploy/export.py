@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import onnx
@@ -26,7 +27,7 @@ from granplugin.capabilities.legality import Written
 from granplugin.data.batches import Batch, Batches
 from granplugin.deploy.imported import FORMAT, Exported, ExportedVariant, Manifest, ManifestVariant
 from granplugin.engines import EXPORTED
-from granplugin.errors import RunError
+from granplugin.errors import ModelError, RunError
 from granplugin.planning.plan_file import plan_file
 from granplugin.planning.row_json import row_to_json
 from granplugin.progress import track
@@ -99,6 +100,8 @@ def _write(
     name, batch = session.recipe.name, session.recipe.data.batch_size
     graph = onnx.load(built[0].onnx.path).graph
     inputs = {each.name: _shape(each) for each in graph.input}
+    if reasons := [said for name in inputs if (said := trtexec.why_unspoken(name))]:
+        raise ModelError(reasons[0])
     options = replace(
         options_of(session.recipe, session.input_shapes, built[0], backends.load(engine)),
         min_batch=1,
@@ -132,7 +135,9 @@ def _write(
         path.write_text(text)
         path.chmod(0o755)
     scripts = " or ".join(f"`sh {each.script}` ({each.what})" for each in programs)
-    said = _README.format(scripts=scripts, command=programs[0].command, run=session.run.path)
+    said = _README.format(
+        scripts=scripts, command=programs[0].command, run=quote(str(session.run.path))
+    )
     (folder / "README.txt").write_text(said)
     return manifest
 

@@ -19,9 +19,9 @@ from granplugin.recipe.loaded import Loaded
 from granplugin.report.build.verbs import inspect_output
 from granplugin.report.result import Result
 from granplugin.report.schema.verbs import InspectOutput
-from granplugin.runs.session import Session
+from granplugin.runs.session import LAYERS, Session
 from granplugin.sources.protocol import LayerFacts, Unsited
-from granplugin.store.run_folder import default_folder, open_run
+from granplugin.store.run_folder import default_folder, look_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +66,15 @@ class Inspection(Result):
 
 def inspect(loaded: Loaded, out: Path | None = None) -> Inspection:
     """Look at a recipe's model; of its data one batch is read, for shapes and what reads what. What
-    was found is kept in the run folder `out`, by default runs/<name>.
+    was found is kept in the run folder `out`, by default runs/<name>, which is not locked: another
+    run may go on in it.
 
-    Raises ModelError where the model cannot run on these, RunError where the folder is not usable.
+    Raises ModelError where the model cannot run on these.
     """
     found: Inspection | None = None
     try:
-        with open_run(out or default_folder(loaded.recipe.name), "inspect_log.txt") as run:
+        folder = out or default_folder(loaded.recipe.name)
+        with look_at(folder, "inspect_log.txt", LAYERS) as run:
             found = _look(Session(loaded, run))
             if found.refused:
                 raise RecipeError(found.refused)  # so that no folder is left

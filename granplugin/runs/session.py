@@ -34,6 +34,9 @@ from granplugin.store.keys import content_key
 from granplugin.store.maker import made_by
 from granplugin.store.run_folder import RunFolder
 
+LAYERS = "layers"
+"""The stage whose files tell what one forward pass shows."""
+
 
 class Session:
     """The recipe, data and network that all recipes of a run share."""
@@ -135,7 +138,7 @@ class Session:
             }
 
         key = content_key(self.key, self.input_shapes, self.made_by("torch"))
-        kept = self.run.kept.made_json("layers", key, traced)
+        kept = self.run.kept.made_json(LAYERS, key, traced)
         return Ran(
             tuple(map(layer_from_json, kept["layers"])),
             tuple(map(multiplication_from_json, kept["products"])),

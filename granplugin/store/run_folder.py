@@ -6,14 +6,16 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from filelock import FileLock, Timeout
 
 from granplugin.errors import LackError, RunError, Unhonoured, UserError
 from granplugin.machine import lacking
 from granplugin.store.cache import Cache
+from granplugin.store.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +155,33 @@ def open_run(path: Path, log_name: str = "log.txt") -> Iterator[RunFolder]:
             if told:
                 raise type(err)(f"{err}; traceback: {log_file}") from err
             raise
+
+
+@contextmanager
+def look_at(path: Path, log_name: str, stage: str) -> Iterator[RunFolder]:
+    """A run folder for who only looks: nothing is locked, and another run may go on in it. What it
+    keeps of this stage is read; what is made is kept there, too, where that can be."""
+    with TemporaryDirectory(prefix="granplugin-") as name:
+        run = RunFolder(Path(name) / (path.name or "run"))
+        run.cache.mkdir(parents=True)
+        log_file = run.path / log_name
+        with suppress(OSError):  # what cannot be read is made again
+            for kept in path.glob(f"cache/{stage}-*.json"):
+                shutil.copyfile(kept, run.cache / kept.name)
+        try:
+            with _want_told(path), _logged(log_file):
+                yield run
+        except UserError as err:
+            if "\nTraceback" not in log_file.read_text("utf-8", "replace"):
+                raise
+            path.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(log_file, path / log_name)
+            raise type(err)(f"{err}; traceback: {path / log_name}") from err
+        with suppress(OSError):
+            (path / "cache").mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(log_file, path / log_name)
+            for made in run.cache.glob(f"{stage}-*.json"):
+                write_whole(path / "cache" / made.name, made.read_bytes())
 
 
 @contextmanager

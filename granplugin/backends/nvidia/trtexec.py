@@ -20,6 +20,7 @@ from granplugin.backends.nvidia.build import Options
 from granplugin.engines import Program
 from granplugin.errors import EngineError
 from granplugin.reading import parse_json, reading
+from granplugin.visible import visible
 
 ROUNDS = 8
 """Of timing, all variants in turns; the user may ask for others with ROUNDS=... ."""
@@ -53,7 +54,7 @@ run() { # VARIANT INPUTS FLAGS...
     inputs=inputs/$2
     shift 2
     "$TRTEXEC" --loadEngine="engines/$variant.engine" --shapes="$(cat "$inputs/shapes.txt")" \\
-        --loadInputs="@inputs@" \\
+        --loadInputs=@inputs@ \\
         "$@" > "results/$variant/run.log" 2>&1
 }
 
@@ -121,7 +122,7 @@ def script(
     """A POSIX shell script beside variants/<variant>/model.onnx and inputs/<batch>/<input>.bin.
 
     `shapes` are the min, opt and max of each input whose batch is dynamic, `sizes` the batch sizes
-    that are timed. Timing goes round by round through all variants, so that what slows the machine
+    that are timed. Every name in it is quoted for the shell. Timing goes round by round through all variants, so that what slows the machine
     slows them all.
     """
     build = ["--profilingVerbosity=detailed", "--skipInference", *program.build]
@@ -133,12 +134,11 @@ def script(
     if options.workspace_mb is not None:
         build.append(f"--memPoolSize=workspace:{options.workspace_mb}")  # in MiB
     if options.targets:
-        build.append(
-            "--computeCapabilities=" + ",".join(t.removeprefix("sm") for t in options.targets)
-        )
+        build.append(quote("--computeCapabilities=" + ",".join(t[2:] for t in options.targets)))
     profile = ['--exportProfile="results/$1/profile.json"', *program.profile]
+    files = (f'{quote(name)}:"$inputs"/{quote(f"{name}.bin")}' for name in inputs)
     said = dict(
-        name=" ".join(name.split()),
+        name=visible(name),
         what=program.what,
         command=program.command,
         script=program.script,
@@ -146,7 +146,7 @@ def script(
         build=" \\\n        ".join(build),
         profile=" ".join(profile),
         time=" ".join(("--warmUp=200", "--duration=1", *program.time)),
-        inputs=",".join(f"{name}:$inputs/{name}.bin" for name in inputs),
+        inputs=",".join(files),
         first=f"time-b{max(sizes)}",
         sizes=" ".join(map(str, sizes)),
         variants=" ".join(map(quote, variants)),
@@ -161,6 +161,18 @@ def spelt(shapes: Mapping[str, Shape]) -> str:
     'ids:1x8,mask:1x8'
     """
     return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
+
+
+def why_unspoken(name: str) -> str | None:
+    """Why trtexec, which separates inputs by commas and their files by colons, cannot be told an
+    input's name, or None: it is the name of a file, too.
+
+    >>> why_unspoken("input_ids") is None, why_unspoken("../a")
+    (True, "an input '../a' cannot be given to trtexec; name it with letters, digits, . - and _")
+    """
+    if re.fullmatch(r"\w[\w.-]*", name):
+        return None
+    return f"an input {name!r} cannot be given to trtexec; name it with letters, digits, . - and _"
 
 
 def kind_of(text: str) -> str | None:
