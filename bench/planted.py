@@ -36,18 +36,21 @@ HARM = 3 * TOLERANCE
 
 @dataclass(frozen=True)
 class Case:
-    """One analysis, in what is drawn for it."""
+    """One analysis, in what is drawn for it; `strength` of the fault is from 0 to 1, None: drawn."""
 
     kind: str
     samples: int
     labels: bool
     own_data: bool
     seed: int
+    strength: float | None = None
 
     @property
     def factor(self) -> float:
         low, high = np.log(FAULTS[self.kind].factors)
-        return float(np.exp(np.random.default_rng([self.seed, len(self.kind)]).uniform(low, high)))
+        drawn = np.random.default_rng([self.seed, len(self.kind)]).uniform()
+        share = drawn if self.strength is None else self.strength
+        return float(np.exp(low + share * (high - low)))
 
 
 @dataclass(frozen=True)
@@ -112,20 +115,20 @@ def cases(rounds: int) -> Iterator[Case]:
                     yield Case(kind, count, labels, (seed + labels) % 2 == 0, seed)
 
 
-def outcome(case: Case, folder: Path) -> Outcome:
-    """Analyze a case in a folder, and measure what it says on fresh data."""
+def outcome(case: Case, folder: Path, fresh: int = FRESH) -> Outcome:
+    """Analyze a case in a folder, and measure what it says on `fresh` samples."""
     bad = int(case.kind == "one bad sample")
     data: dict[str, Any] = {}
     for name, count, spoiled in (
         ("calibration", case.samples, bad),
         ("analysis", case.samples, 0),
-        ("fresh", FRESH, 0),
+        ("fresh", fresh, 0),
     ):
         images, classes = samples(count, case.seed, name, spoiled)
         np.savez(folder / f"{name}.npz", image=images, classes=classes)
         source = {"npz": f"{name}.npz", "inputs": {"image": "image"}}
         data[name] = source | ({"labels": "classes"} if case.labels else {})
-    fresh = data.pop("fresh")
+    unseen = data.pop("fresh")
     if not case.own_data:
         del data["analysis"]
     net = {"kind": case.kind, "seed": case.seed, "factor": case.factor}
@@ -151,8 +154,8 @@ def outcome(case: Case, folder: Path) -> Outcome:
     suggested = None
     if said.advice.suggested is not None:
         found.write_recipe(better)
-        suggested = _on(better, fresh, folder)
-    return Outcome(case, said, _on(path, fresh, folder), suggested)
+        suggested = _on(better, unseen, folder)
+    return Outcome(case, said, _on(path, unseen, folder), suggested)
 
 
 def _on(path: Path, data: dict[str, Any], folder: Path) -> Share:
