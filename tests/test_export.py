@@ -233,6 +233,18 @@ def test_a_batch_norm_that_does_not_follow_its_layer_is_not_folded(net):
             insert(load_float(path), [row], {})
 
 
+def test_the_float_file_is_valid_and_runs_with_its_markers(net):
+    model, path = net
+    onnx.checker.check_model(str(path), full_check=True)
+    session = onnxruntime.InferenceSession(path)
+    image = torch.randn(3, 3, 7, 7)
+    (found,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, model(image).numpy(), rtol=1e-4, atol=1e-5)
+    written = insert(load_float(path), [], {})
+    assert not written.functions and "granplugin" not in written.opset_imports
+
+
 def test_nodes_are_named_after_modules_and_nothing_else_is_told(net):
     _, path = net
     model = onnx.load(path)

@@ -18,7 +18,7 @@ from onnx_ir.passes import common as passes
 from onnxscript.optimizer import fold_constants
 
 from granplugin.errors import ModelError
-from granplugin.graph.edit.nodes import bypass, constant, markers, site_of
+from granplugin.graph.edit.nodes import bypass, constant, marker_body, markers, site_of
 from granplugin.graph.files import save
 from granplugin.network.forward import evaluating, flatten_outputs, named_inputs
 from granplugin.network.node_names import name_nodes
@@ -33,7 +33,8 @@ OPSET = 21
 def export_float(
     model: torch.nn.Module, example: Any, path: Path, output_names: Sequence[str] | None = None
 ) -> None:
-    """Write the model as float ONNX, axis 0 of every input dynamic.
+    """Write the model as float ONNX, axis 0 of every input dynamic. Markers have a body, so that any
+    runtime takes the file.
 
     `example` is a tensor, a tuple of arguments, or a dict of keyword arguments. Inputs are named
     after the parameters of `forward`, outputs after `output_names` (default: what
@@ -85,6 +86,8 @@ def export_float(
     passes.ClearMetadataAndDocStringPass()(exported)
     for value in exported.graph.initializers.values():
         value.metadata_props.clear()
+    body = marker_body()
+    exported.functions[body.identifier()] = body
     save(exported, path)
     log.info("exported %s: %d nodes", type(model).__name__, exported.graph.num_nodes())
 

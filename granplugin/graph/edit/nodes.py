@@ -22,6 +22,15 @@ def unique(name: str, taken: set[str]) -> str:
     return candidate
 
 
+def marker_body() -> ir.Function:
+    """What a marker computes, for whoever runs a file with markers: its input, as it is."""
+    x = ir.Value(name="x")
+    identity = ir.node("Identity", [x], name="identity")
+    graph = ir.Graph([x], identity.outputs, nodes=[identity], opset_imports={"": 21})
+    site = ir.Attr("site", ir.AttributeType.STRING, None)
+    return ir.Function(DOMAIN, SITE, graph=graph, attributes=[site])
+
+
 def is_marker(node: ir.Node | None) -> bool:
     return node is not None and node.op_type == SITE and node.domain == DOMAIN
 

@@ -55,6 +55,7 @@ def insert(
     merge_pads(graph, {row.observed: row for row in wanted})
     additions = Additions(graph)
     write_pairs(additions, *lower(additions, wanted, amax, how))
+    model.functions.clear()
     model.opset_imports.pop(DOMAIN, None)
     passes.RemoveUnusedNodesPass()(model)
     return model
