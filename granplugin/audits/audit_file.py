@@ -15,7 +15,8 @@ from granplugin.backends.base import LayerPrecision
 from granplugin.backends.engine_plan import EnginePlan
 from granplugin.backends.nvidia.kernels import Kernels
 from granplugin.backends.nvidia.libraries import LIBRARIES
-from granplugin.capabilities import Book, Promise
+from granplugin.capabilities import Book, Cell, Promise, cell_promise
+from granplugin.capabilities.promise import operation, scales_of
 from granplugin.graph.read.found import Found, QuantizedOperand, find
 from granplugin.graph.read.loading import read_model
 from granplugin.planning.rows import FileRow, QuantizedRow, Row
@@ -116,6 +117,7 @@ def promises_of(found: Found, backend: str, version: str | None) -> dict[str, Pr
     for operand in found.operands:
         if operand.row.operand in MULTIPLIED and operand.row.site not in stopped:
             rows[operand.node].append(operand.row)
+    layers = {layer.name: layer for layer in found.layers}
     skips = _skips(found)
     book = Book(
         table, found.precision, shared=frozenset(name for name, (_, one) in skips.items() if one)
@@ -126,11 +128,19 @@ def promises_of(found: Found, backend: str, version: str | None) -> dict[str, Pr
         if all(row.format in FORMATS or row.format == "uint8" for row in rows[layer.name])
         for role, promise in book.of_layer(layer, rows[layer.name]).items()
     }
+    for operand in found.operands:
+        alone = [row.operand for row in rows[operand.node]] == ["weight"]
+        if alone and operand.quantize is not None and operand.row.site in promises:
+            scales, size = scales_of(operand.row)
+            cell = Cell(
+                operation(layers[operand.node]), operand.row.format, weight=scales, size=size,
+                graph=found.precision, stored=False,
+            )  # fmt: skip
+            promises[operand.row.site] = cell_promise(table, cell)
     for name, (operand, _) in skips.items():
-        layer = next((layer for layer in found.layers if layer.name == name), None)
-        if layer is not None:
+        if name in layers:
             at = replace(operand.row.at, place=name)
-            given = book.of_layer(layer, [*rows[name], replace(operand.row, at=at)])
+            given = book.of_layer(layers[name], [*rows[name], replace(operand.row, at=at)])
             promises[operand.row.site] = given["skip"]
     for site, operand in stopped.items():
         op = next(op for op in operand.moved if op in stops)

@@ -21,6 +21,8 @@ def ran_of(operand: QuantizedOperand, kernels: Kernels) -> LayerPrecision:
         return kernels.product(site, operand.node)
     if operand.quantize == operand.dequantize:  # the graph gives the numbers themselves
         return kernels.written(site, operand.dequantize)
+    if operand.constant and not operand.moves:
+        return LayerPrecision(site, operand.row.format, "", "folded: a constant, rounded before")
     pairs = [(q and q.name, dq.name) for q, dq in ((p.pair.q, p.pair.dq) for p in operand.pairs)]
     node = operand.dequantize if operand.row.operand == "output" else operand.node
     return kernels.operand(site, node, pairs, operand.moves)

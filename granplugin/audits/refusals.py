@@ -103,6 +103,13 @@ def _misfits(found: Found, library: str) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+_SYMMETRIC = (
+    "quantize symmetric, to int8 with zero point 0 (onnxruntime's quantize_static: QuantType.QInt8 "
+    "and extra_options={'ActivationSymmetric': True, 'WeightSymmetric': True})"
+)
+_SYMMETRIC_4 = "quantize symmetric, to int4 with zero point 0"
+
+
 def _asymmetric(found: Found, library: str) -> Iterator[Finding]:
     for pair in found.pairs:
         zero = zero_point(found, pair)
@@ -111,9 +118,7 @@ def _asymmetric(found: Found, library: str) -> Iterator[Finding]:
             given = f"zero point {zero.reshape(-1)[0]}" if zero.size == 1 else several
             yield _finding(
                 "asymmetric", found, pair, f"{tensor_of(pair)} has {given}",
-                "quantize symmetric, to int8 with zero point 0 (onnxruntime's quantize_static: "
-                "QuantType.QInt8 and extra_options={'ActivationSymmetric': True, "
-                "'WeightSymmetric': True})",
+                _SYMMETRIC_4 if pair.format in ("int4", "uint4") else _SYMMETRIC,
             )  # fmt: skip
 
 
@@ -227,7 +232,8 @@ REFUSALS: Mapping[str, Check] = {
     ),
     "scale-negative": _scales(
         "scale-negative", lambda s: s < 0, "negative",
-        "a scale is a range divided by 127: write its absolute value, and quantize the weights again",
+        "a scale is a range over the largest number: write its absolute value and negate what it "
+        "scales, or quantize with a tool whose scales are positive (onnxruntime's 4-bit ones are not)",
     ),
     "scale-nan": _scales(
         "scale-nan", np.isnan, "not a number",

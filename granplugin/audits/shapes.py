@@ -59,7 +59,7 @@ class _Input:
 
     @property
     def text(self) -> str:
-        return f"[{', '.join(map(str, self.lengths))}]"
+        return f"[{', '.join('?' if '?' in str(n) else str(n) for n in self.lengths)}]"
 
 
 @dataclass

@@ -84,13 +84,20 @@ class Kernels:
             low, kind = found
             return LayerPrecision(name, _word(low), kind, MOVED)
         for kernel in own or behind:
-            if any(q in kernel.onnx_nodes and dq in kernel.onnx_nodes for q, dq in pairs):
+            if any(self._rounds(kernel, pair) for pair in pairs):
                 return LayerPrecision(name, "float", kernel.kind, ROUNDED)
         if not own:
             return LayerPrecision(name, "unknown", "", "")
         if not behind and any(_low(kernel.inputs) for kernel in own):
             return LayerPrecision(name, "unknown", own[0].kind, "")
         return LayerPrecision(name, "float", own[0].kind, "float")
+
+    def _rounds(self, kernel: EngineLayer, pair: PairNames) -> bool:
+        """Whether a kernel has a pair in it; the name of its DequantizeLinear is lost where several
+        scales become one constant."""
+        quantize, dequantize = pair
+        there = dequantize in kernel.onnx_nodes or dequantize not in self.of_node
+        return quantize in kernel.onnx_nodes and there
 
     def _moved(
         self,
@@ -125,7 +132,13 @@ class Kernels:
             if behind.multiplies:
                 continue  # its constants are weights
             shapes = [tensor.shape for tensor in (*behind.inputs, *behind.outputs)]
-            scales = [tensor for tensor in behind.constants if tensor.dtype not in LOW]
+            # A product of one row is done by a kernel like those that scale.
+            weights = {self.products[node] for node in behind.onnx_nodes if node in self.products}
+            scales = [
+                tensor
+                for tensor in behind.constants
+                if tensor.dtype not in LOW and math.prod(tensor.shape) not in weights
+            ]
             for constant in scales:
                 if not any(_fits(constant.shape, shape) for shape in shapes):
                     out = list(behind.outputs[0].shape)

@@ -110,7 +110,7 @@ def follow(graph: ReadGraph, pairs: Sequence[Qdq]) -> Flow:
             if not inputs:
                 continue
             if node.op_type in THROUGH and 0 in inputs:
-                seen = carried[inputs[0]]
+                seen = _seen(graph, inputs[0], carried[inputs[0]])
                 shape, block = behind(graph, node, seen.shape, seen.block)
                 carried[node.output[0]] = replace(seen, shape=shape, block=block)
                 continue
@@ -118,7 +118,8 @@ def follow(graph: ReadGraph, pairs: Sequence[Qdq]) -> Flow:
             onward = _onward(graph, node, read)
             for at, each in read.items():
                 if onward is None or not each.moved:
-                    found.append(Reading(node, at, inputs[at], each, onward is not None))
+                    moves = onward is not None or node.op_type == "Concat"
+                    found.append(Reading(node, at, inputs[at], each, moves))
             if onward is not None:
                 for name in filter(None, node.output):
                     carried[name] = _laid(graph, name, onward)

@@ -33,7 +33,8 @@ _PASSIVE = ("MaxPool", "AveragePool", "GlobalAveragePool", "LayerNormalization")
 class QuantizedOperand:
     """One quantized operand of one node, or an output of the graph: its row, and the `pairs` in
     front of it, several behind a concatenation; `moved` are the operators between that move its
-    values, and `moves` tells that the node itself only moves them.
+    values, and `moves` tells that the node itself only moves them; `constant` that they depend on no
+    input.
 
     `result` is what the node reads. `scale` is None where it is computed at run time; `one_d` tells
     a lone scale that is a vector.
@@ -46,6 +47,7 @@ class QuantizedOperand:
     scale: np.ndarray | None
     moved: tuple[str, ...] = ()
     moves: bool = False
+    constant: bool = False
     one_d: bool = False
     float32_scale: bool = False
 
@@ -206,6 +208,7 @@ def _operand(graph: ReadGraph, read: Reading) -> tuple[QuantizedOperand, Layer |
         carried.scale,
         tuple(each.op_type for each in carried.moved),
         read.moves,
+        read.name in graph.constant,
         one_d=given.scale is not None and given.scale.shape == (1,),
         float32_scale=_is_float32(given),
     )

@@ -40,6 +40,9 @@ def behind(
     if node.op_type == "Transpose":
         said = [list(a.ints) for a in node.attribute if a.name == "perm"]
         perm = said[0] if said else list(range(len(shape)))[::-1]
+        if sorted(perm) != list(range(len(shape))):  # of a tensor whose shape is not known
+            seen = graph.shape(node.output[0])
+            return tuple(n or 1 for n in seen or (1,) * len(perm)), None
         return tuple(shape[i] for i in perm), block and tuple(block[i] for i in perm)
     seen = graph.shape(node.output[0])
     after = None if seen is None else tuple(n or 1 for n in seen)
