@@ -14,7 +14,7 @@ from granplugin.audits.audit_file import FileAudit
 from granplugin.backends.engine_plan import EnginePlan
 from granplugin.backends.nvidia.builder import Builder
 from granplugin.backends.nvidia.plan_reader import inspector_json
-from granplugin.graph.read.loading import load
+from granplugin.graph.read.loading import read_model
 from granplugin.pipelines.audit import audit
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -51,7 +51,7 @@ def cases(patterns: Iterable[str]) -> Iterable[list[Case]]:
 def _case(folder: Path, builder: Builder, pattern: str, style: str) -> Case:
     path, layers = folder / "model.onnx", folder / "layers.json"
     onnx.save(styled(pattern, style), path)
-    model = load(path)
+    model = read_model(path)
     plan = builder.build(model)
     layers.write_text(inspector_json(plan), encoding="utf-8")
     found = audit(path, "tensorrt_rtx", layers=layers)
