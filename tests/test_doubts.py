@@ -132,3 +132,33 @@ def test_data_of_another_scale_are_said_and_no_limit_is_judged(project):
     done = run_main("analyze", recipe, "--no-costs", "--out", project.folder / "other")
     told = " ".join(done.stdout.split())
     assert done.code == 4 and "Cannot tell whether anything needs to change: the cal" in told
+
+
+@pytest.mark.parametrize(
+    ("times", "shift", "breaks"),
+    [(1.0, 0.0, None), (1.6, 1.0, None), (0.3, 0.0, False), (82.0, 0.0, True), (1.0, 5.0, True)],
+)
+def test_what_the_first_batch_norm_was_not_trained_on_is_told(times, shift, breaks):
+    import torch
+    from torch import nn
+
+    from granplugin.network.first_norm import first_norm
+    from granplugin.runs.doubtful import unlike_training
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(1, 1))
+    images = torch.from_numpy(normalized(pixels(64)))
+    net[1].momentum = None
+    with torch.no_grad():
+        net[:2].train()(images)
+    net.eval()
+    net.forward = lambda image: nn.Sequential.forward(net, image)
+    fresh = torch.from_numpy(normalized(pixels(16, 1)))
+    if shift:
+        net[1].running_mean += shift * net[1].running_var.sqrt()
+    # The layer behind the norm would refuse these shapes: it does not run.
+    seen = first_norm(net, {"image": fresh * times})
+    doubts = list(unlike_training(seen))
+    assert [doubt.breaks for doubt in doubts] == ([] if breaks is None else [breaks])
+    net[1].num_batches_tracked.zero_()
+    assert first_norm(net, {"image": fresh}) is None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Literal
 
 from granplugin.calibration.statistics import needs_of
 from granplugin.data.doubts import Doubt, Portraits, doubts_between, doubts_of, outlying
@@ -12,9 +12,29 @@ from granplugin.planning.rows import Row
 from granplugin.recipe.loaded import located
 from granplugin.runs.session import Session
 
+if TYPE_CHECKING:
+    from granplugin.network.first_norm import NormSeen
+
 Role = Literal["evaluation", "analysis"]
 LOOKED_AT = 128
 """Samples of each set."""
+NORM_SAMPLES = 16
+_OFF, _FAR_OFF = 2.0, 4.0
+"""How many times as far spread as in training, or how many deviations off, what the first batch norm
+gets is worth a word, and is of another scale."""
+
+
+def unlike_training(seen: NormSeen) -> Iterator[Doubt]:
+    """What the first batch norm says of the inputs."""
+    times, shift = max(seen.times, 1 / max(seen.times, 1e-9)), seen.shift
+    if times < _OFF and shift < _OFF:
+        return
+    told = f"spread {seen.times:.2g} times as far as" if times >= _OFF else "far off"
+    yield Doubt(
+        f"the first batch norm ({seen.name!r}) gets values {told} those it was trained on: are the "
+        "inputs scaled and normalized as in training?",
+        max(times, shift) >= _FAR_OFF,
+    )
 
 
 def doubts(session: Session, rows: Iterable[Row], *roles: Role) -> tuple[Doubt, ...]:
@@ -26,6 +46,10 @@ def doubts(session: Session, rows: Iterable[Row], *roles: Role) -> tuple[Doubt, 
     with located(session.loaded, "data", "calibration"):
         calibration = portraits(session.calibration.few(LOOKED_AT))
     found = list(doubts_of(calibration))
+    if session.network.runs:
+        with located(session.loaded, "data", "calibration"):
+            seen = session.network.first_norm(session.calibration.few(NORM_SAMPLES))
+        found += unlike_training(seen) if seen else ()
     others: list[Portraits] = []
     for role in roles:
         if getattr(recipe.data, role) is None:

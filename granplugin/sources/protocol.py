@@ -20,6 +20,8 @@ from granplugin.recipe.loaded import Loaded
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from granplugin.network.first_norm import NormSeen
+
 Batch = Mapping[str, np.ndarray]
 """Input -> array with the samples on axis 0."""
 Outputs = dict[str, np.ndarray]
@@ -93,6 +95,10 @@ class Network(Described, Protocol):
 
     def outputs(self, batch: Batch) -> Outputs:
         """The float outputs. Raises ModelError with what running it raised."""
+
+    def first_norm(self, batch: Batch) -> NormSeen | None:
+        """What the first batch norm gets of a batch, beside what it got in training; None where
+        there is none that tells."""
 
     def collect(
         self, needs: Collection[Need], layers: Sequence[Layer], batches: Iterable[Batch]

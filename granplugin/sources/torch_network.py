@@ -19,6 +19,7 @@ from granplugin.errors import ModelError
 from granplugin.measures.samples import Output, sample_axis
 from granplugin.network.batch_norms import fold_batch_norms
 from granplugin.network.export import export_float
+from granplugin.network.first_norm import NormSeen, first_norm
 from granplugin.network.forward import call, flatten_outputs
 from granplugin.network.models import build_model, device, input_names, model_key
 from granplugin.network.modules import stored, untraced
@@ -107,6 +108,9 @@ class TorchNetwork:
 
     def outputs(self, batch: Batch) -> Outputs:
         return self._outputs(self.model, batch)
+
+    def first_norm(self, batch: Batch) -> NormSeen | None:
+        return first_norm(self.model, self.tensors(batch))
 
     def collect(
         self, needs: Collection[Need], layers: Sequence[Layer], batches: Iterable[Batch]

@@ -1,0 +1,67 @@
+"""Whether a network gets what it was trained on: its first batch norm remembers what that was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from granplugin.network.forward import call
+
+
+@dataclass(frozen=True, slots=True)
+class NormSeen:
+    """What a batch norm gets, beside its running statistics, as the median over its channels:
+    how many times as large the deviation is, and how many of the running deviations the mean is
+    off."""
+
+    name: str
+    times: float
+    shift: float
+
+
+class _Enough(Exception):
+    """What the first norm gets was seen; the rest of the network need not run."""
+
+
+def first_norm(model: nn.Module, tensors: Mapping[str, Tensor]) -> NormSeen | None:
+    """Of the first batch norm that runs and has counted batches of training; None without one.
+    Raises ModelError with what forward raised before it came to one."""
+    found: list[NormSeen] = []
+    names = {
+        module: name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm)
+        and module.running_var is not None
+        and module.num_batches_tracked is not None
+        and int(module.num_batches_tracked) > 0
+    }
+
+    def see(module: nn.Module, args: tuple) -> None:
+        assert isinstance(module, _BatchNorm)
+        found.append(_seen(names[module], module, args[0].detach().float()))
+        raise _Enough
+
+    hooks = [module.register_forward_pre_hook(see) for module in names]
+    try:
+        if names:
+            with suppress(_Enough):
+                call(model, {name: tensor.clone() for name, tensor in tensors.items()})
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return next(iter(found), None)
+
+
+def _seen(name: str, norm: _BatchNorm, x: Tensor) -> NormSeen:
+    assert norm.running_mean is not None and norm.running_var is not None
+    others = [axis for axis in range(x.ndim) if axis != 1]
+    mean, variance = x.mean(others), x.var(others, unbiased=False)
+    trained = torch.sqrt(norm.running_var.float() + norm.eps)
+    times = torch.sqrt(variance + norm.eps) / trained
+    shift = (mean - norm.running_mean.float()).abs() / trained
+    return NormSeen(name, float(times.median()), float(shift.median()))
