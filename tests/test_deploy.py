@@ -243,7 +243,7 @@ def test_what_did_not_come_back_is_missing_and_not_zero(deployed):
     assert missing.cannot_run == "nothing of it was imported"
     assert (missing.kernels, missing.engine_bytes, missing.metrics) == (None, None, {})
     line = next(x for x in done.stdout.split("(imported)")[1].splitlines() if x[:4] == "fp32")
-    assert line.split() == ["fp32", "-", "-", "-", "-", "-"]
+    assert line.startswith("fp32") and set(line.split()[1:]) == {"-"}
     # Then the outputs, without fp32's: nothing to compare with.
     outputs = sorted((deployed.results() / "recipe").glob("output-*.json"))
     assert deployed.bring(outputs[0]).code == 0

@@ -25,7 +25,7 @@ from granplugin.backends.nvidia import trtexec
 from granplugin.backends.nvidia.build import Options, profile_shapes
 from granplugin.capabilities.legality import Written
 from granplugin.data.batches import Batch, Batches
-from granplugin.deploy.imported import FORMAT, Exported, ExportedVariant, Manifest, ManifestVariant
+from granplugin.deploy.manifest import FORMAT, Exported, ExportedVariant, Manifest, ManifestVariant
 from granplugin.engines import EXPORTED
 from granplugin.errors import ModelError, RunError
 from granplugin.planning.plan_file import plan_file

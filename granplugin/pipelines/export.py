@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from granplugin.deploy import export as folder
-from granplugin.deploy.imported import Manifest
+from granplugin.deploy.manifest import Manifest
 from granplugin.engines import EXPORTED
 from granplugin.errors import UserError
 from granplugin.recipe.loaded import Loaded
