@@ -1,5 +1,5 @@
 #!/bin/sh
-# Every benchmark, one after the other, saved in bench/results/; about 25 minutes on 2 quiet cores.
+# Every benchmark, one after the other, saved in bench/results/; about 30 minutes on 2 quiet cores.
 #   PYTHON=.venv/bin/python bench/run_all.sh
 set -e
 cd "$(dirname "$0")/.."
