@@ -63,20 +63,19 @@ def test_a_maximum_with_minus_infinity_changes_no_number(tmp_path, name):
     assert np.array_equal(*outputs)
 
 
-def test_an_extremum_that_is_not_quantized_or_behind_other_arithmetic_stays():
+@pytest.mark.parametrize(
+    ("kind", "asked"), [("Relu", True), ("Flatten", True), ("Max", False), ("Add", False)]
+)
+def test_an_extremum_behind_which_other_values_are_computed_with_stays(kind, asked):
     constants = {"s": np.float32(0.1), "z": np.int8(0), "axes": np.array([2, 3])}
-    pair = [
+    nodes = [
+        helper.make_node("ReduceMax", ["x", "axes"], ["a"], name="m/ReduceMax"),
+        helper.make_node(kind, ["a", "x"] if kind in ("Max", "Add") else ["a"], ["b"]),
         helper.make_node("QuantizeLinear", ["b", "s", "z"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
     ]
-    for kind, asked in (("Relu", False), ("Flatten", True)):
-        nodes = [
-            helper.make_node("ReduceMax", ["x", "axes"], ["a"], name="m/ReduceMax"),
-            helper.make_node(kind, ["a"], ["b"]),
-            *pair,
-        ]
-        ends = {"x": ["n", 4, 6, 6]}, {"y": ["n", 4, 1, 1] if kind == "Relu" else ["n", 4]}
-        assert bool(quantized_extrema(model_of(nodes, *ends, constants))) == asked
+    model = model_of(nodes, {"x": ["n", 4, 6, 6]}, {"y": None}, constants)
+    assert bool(quantized_extrema(model)) == asked
 
 
 def test_the_reference_and_engines_that_cannot_run_have_no_structures_to_probe():

@@ -28,7 +28,7 @@ from granplugin.capabilities.structures import INPUT, example, structure
 from granplugin.capabilities.table import OPS, Cell, Structure, load_table
 from granplugin.engines import ENGINES, REFERENCE
 from granplugin.errors import EngineError
-from granplugin.graph.edit.forms import in_forms
+from granplugin.graph.edit.forms import asked_forms, in_forms
 from granplugin.measures.faithful import NEAR_DB
 from granplugin.progress import track
 from granplugin.suggest import did_you_mean
@@ -92,8 +92,8 @@ def probe(
 @dataclass(frozen=True)
 class ProbedStructure:
     """One structure: what the table says the engine does with it (right, miscompile or error), and
-    what it did; `form` is the equal one that the table has for it, and `repaired` whether that is
-    computed rightly."""
+    what it did; `form` is the equal one that it is given by the table, and `repaired` whether that
+    is computed rightly."""
 
     structure: Structure
     table: str
@@ -110,7 +110,7 @@ class ProbedStructure:
 def probe_structures(
     backend: str, structures: Sequence[Structure] = get_args(Structure)
 ) -> tuple[ProbedStructure, ...]:
-    """Run each structure, and in the equal form that the table has for it, and compare it with the
+    """Run each structure, and in the equal forms that the table has for it, and compare it with the
     reference. Empty for an engine that cannot run here, and for the reference itself.
 
     Raises EngineError for a backend that is not installed.
@@ -126,11 +126,13 @@ def probe_structures(
         for name in structures:
             plain, case = structure(name), table.case(name)
             observed, detail = _compared(module, reference, plain, Path(folder) / "plain")
-            form, repaired = case.form if case else None, True
-            if form is not None:
-                equal = ir.to_proto(in_forms(ir.from_proto(plain), [form]))
+            forms, repaired = asked_forms(ir.from_proto(plain), table.forms), True
+            if forms:
+                equal = ir.to_proto(in_forms(ir.from_proto(plain), forms))
                 became, told = _compared(module, reference, equal, Path(folder) / "equal")
-                repaired, detail = became == "right", f"{detail}; as {form} {became}, {told}"
+                repaired = became == "right"
+                detail = f"{detail}; as {', '.join(forms)} {became}, {told}"
+            form = ", ".join(forms) or None
             said = case.engine if case else "right"
             found.append(ProbedStructure(name, said, observed, detail, form, repaired))
     return tuple(found)

@@ -223,6 +223,19 @@ def _pooled_whole(net: Drawn) -> str:
     return net.conv(net.op("GlobalMaxPool", net.op("Tanh", net.conv(INPUT, C, C))), C, C, 1)
 
 
+def _rectified(net: Drawn) -> str:
+    seen = net.op("Tanh", net.conv(INPUT, C, C))
+    return net.linear(net.op("Relu", net.op("ReduceMax", seen, net.axes(2, 3), keepdims=0)), C, C)
+
+
+def _spatial_gate(net: Drawn) -> str:
+    """CBAM's: of the largest and the mean value of all channels."""
+    seen = net.op("Relu", net.conv(INPUT, C, C))
+    largest, mean = (net.op(k, seen, net.axes(1), keepdims=1) for k in ("ReduceMax", "ReduceMean"))
+    gate = net.conv(net.op("Concat", largest, mean, axis=1), 2, 1, 7, bias=False)
+    return net.op("Mul", seen, net.op("Sigmoid", gate))
+
+
 def _reduced(kind: str, keep: int = 0) -> Build:
     def build(net: Drawn) -> str:
         seen = net.op("Tanh", net.conv(INPUT, C, C))
@@ -294,6 +307,8 @@ STRUCTURES: dict[Structure, Build] = {
     "kept maximum": _reduced("ReduceMax", 1),
     "minimum": _reduced("ReduceMin"),
     "global maximum pool": _pooled_whole,
+    "rectified maximum": _rectified,
+    "spatial gate": _spatial_gate,
     "mean": _reduced("ReduceMean"),
     "sum": _reduced("ReduceSum"),
     "norm": _reduced("ReduceL2"),

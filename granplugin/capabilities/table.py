@@ -66,7 +66,7 @@ Structure = Literal[
     "gate of an inverted residual block", "gate of a convolution without bias",
     "convolution without bias read twice", "convolution without bias of one channel read twice",
     "residual sum", "channel shuffle", "maximum", "kept maximum", "minimum", "global maximum pool",
-    "mean", "sum", "norm", "padding", "pool and convolution of one tensor", "quantized twice",
+    "rectified maximum", "spatial gate", "mean", "sum", "norm", "padding", "pool and convolution of one tensor", "quantized twice",
     "several outputs", "normalization, linear layers", "attention",
 ]  # fmt: skip
 """What stands around products; the probe has one small network of each."""

@@ -11,24 +11,34 @@ import onnx_ir as ir
 
 from granplugin.graph.edit.additions import Additions
 from granplugin.graph.edit.contract import seam
+from granplugin.graph.edit.nodes import constant
 
 _EXTREMA = ("ReduceMax", "ReduceMin", "GlobalMaxPool")
-_MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity")
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
 def quantized_extrema(model: ir.Model) -> list[ir.Node]:
-    """The reductions to an extremum, of floats, whose output is quantized as it is or moved."""
+    """The reductions to an extremum, of floats, whose output is quantized as it is, behind what
+    computes of nothing else, or in a concatenation."""
     return [
         node for node in model.graph if node.op_type in _EXTREMA and _quantized(node.outputs[0])
     ]
 
 
 def _quantized(value: ir.Value) -> bool:
-    users = [user for user, _ in value.uses()]
-    return any(user.op_type == "QuantizeLinear" for user in users) or any(
-        _quantized(user.outputs[0]) for user in users if user.op_type in _MOVES
-    )
+    left = [value]
+    while left:
+        for user, _ in left.pop().uses():
+            if user.op_type == "QuantizeLinear":
+                return True
+            if user.op_type == "Concat" or (user.op_type != "Max" and _alone(user)):
+                left += user.outputs
+    return False
+
+
+def _alone(node: ir.Node) -> bool:
+    """Whether a node has but one operand that is no constant."""
+    return sum(each is not None and constant(each) is None for each in node.inputs) == 1
 
 
 def _requires(model: ir.Model) -> str | None:
@@ -53,8 +63,8 @@ def apart_from_extrema(model: ir.Model) -> ir.Model:
         value = node.outputs[0]
         least = np.asarray(-np.inf, (value.dtype or ir.DataType.FLOAT).numpy())
         name = node.name.rpartition("/")[0] or node.name
-        constant = additions.constant(f"{name}.least", least)
-        behind = additions.node(name, "Max", [value, constant], after=node)
+        infinity = additions.constant(f"{name}.least", least)
+        behind = additions.node(name, "Max", [value, infinity], after=node)
         for user, at in list(value.uses()):
             if user is not behind.producer():
                 user.replace_input_with(at, behind)

@@ -192,7 +192,7 @@ class ProbedCase(Part):
     observed: str
     detail: str
     form: str | None
-    repaired: bool = Field(description="Whether the form is computed rightly.")
+    repaired: bool = Field(description="Whether the forms are computed rightly.")
 
 
 class CapabilitiesOutput(Part):
