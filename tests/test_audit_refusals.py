@@ -62,6 +62,7 @@ REFUSED = {
     "scale-negative": conv(scale=scales(5, -0.01)),
     "scale-nan": conv(lambda net: net.qdq("x", np.nan)),
     "scales-do-not-fit": conv(axis=7),
+    "types-differ": conv(lambda net: net.qdq("x", scale_type=np.float16)),
     "asymmetric": conv(lambda net: net.qdq("x", zero=np.uint8(128))),
     "unsupported-type": conv(stored=np.uint8),
     "int32-bias": conv(bias=bias),

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import onnx
 
 from granplugin.audits.case import Case
 from granplugin.audits.refusals import numbers_of, reader_of, tensor_of, zero_point
@@ -89,12 +90,21 @@ def _activation_is(case: Case, pair: Scaled, scale: np.ndarray) -> str | None:
     if ranges.max() < _SMALLEST:
         return f"has the range {ranges.max():.3g}, so that all it holds is cut off there"
     maker = case.graph.producer.get(pair.pair.source)
-    bound = _BOUNDS.get(maker.op_type) if maker is not None else None
+    bound = None if maker is None else _bound(case, maker)
     if bound is not None and maker is not None and scale.min() > 2 * bound:
         return (
             f"is the result of a {maker.op_type}, and its scale {scale.min():.3g} rounds all to 0"
         )
     return None
+
+
+def _bound(case: Case, node: onnx.NodeProto) -> float | None:
+    """The largest |value| that a node gives; None where it is not known."""
+    if node.op_type != "Clip" or len(node.input) < 3:
+        return _BOUNDS.get(node.op_type)
+    ends = [case.graph.value(name) if name else None for name in node.input[1:3]]
+    known = [abs(float(end.reshape(-1)[0])) for end in ends if end is not None and end.size == 1]
+    return max(known) if len(known) == 2 else None
 
 
 def _weight_is(case: Case, pair: Scaled, scale: np.ndarray) -> str | None:

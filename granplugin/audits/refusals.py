@@ -12,9 +12,11 @@ import onnx
 from onnx import TensorProto
 
 from granplugin.backends.nvidia.libraries import LIBRARIES
+from granplugin.capabilities import Promise
 from granplugin.graph.read.found import Found
-from granplugin.graph.read.graph import dequantizes, quantizes
+from granplugin.graph.read.graph import closed, dequantizes, quantizes
 from granplugin.graph.read.pairs import Scaled
+from granplugin.quant.layers import ONNX_PRODUCTS
 from granplugin.results.audited import Finding
 from granplugin.words import counted, first
 
@@ -96,6 +98,18 @@ def _finding(code: str, found: Found, pair: Scaled, says: str, instead: str) -> 
 
 def _misfits(found: Found, library: str) -> Iterator[Finding]:
     for pair in found.pairs:
+        scale, source = pair.scale, closed(found.graph.shape(pair.pair.source))
+        if scale is not None and scale.ndim > 1 and pair.pair.dq.domain in ("", "ai.onnx"):
+            shape = source if source and len(source) == scale.ndim else scale.shape
+            cut = sum(n != length for n, length in zip(scale.shape, shape, strict=True))
+            if scale.size == 1 or cut > 1:
+                yield _finding(
+                    "scales-do-not-fit", found, pair,
+                    f"{tensor_of(pair)} has scales of shape {list(scale.shape)}, which lie along "
+                    "several axes to it",
+                    "write one scale with the shape [], several as a vector with an axis",
+                )  # fmt: skip
+                continue
         if pair.misfit is not None and not pair.misfit.startswith("blocks"):
             yield _finding(
                 "scales-do-not-fit", found, pair, f"{tensor_of(pair)}: {pair.misfit}",
@@ -108,6 +122,32 @@ _SYMMETRIC = (
     "and extra_options={'ActivationSymmetric': True, 'WeightSymmetric': True})"
 )
 _SYMMETRIC_4 = "quantize symmetric, to int4 with zero point 0"
+
+
+_FLOATS = {TensorProto.FLOAT: "FP32", TensorProto.FLOAT16: "FP16", TensorProto.BFLOAT16: "BF16"}
+_ALIKE = frozenset({*ONNX_PRODUCTS, "Add", "Concat", "Div", "Mul", "Sub"})
+"""Operators whose operands are of one type."""
+
+
+def _mixed(found: Found, library: str) -> Iterator[Finding]:
+    """A DequantizeLinear gives the type of its scale, unless it says another. Before opset 19 ONNX
+    has it give FP32, and parsers go by the scale."""
+    if found.graph.opset < 19:
+        return
+    dequantized = {pair.pair.result for pair in found.pairs}
+    for node in found.graph.nodes:
+        if node.op_type in _ALIKE and not dequantized.isdisjoint(node.input):
+            kinds = [_FLOATS.get(found.graph.element_type(name)) for name in node.input if name]
+            known = list(dict.fromkeys(filter(None, kinds)))
+            if len(known) > 1:
+                yield Finding(
+                    "types-differ", node.name, None,
+                    f"its operands are {' and '.join(known)}: DequantizeLinear gives the type of "
+                    "its scale",
+                    "write the scales in the type of the rest, or give DequantizeLinear "
+                    "output_dtype",
+                    severity="refused",
+                )  # fmt: skip
 
 
 def _asymmetric(found: Found, library: str) -> Iterator[Finding]:
@@ -241,6 +281,7 @@ REFUSALS: Mapping[str, Check] = {
         "and calibrate again",
     ),
     "scales-do-not-fit": _misfits,
+    "types-differ": _mixed,
     "asymmetric": _asymmetric,
     "unsupported-type": _types,
     "int32-bias": _bias,
@@ -305,6 +346,20 @@ def told_by(found: Found, nodes: tuple[str, ...], told: str) -> Finding:
         f"leave {at} out of the file, or float" if node is not None else "look at what it says"
     )
     return Finding(REFUSED, at, None, told, f"{instead}{newer}", severity="refused")
+
+
+def not_had(found: Found, promises: Mapping[str, Promise]) -> tuple[Finding, ...]:
+    """Why a file that was refused may be: what the capability table says of its scales."""
+    reasons: dict[str, str] = {}
+    for operand in found.operands:
+        promise = promises.get(operand.row.site)
+        if promise is not None and promise.kind == "refused":
+            reasons.setdefault(operand.node, promise.reason)
+    instead = "write scales that `granplugin capabilities` lists, or format: float for the layer"
+    return tuple(
+        Finding(REFUSED, node, None, reason, instead, severity="refused")
+        for node, reason in reasons.items()
+    )
 
 
 _NEWEST = 24

@@ -19,7 +19,7 @@ from granplugin.audits.engine_plans import (
 )
 from granplugin.audits.lint import lint
 from granplugin.audits.ran import ran_of, time_ms_of
-from granplugin.audits.refusals import refusals, told_by
+from granplugin.audits.refusals import REFUSED, not_had, refusals, told_by
 from granplugin.audits.shapes import parse_shapes, shapes_for
 from granplugin.backends.base import BuildFailed
 from granplugin.backends.engine_plan import EnginePlan
@@ -82,6 +82,8 @@ def audit(
         plan = plan.timed(profile_of(profile))
     kernels = Kernels(backend, plan or EnginePlan((), (), ""), found.products)
     promises = promises_of(found, backend, version)
+    if any(stop.code == REFUSED for stop in stops):
+        stops += not_had(found, promises)
     verdicts: Sequence[Verdict | None] = [None] * len(found.rows)
     if plan is not None:
         ran = [ran_of(operand, kernels) for operand in found.operands]

@@ -306,7 +306,8 @@ class ReadGraph:
         }
         counts: Counter[str] = Counter()
         for name, tensor in self.stored.items():
-            if tensor.data_type in PRECISIONS and name not in scales:
+            several = math.prod(tensor.dims) > 1  # a lone number may be a scale that is computed
+            if tensor.data_type in PRECISIONS and several and name not in scales:
                 counts[PRECISIONS[tensor.data_type]] += math.prod(tensor.dims)
         for value in self.model.graph.input:
             counts[PRECISIONS.get(value.type.tensor_type.elem_type, "fp32")] += 1
