@@ -124,6 +124,7 @@ RANDOM = {
     "dropout": lambda net, x: functional.dropout(x, 0.5),
     "randn_like": lambda net, x: x + torch.randn_like(x),
     "bernoulli": lambda net, x: x * x.sigmoid().bernoulli(),
+    "rand_like": lambda net, x: x * (torch.rand_like(x[:1, :1]) > 0.2),  # seldom
     "rand": lambda net, x: x + torch.rand(1, generator=torch.Generator().manual_seed(net.calls)),
     "one call to the next": lambda net, x: x * net.calls,
     "another shape": lambda net, x: x[: net.calls],
@@ -142,6 +143,12 @@ def test_a_forward_that_does_not_repeat_is_refused_with_what_draws_lots(how):
     assert ("self.training" in str(error.value)) == (how == "dropout")
 
 
+class Draws(nn.Module):
+    def forward(self, x):
+        torch.rand(1)  # for nothing
+        return x
+
+
 def test_a_forward_that_repeats_is_not_refused():
-    net, x = nn.Sequential(nn.Linear(8, 4), nn.Dropout(0.5)).eval(), torch.randn(2, 8)
+    net, x = nn.Sequential(nn.Linear(8, 4), nn.Dropout(0.5), Draws()).eval(), torch.randn(2, 8)
     check_repeatable(net, x, flatten_outputs(net(x)))

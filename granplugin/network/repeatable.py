@@ -21,6 +21,7 @@ from granplugin.words import first
 # Of an output's largest value: a forward that draws nothing repeats to the bit on a CPU, and but for
 # the order of its sums on a GPU.
 _TOLERANCE = 1e-3
+_PASSES = 20
 _DROPOUTS = frozenset(
     "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout".split()
 )
@@ -28,24 +29,30 @@ _DROPOUTS = frozenset(
 
 def check_repeatable(model: nn.Module, example: Example, outputs: Mapping[str, Tensor]) -> None:
     """ModelError where another pass does not give the `outputs` that one gave, with what draws
-    random numbers in it."""
-    again = flatten_outputs(call(model, copied(example)))
-    for name, before in outputs.items():
-        after = again.get(name)
-        if after is None or after.shape != before.shape:
-            told = "another shape"
-        elif not before.is_floating_point():
-            continue  # decisions may flip where two values tie
-        else:
-            largest = float(before.abs().max()) if before.numel() else 0.0
-            moved = float((after - before).abs().max()) if before.numel() else 0.0
-            if moved <= _TOLERANCE * largest:
-                continue
-            told = f"other values, by {moved:.2g} where its largest is {largest:.2g}"
-        raise ModelError(
-            f"the model's forward does not repeat: for one batch, its output {name!r} had {told} in "
-            f"a second pass; {_cause(model, example)}"
-        )
+    random numbers in it. Where some are drawn, several passes tell whether outputs depend on them.
+    """
+    for _ in range(_PASSES):
+        before = _state()
+        again = flatten_outputs(call(model, copied(example)))
+        for name, output in outputs.items():
+            if told := _differs(output, again.get(name)):
+                raise ModelError(
+                    f"the model's forward does not repeat: for one batch, its output {name!r} had "
+                    f"{told} in another pass; {_cause(model, example)}"
+                )
+        if not _moved(before):
+            return
+
+
+def _differs(before: Tensor, after: Tensor | None) -> str | None:
+    if after is None or after.shape != before.shape:
+        return "another shape"
+    if not before.is_floating_point() or not before.numel():
+        return None  # decisions may flip where two values tie
+    largest, moved = float(before.abs().max()), float((after - before).abs().max())
+    if moved <= _TOLERANCE * largest:
+        return None
+    return f"other values, by {moved:.2g} where its largest is {largest:.2g},"
 
 
 def _cause(model: nn.Module, example: Example) -> str:
@@ -100,8 +107,7 @@ class _Draws(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         before = _state()
         result = passed_on(func, args, kwargs)
-        drawn = any(not torch.equal(x, y) for x, y in zip(before, _state(), strict=True))
-        if drawn or (kwargs or {}).get("generator") is not None:
+        if _moved(before) or (kwargs or {}).get("generator") is not None:
             module, name = self._inside[-1], name_of(func)
             told = f"{name} in {module!r}" if module else name
             at = f"{told} ({_line()})"
@@ -113,6 +119,11 @@ class _Draws(TorchFunctionMode):
 def _state() -> list[Tensor]:
     on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return [torch.get_rng_state(), *on_gpu]
+
+
+def _moved(before: list[Tensor]) -> bool:
+    """Whether random numbers were drawn since."""
+    return any(not torch.equal(x, y) for x, y in zip(before, _state(), strict=True))
 
 
 def _line() -> str:
