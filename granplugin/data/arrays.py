@@ -25,6 +25,11 @@ def as_array(values: Any, what: str) -> np.ndarray:
         values = values.detach().cpu()
         # numpy has no bfloat16.
         values = (values.float() if values.is_floating_point() else values).numpy()
+    if isinstance(values, tuple) and any(getattr(part, "ndim", 0) for part in values):
+        raise DataError(
+            f"{what} is a tuple of {len(values)} arrays, and an input is one array with the samples "
+            "on axis 0; let model.callable return a module that takes each by a name of its own"
+        )
     try:
         array = np.asarray(values)
     except ValueError as err:

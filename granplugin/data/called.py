@@ -165,10 +165,12 @@ class Called:
         inputs = {name: as_array(values, f"{place}: {name!r}") for name, values in given.items()}
         if labels is not None:
             labels = as_array(labels, f"{place}: its labels")
-        lengths = {len(values) for values in [*inputs.values(), labels] if values is not None}
-        if len(lengths) > 1:
-            told = " and ".join(map(str, sorted(lengths)))
-            raise DataError(f"{place} has arrays of {told} samples")
+        lengths = {f"{name!r}": len(values) for name, values in inputs.items()}
+        if labels is not None:
+            lengths["labels"] = len(labels)
+        if len(set(lengths.values())) > 1:
+            told = ", ".join(f"{count} of {name}" for name, count in lengths.items())
+            raise DataError(f"{place} does not have as many samples in each array: {told}")
         return inputs, labels
 
     def _check_repeats(self, number: int, arrays: list[np.ndarray]) -> None:
