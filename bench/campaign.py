@@ -15,7 +15,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -54,6 +54,10 @@ class Campaign:
     @property
     def good(self) -> bool:
         return not self.crashes and not self.over_budget and self.grown_mb < MEMORY_MB
+
+    def values(self) -> dict[str, object]:
+        """For JSON."""
+        return {**vars(self), "accepted": dict(self.accepted), "refused": dict(self.refused)}
 
     def run(self, attempt: Try, numbers: range) -> Campaign:
         before = _peak_mb()
@@ -118,7 +122,7 @@ def main(name: str, attempt: Try, count: int) -> None:
     found = Campaign(name, given.seed).run(attempt, range(given.count))
     print(found.told())
     if given.save:
-        save(name, found.told(), asdict(found))
+        save(name, found.told(), found.values())
     sys.exit(not found.good)
 
 

@@ -159,3 +159,25 @@ def test_the_answer_needs_no_framework(argv, tmp_path):
                           cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0 and done.stdout
     assert done.stderr.strip().endswith("[]")
+
+
+def test_files_lists_what_a_recipe_names_and_what_lies_outside_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    for name in ("in/net.py", "in/part.py", "d.npz", "w.safetensors"):
+        (tmp_path / name).write_text("import part" if name == "in/net.py" else "")
+    (tmp_path / "base.yaml").write_text("version: 1\ndevice: cpu\n")
+    (tmp_path / "in/r.yaml").write_text(
+        "extends: ../base.yaml\nmodel: {callable: net.py:f, weights: ../w.safetensors}\n"
+        "data: {calibration: {npz: ../d.npz, inputs: {x: x}}}\nevaluate: torchmetrics:f\n"
+    )
+    found = check_recipe(Path("in/r.yaml"), (), None, files=True)
+    assert [(each.key, each.file, each.outside) for each in found.files] == [
+        ("recipe", "in/r.yaml", False),
+        ("extends", "base.yaml", True),
+        ("model.callable", "in/net.py", False),
+        ("model.callable", "in/part.py", False),
+        ("model.weights", "w.safetensors", True),
+        ("data.calibration.npz", "d.npz", True),
+        ("evaluate", "installed module torchmetrics", False),
+    ]

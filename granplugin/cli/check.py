@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
+
+import typer
 
 from granplugin.cli import Json, Out, Recipes, Settings
 from granplugin.stdout import say, say_json
@@ -11,11 +14,19 @@ from granplugin.visible import visible_lines
 EXAMPLE = "granplugin check recipes/*.yaml"
 
 
-def check(recipes: Recipes, settings: Settings = None, out: Out = None, json_: Json = False) -> int:
+def check(
+    recipes: Recipes,
+    settings: Settings = None,
+    out: Out = None,
+    files: Annotated[
+        bool, typer.Option("--files", help="List the files it reads, runs and writes.")
+    ] = False,
+    json_: Json = False,
+) -> int:
     """Validate recipes without running anything; rules too, where the last plan still holds."""
     from granplugin.pipelines.check import check
 
-    found = check(recipes, settings or (), out)
+    found = check(recipes, settings or (), out, files)
     if json_:
         say_json(found.model_dump_json(indent=1))
     # Loading the views of all reports would take as long as the check.
@@ -24,4 +35,7 @@ def check(recipes: Recipes, settings: Settings = None, out: Out = None, json_: J
             print(visible_lines(error), file=sys.stderr)
         if each.ok:
             say(each.line)
+        for named in each.files:
+            outside = "  (outside the recipe's folder)" if named.outside else ""
+            say(f"  {named.key}: {named.file}{outside}")
     return 0 if all(each.ok for each in found.recipes) else 2

@@ -10,24 +10,33 @@ from granplugin.errors import RecipeError
 from granplugin.planning.plan import make_plan
 from granplugin.planning.plan_file import text_key
 from granplugin.quant.layers import Layer, layer_from_json
+from granplugin.recipe.files import named
 from granplugin.recipe.load import load_recipe, load_variants
 from granplugin.recipe.loaded import Loaded
-from granplugin.report.schema.verbs import CheckedRecipe, CheckOutput
+from granplugin.report.schema.verbs import CheckedRecipe, CheckOutput, NamedFile
 from granplugin.store.run_folder import default_folder
 
 
 def check(
-    recipes: Sequence[Path], settings: Sequence[str] = (), out: Path | None = None
+    recipes: Sequence[Path],
+    settings: Sequence[str] = (),
+    out: Path | None = None,
+    files: bool = False,
 ) -> CheckOutput:
-    """Check each of these recipes; `out` is the folder of the last plan, by default runs/<name>."""
-    return CheckOutput(recipes=[check_recipe(path, settings, out) for path in recipes])
+    """Check each of these recipes; `out` is the folder of the last plan, by default runs/<name>.
+    With `files`, all that it reads, runs and writes is listed."""
+    return CheckOutput(recipes=[check_recipe(path, settings, out, files) for path in recipes])
 
 
-def check_recipe(path: Path, settings: Sequence[str], out: Path | None) -> CheckedRecipe:
+def check_recipe(
+    path: Path, settings: Sequence[str], out: Path | None, files: bool = False
+) -> CheckedRecipe:
     """Everything that can be said of a recipe without building its model."""
-    checked, why = "text", ""
+    checked, why, listed = "text", "", list[NamedFile]()
     try:
         loaded = load_recipe(path, settings)
+        if files:
+            listed = [NamedFile(key=k, file=f, outside=o) for k, f, o in named(loaded)]
         variants = load_variants(loaded)
         layers, why = _last_layers(loaded, out or default_folder(loaded.recipe.name))
         if layers:
@@ -36,9 +45,13 @@ def check_recipe(path: Path, settings: Sequence[str], out: Path | None) -> Check
                 make_plan(variant, layers)
     except RecipeError as err:
         return CheckedRecipe(
-            recipe=str(path), ok=False, errors=str(err).splitlines(), checked=checked
+            recipe=str(path),
+            ok=False,
+            errors=str(err).splitlines(),
+            checked=checked,
+            files=listed,
         )
-    return CheckedRecipe(recipe=str(path), ok=True, checked=checked, why=why)
+    return CheckedRecipe(recipe=str(path), ok=True, checked=checked, why=why, files=listed)
 
 
 def _last_layers(loaded: Loaded, folder: Path) -> tuple[tuple[Layer, ...], str]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from granplugin.engines import ENGINES, taking
 from granplugin.recipe.decisions import Decision
+from granplugin.recipe.files import needed
 from granplugin.recipe.loaded import Loaded, LoadedPart
 from granplugin.recipe.paths import shown, why_missing
 from granplugin.recipe.settings import Settings
-from granplugin.recipe.strict import Strict, Target, paths_of
-from granplugin.recipe.yaml_text import Location
 from granplugin.suggest import did_you_mean
 
 
@@ -80,21 +77,6 @@ def _check_cache(loaded: Loaded) -> None:
 
 
 def _check_files(loaded: Loaded, data: bool) -> None:
-    recipe = loaded.recipe
-    files: list[tuple[Location, Path | None]] = [
-        (("evaluate",), recipe.evaluate.path if recipe.evaluate else None),
-        (("statistics", "import"), recipe.statistics.import_),
-    ]
-    parts: list[tuple[Location, Strict | None]] = [(("model",), recipe.model)]
-    for role in (
-        ("calibration", "evaluation", "analysis") if data and recipe.model.reads_data else ()
-    ):
-        parts.append((("data", role), getattr(recipe.data, role)))
-    for at, part in parts:
-        for key in paths_of(type(part)) if part is not None else ():
-            given = getattr(part, key)
-            given = given.path if isinstance(given, Target) else given
-            files.append(((*at, key), given if isinstance(given, Path) else None))
-    for at, file in files:
-        if file is not None and (said := why_missing(file, folder=at[-1] == "folder")):
+    for at, file in needed(loaded, data):
+        if said := why_missing(file, folder=at[-1] == "folder"):
             raise loaded.error(at, said)

@@ -19,7 +19,7 @@ def code_key(target: Target) -> str:
     module: of its file and the version of its distribution. Nothing is imported.
     """
     if target.path:
-        facts = sorted(file_key(file) for file in _with_neighbours(target.path))
+        facts = sorted(file_key(file) for file in code_files(target.path))
     else:
         module = target.module or ""
         file = _file_of(module)
@@ -55,6 +55,11 @@ def _file_of(module: str) -> Path | None:
         if spec is None:
             return None
     return Path(spec.origin) if spec and spec.has_location and spec.origin else None
+
+
+def code_files(path: Path) -> list[Path]:
+    """A file of code, and those beside it that it imports, directly or not."""
+    return sorted(_with_neighbours(path), key=lambda file: (file != path, file))
 
 
 def _with_neighbours(path: Path) -> set[Path]:

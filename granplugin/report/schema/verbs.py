@@ -101,12 +101,21 @@ class WhyOutput(Part):
     story: list[str]
 
 
+class NamedFile(Part):
+    """A file that a recipe reads, runs or writes."""
+
+    key: str = Field(description="The key that names it.")
+    file: str
+    outside: bool = Field(description="Whether it lies outside the recipe's folder.")
+
+
 class CheckedRecipe(Part):
     recipe: str
     ok: bool
     errors: list[str] = []
     checked: str = Field(description="`text`, or `text and layers` of the last plan.")
     why: str = ""
+    files: list[NamedFile] = Field(default=[], description="With --files: all that it names.")
 
     @property
     def line(self) -> str:
