@@ -11,8 +11,8 @@ from conftest import run_main
 from qdq_files import Net, inspected, residual
 from test_audit import needs_rtx
 
-from granplugin.audits.explain import page
 from granplugin.audits.lint import CODES
+from granplugin.audits.lint_pages import page
 from granplugin.capabilities import Cell
 from granplugin.capabilities.networks import network
 from granplugin.pipelines.audit import audit

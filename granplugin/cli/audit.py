@@ -34,7 +34,7 @@ def audit(
 ) -> int:
     """What an engine does with any Q/DQ ONNX: a verdict for every quantized site, and lint."""
     if explain is not None:
-        from granplugin.audits.explain import page
+        from granplugin.audits.lint_pages import page
         from granplugin.stdout import results
 
         results().write(page(explain))

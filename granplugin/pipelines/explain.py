@@ -5,7 +5,7 @@ from __future__ import annotations
 from textwrap import shorten
 
 from granplugin import topics
-from granplugin.audits import explain as of_lint
+from granplugin.audits import lint_pages as of_lint
 from granplugin.audits.lint import CODES
 from granplugin.errors import UserError
 from granplugin.suggest import did_you_mean
