@@ -17,8 +17,10 @@ def page(word: str) -> str:
     wanted = word.lower()
     if wanted in CODES:
         return of_lint.page(wanted)
+    if wanted in topics.TOPICS:
+        return topics.page(wanted)
     for topic, words in topics.TOPICS.items():
-        if wanted == topic or wanted in words:
+        if wanted in words:
             return topics.page(topic)
     known = [*topics.TOPICS, *(each for words in topics.TOPICS.values() for each in words), *CODES]
     raise UserError(f"there is no page on {word!r}{did_you_mean(wanted, known)}")

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from typing import get_args
+
+from granplugin.engines import PromiseKind
+from granplugin.quant.calibrators import CALIBRATORS
+from granplugin.quant.formats import FORMATS
+from granplugin.quant.granularity import GRANULARITIES
+from granplugin.recipe.decisions import WAYS
+from granplugin.recipe.presets import PRESETS
+from granplugin.recipe.settings import FLOAT
+from granplugin.results.audited import Kind as VerdictKind
 
 TOPICS: dict[str, tuple[str, ...]] = {
-    "granularity": ("per_tensor", "per_channel", "per_token", "per_block", "per_element"),
-    "formats": ("int8", "int4", "fp8", "mxfp8", "float"),
-    "calibrators": ("max", "percentile", "entropy", "mse", "amax"),
+    "granularity": tuple(GRANULARITIES),
+    "formats": (*FORMATS, FLOAT),
+    "calibrators": (*CALIBRATORS, "amax"),
     "batch-norms": ("bn", "fold", "keep"),
-    "defaults": ("tensorrt@11", "modelopt@0.47"),
-    "promises": ("native", "lowered", "simulated", "refused"),
-    "on_unsupported": ("error", "lower", "coarsen", "simulate"),
-    "verdicts": ("honoured", "degraded", "unknown", "fused-dequant", "weight-only"),
+    "defaults": tuple(PRESETS),
+    "promises": get_args(PromiseKind),
+    "verdicts": (*get_args(VerdictKind), "fused-dequant", "weight-only"),
+    "on_unsupported": WAYS,
     "wrong": ("held",),
     "coverage": ("products",),
     "sqnr": ("sqnr_db", "db"),
