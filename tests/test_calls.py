@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 
 import pytest
 import torch
 from conftest import Project
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import granplugin
+import granplugin.modelopt_bridge as bridge
 from granplugin.modelopt_bridge.library import mto, mtq
+from granplugin.network.attention import opened
+from granplugin.network.forward import call
 from granplugin.network.trace import trace
 
 NETS = '''
@@ -62,6 +68,8 @@ class Net(nn.Module):
         self.kernel = nn.Parameter(torch.randn(32, 1, 3, 3))
         self.around, self.left = nn.BatchNorm2d(32), nn.Parameter(torch.randn(32, 16))
         self.own, self.lora = Own(16, 16), Lora(16, 4)
+        self.mha = nn.MultiheadAttention(32, 2, batch_first=True)
+        self.register_buffer("hidden", torch.arange(49) % 2 == 1)
         for bn in (self.bn, self.around):
             bn.running_mean.normal_()
             bn.running_var.uniform_(0.5, 2)
@@ -69,11 +77,18 @@ class Net(nn.Module):
     def forward(self, image):
         x = self.bn(self.same(self.std(image).relu())).relu()
         y = self.around(F.conv2d(x, self.kernel, padding=1, groups=32))
-        x = (x + y).mean((2, 3)) @ self.left
+        tokens = (x + y).flatten(2).transpose(1, 2)
+        tokens = tokens + self.mha(tokens, tokens, tokens, need_weights=False)[0]
+        causal = F.scaled_dot_product_attention(tokens, tokens, tokens, is_causal=True)
+        shares = (torch.bmm(causal, tokens.mT) / 8).masked_fill(self.hidden, -1e9).softmax(-1)
+        x = torch.bmm(shares, tokens).mean(1) @ self.left
         return self.lora(self.own(x).relu())
 '''
 CALLED = {
-    "std": "Conv2d", "same": "Conv2d", "conv2d": "Conv2d", "matmul": "Linear", "own": "Linear",
+    "std": "Conv2d", "same": "Conv2d", "conv2d": "Conv2d", "mha.linear": "Linear",
+    "mha.matmul": "MatMul", "mha.matmul_1": "MatMul", "mha.out_proj": "Linear",
+    "matmul": "MatMul", "matmul_1": "MatMul", "bmm": "MatMul", "bmm_1": "MatMul",
+    "matmul_2": "Linear", "own": "Linear",
     "lora.linear": "Linear", "lora.linear_1": "Linear", "lora.linear_2": "Linear",
 }  # fmt: skip
 
@@ -101,11 +116,20 @@ def test_calls_are_layers_named_after_their_module_and_function(make):
     traced = trace(model, image)
     products = [layer for layer in traced.layers if layer.multiplied]
     assert {layer.name: layer.type for layer in products} == CALLED
-    assert all(layer.call and not layer.unusable for layer in products)
+    assert not any(layer.unusable for layer in products)
+    assert [layer.name for layer in products if not layer.call] == ["mha.out_proj"], "it is read"
     assert traced.batch_norms == {"same": "bn", "conv2d": "around"}
     by_name = {layer.name: layer for layer in traced.layers}
     assert by_name["conv2d"].traits >= {"depthwise"} and by_name["conv2d"].site("skip")
-    assert by_name["matmul"].shape("weight") == (16, 32), "as a linear layer has it"
+    assert by_name["matmul_2"].shape("weight") == (16, 32), "as a linear layer has it"
+    for scores, values in (
+        ("mha.matmul", "mha.matmul_1"),
+        ("matmul", "matmul_1"),
+        ("bmm", "bmm_1"),
+    ):
+        assert "attention_scores" in by_name[scores].traits
+        assert "attention_values" in by_name[values].traits
+        assert by_name[values].shape("other")[-2] == 49
     assert [each.place for each in traced.products] == list(CALLED), "counted where they are called"
     assert trace(make(), image).layers == traced.layers
 
@@ -119,7 +143,7 @@ def test_every_product_of_a_call_is_quantized_and_as_modelopt_computes_it(called
     assert {row["bn"] for row in plan if row["layer"] in ("same", "conv2d")} == {"fold"}
     agreement = report.variants[-1].agreement
     assert agreement.oracle_differs == agreement.modelopt_differs == 0
-    assert agreement.network_sqnr_db > 100
+    assert agreement.network_sqnr_db > 50
 
 
 def test_quantizers_of_calls_are_saved_and_restored(make, tmp_path):
@@ -171,3 +195,43 @@ def test_a_product_that_no_engine_quantizes_says_why():
     assert "no data reaches it" in layers["matmul_1"].unusable
     assert layers["matmul_2"].unusable is None, "a constant is computed once"
     assert "vector" in layers["matmul_3"].unusable
+
+
+HEADS = torch.randn(2, 4, 5, 8), torch.randn(2, 4, 6, 8), torch.randn(2, 4, 6, 8)
+PAIRS = torch.randn(2, 1, 5, 6)
+PAIRS[0, 0, 1] = -math.inf  # of which all is masked
+ATTENTIONS = [
+    {}, {"scale": 0.3}, {"is_causal": True}, {"attn_mask": PAIRS}, {"attn_mask": PAIRS > 0},
+    {"attn_mask": torch.zeros(5, 6, dtype=torch.bool)}, {"enable_gqa": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("said", ATTENTIONS)
+def test_attention_in_parts_is_what_torchs_one_function_computes(said):
+    query, key, value = HEADS
+    if "enable_gqa" in said:
+        key, value = key[:, :2], value[:, :2]
+    parts = opened(F.scaled_dot_product_attention, (query, key, value), said)
+    whole = F.scaled_dot_product_attention(query, key, value, **said)
+    torch.testing.assert_close(parts(query, key, value, **said), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_that_drops_at_random_stays_whole():
+    assert opened(F.scaled_dot_product_attention, HEADS, {"dropout_p": 0.1}) is None
+
+
+def test_without_quantizers_a_converted_attention_computes_the_same(make):
+    image = torch.randn(16, 1, 8, 8)
+    before, layers = make()(image), trace(make(), image).layers
+    model, _ = bridge.convert(make(), [], lambda net: None, layers)
+    torch.testing.assert_close(model(image), before, rtol=1e-4, atol=1e-5)
+
+
+def test_what_dispatch_counts_is_found(make):
+    products = trace(make(), torch.randn(2, 1, 8, 8)).products
+    assert {product.place for product in products} == CALLED.keys()
+    counted = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH):  # torch counts nothing of the CPU's fused kernel
+        call(make(), torch.randn(2, 1, 8, 8), counted)
+    flops = counted.get_total_flops() // 2  # of two samples, two a multiply-accumulate
+    assert sum(product.macs for product in products) == flops // 2

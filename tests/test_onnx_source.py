@@ -234,11 +234,11 @@ def test_a_product_of_two_activations_has_an_input_and_another(project):
         "scores.input", "scores.other", "scores.output",
     }  # fmt: skip
     assert found["scores.other"]["shape"] == [1, 4, 5]
-    assert not any(row["format"] != "float" for site, row in found.items() if "scores" in site)
-    assert found["q.input"]["format"] == "int8"
-    rule = {"match": "scores", "input": {"format": "int8"}, "other": {"format": "int8"}}
+    assert found["q.input"]["format"] == found["scores.other"]["format"] == "int8"
+    rule = {"match": {"trait": "attention_scores"}, "format": "float"}
     found = rows(project(ATTENTION, change=set_weights, rules=[rule]))
-    assert found["scores.input"]["format"] == found["scores.other"]["format"] == "int8"
+    assert found["scores.input"]["format"] == found["scores.other"]["format"] == "float"
+    assert found["mix.other"]["format"] == "int8"
 
 
 def test_a_position_embedding_is_no_bias_and_no_skip(project):

@@ -349,12 +349,13 @@ def test_what_cannot_be_quantized_says_why():
 
     net = Net(forward, idle=conv(), same=Same(4, 4, 3), plain=Plain(4, 4, 1), attention=attention)
     layers = by_name(trace(net, IMAGE))
-    assert list(layers) == ["same", "plain", "idle", "attention.out_proj"]
+    attention = [f"attention.{name}" for name in ("linear", "bmm", "bmm_1", "out_proj")]
+    assert list(layers) == ["same", "plain", *attention, "idle"]
     assert layers["same"].type == layers["plain"].type == "Conv2d"
     assert layers["plain"].unusable is None and layers["same"].unusable is None
     assert layers["same"].call and not layers["plain"].call
     assert layers["idle"].unusable == "never runs in the forward pass"
-    assert "never called" in layers["attention.out_proj"].unusable
+    assert layers["attention.out_proj"].unusable is None, "its weight is multiplied"
 
 
 COMPUTED = {

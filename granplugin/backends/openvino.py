@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from openvino import CompiledModel, InferRequest, Model
 
 _FILES = ("model.xml", "model.bin")
-_KERNELS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
+_KERNELS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "Subgraph"}
+"""A Subgraph is what it compiles itself: work value by value, and a whole attention."""
 # What it adds to the name of a node it has split, of a bias or a multiplication by scales.
 _SUFFIXES = ("/DequantizationMultiply", "/WithoutBiases")
 # The words of runtimePrecision: what is multiplied, and in which float.
@@ -105,9 +106,13 @@ class OpenVino(Backend):
                     precision, arithmetic = _PRECISIONS.get(told, ("unknown", ""))
                     # It names a kernel by the type of its weights too, where it multiplies them
                     # with floats.
-                    reads = op.input(0).get_element_type().to_dtype()
-                    detail = "weight-only" if precision == "int8" and reads.kind == "f" else ""
-                    if detail:  # by our precision hint
+                    reads = [each.get_element_type().to_string() for each in op.inputs()]
+                    floats = reads[0].startswith(("f", "bf"))
+                    detail = "weight-only" if precision == "int8" and floats else ""
+                    whole = info["layerType"] == "Subgraph" and reads.count("i8") > 1  # masks are u8
+                    if whole:
+                        precision, detail, arithmetic = "int8", "", ""
+                    elif detail or info["layerType"] == "Subgraph":  # by our precision hint
                         precision, arithmetic = "float", "fp32"
                     ran = (precision, info["primitiveType"], detail, arithmetic)
                     for node in info["originalLayersNames"].split(","):
@@ -175,12 +180,10 @@ def _compile(ov: Any, model: Model, threads: int | None, batch: int | None) -> C
 
 
 def _known_as(graph: ReadGraph) -> list[tuple[str, list[str]]]:
-    """Each weighted node's module path, and the names OpenVINO may keep for its kernel: its own,
+    """Each product's layer, and the names OpenVINO may keep for its kernel: its own,
     and those of a batch norm, bias or renaming that alone reads its output."""
     found = []
     for product in graph.products:
-        if product.weight is None:
-            continue
         chain = [product.node]
         while (
             len(behind := graph.readers(chain[-1].output[0])) == 1

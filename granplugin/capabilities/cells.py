@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from granplugin.capabilities.table import CONVS, Cell
+from granplugin.capabilities.table import ACTIVATIONS, CONVS, Cell
 from granplugin.quant.site import Shape
 
 CHANNELS = 64
@@ -29,7 +29,10 @@ INPUTS: dict[str, Shape] = {
     "matmul_2d": (4, CHANNELS),
     "linear": (4, 8, CHANNELS),
     "matmul": (4, 8, CHANNELS),
+    "activations": (4, 8, CHANNELS),
 }
+OTHER: Shape = (4, CHANNELS, CHANNELS)
+"""The second activation of a product of two."""
 WEIGHTS: dict[str, Shape] = {
     "conv": (CHANNELS, CHANNELS, 3, 3),
     "depthwise": (CHANNELS, 1, 3, 3),
@@ -105,6 +108,14 @@ def _cells(op: str, fmt: str, graph: str) -> Iterator[Cell]:
             yield _cell(op, fmt, graph, weight="per_channel", input=scales)
         if fmt != "int4":
             yield _cell(op, fmt, graph, weight="per_tensor", input="per_tensor")
+        return
+    if op == ACTIVATIONS:
+        for scales in (*inputs, *DYNAMIC, "float") if fmt != "int4" else ():
+            yield replace(_cell(op, fmt, graph, input=scales, other="per_tensor"), weight="none")
+            if scales not in ("per_tensor", *DYNAMIC):
+                yield replace(
+                    _cell(op, fmt, graph, input="per_tensor", other=scales), weight="none"
+                )
         return
     if op not in WEIGHTS:
         for scales in inputs if fmt != "int4" else ():

@@ -20,6 +20,7 @@ class Line:
     graphs: tuple[str, ...]
     weight: str
     input: str
+    other: str
     output: str
     size: int | None
     stored: bool
@@ -35,7 +36,7 @@ def listing(table: Table) -> tuple[Line, ...]:
     """Every cell of the table, those that differ in format and graph only on one line."""
     found: dict[tuple, tuple[list[str], list[str]]] = {}
     for cell in cells(OPS):
-        scales = (cell.weight, cell.input, cell.output, cell.size, cell.stored)
+        scales = (cell.weight, cell.input, cell.other, cell.output, cell.size, cell.stored)
         engine, promise = table.rule(cell).engine, cell_promise(table, cell)
         formats, graphs = found.setdefault((cell.op, scales, engine, promise), ([], []))
         formats += [cell.format] * (cell.format not in formats)

@@ -19,10 +19,11 @@ from granplugin.capabilities.cells import (
     DYNAMIC,
     INPUT_AXES,
     INPUTS,
+    OTHER,
     WEIGHT_AXES,
     WEIGHTS,
 )
-from granplugin.capabilities.table import CONVS, Cell
+from granplugin.capabilities.table import ACTIVATIONS, CONVS, Cell
 from granplugin.quant.formats import FORMATS, quantize, scale_of
 from granplugin.quant.granularity import grid, reduce_blocks
 from granplugin.quant.site import Shape
@@ -56,6 +57,10 @@ class _Network:
             operands = self._addends()
         else:
             operands = [self._quantized("x", shape, cell.input)]
+        inputs = {"x": shape}
+        if cell.op == ACTIVATIONS:
+            inputs["other"] = OTHER
+            operands.append(self._quantized("other", OTHER, cell.other))
         if cell.op in WEIGHTS:
             operands.append(self._weight())
         if cell.op in CONVS or cell.op in ("transposed", "gemm"):
@@ -69,9 +74,9 @@ class _Network:
         self._node("Relu", [last], "relu", {})
         io = [
             helper.make_tensor_value_info(name, self.type, dims)
-            for name, dims in (("x", shape), ("relu", self._output_shape()))
+            for name, dims in (*inputs.items(), ("relu", self._output_shape()))
         ]
-        graph = helper.make_graph(self.nodes, "cell", io[:1], io[1:], self.constants)
+        graph = helper.make_graph(self.nodes, "cell", io[:-1], io[-1:], self.constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
         model.ir_version = 10
         return model

@@ -25,7 +25,7 @@ from granplugin.backends.nvidia.kernels import Kernels
 from granplugin.capabilities.cells import ADDS, WEIGHTS, cells
 from granplugin.capabilities.networks import OP, READER, network
 from granplugin.capabilities.structures import INPUT, example, structure
-from granplugin.capabilities.table import OPS, Cell, Structure, load_table
+from granplugin.capabilities.table import ACTIVATIONS, OPS, Cell, Structure, load_table
 from granplugin.engines import ENGINES, REFERENCE
 from granplugin.errors import EngineError
 from granplugin.graph.edit.forms import asked_forms, in_forms
@@ -76,7 +76,7 @@ def probe(
     wanted = [
         cell
         for cell in cells(ops, graphs)
-        if tells_plan or (cell.op in WEIGHTS and cell.output == "float")
+        if tells_plan or (cell.op in (*WEIGHTS, ACTIVATIONS) and cell.output == "float")
     ]
     start = monotonic()
     found = []
@@ -200,7 +200,7 @@ def classify(cell: Cell, plan: EnginePlan) -> tuple[str, str]:
         own = any(word in kernel.kind.lower() for word in _COMPUTES)
         read = [tensor.dtype for tensor in kernel.inputs if tensor.dtype in _LOW]
         return ("quantized" if len(read) > own else "float"), detail
-    needed = 2 if cell.weight != "float" and cell.input != "float" else 1
+    needed = 2 if both_quantized(cell) else 1
     if not low:
         return "float", detail
     if "fusion" in kernel.kind.lower() or len(low) < needed or kernel.inputs[0].dtype not in _LOW:
@@ -228,10 +228,11 @@ def _run(
     path: Path,
     out: Path,
 ) -> tuple[str, str]:
-    x = onnx.load(path).graph.input[0].type.tensor_type
-    shape = [dim.dim_value for dim in x.shape.dim]
-    values = np.random.default_rng(1).standard_normal(shape)
-    feeds = {"x": values.astype(onnx.helper.tensor_dtype_to_np_dtype(x.elem_type))}
+    random, feeds = np.random.default_rng(1), {}
+    for given in onnx.load(path).graph.input:
+        kind = given.type.tensor_type
+        values = random.standard_normal([dim.dim_value for dim in kind.shape.dim])
+        feeds[given.name] = values.astype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
     try:
         engine = module.build(path, out)
         with module.open(engine) as runner:
@@ -256,8 +257,13 @@ def _run(
         read = layer is not None and layer.detail == "weight-only"
         return "fused-dequant" if read else "float", detail
     # An 8-bit kernel that was given one side in float, or other numbers, rounds by its own scales.
-    both = cell.weight != "float" and cell.input != "float"
-    return ("quantized" if both and error < _SAME else "fused-dequant"), detail
+    return ("quantized" if both_quantized(cell) and error < _SAME else "fused-dequant"), detail
+
+
+def both_quantized(cell: Cell) -> bool:
+    """Whether a cell's product is of two quantized factors."""
+    factors = (cell.input, cell.other if cell.op == ACTIVATIONS else cell.weight)
+    return "float" not in factors
 
 
 _SAME, _WRONG = 1e-3, 0.02

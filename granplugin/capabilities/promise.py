@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from granplugin.capabilities.table import LOWERINGS, Cell, Table, TableRule
+from granplugin.capabilities.table import ACTIVATIONS, LOWERINGS, Cell, Table, TableRule
 from granplugin.engines import PromiseKind
 from granplugin.planning.rows import AnyRow, ScaledRow
 from granplugin.planning.sharing import shared_skips
@@ -95,13 +95,11 @@ def _convolution(layer: Layer) -> str:
     return "grouped" if layer.groups > 1 else "conv"
 
 
-_ACTIVATIONS = "activations"
-"""A product of two of them, of which no table knows anything yet."""
 _OPERATIONS: dict[str, Callable[[Layer], str]] = {
     "convolution": _convolution,
     "transposed": lambda layer: "transposed",
     "linear": lambda layer: "gemm" if len(layer.shape("input") or ()) <= 2 else "linear",
-    "matmul": lambda layer: _ACTIVATIONS,
+    "matmul": lambda layer: ACTIVATIONS,
 }
 
 
@@ -240,7 +238,7 @@ class Book:
         return Cell(
             op,
             formats.pop() if len(formats) == 1 else "mixed",
-            weight="none" if op == _ACTIVATIONS else pair.get("weight", _NONE)[1],
+            weight="none" if op == ACTIVATIONS else pair.get("weight", _NONE)[1],
             input=pair.get("input", _NONE)[1],
             other=pair.get("other", _NONE)[1],
             size=sizes[0] if sizes else None,
@@ -259,7 +257,7 @@ _NONE = (None, "float", None)
 def _promise(rule: TableRule, cell: Cell) -> Promise:
     # Weights alone are asked to be stored small and multiplied in float; that is what a
     # fused-dequant is.
-    weight_only = cell.weight != "float" and cell.input == "float"
+    weight_only = cell.weight not in ("float", "none") and cell.input == "float"
     if rule.engine == "quantized" or (rule.engine == "fused-dequant" and weight_only):
         return Promise("native", rule.why, rule.source)
     if rule.lowering:

@@ -14,7 +14,7 @@ from granplugin.audits.audit_file import examine
 from granplugin.backends.base import Engine, LayerPrecision
 from granplugin.backends.engine_plan import EnginePlan
 from granplugin.backends.nvidia import trtexec
-from granplugin.backends.nvidia.backend import weighted_nodes
+from granplugin.backends.nvidia.backend import product_nodes
 from granplugin.backends.nvidia.kernels import layer_precisions
 from granplugin.backends.nvidia.plan_reader import read_inspector_json, read_profile_json
 from granplugin.capabilities import Promise
@@ -97,7 +97,7 @@ def _result(
         plan = _read(name, "layers.json", read_inspector_json, files)
         if "profile.json" in files:
             plan = plan.timed(_read(name, "profile.json", read_profile_json, files))
-        layers = layer_precisions(engine, weighted_nodes(engine, onnx), plan)
+        layers = layer_precisions(engine, product_nodes(engine, onnx), plan)
         promises = {site: Promise(**promise) for site, promise in known.promises.items()}
         rows = [row_from_json(row) for row in known.rows]
         sites, findings = examine(engine, onnx, plan, rows)

@@ -9,7 +9,6 @@ child of its own instead of calling it, that child's quantizers are the product'
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,11 +16,13 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from granplugin.network import skip_inputs
+from granplugin.network.attention import opened
 from granplugin.network.frames import QUANTIZER, Call, Frame, quantized
 from granplugin.network.product_calls import Product, product_of
 from granplugin.network.raised import passed_on
 
 _STANDS = "_granplugin_stands"
+_WHOLE = "_granplugin_calls"
 
 
 class _Running(threading.local):
@@ -40,13 +41,17 @@ class CallQuantizers:
     are copied with the model."""
 
     def __init__(self, model: nn.Module) -> None:
+        # On in all of it: torch has fast paths around modules that it takes without a mode.
+        setattr(model, _WHOLE, True)
         for module in list(model.modules()):
             if not isinstance(module, (Call, torch.jit.ScriptModule)):
                 module.register_forward_pre_hook(self._enter)
                 module.register_forward_hook(self._leave, always_call=True)
 
     def _enter(self, module: nn.Module, args: tuple) -> None:
-        if not _RUNNING.modes and not _has_sites(module):
+        # Of a part that is run alone, such as a checkpoint's, the mode is on within what has calls.
+        begins = _WHOLE in module.__dict__ or stands(module) or _has_calls(module)
+        if not _RUNNING.modes and not begins:
             return
         frame = Frame(module)
         _RUNNING.frames.append(frame)
@@ -96,6 +101,10 @@ class _Quantizing(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         frame = _RUNNING.frames[-1]
+        whole = opened(func, args, kwargs) if _has_calls(frame.module) else None
+        if whole is not None:
+            with self:
+                return whole(*args, **kwargs)
         product = product_of(func, args, kwargs)
         if product is None:
             return passed_on(func, args, kwargs)
@@ -110,9 +119,8 @@ class _Quantizing(TorchFunctionMode):
         return passed_on(func, args, kwargs) if read is None else quantized(read, product)
 
 
-def _has_sites(module: nn.Module) -> bool:
-    children: Iterable[nn.Module | None] = module._modules.values()
-    return stands(module) or any(isinstance(child, Call) for child in children)
+def _has_calls(module: nn.Module) -> bool:
+    return any(isinstance(child, Call) for child in module._modules.values())
 
 
 def _read(module: nn.Module, product: Product) -> nn.Module | None:

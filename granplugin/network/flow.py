@@ -8,9 +8,10 @@ from typing import Literal
 
 from granplugin.quant.site import Shape
 
-Kind = Literal["add", "concat", "copy", "product", "other"]
-"""What an operation is to the search for skip inputs: an add of two values, a concatenation, a copy
-that a forward pass does nothing by, a product with a weight or of two values, or none of these."""
+Kind = Literal["add", "concat", "copy", "product", "softmax", "other"]
+"""What an operation is to the search for skip inputs and attention: an add of two values, a
+concatenation, a copy that a forward pass does nothing by, a product with a weight or of two values,
+a softmax, or none of these."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

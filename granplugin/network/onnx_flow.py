@@ -70,6 +70,8 @@ def _kind(graph: ReadGraph, node: onnx.NodeProto) -> Kind:
         return "add"
     if op == "Concat":
         return "concat"
+    if op == "Softmax":
+        return "softmax"
     if op == "Pad" and len(node.input) > 1:
         pads = graph.value(node.input[1])
         return "copy" if pads is not None and not pads.any() else "other"

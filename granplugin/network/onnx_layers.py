@@ -15,6 +15,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from granplugin.graph.read.graph import ReadGraph
+from granplugin.network.attention_traits import find_attention
 from granplugin.network.onnx_file import is_float
 from granplugin.network.onnx_flow import GraphFlow, OpenShape, flow_of, known
 from granplugin.network.residuals import find_concats, find_same, find_skips
@@ -234,6 +235,14 @@ def _joined(graph: ReadGraph, flow: GraphFlow, placed: list[Placed]) -> tuple[Pl
     }
     skips = find_skips(values, weighted, ends)
     concats, same = find_concats(values), find_same(values)
+    attention = find_attention(
+        values,
+        {
+            each.layer.name: (number[each.node.input[0]], number[each.output])
+            for each in placed
+            if each.layer.shape("other")
+        },
+    )
 
     def joined(each: Placed) -> Placed:
         layer, skip = each.layer, skips.get(each.layer.name)
@@ -252,7 +261,9 @@ def _joined(graph: ReadGraph, flow: GraphFlow, placed: list[Placed]) -> tuple[Pl
             layer=replace(
                 layer,
                 sites=sites_of(layer.name, layer.type, shapes, layer.groups, tensors, found),
-                traits=layer.traits | {trait for trait, holds in ends_here.items() if holds},
+                traits=layer.traits
+                | {trait for trait, holds in ends_here.items() if holds}
+                | {trait for name, trait in attention.items() if name == layer.name},
             ),
         )
 

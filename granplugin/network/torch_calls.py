@@ -12,6 +12,7 @@ from granplugin.network.flow import Kind
 
 IN_PLACE_ADDS = frozenset({"add_", "__iadd__"})
 _ADDS = IN_PLACE_ADDS | {"add", "__add__", "__radd__"}
+_SOFTMAX = frozenset({"softmax", "_softmax", "_safe_softmax"})
 _CONCATS = frozenset({"cat", "concat", "concatenate"})
 _NOTHING_DONE = frozenset(
     "dropout dropout1d dropout2d dropout3d alpha_dropout clone contiguous detach".split()
@@ -69,6 +70,8 @@ def kind_of(function: Any, args: tuple, kwargs: Mapping[str, Any]) -> Kind:
         return "concat"
     if name in _PRODUCTS:
         return "product"
+    if name in _SOFTMAX:
+        return "softmax"
     pads = [*args[1:2], *(kwargs[key] for key in ("pad",) if key in kwargs)]
     unpadded = name == "pad" and pads and not any(pads[0])
     return "copy" if unpadded or name in _NOTHING_DONE else "other"

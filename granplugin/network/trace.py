@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from granplugin.errors import DataError, ModelError, UserError
+from granplugin.network.attention_traits import find_attention
 from granplugin.network.call_layers import CallLayer, find_call_layers
 from granplugin.network.computed import way_out
 from granplugin.network.foldable import BatchNorms, find_batch_norms
@@ -201,6 +202,14 @@ def _describe_calls(
     }
     skips = find_skips(flow, outputs, ends)
     concats, same = find_concats(flow), find_same(flow)
+    attention = find_attention(
+        flow,
+        {
+            name: (of_layer[0].input, of_layer[0].output)
+            for name, of_layer in calls.items()
+            if of_layer[0].other is not None and of_layer[0].output is not None
+        },
+    )
     from_input, to_output = flow.reached_from(starts), flow.leading_to(ends)
 
     def described(name: str, calls: Sequence[LayerCall]) -> Layer:
@@ -234,7 +243,9 @@ def _describe_calls(
             layer,
             calls=len(calls),
             sites=sites_of(name, layer.type, shapes, layer.groups, tensors, joined),
-            traits=layer.traits | {trait for trait, holds in ends_here.items() if holds},
+            traits=layer.traits
+            | {trait for trait, holds in ends_here.items() if holds}
+            | {trait for each, trait in attention.items() if each == name},
             bn=bn,
             unfolded=norms.kept.get(name),
             varying=len({(made.input_shape, made.output_shape) for made in calls}) > 1,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from granplugin.network.attention import opened
 from granplugin.network.flow import Flow
 from granplugin.network.forward import batched_shape
 from granplugin.network.frames import Frame, Frames
@@ -82,6 +83,9 @@ class Values(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if (whole := opened(func, args, kwargs)) is not None:
+            with self:
+                return whole(*args, **kwargs)
         given = list(tensors_in((args, kwargs)))
         versions = [_version(tensor) for tensor in given]
         self.running_at += 1

@@ -63,7 +63,8 @@ PASSIVE = NORMS | POOLS | BATCH_NORMS | LEAKY
 granplugin sites, and what the same is called in ONNX. (Recurrent layers and embeddings stay
 float.)"""
 
-TRAITS = ("depthwise", "grouped", "pointwise", "first", "last")
+SCORES, VALUES = "attention_scores", "attention_values"
+TRAITS = ("depthwise", "grouped", "pointwise", "first", "last", SCORES, VALUES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,9 @@ class Layer:
     `sites` are in the order of OPERANDS. `traits` are among TRAITS: depthwise (one filter per input
     channel), grouped (1 < groups, not depthwise), pointwise (a convolution with a kernel of one),
     first (reads a model input through operations on one tensor only), last (a model output is
-    computed from its output so). `bn` names the batch norm that can be folded into it, `unfolded`
-    says why the one behind it cannot. `spread` is
+    computed from its output so), attention_scores and attention_values (products of two activations
+    around a softmax). `bn` names the batch norm that can be folded into it, `unfolded` says why the
+    one behind it cannot. `spread` is
     the largest over the median of the weight's output-channel ranges, with that batch norm folded.
     `calls` counts uses in one forward pass; `varying` tells that they see different shapes, of
     which the first's are here. `unusable` says why its quantizers would have no effect. A `call` is

@@ -64,7 +64,7 @@ class Match(Strict):
         default=None, description="One of these module types, such as Conv2d or Linear."
     )
     trait: Annotated[list[Trait], OrAlone()] | None = Field(
-        default=None, description="All of: depthwise, grouped, pointwise, first, last."
+        default=None, description=f"All of: {', '.join(TRAITS)}."
     )
     size: Bound | None = Field(default=None, description="Values in the weight, as '>= 1000'.")
     spread: Bound | None = Field(

@@ -10,8 +10,8 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 from granplugin.quant.calibrators import Calibrator
 from granplugin.quant.granularity import PerChannel, PerTensor
-from granplugin.quant.layers import BATCH_NORMS, LEAKY, Layer
-from granplugin.quant.site import OPERANDS
+from granplugin.quant.layers import BATCH_NORMS, LEAKY, SCORES, VALUES, Layer
+from granplugin.quant.site import OPERANDS, Operand
 from granplugin.recipe.decisions import Decision
 from granplugin.recipe.settings import Settings
 from granplugin.suggest import did_you_mean
@@ -26,6 +26,9 @@ _TENSORRT = Decision(
 )
 _TENSORRT_CONV = _TENSORRT.model_copy(update={"skip": _PER_TENSOR})
 _TENSORRT_GROUPED = Decision(weight=_PER_TENSOR, input=_PER_TENSOR, bn="fold")
+_TENSORRT_ATTENTION = Decision(input=_PER_TENSOR, other=_PER_TENSOR)
+_LONGEST = 512
+"""Keys of the longest attention that modelopt's ONNX quantizer quantizes to INT8."""
 _MODELOPT = Decision(
     weight=_PER_TENSOR.model_copy(update={"granularity": PerChannel(axis=0)}),
     input=_PER_TENSOR,
@@ -40,19 +43,30 @@ def tensorrt_11(layer: Layer) -> Decision:
     adds behind convolutions per_tensor; pools and norms float; batch norms folded, as the engine
     does. Behind linear layers skip inputs stay float: the rule is about the INT8 epilogue of a
     convolution, NVIDIA's own ResNet quantizes the identity and nothing more, and its ONNX
-    quantizer takes for residual only what a convolution is added to.
+    quantizer takes for residual only what a convolution is added to. Both products of an attention
+    over up to 512 keys have both operands per_tensor, as that quantizer does; other products of two
+    activations stay float.
 
     Source: NVIDIA TensorRT documentation, "Explicit Quantization", placement recommendations;
     pytorch-quantization's models/resnet.py (_residual_quantizer); modelopt 0.47's
-    onnx/quantization/graph_utils.py (build_non_residual_input_map).
+    onnx/quantization/graph_utils.py (build_non_residual_input_map, find_nodes_from_mha_to_exclude).
     """
     kind = layer.kind
-    if kind is None or "weight" not in kind.multiplied:
+    if kind is None:
         return _NOTHING
+    if "weight" not in kind.multiplied:
+        return _TENSORRT_ATTENTION if 0 < _keys(layer) <= _LONGEST else _NOTHING
     weight = layer.site("weight")
     if weight is None or weight.channel_axis is None:
         return _TENSORRT_GROUPED
     return _TENSORRT_CONV if kind.operation == "convolution" else _TENSORRT
+
+
+def _keys(layer: Layer) -> int:
+    """How many keys an attention's product is over; 0 for any other product."""
+    operand: Operand = "other" if SCORES in layer.traits else "input"
+    shape = layer.shape(operand)
+    return shape[-1] if shape and layer.traits & {SCORES, VALUES} else 0
 
 
 def modelopt_0_47(layer: Layer) -> Decision:

@@ -81,7 +81,7 @@ class Nvidia(Backend):
 
         def make(folder: Path) -> tuple[dict[str, Any], list[str]]:
             self._check(own)
-            nodes = weighted_nodes(self.name, onnx)
+            nodes = product_nodes(self.name, onnx)
             told = building.run_build(self.name, onnx, folder, own)
             return told | {"layers": nodes}, [building.ENGINE, _plan_file(folder)]
 
@@ -147,14 +147,17 @@ class Nvidia(Backend):
                 raise EngineError(f"{self.name} has no target {target!r}; it has {told}")
 
 
-def weighted_nodes(library: str, onnx: Path) -> list[tuple[str, str, int]]:
-    """(module path, node name, values of the weight) of each call of a weighted layer."""
+def product_nodes(library: str, onnx: Path) -> list[tuple[str, str, int | None]]:
+    """(layer, node name, values of the weight) of each product; None for one of two activations."""
     with translated(f"{library} refused {onnx.name}", (ModelError,)):
         products = read(onnx).products
     return [
-        (product.node.name.partition("/")[0], product.node.name, product.values or 0)
+        (
+            product.node.name.partition("/")[0],
+            product.node.name,
+            None if product.weight is None else product.values or 0,
+        )
         for product in products
-        if product.weight is not None
     ]
 
 

@@ -38,7 +38,7 @@ class Kernels:
         """In what a node multiplies: int8 (or fp8) where every kernel that multiplies for it reads
         its input and its weight in that type; unknown where the plan has no such kernel or does not
         tell. One that multiplies for several nodes tells where it has the weights of them all (as
-        where q, k and v are one product)."""
+        where q, k and v are one product), or is an attention whose factors are all of one kind."""
         ran = self.multiplying(node)
         found = {self._precision(kernel) for kernel in ran}
         precision, detail = found.pop() if len(found) == 1 else ("unknown", "")
@@ -56,6 +56,10 @@ class Kernels:
 
     def _precision(self, kernel: EngineLayer) -> tuple[str, str]:
         own = [self.products[node] for node in kernel.onnx_nodes if node in self.products]
+        if kernel.multiplies and len(own) > 1 and not any(own):
+            # A whole attention: of what is between its products nothing is told but what it reads.
+            read = {tensor.dtype in LOW for tensor in kernel.inputs}
+            return precision(self.library, kernel) if len(read) == 1 else ("unknown", "")
         if kernel.multiplies and len(own) > 1:
             held = max((math.prod(t.shape) for t in kernel.constants if t.dtype in LOW), default=0)
             if None in own or held != sum(filter(None, own)):
@@ -131,6 +135,8 @@ class Kernels:
         for behind in (k for tensor in kernel.outputs for k in self.readers.get(tensor.name, ())):
             if behind.multiplies:
                 continue  # its constants are weights
+            if "Gath" in behind.name:
+                continue  # a table, of which it takes rows, has no shape of what it reads
             shapes = [tensor.shape for tensor in (*behind.inputs, *behind.outputs)]
             # A product of one row is done by a kernel like those that scale.
             weights = {self.products[node] for node in behind.onnx_nodes if node in self.products}
@@ -147,9 +153,9 @@ class Kernels:
 
 
 def layer_precisions(
-    library: str, nodes: Sequence[tuple[str, str, int]], plan: EnginePlan
+    library: str, nodes: Sequence[tuple[str, str, int | None]], plan: EnginePlan
 ) -> tuple[LayerPrecision, ...]:
-    """What the calls of weighted layers ran in; `nodes` are (layer, node, values of its weight)."""
+    """What products ran in; `nodes` are (layer, node, values of its weight)."""
     kernels = Kernels(library, plan, {node: count for _, node, count in nodes})
     return tuple(kernels.product(layer, node) for layer, node, _ in nodes)
 

@@ -193,10 +193,11 @@ def _operand(graph: ReadGraph, read: Reading) -> tuple[QuantizedOperand, Layer |
     type_, groups = _type(node, given.shape)
     if weight and type_ == "Linear" and len(shape) == 2 and not _transposed(node):
         shape, block = shape[::-1], block and block[::-1]
-    if type_ == "Linear" and (len(shape) != 2 if weight else role == "other"):
+    of_two = node.op_type in ONNX_PRODUCTS and node.input[1] not in graph.constant
+    if type_ == "Linear" and (len(shape) != 2 if weight else of_two):
         type_ = "MatMul"
     layer = _layer(graph, node, type_, groups, shape if weight else None)
-    known_site = layer.site("weight" if weight else "input") if layer else None
+    known_site = layer.site(role) if layer else None
     channel = known_site.channel_axis if known_site else None
     index = read.index if role == "input" else 0
     at = Site(node.name, role, shape, channel, index=index)
@@ -304,9 +305,11 @@ def _layer(
     shape: Shape | None = None if seen is None else (1, *(n or 1 for n in seen[1:]))
     if node.op_type in _PASSIVE:
         return Layer(node.name, type_, sites_of(node.name, type_, {"input": shape}))
-    if node.op_type not in ONNX_PRODUCTS or type_ == "MatMul" or len(node.input) < 2:
+    if node.op_type not in ONNX_PRODUCTS or len(node.input) < 2:
         return None
     if node.input[1] not in graph.constant:
+        return _of_two(graph, node, type_, shape)
+    if type_ == "MatMul":
         return None
     weight = weight or closed(graph.shape(node.input[1])) or (1, 1)
     if type_ == "Linear" and shape is None:
@@ -316,3 +319,18 @@ def _layer(
     shapes: dict[Operand, Shape | None] = {"weight": weight, "input": shape}
     sites = sites_of(node.name, type_, shapes, groups)
     return Layer(node.name, type_, sites, groups=groups, traits=traits)
+
+
+def _of_two(
+    graph: ReadGraph, node: onnx.NodeProto, type_: str, shape: Shape | None
+) -> Layer | None:
+    """A product of two activations; None for a Gemm or a convolution of two, of which no table
+    knows anything."""
+    other = graph.shape(node.input[1])
+    if node.op_type != "MatMul" or other is None:
+        return None
+    shapes: dict[Operand, Shape | None] = {
+        "input": shape,
+        "other": (1, *(n or 1 for n in other[1:])),
+    }
+    return Layer(node.name, type_, sites_of(node.name, type_, shapes))

@@ -156,8 +156,9 @@ class CapabilityRow(Part):
     op: str
     formats: list[str]
     graphs: list[str] = Field(description="Precisions of what is not quantized.")
-    weight: str
+    weight: str = Field(description="none: of two activations.")
     input: str
+    other: str = Field(description="The second of two activations; float for what has a weight.")
     output: str
     size: int | None = Field(description="Block size.")
     stored: bool = Field(description="Whether the file holds the weight in its format.")
@@ -174,6 +175,7 @@ class ProbedCell(Part):
     format: str
     weight: str
     input: str
+    other: str
     graph: str
     table: str
     observed: str
@@ -207,7 +209,7 @@ class ProbedCase(Part):
 class CapabilitiesOutput(Part):
     """`granplugin capabilities --json`; with --probe, what differs instead of rows."""
 
-    version: int = 1
+    version: int = 2
     backend: str
     table: str = Field(description="The version the table is of.")
     note: str | None = Field(default=None, description="What to know of the whole table.")

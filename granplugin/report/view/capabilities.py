@@ -49,7 +49,7 @@ def _structures(found: CapabilitiesOutput) -> Iterator[str]:
 def _probed(cells: int, differing: Sequence[ProbedCell]) -> Iterator[str]:
     for cell in differing:
         yield (
-            f"{cell.op} {cell.format}, weight {cell.weight}, input {cell.input}, {cell.graph} "
+            f"{cell.op} {cell.format}, {_second(cell)}, input {cell.input}, {cell.graph} "
             f"graph: the table says {cell.table}, observed {cell.observed} ({cell.detail})"
         )
     yield f"{cells} cells rebuilt, {len(differing)} differ from the table"
@@ -73,4 +73,9 @@ def _scales(row: CapabilityRow) -> str:
         return f"{formats} output {row.output}"
     size = f" of {row.size}" if row.size else ""
     stored = "" if row.stored else " (not stored)"
-    return f"{formats} weight {row.weight}{stored} x input {row.input}{size}"
+    return f"{formats} {_second(row)}{stored} x input {row.input}{size}"
+
+
+def _second(cell: CapabilityRow | ProbedCell) -> str:
+    """What the input is multiplied by."""
+    return f"other {cell.other}" if cell.weight == "none" else f"weight {cell.weight}"
