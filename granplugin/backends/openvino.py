@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from openvino import CompiledModel, InferRequest, Model
 
 _FILES = ("model.xml", "model.bin")
-_KERNELS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "Subgraph"}
-"""A Subgraph is what it compiles itself: work value by value, and a whole attention."""
+_KERNELS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
 # What it adds to the name of a node it has split, of a bias or a multiplication by scales.
 _SUFFIXES = ("/DequantizationMultiply", "/WithoutBiases")
 # The words of runtimePrecision: what is multiplied, and in which float.
@@ -98,30 +97,39 @@ class OpenVino(Backend):
         """
         listed = card_of(engine)["layers"]
         kernels: dict[str, tuple[str, ...]] = {}
+        attentions: dict[str, tuple[str, ...]] = {}
         with translated(f"{self.name} refused {engine.path.name}", _errors()):
             for op in self._compiled(engine, None, 1).get_runtime_model().get_ops():
                 info = {key: value.astype(str) for key, value in op.get_rt_info().items()}
+                reads = [each.get_element_type().to_string() for each in op.inputs()]
+                found, ran = kernels, None
                 if info["layerType"] in _KERNELS:
                     told = info["runtimePrecision"]
                     precision, arithmetic = _PRECISIONS.get(told, ("unknown", ""))
                     # It names a kernel by the type of its weights too, where it multiplies them
                     # with floats.
-                    reads = [each.get_element_type().to_string() for each in op.inputs()]
                     floats = reads[0].startswith(("f", "bf"))
                     detail = "weight-only" if precision == "int8" and floats else ""
-                    whole = info["layerType"] == "Subgraph" and reads.count("i8") > 1  # masks are u8
-                    if whole:
-                        precision, detail, arithmetic = "int8", "", ""
-                    elif detail or info["layerType"] == "Subgraph":  # by our precision hint
+                    if detail:  # by our precision hint
                         precision, arithmetic = "float", "fp32"
                     ran = (precision, info["primitiveType"], detail, arithmetic)
-                    for node in info["originalLayersNames"].split(","):
-                        for suffix in _SUFFIXES:
-                            node = node.removesuffix(suffix)
-                        kernels[node] = ran
+                elif info["layerType"] == "Subgraph":
+                    # What it compiles itself: work value by value, and a whole attention, which
+                    # reads its masks as u8.
+                    low = ("int8", "") if reads.count("i8") > 1 else ("float", "fp32")
+                    found, ran = attentions, (low[0], info["primitiveType"], "", low[1])
+                for node in info["originalLayersNames"].split(",") if ran else ():
+                    for suffix in _SUFFIXES:
+                        node = node.removesuffix(suffix)
+                    found[node] = ran
+        nothing = ("unknown", "")
         return tuple(
             LayerPrecision(
-                layer, *next((kernels[node] for node in nodes if node in kernels), ("unknown", ""))
+                layer,
+                *next(
+                    (kernels[node] for node in nodes if node in kernels),
+                    attentions.get(nodes[0], nothing),
+                ),
             )
             for layer, nodes in listed
         )
