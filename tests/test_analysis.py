@@ -482,7 +482,7 @@ def test_a_recipe_that_quantizes_nothing_is_told_so_and_gets_no_overrides(small)
     target = small.folder / "suggested.yaml"
     done = analyze(small, "--write-recipe", target)
     assert done.code == 0, done.stderr
-    assert "quantizes no layer" in done.stdout
+    assert "quantizes no module with a weight" in " ".join(done.stdout.split())
     assert yaml.safe_load(target.read_text())["rules"] == []
     found = Analysis.model_validate_json((small.out / "analysis.json").read_text())
     assert found.start is None and len(found.layers) == 5
@@ -557,7 +557,7 @@ def test_a_killed_analysis_goes_on_behind_the_stages_that_were_done(small, forks
     (small.folder / "kill").touch()
     argv = ["granplugin", "analyze", "recipe.yaml", "--no-costs", "--out", small.out]
     done = forks.run(argv, cwd=small.folder)
-    assert done.returncode == -signal.SIGTERM, done.stderr
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
     kept = {path: path.stat().st_mtime_ns for path in small.out.glob("cache/statistics-*")}
     assert kept and not (small.out / "analysis.json").exists()
     (small.folder / "kill").unlink()

@@ -18,9 +18,9 @@ from granplugin.analysis.figures import FigureKey
 from granplugin.analysis.local import LocalErrors
 from granplugin.analysis.passes import accumulate
 from granplugin.analysis.rounded import Choice, Pair, RoundedNetwork
-from granplugin.analysis.subject import LABELS, Clock, Subject, length_of
+from granplugin.analysis.subject import LABELS, Clock, Subject
 from granplugin.analysis.tensors import TensorErrors
-from granplugin.data.batches import Batch
+from granplugin.data.batches import Batch, length_of
 from granplugin.progress import track
 from granplugin.store.keys import content_key
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from granplugin.analysis.local import key
 from granplugin.analysis.passes import Kept
 from granplugin.analysis.questions import Questions
 from granplugin.analysis.rounded import analysis_copy, run
-from granplugin.data.batches import SAME_BITS, Batch, Batches
+from granplugin.data.batches import SAME_BITS, Batch, Batches, even_sizes, length_of, rebatched
 from granplugin.errors import RunError
 from granplugin.measures.metrics import METRICS
 from granplugin.measures.samples import sampled
@@ -35,7 +35,7 @@ _MAKERS = ("granplugin.analysis.measuring", "granplugin.analysis.ranges")
 @dataclass(frozen=True)
 class Subject:
     """`model` is a copy that passes may hook into; `tensors` puts a batch where it is. Passes run
-    on `data` in full batches of `batch` samples; `example` is a small one. `folder` keeps the
+    on `data` in batches of at most `batch` samples; `example` is a small one. `folder` keeps the
     figures of the model, data and recipe that `key` is of; `axes` tell where its outputs have their
     samples. `distrust` says why the labels, where there are some, decide nothing."""
 
@@ -74,9 +74,11 @@ class Subject:
         return run(self.model, self.inputs(batch))
 
     def batches(self, numbers: np.ndarray) -> Iterator[Batch]:
-        """These samples of the analysis data, with their labels, in full batches."""
+        """These samples of the analysis data, with their labels, in even batches."""
+        return rebatched(self._parts(numbers), even_sizes(len(numbers), self.batch))
+
+    def _parts(self, numbers: np.ndarray) -> Iterator[Batch]:
         labels = self.data.labels()
-        held: list[Batch] = []
         first, at = 0, 0
         for batch in self.data:
             length = length_of(batch)
@@ -88,14 +90,18 @@ class Subject:
             part = {name: array[rows] for name, array in batch.items()}
             if labels is not None:
                 part[LABELS] = labels[rows + first - length]
-            held.append(part)
-            while sum(map(length_of, held)) >= self.batch:
-                joined = _joined(held)
-                yield {name: array[: self.batch] for name, array in joined.items()}
-                rest = {name: array[self.batch :] for name, array in joined.items()}
-                held = [rest] if length_of(rest) else []
-        if held:
-            yield _joined(held)
+            yield part
+
+    def small_batches(self) -> str | None:
+        """What to know of batches in which samples' last bits are not their own."""
+        samples, most = self.data.samples, self.batch
+        least = min(even_sizes(samples, most))
+        if least >= min(SAME_BITS, samples):
+            return None
+        return (
+            f"measured in batches of {least}, since data.batch_size is {most}: below {SAME_BITS} the "
+            "last bits of figures depend on the batch size and the number of threads"
+        )
 
     def halves(self) -> tuple[np.ndarray, np.ndarray]:
         """The samples to choose settings by, and those to promise on, by number, in order; drawn,
@@ -106,7 +112,7 @@ class Subject:
 
     def count(self, numbers: np.ndarray) -> int:
         """How many batches these samples make."""
-        return -(-len(numbers) // self.batch)
+        return len(even_sizes(len(numbers), self.batch))
 
     def located(self) -> AbstractContextManager[None]:
         """What goes wrong with the data is said at its line."""
@@ -134,7 +140,7 @@ def open_subject(session: Session, questions: Questions) -> Subject:
         tensors=session.network.tensors,
         example=session.example,
         data=session.analysis,
-        batch=max(session.recipe.data.batch_size, SAME_BITS),
+        batch=session.recipe.data.batch_size,
         loaded=session.loaded,
         folder=session.run.path / "analysis",
         key=content_key(
@@ -164,11 +170,3 @@ class Clock:
         finally:
             spent = time.perf_counter() - since
             self.seconds[stage] = round(self.seconds.get(stage, 0.0) + spent, 3)
-
-
-def length_of(batch: Batch) -> int:
-    return len(next(iter(batch.values())))
-
-
-def _joined(parts: Sequence[Batch]) -> Batch:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

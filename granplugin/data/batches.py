@@ -106,6 +106,18 @@ def calibration_sizes(samples: int, most: int) -> tuple[int, ...]:
     return (*sizes, left) if left else tuple(sizes)
 
 
+def even_sizes(samples: int, most: int) -> tuple[int, ...]:
+    """As few batches as hold `samples` with no more than `most` in one, as even as can be: so that
+    none falls below SAME_BITS where `most` is twice that.
+
+    >>> even_sizes(36, 32), even_sizes(512, 512), even_sizes(5, 2)
+    ((18, 18), (512,), (2, 2, 1))
+    """
+    count = -(-samples // most)
+    least, more = divmod(samples, count)
+    return (*(least + 1 for _ in range(more)), *(least for _ in range(count - more)))
+
+
 def same_bits(samples: int, most: int) -> bool:
     """Whether calibration_sizes gives the same ranges as any larger batch does."""
     return min(calibration_sizes(samples, most)) >= min(SAME_BITS, samples)

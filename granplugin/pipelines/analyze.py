@@ -143,6 +143,7 @@ def analyze_in(session: Session, costs: bool = True, statistics: Path | None = N
         *plan.notes,
         *([distrust] if distrust else []),
         *(each.said for each in doubtful),
+        *([small] if (small := subject.small_batches()) else []),
     ]
     _keep_for_page(session, seen, ranges)
     return answer(

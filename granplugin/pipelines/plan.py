@@ -10,7 +10,7 @@ from typing import Any
 
 from granplugin.capabilities.legality import Written
 from granplugin.data.doubts import Doubt
-from granplugin.errors import DataError, UserError
+from granplugin.errors import DataError, RecipeError, UserError
 from granplugin.planning.coverage import coverage
 from granplugin.planning.plan import preset_plan
 from granplugin.planning.plan_file import plan_file
@@ -72,7 +72,10 @@ class Planned(Result):
         recipe = self.loaded.recipe
         if not recipe.rules:
             return False
-        alone = preset_plan(recipe.defaults, self.layers, self.loaded)
+        try:
+            alone = preset_plan(recipe.defaults, self.layers, self.loaded)
+        except RecipeError:  # without the rules these defaults could not be
+            return False
         return list(map(decided, alone.rows)) == list(map(decided, self.plan.rows))
 
     def why(self, layer: str) -> tuple[str, ...]:

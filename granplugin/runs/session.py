@@ -62,9 +62,9 @@ class Session:
 
     @cached_property
     def analysis(self) -> Batches:
-        """What an analysis measures on: in batches at least as large as those of calibration."""
+        """What an analysis measures on."""
         role = "analysis" if self.recipe.data.analysis else "calibration"
-        return self._data(role, max(self.recipe.data.batch_size, SAME_BITS))
+        return self._data(role, self.recipe.data.batch_size)
 
     def _data(self, role: str, batch_size: int) -> Batches:
         data, names = self.recipe.data, self.network.input_names

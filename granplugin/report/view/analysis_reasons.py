@@ -29,8 +29,8 @@ def reasons(analysis: Analysis, shown: Sequence[LayerAnalysis]) -> Iterator[Item
     measured = [layer for layer in shown if layer.alone]
     if measured and not mattering:
         yield Item(
-            f"None of the {counted(measured, 'layer')} that were measured in the network loses "
-            f"more than {analysis.tolerance:g} alone, or adds more to the whole."
+            f"None of the {counted(measured, 'layer')} that were measured in the network is seen to "
+            f"lose more than {analysis.tolerance:g} alone, or to add more to the whole."
         )
     for layer in mattering:
         yield Item(f"{layer.rank} {layer.layer}: {layer.why}")
