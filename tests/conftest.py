@@ -239,9 +239,11 @@ class Project:
 
 
 @pytest.fixture
-def project(tmp_path) -> Project:
-    """A project that was never applied."""
-    return Project(tmp_path)
+def project(tmp_path, _tiny) -> Project:
+    """A project that was never applied; its network was exported already, as it is at first."""
+    made = Project(tmp_path)
+    lend(_tiny / "runs" / "recipe", made.out, "float")
+    return made
 
 
 @pytest.fixture(scope="session")
