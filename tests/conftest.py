@@ -192,8 +192,9 @@ def tiny(**args):
 class Project:
     """A folder with a network, data and a recipe, small enough to apply in seconds."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, exported: Path | None = None) -> None:
+        """`exported` is a run of the same network, whose export `apply` takes."""
+        self.folder, self.exported = folder, exported
         self.write("nets.py", NETS)
         rng = np.random.default_rng(0)
         self.arrays = {
@@ -229,6 +230,8 @@ class Project:
 
     def apply(self, *argv: object) -> Done:
         """Apply recipe.yaml, or the recipes and options given, in runs/recipe."""
+        if self.exported:
+            lend(self.exported, self.out, "float")
         return run_main("apply", *(argv or [self.folder / "recipe.yaml"]), "--out", self.out)
 
     def report(self) -> Report:
@@ -241,9 +244,7 @@ class Project:
 @pytest.fixture
 def project(tmp_path, _tiny) -> Project:
     """A project that was never applied; its network was exported already, as it is at first."""
-    made = Project(tmp_path)
-    lend(_tiny / "runs" / "recipe", made.out, "float")
-    return made
+    return Project(tmp_path, exported=_tiny / "runs" / "recipe")
 
 
 @pytest.fixture(scope="session")

@@ -257,7 +257,7 @@ def test_limits_decide_the_exit_code(applied, monkeypatch, limits, code, verdict
 
     monkeypatch.setattr(latency, "measure_interleaved", measured)
     # The project's labels are random.
-    monkeypatch.setattr(run, "broken_baseline", lambda recipe, found: None)
+    monkeypatch.setattr(run, "broken_baseline", lambda *asked: None)
     applied.recipe(limits=limits, engines=["openvino"])
     done = applied.apply()
     assert done.code == code

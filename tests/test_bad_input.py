@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+from conftest import run_main
 from filelock import FileLock
 
 from granplugin.store import run_folder
@@ -15,7 +16,8 @@ from granplugin.store import run_folder
 def refused(project, *words: str, argv=()) -> str:
     """Apply, which must refuse with these words and leave no trace; the sentence."""
     before = {path for path in project.folder.rglob("*") if "__pycache__" not in path.parts}
-    done = project.apply(*argv)
+    argv = argv or [project.folder / "recipe.yaml"]
+    done = run_main("apply", *argv, "--out", project.out)
     after = {path for path in project.folder.rglob("*") if "__pycache__" not in path.parts}
     assert done.code == 2, (done.code, done.stderr)
     assert done.stdout == ""
