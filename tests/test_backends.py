@@ -340,3 +340,23 @@ def test_openvino_says_of_a_float_product_that_its_weight_alone_is_read_in_8_bit
     linear_of_stored_weights(tmp_path / "model.onnx")
     (found,) = openvino.layers(openvino.build(tmp_path / "model.onnx", tmp_path / "engine"))
     assert (found.layer, found.precision, found.detail) == ("fc", "float", "weight-only")
+
+
+@pytest.mark.parametrize("static", [3, 1], ids=["static is as good", "static runs less in int8"])
+def test_openvino_has_a_static_batch_only_where_it_runs_as_much_in_int8(
+    openvino, tmp_path, monkeypatch, static
+):
+    def ran(compiled, listed):
+        dynamic = compiled.inputs[0].get_partial_shape()[0].is_dynamic
+        count = 2 if dynamic else static
+        return tuple(base.LayerPrecision(f"l{n}", "int8", "k") for n in range(count))
+
+    monkeypatch.setattr("granplugin.backends.openvino._ran", ran)
+    engine = openvino.build(small_net(tmp_path / "net.onnx"), tmp_path / "engine")
+    assert len(openvino.layers(engine)) == max(static, 2), "what is told is what runs"
+    with openvino.open(engine, batch=4) as runner:
+        if static == 1:
+            assert runner.run({"x": images(3)})["logits"].shape == (3, 5)
+        else:
+            with pytest.raises(EngineError, match="it takes"):
+                runner.run({"x": images(3)})

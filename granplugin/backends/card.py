@@ -17,7 +17,7 @@ from granplugin.errors import EngineError
 from granplugin.store.keys import file_sha256
 
 CARD = "engine.json"
-_FORM = 3
+_FORM = 4
 Card = dict[str, Any]
 
 
