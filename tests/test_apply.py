@@ -441,6 +441,7 @@ def test_models_with_two_inputs_and_outputs_of_any_form(project, form):
         model={"callable": "nets.py:Pair", "args": {"form": form}},
         data={"calibration": source, "batch_size": 16},
         metrics=["agreement", "sqnr_db"],
+        classes={"output": "output_0" if form == "tuple" else "logits"},
         engines=["onnxruntime", "openvino"],
         latency={"rounds": 6, "seconds": 0.05},
     )

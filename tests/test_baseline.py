@@ -15,7 +15,7 @@ CLASSES = 10
 
 
 def recipe(weights=None):
-    return SimpleNamespace(model=CallableModel.model_construct(weights=weights))
+    return SimpleNamespace(model=CallableModel.model_construct(weights=weights), classes=None)
 
 
 def fp32(choices, labels=None):

@@ -9,7 +9,21 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from granplugin.errors import DataError, ModelError, UserError
-from granplugin.measures.metrics import METRICS, agreement, check_labels, sqnr_db, top1, top5
+from granplugin.measures.metrics import (
+    METRICS,
+    agreement,
+    check_labels,
+    class_scores,
+    sqnr_db,
+    top1,
+    top5,
+    unserved,
+)
+from granplugin.recipe.schema import ClassesSpec
+
+
+def at(output, axis=None):
+    return ClassesSpec(output=output, axis=axis)
 
 
 @st.composite
@@ -54,10 +68,18 @@ def test_agreement_with_the_reference_is_top1_with_its_argmax_as_labels(case):
     assert (own.per_sample == as_labels.per_sample).all()
 
 
-@pytest.mark.parametrize("shape", [(6, 4), (6, 3, 4), (6, 4, 2, 3)])
-def test_outputs_agree_with_themselves_in_every_layout(shape):
+LAYOUTS = {
+    "classes": ((6, 4), None),
+    "tokens": ((6, 3, 4), -1),
+    "segmentation": ((6, 4, 2, 3), 1),
+    "channels last": ((6, 2, 3, 4), 3),
+}
+
+
+@pytest.mark.parametrize(("shape", "axis"), LAYOUTS.values(), ids=LAYOUTS)
+def test_outputs_agree_with_themselves_in_every_layout(shape, axis):
     values = np.random.default_rng(0).normal(size=shape)
-    measured = agreement({"y": values}, {"y": values.copy()}, None)
+    measured = agreement({"y": values}, {"y": values.copy()}, None, at("y", axis))
     assert measured.value == 100
     assert measured.per_sample.shape == (6,)
 
@@ -67,7 +89,7 @@ def test_agreement_of_a_sequence_is_the_percentage_of_its_positions():
     reference[..., 1] = 1
     outputs = reference.copy()
     outputs[0, 0] = [5, 0, 0]
-    measured = agreement({"y": outputs}, {"y": reference}, None)
+    measured = agreement({"y": outputs}, {"y": reference}, None, at("y", -1))
     assert measured.per_sample.tolist() == [75, 100]
     assert measured.value == 87.5
 
@@ -77,7 +99,54 @@ def test_agreement_of_an_image_reads_classes_on_axis_1():
     reference[:, 1] = 1
     outputs = reference.copy()
     outputs[0, :, 0, 0] = [1, 0]
-    assert agreement({"y": outputs}, {"y": reference}, None).value == 95
+    assert agreement({"y": outputs}, {"y": reference}, None, at("y", 1)).value == 95
+
+
+UNKNOWN = {
+    "segmentation": {"y": (3, 5, 4, 4)},
+    "a detector's anchors": {"y": (3, 9, 8)},
+    "tokens": {"y": (3, 7, 4)},
+    "boxes and scores": {"boxes": (3, 4), "scores": (3, 6)},
+    "boxes and scores of anchors": {"boxes": (3, 9, 4), "scores": (3, 9, 6)},
+    "regression": {"y": (3, 1)},
+    "one value a sample": {"y": (3,)},
+}
+
+
+@pytest.mark.parametrize("shapes", UNKNOWN.values(), ids=UNKNOWN)
+@pytest.mark.parametrize("metric", ["top1", "agreement"])
+def test_decisions_that_are_not_known_are_refused_with_the_way_out(shapes, metric):
+    outputs = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    with pytest.raises(ModelError, match="cannot know .*write classes: {output: NAME, axis: N}"):
+        METRICS[metric].measure(outputs, outputs, np.zeros(3, int))
+    assert unserved(metric, outputs) and not unserved("sqnr_db", outputs)
+    assert class_scores(outputs) is None
+
+
+@pytest.mark.parametrize(
+    ("classes", "says"),
+    [
+        (at("scores", 2), "axis 2 of 'scores'"),
+        (at("scores", 0), "axis 0 of 'scores'"),
+        (at("nothing"), "needs the scores of output 'nothing', and 'boxes' is"),
+        (at("ids"), "'ids' is int64"),
+    ],
+)
+def test_classes_that_are_not_there_are_refused(classes, says):
+    outputs = {"boxes": np.ones((3, 4)), "scores": np.ones((3, 6)), "ids": np.ones(3, int)}
+    with pytest.raises(ModelError, match=says):
+        top1(outputs, outputs, np.zeros(3, int), classes)
+    assert top1(outputs, None, np.zeros(3, int), at("scores")).value == 100
+
+
+def test_sqnr_of_several_outputs_has_each_of_them():
+    reference = {"loud": np.full((2, 3), 100.0), "quiet": np.ones((2, 4, 2))}
+    outputs = {"loud": reference["loud"] * 1.001, "quiet": reference["quiet"] * 1.5}
+    found = sqnr_db(outputs, reference, None)
+    assert found.of_outputs == pytest.approx({"loud": 60, "quiet": 10 * math.log10(4)})
+    assert found.value > 40
+    alone = sqnr_db({"y": outputs["quiet"]}, {"y": reference["quiet"]}, None)
+    assert alone.of_outputs == {} and alone.value == pytest.approx(10 * math.log10(4))
 
 
 @given(st.integers(-40, 40), st.sampled_from([np.float16, np.float32, np.float64]))
@@ -172,7 +241,7 @@ def test_top5_of_four_classes_is_refused_and_of_five_is_100():
     assert top5({"y": np.zeros((4, 5))}, None, labels).value == 100
 
 
-def test_classes_are_read_from_the_first_output_that_has_them():
+def test_classes_are_read_from_the_only_output_that_can_have_them():
     scores, labels = np.eye(6), np.arange(6)
     outputs = {"ids": np.ones((6, 6), int), "map": np.ones((6, 6, 2)), "y": scores}
     assert top1(outputs, None, labels).value == 100

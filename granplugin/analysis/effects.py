@@ -21,7 +21,7 @@ from granplugin.analysis.replay import Diverged, Script
 from granplugin.analysis.rounded import Choice, Pair, RoundedNetwork, run
 from granplugin.errors import ModelError
 from granplugin.measures.intervals import lost_interval, proportion_interval, tango_interval
-from granplugin.measures.metrics import METRICS, scores_of
+from granplugin.measures.metrics import METRICS, Classes, class_scores
 from granplugin.store.keys import content_key
 
 log = logging.getLogger(__name__)
@@ -120,11 +120,13 @@ class Effects:
         metric: str | None,
         example: Mapping[str, Tensor],
         arrays: Callable[[object], dict[str, np.ndarray]],
+        classes: Classes | None = None,
     ) -> None:
         """Figures by name: of whole `choices`, of one layer `alone` with a pair of settings, and of
         the recipe's own choice with one layer `restored` to float. `arrays` makes outputs by name,
-        samples on axis 0, of what forward returns."""
+        samples on axis 0, of what forward returns; `classes` says where decisions are read."""
         self.network, self.metric, self._arrays = network, metric, arrays
+        self.classes = classes
         self.choices, self.alone, self.restored = choices, alone, restored
         self.start = network.start()
         self.script = Script(network.model)
@@ -170,7 +172,7 @@ class Effects:
                     f"with {what} the network's output holds NaN or Inf, and fp32's does not; "
                     "leave float what it divides by"
                 )
-            found[name] = compare(reference, whole, labels, self.metric)
+            found[name] = compare(reference, whole, labels, self.metric, self.classes)
 
         with script.installed():
             alone = {n: self.alone[n] for n in wanted if n in self.alone}
@@ -238,6 +240,7 @@ def compare(
     outputs: Mapping[str, np.ndarray],
     labels: np.ndarray | None,
     metric: str | None,
+    classes: Classes | None = None,
 ) -> np.ndarray:
     """The sums of one batch: SUMS of signal and error of all floating outputs, then _PARTS.
 
@@ -250,14 +253,13 @@ def compare(
     signal = sum(_energy(reference[name]) for name in floats)
     error = sum(_energy(np.subtract(reference[n], outputs[n], dtype=np.float64)) for n in floats)
     part = dict.fromkeys(_PARTS, 0.0)
-    name = scores_of(reference) or scores_of(reference, positions=True)
-    if name is not None:
-        axis = 1 if reference[name].ndim > 3 else -1
+    if decides := class_scores(reference, classes):
+        name, axis = decides
         p, q = (
             log_softmax(outs[name].astype(np.float64), axis=axis) for outs in (reference, outputs)
         )
         kl = (np.exp(p) * (p - q)).sum(axis).reshape(len(p), -1).mean(1)
-        same = METRICS["agreement"].measure(outputs, reference, None).per_sample
+        same = METRICS["agreement"].measure(outputs, reference, None, classes).per_sample
         whole = same.dtype == np.bool_
         agree = 100.0 * same if whole else same.astype(np.float64)
         part |= {
@@ -272,7 +274,7 @@ def compare(
     part["hits"] = math.nan
     if metric is not None and labels is not None:
         hits, fp32 = (
-            METRICS[metric].measure(outs, reference, labels).per_sample
+            METRICS[metric].measure(outs, reference, labels, classes).per_sample
             for outs in (outputs, reference)
         )
         part |= {

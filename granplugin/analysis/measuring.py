@@ -82,15 +82,17 @@ def measure_effects(
     everything = np.arange(subject.data.samples)
     samples = everything if numbers is None else numbers
     part = () if len(samples) == len(everything) else (content_key(samples.tolist()),)
+    classes = subject.loaded.recipe.classes
+    if classes is not None:
+        part = (*part, content_key(classes.model_dump()))
     kept = subject.kept("effects", "-".join((str(metric), *part)))
     made: list[Effects] = []
     example = subject.tensors(subject.example)
 
     def step(batch: Batch, wanted: frozenset[str]) -> Mapping[str, np.ndarray]:
         if not made:
-            made.append(
-                Effects(network, by_choice, by_alone, by_restored, metric, example, subject.outputs)
-            )
+            of = (network, by_choice, by_alone, by_restored, metric, example, subject.outputs)
+            made.append(Effects(*of, classes))
         return made[0].run(subject.inputs(batch), batch.get(LABELS), wanted)
 
     names = [*by_choice, *by_alone, *by_restored]

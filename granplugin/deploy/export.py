@@ -215,6 +215,7 @@ def _known(session: Session, built: Sequence[Built], manifest: Manifest) -> Expo
     return Exported(
         manifest=manifest,
         metrics=session.recipe.metrics,
+        classes=session.recipe.classes,
         labels=None if labels is None else labels[: sum(manifest.counts)].tolist(),
         variants=variants,
     )

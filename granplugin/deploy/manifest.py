@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import granplugin
+from granplugin.recipe.schema import ClassesSpec
 from granplugin.store.keys import file_sha256
 from granplugin.store.run_folder import RunFolder
 
@@ -59,6 +60,7 @@ class Exported(_Strict):
 
     manifest: Manifest
     metrics: list[str]
+    classes: ClassesSpec | None = None
     labels: list[int] | None
     variants: dict[str, ExportedVariant]
 

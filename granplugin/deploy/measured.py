@@ -119,8 +119,10 @@ def _result(
         reference = None if name == _FP32 else outputs.get(_FP32)
         if known_metric.needs_reference and not reference:
             continue
-        if not (known_metric.needs_labels and labels is None):
-            values[metric] = known_metric.measure(outputs[name], reference, labels)
+        unserved = metrics.unserved(metric, outputs[name], exported.classes)
+        if not (unserved or (known_metric.needs_labels and labels is None)):
+            measured = (outputs[name], reference, labels, exported.classes)
+            values[metric] = known_metric.measure(*measured)
     return Measured(built, Audited(layers, plan, verdicts, findings), values=values)
 
 

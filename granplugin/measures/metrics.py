@@ -7,7 +7,7 @@ holds the FP32 outputs. A user's own `evaluate:` function returns the same `Scor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -24,17 +24,32 @@ class Score:
     `per_sample` has shape (N,): bool where each sample is a hit or a miss (`value` is their
     percentage), otherwise floats in the metric's unit; None where no sample stands alone. Of a
     pooled figure, `pooled` has each sample's signal and noise, (2, N): `value` is of their sums.
+    `of_outputs` has the figure of each output by itself, where it is of several.
     """
 
     value: float
     per_sample: np.ndarray | None
     higher_is_better: bool = True
     pooled: np.ndarray | None = None
+    of_outputs: Mapping[str, float] = field(default_factory=dict)
+
+
+class Classes(Protocol):
+    """Which output has a score for each class, and along which axis; None: what can be told."""
+
+    @property
+    def output(self) -> str | None: ...
+    @property
+    def axis(self) -> int | None: ...
 
 
 class Measure(Protocol):
     def __call__(
-        self, outputs: Outputs, reference: Outputs | None, labels: np.ndarray | None
+        self,
+        outputs: Outputs,
+        reference: Outputs | None,
+        labels: np.ndarray | None,
+        classes: Classes | None = None,
     ) -> Score: ...
 
 
@@ -53,6 +68,11 @@ class Metric:
     needs_reference: bool
     kind: Literal["proportion", "mean", "plain"]
     guesses: int = 1
+
+    @property
+    def decides(self) -> bool:
+        """Whether it is of decisions between classes."""
+        return self.kind == "proportion"
 
 
 def check_labels(labels: np.ndarray, classes: int) -> None:
@@ -81,63 +101,86 @@ def check_finite(outputs: Outputs, what: str = "output") -> None:
         )
 
 
-def top1(outputs: Outputs, reference: Outputs | None, labels: np.ndarray | None) -> Score:
+def top1(
+    outputs: Outputs,
+    reference: Outputs | None,
+    labels: np.ndarray | None,
+    classes: Classes | None = None,
+) -> Score:
     """Percent of samples whose highest score is the label's; of equal scores the first counts."""
-    return _hits("top1", outputs, labels, 1)
+    return _hits("top1", outputs, labels, 1, classes)
 
 
-def top5(outputs: Outputs, reference: Outputs | None, labels: np.ndarray | None) -> Score:
+def top5(
+    outputs: Outputs,
+    reference: Outputs | None,
+    labels: np.ndarray | None,
+    classes: Classes | None = None,
+) -> Score:
     """Percent of samples whose label is among the 5 highest scores; of equal scores, the first.
 
     With 5 classes it is 100 by definition; with fewer there is no top 5, a ModelError.
     """
-    return _hits("top5", outputs, labels, 5)
+    return _hits("top5", outputs, labels, 5, classes)
 
 
-def agreement(outputs: Outputs, reference: Outputs | None, labels: np.ndarray | None) -> Score:
-    """Percent of decisions (argmax) that equal the reference's; needs no labels.
+def agreement(
+    outputs: Outputs,
+    reference: Outputs | None,
+    labels: np.ndarray | None,
+    classes: Classes | None = None,
+) -> Score:
+    """Percent of decisions (argmax over the classes) that equal the reference's; needs no labels.
 
-    Of the first (N, classes) output, else of the first one with a decision per position - classes
-    on the last axis of (N, positions, classes), on axis 1 of (N, classes, height, width, ...) -
-    where a sample's value is the percentage of its positions; else of the first that is decisions
-    already, of integers or booleans.
+    Where an output decides at each of many positions, as (N, classes, height, width) does, a
+    sample's value is the percentage of its positions. An output of integers or booleans is
+    decisions already: the first, where no output has scores. Raises ModelError where it is not
+    known which output and axis has the classes (`class_scores`).
     """
-    _check_pair(outputs, reference)
-    assert reference is not None
-    name = scores_of(outputs) or scores_of(outputs, positions=True)
-    decided = [n for n in outputs if not np.issubdtype(outputs[n].dtype, np.floating)]
-    if name is not None:
-        axis = 1 if outputs[name].ndim > 3 else -1
-        same = outputs[name].argmax(axis) == reference[name].argmax(axis)
-    elif decided:
-        same = outputs[decided[0]] == reference[decided[0]]
+    reference = _check_pair(outputs, reference)
+    decided = _decided(outputs, classes)
+    if decided is not None:
+        same = outputs[decided] == reference[decided]
     else:
-        raise ModelError(
-            f"agreement needs an output with two or more classes, and {_shapes(outputs)}; "
-            "take sqnr_db instead"
-        )
+        name, axis = _decides("agreement", outputs, classes)
+        same = outputs[name].argmax(axis) == reference[name].argmax(axis)
     if same.ndim == 1:
         return Score(100 * float(same.mean()), same)
     per_sample = 100 * same.reshape(len(same), -1).mean(axis=1)
     return Score(float(per_sample.mean()), per_sample)
 
 
-def sqnr_db(outputs: Outputs, reference: Outputs | None, labels: np.ndarray | None) -> Score:
+def sqnr_db(
+    outputs: Outputs,
+    reference: Outputs | None,
+    labels: np.ndarray | None,
+    classes: Classes | None = None,
+) -> Score:
     """Signal to quantization noise, 10 log10(sum ref^2 / sum (ref - out)^2), in dB.
 
-    Over all floating outputs together, and per sample; inf where nothing differs. The value
-    weighs samples by their energy, so it is not the mean of the per-sample figures.
+    Over all floating outputs together, and per sample, and of each of several outputs; inf where
+    nothing differs. The value weighs samples and outputs by their energy, so it is not the mean of
+    their own figures: a loud output hides what a quiet one lost.
     """
-    _check_pair(outputs, reference)
+    reference = _check_pair(outputs, reference)
     names = [name for name in outputs if np.issubdtype(outputs[name].dtype, np.floating)]
     if not names:
         raise ModelError(
             f"sqnr_db needs a floating output, and {_shapes(outputs)}; take agreement instead"
         )
-    signal = sum(_energy(reference[name]) for name in names)
-    noise = sum(_energy(np.subtract(reference[n], outputs[n], dtype=np.float64)) for n in names)
-    value = float(_db(signal.sum(), noise.sum()))
-    return Score(value, _db(signal, noise), pooled=np.stack([signal, noise]))
+    signals = {name: _energy(reference[name]) for name in names}
+    noises = {
+        name: _energy(np.subtract(reference[name], outputs[name], dtype=np.float64))
+        for name in names
+    }
+    of_outputs = {name: float(_db(signals[name].sum(), noises[name].sum())) for name in names}
+    signal, noise = (np.sum(list(each.values()), axis=0) for each in (signals, noises))
+    return Score(
+        float(_db(signal.sum(), noise.sum())),
+        _db(signal, noise),
+        pooled=np.stack([signal, noise]),
+        of_outputs=of_outputs if len(names) > 1 else {},
+    )
 
 
 METRICS: dict[str, Metric] = {
@@ -148,14 +191,16 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def _hits(metric: str, outputs: Outputs, labels: np.ndarray | None, k: int) -> Score:
+def _hits(
+    metric: str, outputs: Outputs, labels: np.ndarray | None, k: int, of: Classes | None
+) -> Score:
     if labels is None:
         raise DataError(f"{metric} needs labels; without them take agreement or sqnr_db")
-    name = scores_of(outputs)
-    if name is None:
+    name, _ = _decides(metric, outputs, of)
+    if outputs[name].ndim > 2:
         raise ModelError(
-            f"{metric} needs an output of shape (N, classes), two classes or more, and "
-            f"{_shapes(outputs)}"
+            f"{metric} needs one decision for each sample, and '{name}' has shape "
+            f"{outputs[name].shape}; take agreement, or an `evaluate` function"
         )
     check_finite({name: outputs[name]})
     scores = outputs[name]
@@ -172,18 +217,78 @@ def _hits(metric: str, outputs: Outputs, labels: np.ndarray | None, k: int) -> S
     return Score(100 * float(hits.mean()), hits)
 
 
-def scores_of(outputs: Outputs, positions: bool = False) -> str | None:
-    """The name of the output with a score per class: the first of shape (N, classes), or of more
-    axes where `positions`."""
-    for name, values in outputs.items():
-        decides = values.ndim > 2 if positions else values.ndim == 2
-        axis = 1 if values.ndim > 3 else -1
-        if decides and values.shape[axis] > 1 and np.issubdtype(values.dtype, np.floating):
-            return name
-    return None
+def class_scores(outputs: Outputs, classes: Classes | None = None) -> tuple[str, int] | None:
+    """The name of the output with a score for each class, and its axis of classes: as `classes`
+    says, or else the only floating one of shape (N, classes), two or more; None where neither is.
+    """
+    found = _scores(outputs, classes)
+    return None if isinstance(found, str) else found
 
 
-def _check_pair(outputs: Outputs, reference: Outputs | None) -> None:
+def unserved(metric: str, outputs: Outputs, classes: Classes | None = None) -> str | None:
+    """Why these outputs have nothing that the metric measures, with the way out; None: they do."""
+    if not METRICS[metric].decides:
+        floats = any(np.issubdtype(values.dtype, np.floating) for values in outputs.values())
+        return None if floats else f"{metric} needs a floating output, and {_shapes(outputs)}"
+    found = _scores(outputs, classes)
+    whole = metric == "agreement" and _decided(outputs, classes) is not None
+    return None if whole or not isinstance(found, str) else f"{metric} {found}"
+
+
+def _decides(metric: str, outputs: Outputs, classes: Classes | None) -> tuple[str, int]:
+    found = _scores(outputs, classes)
+    if isinstance(found, str):
+        raise ModelError(f"{metric} {found}")
+    return found
+
+
+_NAME_THEM = "write classes: {output: NAME, axis: N}, or take sqnr_db or an `evaluate` function"
+
+
+def _scores(outputs: Outputs, classes: Classes | None) -> tuple[str, int] | str:
+    """The output and the axis of its classes, or why they are not known, with the way out."""
+    name, axis = (classes.output, classes.axis) if classes else (None, None)
+    if name is None:
+        found = [
+            each
+            for each, values in outputs.items()
+            if np.issubdtype(values.dtype, np.floating) and _may_decide(values, axis)
+        ]
+        if len(found) != 1:
+            which = (
+                "which output and axis has the classes" if not found else "which has the classes"
+            )
+            return f"cannot know {which}: {_shapes(outputs)}; {_NAME_THEM}"
+        (name,) = found
+    if name not in outputs:
+        return f"needs the scores of output '{name}', and {_shapes(outputs)}"
+    values = outputs[name]
+    if not np.issubdtype(values.dtype, np.floating):
+        return f"needs scores, and '{name}' is {values.dtype}"
+    if axis is None and values.ndim != 2:
+        return f"cannot know which axis has the classes: {_shapes({name: values})}; {_NAME_THEM}"
+    axis = 1 if axis is None else axis
+    if not (-values.ndim < axis < values.ndim and axis) or values.shape[axis] < 2:
+        return f"needs two classes or more, and axis {axis} of '{name}', {values.shape}, has none"
+    return name, axis % values.ndim
+
+
+def _may_decide(values: np.ndarray, axis: int | None) -> bool:
+    if axis is None:
+        return values.ndim == 2 and values.shape[1] > 1
+    return -values.ndim < axis < values.ndim
+
+
+def _decided(outputs: Outputs, classes: Classes | None) -> str | None:
+    """The output that is decisions already; None where another may have scores, or none is."""
+    whole = [name for name in outputs if not np.issubdtype(outputs[name].dtype, np.floating)]
+    if classes:
+        return classes.output if classes.output in whole else None
+    floats = [values for name, values in outputs.items() if name not in whole]
+    return next(iter(whole), None) if not any(_may_decide(x, None) for x in floats) else None
+
+
+def _check_pair(outputs: Outputs, reference: Outputs | None) -> Outputs:
     if reference is None:
         raise UserError("agreement and sqnr_db compare with FP32; add the fp32 baseline")
     for name, values in outputs.items():
@@ -196,6 +301,7 @@ def _check_pair(outputs: Outputs, reference: Outputs | None) -> None:
         _check_not_empty(len(values))
     check_finite(reference, "FP32 output")
     check_finite(outputs)
+    return reference
 
 
 def _check_not_empty(samples: int) -> None:

@@ -66,6 +66,19 @@ class StatisticsSpec(Strict):
     export: File | None = Field(default=None, description="Where to write this run's amax.")
 
 
+class ClassesSpec(Strict):
+    """Where decisions are read: the output with a score for each class, and the axis of these."""
+
+    output: str | None = Field(
+        default=None, description="Its name; default: the only one that may."
+    )
+    axis: int | None = Field(
+        default=None,
+        description="Of the classes, as 1 of (samples, classes, height, width) or -1 of (samples, "
+        "tokens, classes); not 0, the samples.",
+    )
+
+
 class RecipePart(Strict):
     """A recipe without the model or the data it is for: what others extend, or what a script says
     of a model of its own."""
@@ -88,6 +101,11 @@ class RecipePart(Strict):
         default=["agreement", "sqnr_db"],
         min_length=1,
         description="What is measured on the evaluation data.",
+    )
+    classes: ClassesSpec | None = Field(
+        default=None,
+        description="Which output has a score for each class, for top1, top5, agreement and analyze; "
+        "default: the only one of shape (samples, classes).",
     )
     evaluate: Callable | None = Field(
         default=None,

@@ -11,7 +11,6 @@ import numpy as np
 
 from granplugin import backends
 from granplugin.engines import REFERENCE
-from granplugin.errors import ModelError
 from granplugin.graph.read.agreement import agreement
 from granplugin.measures import metrics
 from granplugin.measures.samples import sampled
@@ -45,24 +44,26 @@ def agreed(session: Session, built: Built) -> Built:
         return {
             **{field: getattr(sites, field) for field in sites.__dataclass_fields__},
             "network_samples": len(next(iter(batch.values()))),
-            "network_agreement": _same_decisions(ours, theirs),
+            "network_agreement": _same_decisions(ours, theirs, session.recipe.classes),
             "network_sqnr_db": _sqnr_db(ours, theirs),
         }
 
     key = content_key(
         file_key(onnx), session.evaluation.key(), session.recipe.data.batch_size, session.key,
+        session.recipe.classes and session.recipe.classes.model_dump(),
         writer(), session.made_by("nvidia-modelopt", "torch"),
     )  # fmt: skip
     found = session.run.kept.made_json("agreement", key, check)
     return replace(built, agreement=Agreement(**found))
 
 
-def _same_decisions(ours: Mapping, theirs: Mapping) -> float | None:
-    """Percent, None where no output has classes to decide between."""
-    try:
-        return metrics.METRICS["agreement"].measure(ours, theirs, None).value
-    except ModelError:
+def _same_decisions(
+    ours: Mapping, theirs: Mapping, classes: metrics.Classes | None
+) -> float | None:
+    """Percent, None where no output is known to have classes to decide between."""
+    if metrics.unserved("agreement", theirs, classes):
         return None
+    return metrics.METRICS["agreement"].measure(ours, theirs, None, classes).value
 
 
 def _sqnr_db(ours: Mapping, theirs: Mapping) -> float | str | None:

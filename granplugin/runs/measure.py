@@ -23,6 +23,7 @@ from granplugin.measures.samples import joined, sampled
 from granplugin.progress import track
 from granplugin.recipe.callables import blame, resolve
 from granplugin.recipe.loaded import Loaded, located
+from granplugin.recipe.schema import Recipe
 from granplugin.recipe.strict import Target
 from granplugin.results.values import FP32, Audited, Built, Measured, Results
 from granplugin.runs.build_options import cannot_run, options_of
@@ -69,16 +70,18 @@ def check_data(session: Session) -> None:
             )
     with located(session.loaded, "data", "evaluation"):
         outputs = sampled(session.network.outputs(session.example), session.axes)
-        scores = metrics.scores_of(outputs)
+        scores = metrics.class_scores(outputs, session.recipe.classes)
         if scores and labelled:
-            metrics.check_labels(session.evaluation.labels(), outputs[scores].shape[1])
+            name, axis = scores
+            metrics.check_labels(session.evaluation.labels(), outputs[name].shape[axis])
     if not outputs:
         told = f"nothing can be measured: {'; '.join(session.notes)}"
         raise session.loaded.error(("model",), told)
     for index, name in enumerate(session.recipe.metrics):
         labels = np.zeros(len(next(iter(outputs.values()))), np.int64)
         try:
-            metrics.METRICS[name].measure(outputs, outputs, labels)
+            if not _left_out(session.recipe, name, outputs):
+                metrics.METRICS[name].measure(outputs, outputs, labels, session.recipe.classes)
         except UserError as err:
             raise session.loaded.error(("metrics", index), str(err)) from err
 
@@ -252,9 +255,18 @@ def scores(
     for name in session.recipe.metrics:
         if reference is None and metrics.METRICS[name].needs_reference:
             continue
+        if _left_out(session.recipe, name, outputs):
+            continue
         with located(session.loaded, "data", "evaluation"):
-            found[name] = metrics.METRICS[name].measure(outputs, reference, labels)
+            measure = metrics.METRICS[name].measure
+            found[name] = measure(outputs, reference, labels, session.recipe.classes)
     return found
+
+
+def _left_out(recipe: Recipe, metric: str, outputs: Mapping[str, np.ndarray]) -> bool:
+    """Whether it is a metric that nobody asked for and that these outputs do not serve."""
+    asked = "metrics" in recipe.model_fields_set
+    return not asked and metrics.unserved(metric, outputs, recipe.classes) is not None
 
 
 def user_metrics(target: Target, predict: Callable, data: Batches) -> dict[str, metrics.Score]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from granplugin.measures.intervals import proportion_interval
 from granplugin.measures.labelled import FEW, numbered_otherwise, one_class
-from granplugin.measures.metrics import scores_of
+from granplugin.measures.metrics import class_scores
 from granplugin.recipe.model import CallableModel
 from granplugin.recipe.schema import Recipe
 from granplugin.results.values import Measured
@@ -21,9 +21,10 @@ def broken_baseline(
     puts all samples in one class, or the labels, (n,), do not say what it should; None where it is
     one, or where it does not tell classes."""
     for result in found:
-        name = scores_of(result.outputs)
-        if name is None:
+        decides = class_scores(result.outputs, recipe.classes)
+        if decides is None or result.outputs[decides[0]].ndim > 2:
             continue
+        name, _ = decides
         labelled = _labelled(result, name, labels)
         why = _guesses(result, name) or (None if labelled else _one_class(result, name))
         if why and not labelled:

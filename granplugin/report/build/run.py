@@ -23,6 +23,7 @@ from granplugin.recipe.loaded import Loaded
 from granplugin.recipe.presets import DEFAULT, PRESETS
 from granplugin.report.build.baseline import broken_baseline
 from granplugin.report.build.covered import covered
+from granplugin.report.build.decided import decided
 from granplugin.report.build.limits import limits
 from granplugin.report.build.machine import machine
 from granplugin.report.build.moved import moved_bytes
@@ -109,6 +110,7 @@ def make_report(
         broken_baseline=broken,
         notes=[
             *(doubt.said for doubt in doubts if not doubt.breaks),
+            *decided(recipe, results.values()),
             *told,
             *notes(recipe, built, variants, calibration_samples),
         ],
@@ -290,7 +292,9 @@ def _metric(
                 value.per_sample, other.per_sample, unit, value.higher_is_better
             )
         vs[baseline] = Interval(**vars(found))
-    return MetricValue(value=value.value, unit=unit, low=low, high=high, vs=vs)
+    return MetricValue(
+        value=value.value, unit=unit, low=low, high=high, vs=vs, outputs=dict(value.of_outputs)
+    )
 
 
 def _latency(timed: Timing, batch: int, baselines: Mapping[str, Timing]) -> LatencyValue:

@@ -43,6 +43,9 @@ class MetricValue(Part):
     low: float | None = Field(default=None, description="95 % interval of the value itself.")
     high: float | None = None
     vs: dict[str, Interval] = Field(default={}, description="Baseline -> this minus baseline.")
+    outputs: dict[str, Number] = Field(
+        default={}, description="The figure of each output by itself, where there are several."
+    )
 
 
 class Ratio(Part):

@@ -94,6 +94,21 @@ def _tables(report: Report, engines: Sequence[EngineResult]) -> Iterator[Block]:
     others = [name for name in measured if name not in (_headline_metric(report), "sqnr_db")]
     for at in range(0, len(others), 2):
         yield Section("", (_metrics_table(report, engines, others[at : at + 2]),))
+    yield from _worst_outputs(report, engines)
+
+
+def _worst_outputs(report: Report, engines: Sequence[EngineResult]) -> Iterator[Section]:
+    """Of several outputs the one where each variant is worst: together the loudest decide."""
+    rows = []
+    for variant, engine in zip(report.variants, engines, strict=True):
+        found = engine.metrics.get("sqnr_db")
+        if found and found.outputs:
+            name, value = min(found.outputs.items(), key=lambda each: each[1])
+            rows.append(Row(cells(variant.name, f"{figure(value, '.1f')}", Cell(name))))
+    if rows:
+        count = max(len(e.metrics["sqnr_db"].outputs) for e in engines if "sqnr_db" in e.metrics)
+        heads = columns(Column("variant"), "SQNR", Column(f"of the worst of {count} outputs"))
+        yield Section("", (Table(heads, tuple(rows), spaced=True),))
 
 
 def _metrics_table(
@@ -150,7 +165,11 @@ def _table(report: Report, engines: Sequence[EngineResult]) -> Table:
                 )
             )
         )
-    known = [at for at, head in enumerate(heads) if head.head != "" or at < 2]
+    told = {at for at in range(len(heads)) if any(row.cells[at].text for row in rows)}
+    compared, noise = 2, 3
+    gone = {at for at in (compared, noise) if at not in told}
+    gone |= {noise} if metric == "sqnr_db" else set()
+    known = [at for at, head in enumerate(heads) if at not in gone and (head.head or at < 2)]
     return Table(heads, tuple(rows)).only(known)
 
 

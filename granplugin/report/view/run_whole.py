@@ -83,7 +83,21 @@ def _engine(report: Report, engines: Sequence[EngineResult]) -> Section:
     rows = _made_of_rows(report, engines) if last.imported else ()
     own = [e for v, e in zip(report.variants, engines, strict=True) if v.same_as is None]
     told = map(Paragraph, false_differences(own))
-    return Section(title, (_figures(report, engines), *told, *_timing(engines), *rows))
+    outputs = _of_outputs(report, engines)
+    return Section(title, (_figures(report, engines), *outputs, *told, *_timing(engines), *rows))
+
+
+def _of_outputs(report: Report, engines: Sequence[EngineResult]) -> Iterator[Table]:
+    """The SQNR of each output, where there are several."""
+    found = [engine.metrics.get("sqnr_db") for engine in engines]
+    names = list(dict.fromkeys(name for each in found if each for name in each.outputs))
+    if names:
+        rows = tuple(
+            Row(cells(variant.name, *(figure(each.outputs[n], ".2f") for n in names)))
+            for variant, each in zip(report.variants, found, strict=True)
+            if each and each.outputs
+        )
+        yield Table(columns(Column("SQNR in dB of"), *names), rows)
 
 
 def _figures(report: Report, engines: Sequence[EngineResult]) -> Table:
