@@ -171,14 +171,14 @@ VALUES = (
         backend="tensorrt_rtx", table="1", note=HOSTILE,
         rows=[CapabilityRow(
             op="conv", formats=["int8"], graphs=["fp16"], weight="per_tensor", input="per_tensor",
-            output="float", size=16, stored=False, engine="quantized", promise="native",
+            output="float", other="float", size=16, stored=False, engine="quantized", promise="native",
             reason=HOSTILE, source="a build",
         )],
     ),
     CapabilitiesOutput(
         backend="tensorrt_rtx", table="1", probed=9,
         differing=[ProbedCell(
-            op="conv", format="int8", weight="per_tensor", input="per_tensor", graph="fp16",
+            op="conv", format="int8", weight="per_tensor", input="per_tensor", other="float", graph="fp16",
             table="quantized", observed="float", detail=HOSTILE,
         )],
     ),
