@@ -15,6 +15,7 @@ from torch import nn
 from granplugin.errors import DataError, ModelError
 from granplugin.network.models import build_model, device, input_names, model_key
 from granplugin.network.trace import trace
+from granplugin.network.weights import load_weights
 from granplugin.recipe.callables import resolve
 from granplugin.recipe.model import CallableModel
 from granplugin.recipe.strict import Target
@@ -487,3 +488,22 @@ def test_the_key_changes_with_arguments_and_with_any_source_the_model_is_made_of
     assert len(set(keys)) == 4
     write("changed = True", "unrelated.py")
     assert now() == keys[-1]
+
+
+def test_of_several_sets_of_weights_one_is_asked_for_and_a_prefix_is_found(tmp_path):
+    net = nn.Linear(2, 2)
+    wrapped = {f"module.{name}": values for name, values in net.state_dict().items()}
+    path = tmp_path / "w.pt"
+    torch.save({"model": wrapped, "ema": {"shadow": net.state_dict()}, "epoch": 3}, path)
+    with pytest.raises(
+        ModelError, match=r"\(model, ema.shadow\); say which: state_dict_key: model"
+    ):
+        load_weights(net, path)
+    load_weights(net, path, "ema.shadow")
+    with pytest.raises(ModelError, match="no set of weights 'ema'; did you mean|known: model"):
+        load_weights(net, path, "ema")
+    with pytest.raises(ModelError, match=r"begin with 'module\.': write strip_prefix: 'module\.'"):
+        load_weights(net, path, "model")
+    load_weights(net, path, "model", "module.")
+    with pytest.raises(ModelError, match="is no prefix of weight, bias"):
+        load_weights(net, path, "ema.shadow", "module.")

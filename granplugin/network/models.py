@@ -63,7 +63,7 @@ def build_model(spec: CallableModel, device: torch.device) -> nn.Module:
     if said := unsuitable(model):
         raise ModelError(f"{spec.callable}: {said}")
     if spec.weights:
-        load_weights(model, spec.weights)
+        load_weights(model, spec.weights, spec.state_dict_key, spec.strip_prefix)
     model = unwrapped(model)
     compute_once(model)
     check_finite(model, str(spec.weights or spec.callable))

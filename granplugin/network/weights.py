@@ -6,6 +6,7 @@ import logging
 import math
 import pickle
 import zipfile
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,23 @@ from torch.nn.parameter import is_lazy
 
 from granplugin.errors import ModelError
 from granplugin.reading import check_file, reading
+from granplugin.suggest import did_you_mean
 from granplugin.words import first
 
 log = logging.getLogger(__name__)
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a file's weights into the model. Raises ModelError where they do not fit, or cannot be
-    read without running code."""
-    given = read_weights(path)
+def load_weights(
+    model: nn.Module, path: Path, key: str | None = None, prefix: str | None = None
+) -> None:
+    """Load a file's weights into the model: of several sets that of this `key`, and without this
+    `prefix` of their names. Raises ModelError where they do not fit, or cannot be read without
+    running code."""
+    given = read_weights(path, key)
+    if prefix is not None:
+        if strange := [name for name in given if not name.startswith(prefix)]:
+            raise ModelError(f"{path}: strip_prefix: {prefix} is no prefix of {first(strange)}")
+        given = {name.removeprefix(prefix): values for name, values in given.items()}
     own = model.state_dict()
     clashing = [
         name
@@ -50,30 +59,61 @@ def load_weights(model: nn.Module, path: Path) -> None:
     wrong = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     if any(wrong.values()):
         lists = "; ".join(f"{what}: {first(names)}" for what, names in wrong.items() if names)
-        raise ModelError(f"{path}: the weights do not fit the model; {lists}")
+        hint = _prefix_hint(given, own)
+        raise ModelError(f"{path}: the weights do not fit the model; {lists}{hint}")
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A file's tensors by name. Raises ModelError where it cannot be read without running code."""
+def _prefix_hint(given: Collection[str], own: Collection[str]) -> str:
+    """What to write where the names are the model's but for what they begin with: wrappers
+    (DataParallel, Lightning, torch.compile) put it there."""
+    missing = next((name for name in own if name not in given), "")
+    prefixes = [name.removesuffix(missing) for name in given if missing and name.endswith(missing)]
+    for prefix in prefixes:
+        if prefix and {name.removeprefix(prefix) for name in given} >= set(own):
+            return f"; their names begin with {prefix!r}: write strip_prefix: {prefix!r}"
+    return ""
+
+
+def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
+    """A file's tensors by name; of a file with several sets that of `key`, as `ema.shadow`. Raises
+    ModelError where it cannot be read without running code."""
     check_file(path, ModelError)
     if path.suffix == ".safetensors":
         with reading(str(path), ModelError, "this is no safetensors file, or a damaged one"):
             return load_file(path)
     with reading(str(path), ModelError, _DAMAGED):
         loaded = _torch_file(path)
-    if _is_state_dict(loaded):
-        return loaded
-    parts = loaded.items() if isinstance(loaded, dict) else ()
-    sets = [key for key, value in parts if _is_state_dict(value)]
-    if len(sets) == 1:
-        log.info("took %r of %s", sets[0], path)
-        return loaded[sets[0]]
-    if sets:
+    sets = dict(_sets(loaded))
+    if key is not None:
+        if key not in sets:
+            hint = did_you_mean(key, [name for name in sets if name])
+            raise ModelError(f"{path}: it holds no set of weights {key!r}{hint}")
+        return sets[key]
+    if not sets:
+        raise ModelError(f"{path}: it holds no weights, that is names with tensors")
+    if len(sets) > 1:
         raise ModelError(
-            f"{path}: it holds several sets of weights ({first(sets)}); save the one to use "
-            "as .safetensors"
+            f"{path}: it holds several sets of weights ({first(list(sets))}); say which: "
+            f"state_dict_key: {next(iter(sets))}"
         )
-    raise ModelError(f"{path}: it holds no weights, that is names with tensors")
+    ((name, found),) = sets.items()
+    if name:
+        log.info("took %r of %s", name, path)
+    return found
+
+
+_LEVELS = 3
+"""How deep a set of weights may lie in what was saved."""
+
+
+def _sets(value: Any, at: str = "", level: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The sets of weights in what was saved, by their keys; "" where it is one itself."""
+    if _is_state_dict(value):
+        yield at, value
+    elif isinstance(value, dict) and level < _LEVELS:
+        for key, inside in value.items():
+            if isinstance(key, str):
+                yield from _sets(inside, f"{at}.{key}".lstrip("."), level + 1)
 
 
 _DAMAGED = (

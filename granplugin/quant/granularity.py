@@ -162,7 +162,9 @@ class PerBlock(_Granularity):
     @model_validator(mode="after")
     def _size_or_shape(self) -> PerBlock:
         if (self.shape is None) == (self.size is None):
-            raise ValueError("per_block takes either size (and axis) or shape")
+            raise ValueError(
+                "per_block takes either size (and axis) or shape, such as {per_block: {size: 16}}"
+            )
         if self.shape is not None and self.axis is not None:
             raise ValueError("per_block takes either size and axis, or shape, not both")
         return self
@@ -233,7 +235,9 @@ def parse_granularity(value: Any) -> Granularity:
     if name not in GRANULARITIES:
         raise ValueError(f"unknown granularity {name!r}{did_you_mean(str(name), GRANULARITIES)}")
     if not isinstance(parameters, dict):
-        raise ValueError(f"{name} takes parameters by name, such as {{{name}: {{axis: 0}}}}")
+        raise ValueError(
+            f"{name} takes parameters by name, such as {{{name}: {_EXAMPLES.get(name, '{axis: 0}')}}}"
+        )
     cls = GRANULARITIES[name]
     for key, given in parameters.items():
         if key not in cls.model_fields:
@@ -253,6 +257,9 @@ def parse_granularity(value: Any) -> Granularity:
             raise ValueError(str(first["ctx"]["error"])) from err
         key = str(first["loc"][0])
         raise ValueError(_wanted(cls, key, parameters[key])) from err
+
+
+_EXAMPLES = {"per_block": "{size: 16}", "per_token": "{dynamic: true}"}
 
 
 def _wanted(cls: type[Granularity], key: str, given: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from granplugin.recipe.strict import Callable, File, Strict, Target, at_key, unknown_key
 
@@ -20,6 +20,21 @@ class CallableModel(Strict):
     weights: File | None = Field(
         default=None, description="A safetensors file, or a torch file (weights only)."
     )
+    state_dict_key: str | None = Field(
+        default=None,
+        description="Of a torch file with several sets of weights: which, as ema.shadow.",
+    )
+    strip_prefix: str | None = Field(
+        default=None,
+        description="What the weights' names begin with and the model's do not: module.",
+    )
+
+    @model_validator(mode="after")
+    def _of_weights(self) -> CallableModel:
+        for key in ("state_dict_key", "strip_prefix"):
+            if getattr(self, key) is not None and self.weights is None:
+                raise at_key(key, f"{key} is of weights, and there are none")
+        return self
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -34,7 +49,8 @@ class CallableModel(Strict):
     @property
     def text(self) -> tuple[Any, ...]:
         """What the text says, but for where the files are."""
-        return str(self.callable), self.args
+        chosen = [self.state_dict_key, self.strip_prefix]
+        return str(self.callable), self.args, *([chosen] if any(chosen) else [])
 
 
 class OnnxModel(Strict):

@@ -91,7 +91,7 @@ class RecipePart(Strict):
         default=[], description="Recipes whose keys and rules come before this one's, in order."
     )
     model: ModelKey | None = Field(default=None, description="Where the network comes from.")
-    device: Annotated[str, OneOf("device", ("cpu", "cuda", "auto"))] = Field(
+    device: Annotated[str, OneOf("device", ("cpu", "cuda", "auto"), (("gpu", "cuda"),))] = Field(
         default="cpu", description="Where the model runs for calibration; auto: cuda if there."
     )
     data: DataSpec | None = Field(

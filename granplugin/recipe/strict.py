@@ -64,6 +64,8 @@ class OneOf:
 
     what: str
     names: tuple[str, ...]
+    meant: tuple[tuple[str, str], ...] = ()
+    """Words that others use, each with the one that is meant."""
 
     def __get_pydantic_core_schema__(
         self, source: type[str], handler: GetCoreSchemaHandler
@@ -73,7 +75,9 @@ class OneOf:
 
     def _check(self, value: Any) -> Any:
         if value not in self.names:
-            raise ValueError(f"unknown {self.what} {value!r}{did_you_mean(str(value), self.names)}")
+            known = dict(self.meant).get(value if isinstance(value, str) else "")
+            hint = f"; did you mean {known!r}?" if known else did_you_mean(str(value), self.names)
+            raise ValueError(f"unknown {self.what} {value!r}{hint}")
         return value
 
 

@@ -179,7 +179,8 @@ def _json_layer(layer: Mapping[str, Any], key: str) -> EngineLayer:
             count = str(held["Count"])
             constants += (_tensor(what.lower(), count, held["Type"], _INSPECTOR),)
     nodes = _nodes(layer.get("Metadata", ""))
-    return EngineLayer(layer["Name"], layer["LayerType"], inputs, constants, outputs, nodes)
+    name, kind = _text(layer["Name"]), _text(layer["LayerType"])
+    return EngineLayer(name, kind, inputs, constants, outputs, nodes)
 
 
 def _json_tensor(tensor: Mapping[str, Any], key: str) -> EngineTensor:
@@ -187,7 +188,13 @@ def _json_tensor(tensor: Mapping[str, Any], key: str) -> EngineTensor:
     words = [word for word in re.findall(r"\w+", tensor[key]) if word.lower() in _DTYPES]
     dtype = words[0] if len(words) == 1 else tensor[key]
     shape = ",".join(map(str, tensor["Dimensions"]))
-    return _tensor(tensor["Name"], shape, dtype, _INSPECTOR)
+    return _tensor(_text(tensor["Name"]), shape, dtype, _INSPECTOR)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is no text")
+    return value
 
 
 def inspector_json(plan: EnginePlan) -> str:
