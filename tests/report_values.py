@@ -28,6 +28,7 @@ from granplugin.report.schema.verbs import (
     ChannelFacts,
     CheckedRecipe,
     CheckOutput,
+    CleanOutput,
     ComparedSide,
     CompareOutput,
     DoctorOutput,
@@ -38,6 +39,8 @@ from granplugin.report.schema.verbs import (
     PlanOutput,
     ProbedCell,
     RuleRow,
+    RunKept,
+    RunsOutput,
     SitePromise,
     SiteRow,
     Unsited,
@@ -204,5 +207,9 @@ VALUES = (
         CheckedRecipe(recipe=f"{HOSTILE}\x1b[31m", ok=True, checked="text"),
         CheckedRecipe(recipe="b", ok=False, errors=["wrong"], checked="text"),
     ]),
+    RunsOutput(folder=HOSTILE, runs=[RunKept(
+        run=HOSTILE, created=None, recipes=[HOSTILE], variants=2, result_bytes=1, cache_bytes=10**9,
+    )]),
+    CleanOutput(freed={HOSTILE: 5}, busy=[HOSTILE]),
     WhyOutput(layer=HOSTILE, story=["r.yaml:3:5  coarse: weight = per_tensor"]),
 )  # fmt: skip

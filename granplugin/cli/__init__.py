@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ORDER = (
     "init", "convert", "apply", "export", "import", "inspect", "plan", "analyze", "check", "schema", "capabilities",
-    "audit", "compare", "report", "explain", "doctor",
+    "audit", "compare", "report", "runs", "clean", "explain", "doctor",
 )  # fmt: skip
 """Of the verbs in the help; the others follow, by name."""
 

@@ -17,10 +17,12 @@ from granplugin.report.schema.verbs import (
     AuditOutput,
     CapabilitiesOutput,
     CheckOutput,
+    CleanOutput,
     CompareOutput,
     DoctorOutput,
     InspectOutput,
     PlanOutput,
+    RunsOutput,
     WhyOutput,
 )
 from granplugin.report.view.elements import Section
@@ -34,10 +36,12 @@ VIEWS: dict[type[Part], str] = {
     AuditOutput: "audit.audit_view",
     CapabilitiesOutput: "capabilities.capabilities_view",
     CheckOutput: "check.check_view",
+    CleanOutput: "runs.clean_view",
     CompareOutput: "compare.compare_view",
     DoctorOutput: "doctor.doctor_view",
     InspectOutput: "inspect.inspect_view",
     PlanOutput: "plan.plan_view",
+    RunsOutput: "runs.runs_view",
     WhyOutput: "plan.why_view",
 }
 """What a terminal and a notebook show of a value: a function of a module of report.view, imported

@@ -79,6 +79,15 @@ def write_page(target: Path, page: str) -> None:
         raise RunError(f"{target}: cannot be written: {err.strerror}; give --html") from err
 
 
+def summary_of(folder: Path) -> tuple[str | None, list[str], int]:
+    """When a run was made, of which recipes, and how many variants it has; None and nothing where
+    its report cannot be read."""
+    report = _read(folder, "report.json", Report, [])
+    if report is None:
+        return None, [], 0
+    return report.created, report.recipes, len(report.variants)
+
+
 def recipe_texts(recipes: Sequence[Loaded]) -> list[RecipeText]:
     """The recipes and what they extend, of those that are files."""
     files = dict.fromkeys(

@@ -127,6 +127,24 @@ def _leave_only(results: Path, published: set[Path]) -> None:
             file.unlink()
 
 
+def empty_cache(path: Path) -> bool:
+    """Delete what stages kept in a run folder; False, and nothing is touched, where a run holds it.
+    Raises RunError where it cannot be deleted."""
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    try:
+        for kept in (path / "cache").iterdir():
+            shutil.rmtree(kept) if kept.is_dir() and not kept.is_symlink() else kept.unlink()
+    except OSError as err:
+        raise RunError(f"{path}: cannot be emptied: {err.strerror or err}") from err
+    finally:
+        lock.release()
+    return True
+
+
 def default_folder(name: str) -> Path:
     """Where the run of a recipe of this name is kept."""
     return Path("runs") / name

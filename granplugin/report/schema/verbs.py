@@ -150,6 +150,36 @@ class DoctorOutput(Part):
     missing: list[str] = Field(description="Packages granplugin needs that are not installed.")
 
 
+class RunKept(Part):
+    """A run folder."""
+
+    run: str
+    created: str | None = Field(description="Of its report; null: none that can be read.")
+    recipes: list[str]
+    variants: int
+    result_bytes: int = Field(description="Of models, reports and logs.")
+    cache_bytes: int = Field(
+        description="Of what stages kept: `granplugin clean` frees it, and the next run makes it "
+        "again."
+    )
+
+
+class RunsOutput(Part):
+    """`granplugin runs --json`."""
+
+    version: int = 1
+    folder: str
+    runs: list[RunKept]
+
+
+class CleanOutput(Part):
+    """`granplugin clean --json`."""
+
+    version: int = 1
+    freed: dict[str, int] = Field(description="Run -> bytes of its cache.")
+    busy: list[str] = Field(description="Runs that are in use, and stay as they are.")
+
+
 class CapabilityRow(Part):
     """What one operation is promised with these scales."""
 
@@ -368,4 +398,6 @@ OUTPUTS: dict[str, Any] = {
     "why": WhyOutput,
     "check": CheckOutput,
     "doctor": DoctorOutput,
+    "runs": RunsOutput,
+    "clean": CleanOutput,
 }
