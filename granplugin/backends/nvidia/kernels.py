@@ -116,9 +116,15 @@ class Kernels:
             rounded = any(q in kernel.onnx_nodes for q, _ in pairs)
             if len(written) == 1 and later and (rounded or _low(kernel.inputs)):
                 return written, kernel.kind
-        for kernel in behind if not own else ():
+        if own:
+            return None
+        for kernel in behind:
             if any(_fused(kernel, pair) for pair in pairs):
                 return _low(kernel.inputs), kernel.kind
+        # Neither the node nor the DequantizeLinear is left: what was written in 8 bits is read so.
+        for kernel in (k for q, _ in pairs for k in self.of_node.get(q or "", [])):
+            if not behind and len(written := _low(kernel.outputs)) == 1:
+                return written, kernel.kind
         return None
 
     def written(self, name: str, quantize: str) -> LayerPrecision:
