@@ -47,7 +47,11 @@ def analysis_copy(
     # A recurrent layer holds this module, of which there is no copy.
     copied = copy.deepcopy(model, {id(torch._VF): torch._VF}).eval()
     calls = {layer.name for layer in layers if layer.call}
-    norms = {row.layer: row.bn_name for row in rows if row.layer in calls and row.bn == "fold"}
+    norms = {
+        row.layer: row.bn_name
+        for row in rows
+        if row.layer in calls and row.bn == "fold" and row.bn_name
+    }
     fold_batch_norms(copied, Traced(tuple(layers), norms, {}, {}), norms, example)
     for row in rows:
         if row.layer in calls:

@@ -87,8 +87,13 @@ class TorchNetwork:
     def facts(self, layers: Sequence[Layer]) -> NetworkFacts:
         known = {layer.name: self._facts(layer) for layer in layers}
         others: dict[str, list[int]] = defaultdict(list)
+        called = {name for layer in layers for name in layer.parameters}
         for name, module in self.model.named_modules():
-            if name not in known and (count := _parameters(module)):
+            own = {
+                f"{name}.{key}".lstrip("."): p for key, p in module.named_parameters(recurse=False)
+            }
+            count = sum(p.numel() for key, p in own.items() if key not in called)
+            if name not in known and count:
                 others[type(module).__name__].append(count)
         return NetworkFacts(
             sum(parameter.numel() for parameter in self.model.parameters()),
