@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from granplugin.errors import (
     DataError,
     EngineError,
+    LackError,
     ModelError,
     RecipeError,
     RunError,
@@ -32,6 +33,7 @@ except PackageNotFoundError:  # a source tree on sys.path, not installed
 __all__ = [
     "DataError",
     "EngineError",
+    "LackError",
     "ModelError",
     "RecipeError",
     "RunError",
