@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import onnx
+import torch
 from conftest import run_main
+
+import granplugin
+from granplugin.graph.reference import open_session
 
 NETS = """
 import functools
@@ -157,3 +163,25 @@ class Net(nn.Module):
     refused = run_main("plan", recipe, "--out", project.out)
     assert refused.code == 2
     assert "recipe.yaml:25:3: the batch norm behind 'b' cannot be folded into it" in refused.stderr
+
+
+def test_a_script_quantizes_exports_and_restores_a_layer_of_two_names(tmp_path):
+    from granplugin.modelopt_bridge.library import mto, mtq
+
+    nets: dict = {}
+    exec(NETS, nets)
+    x, recipe = torch.randn(16, 4, 8, 8), {"version": 1}
+    torch.manual_seed(0)
+    model = granplugin.prepare(nets["Twice"]().eval(), recipe, x)
+    fresh = copy.deepcopy(model)
+    config = granplugin.modelopt_config(recipe, model)
+    model = mtq.quantize(model, config, lambda model: model(x))
+    path = granplugin.export_onnx(model, x, tmp_path / "model.onnx")
+    with torch.no_grad():
+        expected = model(x)
+        session = open_session(path)
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
+        restored = mto.restore_from_modelopt_state(fresh, mto.modelopt_state(model))
+        restored.load_state_dict(model.state_dict())
+        assert torch.equal(restored(x), expected)

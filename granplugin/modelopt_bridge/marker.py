@@ -46,7 +46,7 @@ def marked(model: nn.Module) -> Iterator[None]:
     """
     replaced = []
     for layer, module in list(model.named_modules()):
-        for child, quantizer in module.named_children():
+        for child, quantizer in module._modules.items():
             if isinstance(quantizer, TensorQuantizer):
                 site = f"{layer}.{child.removesuffix('_quantizer')}"
                 replaced.append((module, child, quantizer, Marker(site, quantizer)))

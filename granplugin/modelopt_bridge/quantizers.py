@@ -117,10 +117,12 @@ def fake_quantize(x: np.ndarray, row: QuantizedRow, amax: np.ndarray | None) -> 
 
 
 def _quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
+    """By name; a layer that has several names is called by its first."""
     return {
-        name: module
-        for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, TensorQuantizer)
+        f"{layer}.{name}".lstrip("."): child
+        for layer, module in model.named_modules()
+        for name, child in module._modules.items()
+        if isinstance(child, TensorQuantizer)
     }
 
 
