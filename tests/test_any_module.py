@@ -10,6 +10,7 @@ from conftest import run_main
 
 import granplugin
 from granplugin.graph.reference import open_session
+from granplugin.network.copying import copy_of
 
 NETS = """
 import functools
@@ -185,3 +186,27 @@ def test_a_script_quantizes_exports_and_restores_a_layer_of_two_names(tmp_path):
         restored = mto.restore_from_modelopt_state(fresh, mto.modelopt_state(model))
         restored.load_state_dict(model.state_dict())
         assert torch.equal(restored(x), expected)
+
+
+def test_a_copy_runs_its_own_modules_whatever_forward_was_set():
+    nets: dict = {}
+    exec(NETS, nets)
+    original = nets["Net"]().eval()
+    bound, blocks = original.forward, [original.conv]
+    original.forward = lambda image, gain=original.head: (
+        bound(image) + gain(blocks[0](image).mean((2, 3)))
+    )
+    x = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        before = original(x)
+        copied = copy_of(original)
+        assert torch.equal(copied(x), before)
+        for parameter in original.parameters():
+            parameter.zero_()
+        assert torch.equal(copied(x), before)
+        used = set(copied.modules())
+        seen = set()
+        for module in used:
+            module.register_forward_hook(lambda module, args, output: seen.add(module))
+        copied(x)
+    assert {copied.conv, copied.head, copied.function.conv, copied.partial.conv} <= seen

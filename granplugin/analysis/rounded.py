@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from granplugin.analysis.tensors import TriedSite, module_of
 from granplugin.errors import ModelError, UserError
 from granplugin.network.batch_norms import fold_batch_norms
 from granplugin.network.call_quantizers import CallQuantizers, place_of, stands
+from granplugin.network.copying import copy_of
 from granplugin.network.forward import evaluating
 from granplugin.network.frames import QUANTIZER
 from granplugin.network.skip_inputs import SKIP_QUANTIZER, SkipInputs
@@ -44,8 +44,7 @@ def analysis_copy(
     """A copy of the model in which the skip inputs, and all operands of the layers that are calls,
     go through a child module where these rows quantize them. Batch norms behind calls are folded
     where rows say so: their weights are tried as they are then, and no other way."""
-    # A recurrent layer holds this module, of which there is no copy.
-    copied = copy.deepcopy(model, {id(torch._VF): torch._VF}).eval()
+    copied = copy_of(model).eval()
     calls = {layer.name for layer in layers if layer.call}
     norms = {
         row.layer: row.bn_name

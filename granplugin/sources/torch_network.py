@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from granplugin.calibration.statistics import Need, Statistics, ranged
 from granplugin.errors import ModelError
 from granplugin.measures.samples import Output, sample_axis
 from granplugin.network.batch_norms import fold_batch_norms
+from granplugin.network.copying import copy_of
 from granplugin.network.export import export_float
 from granplugin.network.first_norm import NormSeen, first_norm
 from granplugin.network.forward import call, flatten_outputs
@@ -146,8 +146,7 @@ class TorchNetwork:
         """The proof that folding did not change outputs is part of it (fold_batch_norms)."""
         from granplugin import modelopt_bridge
 
-        # A recurrent layer holds this module, of which there is no copy.
-        model = copy.deepcopy(self._convert(layers), {id(torch._VF): torch._VF})
+        model = copy_of(self._convert(layers))
         norms = {layer.name: layer.bn for layer in layers if layer.bn}
         traced = Traced(tuple(layers), norms, {}, {})
         fold_batch_norms(model, traced, plan.folded, self.tensors(example))
