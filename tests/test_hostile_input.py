@@ -24,7 +24,7 @@ from granplugin.backends.nvidia.plan_reader import read_plan, read_profile_json
 from granplugin.backends.nvidia.trtexec import script
 from granplugin.data.open import open_data
 from granplugin.engines import EXPORTED
-from granplugin.errors import DataError, EngineError, RecipeError, UserError
+from granplugin.errors import DataError, EngineError, LackError, RecipeError, UserError
 from granplugin.machine import lacking
 from granplugin.reading import reading, why_unreadable
 from granplugin.recipe.data import FolderSource, NpzSource
@@ -334,3 +334,23 @@ def test_a_script_quotes_every_name(folder, shell, name):
     assert f"--onnx=variants/{name}/model.onnx" in words
     assert f"--loadInputs={name}:inputs/batch-000/{name}.bin" in words
     assert f"--minShapes={name}:1x4" in words
+
+
+# The machine
+
+
+def test_no_room_is_no_fault_of_a_layer(tmp_path):
+    import resource
+
+    from granplugin.runs.failed_build import _check_room
+
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"x")
+    _check_room(tmp_path, file)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        with pytest.raises(LackError, match="File too large"):
+            _check_room(tmp_path, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from time import monotonic
 
 import onnx_ir as ir
@@ -36,7 +36,9 @@ HANGS = 10
 def explain(
     built: Built, module: Backend, options: Options, cache: Path, failed: BuildFailed
 ) -> EngineError:
-    """The same failure with the variant, and where it can be found the layer and its rule."""
+    """The same failure with the variant, and where it can be found the layer and its rule. Raises
+    LackError where there was no room for what it writes."""
+    _check_room(cache, built.file(module.name).path)
     told = in_words_of(built, module.name, failed)
     rows = built.quantized_for(module.name)
     wheres = rules_of(rows)
@@ -47,6 +49,20 @@ def explain(
     if not wheres:
         return EngineError(told)
     return EngineError(f"{told}; {_search(built, module, options, cache, wheres)}")
+
+
+def _check_room(cache: Path, file: Path) -> None:
+    """Raises LackError where as much as this file has cannot be written beside the cache: libraries
+    that write themselves do not say why they could not."""
+    try:
+        with TemporaryFile(dir=cache) as probe:
+            probe.write(bytes(min(2**20 + 2 * file.stat().st_size, _PROBED)))
+            probe.flush()
+    except OSError as err:
+        raise LackError(f"{cache}: {err.strerror or err}") from err
+
+
+_PROBED = 2**26
 
 
 def in_words_of(built: Built, engine: str, failed: EngineError) -> str:
