@@ -162,7 +162,8 @@ def _ran(
     for op in compiled.get_runtime_model().get_ops():
         info = {key: value.astype(str) for key, value in op.get_rt_info().items()}
         reads = [each.get_element_type().to_string() for each in op.inputs()]
-        found, ran = kernels, None
+        found = kernels
+        ran: tuple[str, ...] = ()
         if info["layerType"] in _KERNELS:
             told = info["runtimePrecision"]
             precision, arithmetic = _PRECISIONS.get(told, ("unknown", ""))
