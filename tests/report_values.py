@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from granplugin.report.schema.parts import Machine, MovedBytes
 from granplugin.report.schema.run import (
+    ComputedWrongly,
     EngineResult,
+    Held,
     Interval,
     LatencyValue,
     LayerRan,
@@ -18,6 +20,7 @@ from granplugin.report.schema.run import (
     Report,
     SiteVerdict,
     VariantResult,
+    WrongFile,
 )
 from granplugin.report.schema.verbs import (
     AuditedSite,
@@ -37,6 +40,7 @@ from granplugin.report.schema.verbs import (
     InspectedLayer,
     InspectOutput,
     PlanOutput,
+    ProbedCase,
     ProbedCell,
     RuleRow,
     RunKept,
@@ -87,6 +91,20 @@ def engine(name: str, against: float | None, built: bool) -> EngineResult:
         made={f"{HOSTILE}.input": "simulated"} if built else {},
         findings=[finding(HOSTILE)] if built else [],
     )
+
+
+def troubled(name: str = HOSTILE) -> Report:
+    """A run of which one engine computes the recipe wrongly, and the other refuses it."""
+    made = report(name)
+    fp32, mine = made.variants
+    part = ComputedWrongly(name=HOSTILE, where="r.yaml:3:5", write="format: float", sites=[HOSTILE])
+    held = Held(output=HOSTILE, apart_db=5, engine_db=5, reference_db=30, samples=9, wrong=True)
+    traced = WrongFile(held=held, sets=[[part]], left_float=[part], note="", builds=7)
+    first, second = mine.engines
+    first = first.model_copy(update={"traced": traced, "native_layers": 4, "native_in_float": 1})
+    second = second.model_copy(update={"refused": HOSTILE, "untimed": HOSTILE})
+    mine = mine.model_copy(update={"engines": [first, second]})
+    return made.model_copy(update={"variants": [fp32, mine]})
 
 
 def report(name: str = HOSTILE) -> Report:
@@ -157,6 +175,7 @@ def state(name: str, **more: str | None) -> EngineState:
 
 VALUES = (
     report(),
+    troubled(),
     AuditOutput(
         onnx="dir/model.onnx", engine="tensorrt_rtx", engine_version="1", plan="built here",
         kernels=3, moved=MOVED,
@@ -183,6 +202,11 @@ VALUES = (
         differing=[ProbedCell(
             op="conv", format="int8", weight="per_tensor", input="per_tensor", other="float", graph="fp16",
             table="quantized", observed="float", detail=HOSTILE,
+        )],
+        structures=3,
+        differing_structures=[ProbedCase(
+            structure="gate", table="right", observed="miscompile", detail=HOSTILE, form=HOSTILE,
+            repaired=False,
         )],
     ),
     DoctorOutput(
