@@ -26,12 +26,13 @@ from granplugin.analysis.rounded import FLOATING, Choice, Pair
 
 NEAR_DB = 1.0
 """Output SQNRs closer than this are as good as equal."""
-GOOD_DB = 30.0
-"""A relative error of 3 %: where samples are too few to count lost decisions, so much is asked."""
+GOOD_DB = 25.0
+"""A relative error of 6 %: where samples are too few to count lost decisions, so much is asked."""
 LOUD_DB = 20.0
 """A layer that alone leaves less of the network's output is not called harmless."""
 BAD_DB = 10.0
-"""A tenth of the outputs' energy is noise: that no decision changed is then these samples' luck."""
+"""A tenth of the outputs' energy is noise: that no decision changed is then these samples' luck,
+and a tolerance as wide tells nothing of what becomes of the outputs."""
 
 OWN: Pair = (None, 0)
 """What a site has by the recipe."""
@@ -52,10 +53,10 @@ def judged(loss: Mean, tolerance: float) -> Verdict:
 
 
 def verdict_of(effect: Effect, tolerance: float) -> Verdict:
-    """Of a whole network: decisions that stay while the outputs are full of noise prove nothing."""
+    """Of a whole network: outputs that are full of noise are not within any tolerance for sure,
+    though decisions stay, or the tolerance is wide."""
     told = judged(effect.loss, tolerance)
-    noisy = effect.measured_by != "outputs" and effect.db < BAD_DB
-    return "cannot tell" if told == "within" and noisy else told
+    return "cannot tell" if told == "within" and effect.db < BAD_DB else told
 
 
 @dataclass(frozen=True)
@@ -107,19 +108,23 @@ def choose(
     float."""
     finest_is = judged(at_finest.loss, tolerance)
     least = max(at_finest.loss.value if finest_is == "cannot tell" else 0.0, tolerance / 2)
-    enough_db = min(GOOD_DB, at_finest.db - NEAR_DB)
 
     def reached(found: Effect) -> bool:
         told = judged(found.loss, tolerance)
         if told != "cannot tell" or finest_is == "within":
             return told == "within"
         # So few samples do not tell even the finest settings from the tolerance.
-        return found.loss.value <= least and found.db >= enough_db
+        return found.loss.value <= least and found.db >= GOOD_DB
 
+    rounded = {each.name: _options(each, start[each.name], allowed[each.name]) for each in worst}
+    floats = {
+        each.name: [[start[each.name]], rounded[each.name], _floats(each, start[each.name])]
+        for each in worst
+    }
     overrides: dict[str, Pair] = {}
     now = at_start
     for each in worst:
-        options = _options(each, start[each.name], allowed[each.name])
+        options = rounded[each.name]
         if not options:
             continue
         effects = measure([{**start, **overrides, each.name: pair} for pair in options])
@@ -136,10 +141,8 @@ def choose(
             break
     if not reached(now):
         best = {**finest(worst, start, allowed), **{site: of[-1] for site, of in sites.items()}}
-        rounded = {
-            each.name: _options(each, start[each.name], allowed[each.name]) for each in worst
-        }
-        together, found = _coarsened(worst, start, best, rounded, sites, measure, reached)
+        coarser = {each.name: [[start[each.name]], rounded[each.name]] for each in worst}
+        together, found = _coarsened(worst, start, best, coarser, sites, measure, reached)
         if reached(found) or _wins(found, now):
             overrides, now = together, found
     for site, pairs in sites.items():
@@ -156,7 +159,6 @@ def choose(
     if not reached(now) and open_to:
         # Errors that cancel each other get worse where one of them is left out.
         best = {**overrides, **{each.name: FLOATING for each in open_to}}
-        floats = {each.name: _floats(each, start[each.name]) for each in open_to}
         together, found = _coarsened(open_to, start, best, floats, {}, measure, reached)
         if reached(found) or _wins(found, now):
             overrides, now = together, found
@@ -165,6 +167,10 @@ def choose(
         (found,) = measure([{**start, **fewer}])
         if reached(found):
             overrides, now = fewer, found
+    left = [each for each in worst if overrides.get(each.name) == FLOATING]
+    if left and reached(now):
+        # A layer that had to be float when others were not changed yet may be rounded now.
+        overrides, now = _coarsened(left, start, overrides, floats, {}, measure, reached)
     return overrides
 
 
@@ -240,13 +246,14 @@ def _coarsened(
     worst: Sequence[LayerLosses],
     start: Choice,
     best: Mapping[str, Pair],
-    options: Mapping[str, Sequence[Pair]],
+    options: Mapping[str, Sequence[Sequence[Pair]]],
     sites: Mapping[str, Sequence[Pair]],
     measure: Measure,
     reached: Callable[[Effect], bool],
 ) -> tuple[dict[str, Pair], Effect]:
     """`best`, which changes all these layers and sites, but each as coarse as it can be, the least
-    harmful first: as the recipe has it, or else one of its `options`; and what is left of that."""
+    harmful first, by the first of its groups of `options` that holds one; and what is left of
+    that."""
     best = dict(best)
     (now,) = measure([{**start, **best}])
     enough_db = now.db - NEAR_DB
@@ -268,7 +275,7 @@ def _coarsened(
             best[site], now = pairs[good[0]], effects[good[0]]
     for each in reversed(worst):
         own = start[each.name]
-        for among in ([own], list(options[each.name])):
+        for among in map(list, options[each.name]):
             effects, good = fitting(each.name, among) if among else ([], [])
             if good:
                 best[each.name] = _coarsest(each, own, among, effects, good)

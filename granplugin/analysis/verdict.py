@@ -224,8 +224,8 @@ def _open(effect: Effect, subject: Subject) -> str:
     """Why it cannot be told, and what could."""
     if judged(effect.loss, subject.loaded.recipe.analyze.tolerance) == "within":
         return (
-            f"but the outputs keep {effect.db:.1f} dB only, and below {BAD_DB:g} dB that decisions "
-            "stay is luck"
+            f"but the outputs keep {effect.db:.1f} dB only, and below {BAD_DB:g} dB a tenth of their "
+            "energy is noise: that may be luck"
         )
     enough = _enough(effect, subject)
     if enough is None:

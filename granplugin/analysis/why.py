@@ -120,7 +120,9 @@ def reason(
         start, chosen = found[START], found[index]
         only_bn = chosen.row.block == start.row.block and chosen.row.bn != start.row.bn
         name = f"bn: {chosen.row.bn}" if only_bn else label(chosen.row)
-        if _hidden(start, chosen):
+        if chosen.db < start.db + 1 and chosen.channels_db < start.channels_db + 1:
+            said.append(f"{own()}; {name} keeps more of the network's output, not of the layer's")
+        elif _hidden(start, chosen):
             said.append(f"{own()}; {name} takes {_share(chosen)}")
         else:
             said.append(f"{own()}; {name} leaves {chosen.db:.0f} dB instead of {start.db:.0f}")

@@ -166,8 +166,8 @@ class Advice(Part):
 
     verdict: Literal["within", "above", "cannot tell"] = Field(
         description="Of the recipe's own loss, with its interval: within the tolerance, above it, or "
-        "the samples cannot tell, which is exit code 4; that decisions stay while the outputs' SQNR is "
-        "below 10 dB tells nothing."
+        "the samples cannot tell, which is exit code 4; nothing is within the tolerance whose outputs "
+        "have an SQNR below 10 dB."
     )
     enough_samples: int | None = Field(
         description="How many samples could tell, with a power of 80 %; null: they can, or no "
