@@ -11,6 +11,7 @@ from granplugin.capabilities.table import ACTIVATIONS, LOWERINGS, Cell, Table, T
 from granplugin.engines import PromiseKind
 from granplugin.planning.rows import AnyRow, ScaledRow
 from granplugin.planning.sharing import shared_skips
+from granplugin.quant.granularity import grid
 from granplugin.quant.layers import Layer
 from granplugin.quant.site import MULTIPLIED, Operand
 
@@ -112,7 +113,8 @@ def scales_of(row: AnyRow | None) -> tuple[str, int | None]:
     """
     if row is None or not row.quantized:
         return "float", None
-    varying = [axis for axis, cells in enumerate(row.grid) if cells > 1]
+    block = row.block  # found anew each time
+    varying = [axis for axis, cells in enumerate(grid(row.shape, block)) if cells > 1]
     if row.dynamic:
         return ("per_token(dynamic)" if varying else "per_tensor(dynamic)"), None
     if not varying:
@@ -122,10 +124,10 @@ def scales_of(row: AnyRow | None) -> tuple[str, int | None]:
         return _VECTORS[words.pop()], None
     if not row.at.constant:
         return "reshaped", None
-    axis = max(range(len(row.block)), key=lambda i: (row.block[i], i))
-    if row.block[axis] == 1:
+    axis = max(range(len(block)), key=lambda i: (block[i], i))
+    if block[axis] == 1:
         return "per_element", None
-    return f"per_block({_axis_word(row, axis)})", row.block[axis]
+    return f"per_block({_axis_word(row, axis)})", block[axis]
 
 
 _VECTORS = {
