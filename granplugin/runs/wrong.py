@@ -19,7 +19,7 @@ from granplugin import backends
 from granplugin.backends.base import Backend
 from granplugin.capabilities.legality import COMPUTED_WRONGLY, Written
 from granplugin.engines import REFERENCE
-from granplugin.errors import EngineError
+from granplugin.errors import EngineError, LackError
 from granplugin.measures.faithful import Faithful, faithful
 from granplugin.planning.rows import as_float
 from granplugin.progress import Stage, stage
@@ -193,6 +193,8 @@ class _Search:
                     return found
                 found.append(list(one.parts))
                 left.remove(one.parts[-1])
+        except LackError:
+            raise
         except EngineError as err:
             self.note = f"a file with less quantized failed: {err}"
             return found
