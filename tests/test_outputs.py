@@ -77,7 +77,7 @@ def test_outputs_without_samples_are_named_and_the_others_measured(project):
     ):
         assert sum(note.startswith(told) for note in report.notes) == 1
         assert all(told in " ".join(text.split()) for text in (planned, shown, done.stdout))
-    assert "'decided'" not in " ".join(report.notes)
+    assert "output 'decided'" not in " ".join(report.notes)
 
 
 @pytest.mark.parametrize(
