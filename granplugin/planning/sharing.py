@@ -25,17 +25,14 @@ def ranges_of(row: QuantizedRow) -> tuple[Calibrator, float | None, str | None]:
 def pair_readers(rows: Sequence[AnyRow]) -> dict[str, QuantizedRow]:
     """Skip input -> the first layer's input that reads the same tensor through the same Q/DQ, for
     those where there is one: same format and blocks, and ranges found alike."""
+    skips = [row for row in rows if row.operand == "skip" and isinstance(row, QuantizedRow)]
+    tensors = {row.at.tensor for row in skips}
     first: dict[tuple[object, ...], QuantizedRow] = {}
     for row in rows:
-        if _reads(row):
+        if row.at.tensor in tensors and _reads(row):
             first.setdefault((*_tensor(row), *ranges_of(row)), row)
-    found = {}
-    for row in rows:
-        if row.operand == "skip" and isinstance(row, QuantizedRow):
-            reader = first.get((*_tensor(row), *ranges_of(row)))
-            if reader is not None:
-                found[row.site] = reader
-    return found
+    readers = ((row.site, first.get((*_tensor(row), *ranges_of(row)))) for row in skips)
+    return {site: reader for site, reader in readers if reader is not None}
 
 
 def shared_skips(rows: Sequence[AnyRow]) -> frozenset[str]:
@@ -48,9 +45,10 @@ def one_pair(rows: Sequence[Row], ranged: frozenset[str]) -> list[Row]:
     """A skip input whose range no rule decides gets that of the first layer that reads the same
     tensor in the same blocks: they then have one Q/DQ. `ranged` are the sites of which a rule says
     the calibrator or amax."""
+    tensors = {row.at.tensor for row in rows if row.operand == "skip"}
     first: dict[tuple[object, ...], QuantizedRow] = {}
     for row in rows:
-        if _reads(row):
+        if row.at.tensor in tensors and _reads(row):
             first.setdefault(_tensor(row), row)
     found = [
         replace(row, calibrator=reader.calibrator, amax=reader.amax)
