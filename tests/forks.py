@@ -21,6 +21,7 @@ import json
 import os
 import resource
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -99,7 +100,7 @@ def serve(path: str) -> dict[str, Any]:
                         clients.discard(client)
                         client.close()
                         if not clients:
-                            os.unlink(path)
+                            shutil.rmtree(os.path.dirname(path))
                             os._exit(0)
                         continue
                     asked = json.loads(text)
