@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import webbrowser
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -25,6 +24,10 @@ def report(
 
     written = report(run, html)
     say(f"report: {written}")
-    if open_ and not webbrowser.open(written.resolve().as_uri()):
+    if not open_:
+        return 0
+    import webbrowser
+
+    if not webbrowser.open(written.resolve().as_uri()):
         say("no browser could be opened; open the file yourself")
     return 0
