@@ -110,7 +110,7 @@ def test_effects_on_tokens_are_means_over_all_positions(project):
 
     project.arrays = {"images": images(64)}
     rules = [{"match": "mixes.*", "input": {"per_token": {"dynamic": True}}}]
-    recipe = write(project, "Normed", {"tokens": True}, rules=rules)
+    recipe = write(project, "Normed", {"tokens": True}, rules=rules, classes={"axis": -1})
     with session_of(recipe, project.out) as session:
         stages = rounded(session)
         start = stages.network.start()

@@ -7,6 +7,7 @@ import configparser
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from importlib.metadata import packages_distributions
 
 import pytest
@@ -90,9 +91,9 @@ def test_a_wheel_has_every_file_of_the_package_that_is_no_module():
     for path in (ROOT / "granplugin").rglob("*"):
         if path.is_dir() or path.suffix in (".py", ".pyc"):
             continue
-        package = ".".join(path.relative_to(ROOT).parts[:-1])
-        assert any(path.match(pattern) for pattern in data.get(package, "").split()), path
-        assert (path.parent / "__init__.py").is_file(), path
+        package = next(folder for folder in path.parents if (folder / "__init__.py").is_file())
+        patterns = data.get(".".join(package.relative_to(ROOT).parts), "").split()
+        assert any(fnmatch(str(path.relative_to(package)), each) for each in patterns), path
 
 
 def test_the_version_has_its_changes_told():

@@ -238,7 +238,7 @@ def asked(match, **weight):
 def test_what_it_cannot_be_is_refused_at_its_line(project, match, weight, at, said):
     project.write("net.py", NET)
     path = project.recipe(**asked(match, **weight))
-    done = run_main("plan", path)
+    done = run_main("plan", path, "--out", project.out)
     line = next(
         n for n, text in enumerate(path.read_text().splitlines(), 1)
         if f" {at}:" in text and "float" not in text
@@ -254,7 +254,7 @@ def test_an_input_of_it_is_refused(project):
     project.write("net.py", NET)
     recipe = {**asked({"name": "second"}), "rules": [{"match": {"name": "second"}, "format": "mxfp8",
               "weight": BLOCKS}]}  # fmt: skip
-    done = run_main("plan", project.recipe(**recipe))
+    done = run_main("plan", project.recipe(**recipe), "--out", project.out)
     assert (
         "mxfp8: it is for weights alone; say input: {format: float} and half: allow" in done.stderr
     )

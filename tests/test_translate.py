@@ -79,7 +79,7 @@ def test_onnx_runtimes_are_translated_where_it_loads_and_where_it_runs(identity,
         refused(lambda: reference.run(model, None, X), error)
 
 
-def test_openvinos_are_translated_where_it_converts_opens_runs_and_tells(identity, monkeypatch):
+def test_openvinos_are_translated_where_it_converts_opens_and_runs(identity, monkeypatch):
     ov = pytest.importorskip("openvino")
     own = classes("openvino")
     assert len(own) > 5
@@ -94,7 +94,6 @@ def test_openvinos_are_translated_where_it_converts_opens_runs_and_tells(identit
         monkeypatch.setattr(ov, "Core", lambda core=core: core)
         refused(lambda: backend.build(identity, identity.parent / "another"), error)
         refused(lambda: backend.open(engine).__enter__(), error)
-        refused(lambda: backend.layers(engine), error)
     assert not (identity.parent / "another").exists()
 
 

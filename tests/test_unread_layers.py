@@ -63,15 +63,15 @@ class Single(Tiny):
     variant = project.report().variants[-1]
     assert variant.quantized_sites == 4  # of conv and head
     assert UNREAD in (project.out / "report.md").read_text()
-    planned = run_main("plan", recipe)
+    planned = run_main("plan", recipe, "--out", project.out)
     assert planned.code == 0 and UNREAD in planned.stdout
 
     project.recipe(
         model={"callable": "nets.py:Single"}, rules=[{"match": "pooler", "format": "float"}]
     )
-    assert run_main("plan", recipe).code == 0
+    assert run_main("plan", recipe, "--out", project.out).code == 0
     project.recipe(
         model={"callable": "nets.py:Single"}, rules=[{"match": "pooler", "weight": "per_tensor"}]
     )
-    refused = run_main("plan", recipe)
+    refused = run_main("plan", recipe, "--out", project.out)
     assert refused.code == 2 and f"'pooler' cannot be quantized: {UNREAD}" in refused.stderr

@@ -130,7 +130,7 @@ class Session:
 
         def traced() -> dict[str, list]:
             with located(self.loaded, "model"), stage("running the network once"):
-                found = self.network.traced(self.example)
+                found = self.network.traced(self.example, self.recipe.data.batch_size)
             return {
                 "layers": list(map(layer_to_json, found.layers)),
                 "products": list(map(multiplication_to_json, found.products)),

@@ -90,8 +90,9 @@ class Network(Described, Protocol):
     input_names: tuple[str, ...]
     """What it takes; empty where it takes any name."""
 
-    def traced(self, example: Batch) -> Ran:
-        """The layers and what reads what, and the products. Raises ModelError, DataError."""
+    def traced(self, example: Batch, most: int) -> Ran:
+        """The layers and what reads what, and the products; at most `most` samples, or those of the
+        example, go in at once. Raises ModelError, DataError."""
 
     def outputs(self, batch: Batch) -> Outputs:
         """The float outputs. Raises ModelError with what running it raised."""

@@ -54,19 +54,21 @@ class TorchNetwork:
             model = build_model(spec, where)
         return cls(model, model_key(spec, model))
 
-    def traced(self, example: Batch) -> Ran:
+    def traced(self, example: Batch, most: int) -> Ran:
         found = trace(self.model, self.tensors(example))
         check_repeatable(self.model, self.tensors(example), found.values)
-        return Ran(found.layers, found.products, self._described(found, example))
+        return Ran(found.layers, found.products, self._described(found, example, most))
 
-    def _described(self, found: Traced, example: Batch) -> tuple[Output, ...]:
-        """The outputs of a traced pass, held to those of a pass with one sample more."""
+    def _described(self, found: Traced, example: Batch, most: int) -> tuple[Output, ...]:
+        """The outputs of a traced pass, held to those of a pass with one sample more, or where
+        `most` are no more, with one less."""
         count = len(next(iter(example.values())))
+        other = count + 1 if count < most else count - 1
         try:
-            larger = {name: np.concatenate([x, x[:1]]) for name, x in example.items()}
-            more = {name: array.shape for name, array in self.outputs(larger).items()}
+            changed = {name: np.concatenate([x, x[:1]])[:other] for name, x in example.items()}
+            more = {name: array.shape for name, array in self.outputs(changed).items()}
         except ModelError as err:  # it takes one number of samples only
-            log.debug("no pass with %d samples: %s", count + 1, err)
+            log.debug("no pass with %d samples: %s", other, err)
             more = {}
         return (
             *(
@@ -74,7 +76,7 @@ class TorchNetwork:
                     name,
                     str(tensor.dtype).removeprefix("torch."),
                     shape := tuple(tensor.shape),
-                    sample_axis(shape, more.get(name), (count, count + 1)),
+                    sample_axis(shape, more.get(name), (count, other)),
                 )
                 for name, tensor in found.values.items()
             ),
