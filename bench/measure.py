@@ -93,10 +93,16 @@ def main(doc: str, measure: Callable[[int], Sequence[Figure]], rounds: int) -> N
         (HERE / "results").mkdir(exist_ok=True)
         result = {
             "machine": about,
-            "figures": [asdict(f) | {"verdict": f.verdict} for f in figures],
+            "figures": [_as_json(figure) for figure in figures],
         }
         (HERE / "results" / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
         (HERE / "results" / f"{name}.txt").write_text(text + "\n")
+
+
+def _as_json(figure: Figure) -> dict[str, object]:
+    """With infinity as a word, which JSON has no number for."""
+    value = figure.value if np.isfinite(figure.value) else str(figure.value)
+    return asdict(figure) | {"value": value, "verdict": figure.verdict}
 
 
 def machine() -> dict[str, object]:

@@ -5,6 +5,7 @@ from report_values import report
 
 from granplugin.report.schema.run import Interval, MetricValue
 from granplugin.report.show import as_markdown, as_text
+from granplugin.results.agreed import Agreement
 
 EQUAL, WORSE = "no measurable difference", "worse"
 
@@ -47,6 +48,20 @@ def test_a_variant_that_changes_nothing_is_said_to():
     )
     for told in (as_text(same), as_markdown(same)):
         assert "mine changes nothing: its file is tensorrt@11's" in told
+
+
+def test_how_far_modelopts_network_is_comes_with_why_two_right_ones_differ():
+    agreement = Agreement(
+        sites=2, values=80, oracle_differs=0, modelopt_differs=1, modelopt_worst_steps=1,
+        network_samples=4, network_agreement=75.0, network_sqnr_db=21.9,
+    )  # fmt: skip
+    found = report()
+    variants = [v.model_copy(update={"agreement": agreement}) for v in found.variants]
+    told = as_markdown(found.model_copy(update={"variants": variants}))
+    assert (
+        "SQNR at least 22 dB, same class for at least 75 %; two right computations differ" in told
+    )
+    assert "granplugin explain sqnr" in told
 
 
 def test_a_baseline_that_is_none_is_said_below_the_table_and_in_the_report():
