@@ -1,9 +1,9 @@
 """granplugin: quantization granularity, layer by layer, for NVIDIA modelopt and TensorRT.
 
 The commands as functions, with results that print as theirs and as tables in a notebook:
-load, plan, inspect, apply, analyze, audit. For scripts that call modelopt themselves: prepare,
-modelopt_config, export_onnx. And every error they raise. Nothing heavy is imported until a
-function is used.
+load, plan, inspect, apply, analyze, audit. For scripts that call modelopt themselves:
+calibration_batches, prepare, modelopt_config, export_onnx. And every error they raise. Nothing
+heavy is imported until a function is used.
 """
 
 from importlib import import_module
@@ -22,7 +22,7 @@ from granplugin.errors import (
 )
 
 if TYPE_CHECKING:
-    from granplugin.api.scripts import export_onnx, modelopt_config, prepare
+    from granplugin.api.scripts import calibration_batches, export_onnx, modelopt_config, prepare
     from granplugin.api.verbs import analyze, apply, audit, inspect, load, plan
 
 try:
@@ -43,6 +43,7 @@ __all__ = [
     "analyze",
     "apply",
     "audit",
+    "calibration_batches",
     "export_onnx",
     "inspect",
     "load",
@@ -51,7 +52,7 @@ __all__ = [
     "prepare",
 ]
 
-_SCRIPTS = ("export_onnx", "modelopt_config", "prepare")
+_SCRIPTS = ("calibration_batches", "export_onnx", "modelopt_config", "prepare")
 
 
 def __getattr__(name: str) -> Any:

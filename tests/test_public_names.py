@@ -16,15 +16,17 @@ import granplugin
 from granplugin import errors
 
 VERBS = ("analyze", "apply", "audit", "inspect", "load", "plan")
-SCRIPTS = ("export_onnx", "modelopt_config", "prepare")
+SCRIPTS = ("calibration_batches", "export_onnx", "modelopt_config", "prepare")
 ERRORS = {
     name for name, found in vars(errors).items()
     if isinstance(found, type) and issubclass(found, Exception)
 }  # fmt: skip
 TYPED = """
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, assert_type
 
+import numpy as np
 from torch import nn
 
 import granplugin
@@ -49,7 +51,8 @@ assert_type(granplugin.analyze("recipe.yaml", costs=False), Analyzed)
 assert_type(granplugin.audit("model.onnx", batch=2), FileAudit)
 assert_type(granplugin.prepare(Net(), {"version": 1}, {}), Net)
 assert_type(granplugin.modelopt_config("{version: 1}", Net()), dict[str, Any])
-assert_type(granplugin.export_onnx(Net(), {}, "model.onnx"), Path)
+assert_type(granplugin.calibration_batches(recipe), Iterator[dict[str, np.ndarray]])
+assert_type(granplugin.export_onnx(Net(), {}, "model.onnx", precision="fp16"), Path)
 try:
     raise granplugin.RecipeError
 except granplugin.UserError as error:

@@ -1,4 +1,5 @@
-"""For scripts that call modelopt themselves: prepare, modelopt_config, export_onnx.
+"""For scripts that call modelopt themselves: calibration_batches, prepare, modelopt_config and
+export_onnx.
 
 model = granplugin.prepare(model, "recipe.yaml", example)
 model = mtq.quantize(model, granplugin.modelopt_config("recipe.yaml", model), forward_loop)
@@ -8,23 +9,30 @@ granplugin.export_onnx(model, example, "model.onnx")
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
 
+from granplugin.data.batches import SAME_BITS, Batch
+from granplugin.engines import PRECISIONS
 from granplugin.errors import ModelError
 from granplugin.network.batch_norms import fold_batch_norms
-from granplugin.network.forward import Example
+from granplugin.network.forward import Example, named_inputs
 from granplugin.network.suitable import is_quantizer
 from granplugin.network.trace import trace
 from granplugin.planning.plan import make_plan
 from granplugin.planning.row_json import row_from_json
 from granplugin.quant.layers import Layer
 from granplugin.recipe.forms import RecipeForm
-from granplugin.recipe.load import load_part
-from granplugin.recipe.loaded import LoadedPart
+from granplugin.recipe.load import load_part, load_recipe
+from granplugin.recipe.loaded import Loaded, LoadedPart
+from granplugin.results.values import FP32
+from granplugin.runs.session import calibration_batches as batches_of
+from granplugin.runs.session import open_calibration
+from granplugin.sources import open_network
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -35,6 +43,19 @@ _MARK = "_granplugin_prepared"
 class _Prepared:
     layers: tuple[Layer, ...]
     folded: frozenset[str]
+
+
+def calibration_batches(recipe: RecipeForm | Loaded) -> Iterator[Batch]:
+    """The samples that `apply` calibrates this recipe on, in its order and batches.
+
+    Each batch maps arguments of forward to arrays with the samples on axis 0, the caller's to
+    change; floats are float32. There are 16 or more samples in a batch where `data.batch_size` and
+    the data allow it. The recipe's model is built, for the names of its inputs. Raises
+    RecipeError, ModelError, and DataError, also while iterating, as `apply` does.
+    """
+    loaded = recipe if isinstance(recipe, Loaded) else load_recipe(recipe)
+    calibration = open_calibration(loaded, open_network(loaded).input_names)
+    return batches_of(calibration, loaded.recipe.data.batch_size)
 
 
 def prepare(model: Model, recipe: RecipeForm | LoadedPart, example: Example) -> Model:
@@ -87,14 +108,22 @@ def modelopt_config(recipe: RecipeForm | LoadedPart, model: nn.Module) -> dict[s
     return modelopt_bridge.config(plan.quantized)
 
 
-def export_onnx(model: nn.Module, example: Example, path: str | Path) -> Path:
+def export_onnx(
+    model: nn.Module, example: Example, path: str | Path, precision: str = FP32
+) -> Path:
     """Write a model that was quantized with `modelopt_config` as Q/DQ ONNX, dynamic batch.
 
-    The file is read back and compared with the plan before it gets its name. Raises ModelError
-    for a model that granplugin did not quantize, Unhonoured where the file is not the plan's.
+    `precision` is that of the float part: fp32, fp16 or bf16. In fp16, nodes stay float32 whose
+    values on the first 16 samples of `example` are too large for it; `apply` looks at the first
+    ones of its calibration data. The file is read back and compared with the plan before it gets
+    its name. Raises ModelError for a model that granplugin did not quantize and for another
+    precision, Unhonoured where the file is not the plan's.
     """
+    if precision not in PRECISIONS:
+        raise ModelError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
     from granplugin import modelopt_bridge
     from granplugin.graph.edit.fold import weights_of
+    from granplugin.graph.edit.precision import convert, too_large
     from granplugin.graph.edit.qdq import insert
     from granplugin.graph.files import load_float, save
     from granplugin.graph.read.verify import read_back
@@ -113,9 +142,20 @@ def export_onnx(model: nn.Module, example: Example, path: str | Path) -> Path:
             export_float(model, example, scratch)
         floats = load_float(scratch)
         save(insert(floats, rows, amax), scratch)
-        read_back(scratch, rows, amax, weights_of(floats, rows))
+        weights = weights_of(floats, rows)
+        read_back(scratch, rows, amax, weights)
+        if precision != FP32:
+            keep = too_large(scratch, _first(model, example)) if precision == "fp16" else []
+            save(convert(scratch, precision, {row.site for row in rows}, keep), scratch)
+            read_back(scratch, rows, amax, weights, precision=precision, keep=keep)
         scratch.replace(path)
     return path
+
+
+def _first(model: nn.Module, example: Example) -> Batch:
+    """As many samples of the example as `apply` looks at."""
+    tensors = named_inputs(model, example)
+    return {name: t[:SAME_BITS].detach().cpu().numpy() for name, t in tensors.items()}
 
 
 def _loaded(recipe: RecipeForm | LoadedPart) -> LoadedPart:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
 
@@ -53,7 +53,7 @@ class Session:
 
     @cached_property
     def calibration(self) -> Batches:
-        return self._data("calibration", min(self.recipe.data.batch_size, SAME_BITS))
+        return open_calibration(self.loaded, self.network.input_names)
 
     @cached_property
     def evaluation(self) -> Batches:
@@ -153,5 +153,24 @@ class Session:
 
     def calibrating(self, stage: str) -> Iterator[Batch]:
         """The calibration data in batches of calibration_sizes, with the stage's progress told."""
-        sizes = calibration_sizes(self.calibration.samples, self.recipe.data.batch_size)
-        yield from track(rebatched(self.calibration, sizes), stage, len(sizes))
+        most = self.recipe.data.batch_size
+        count = len(calibration_sizes(self.calibration.samples, most))
+        yield from track(calibration_batches(self.calibration, most), stage, count)
+
+
+def open_calibration(loaded: Loaded, input_names: Sequence[str]) -> Batches:
+    """The calibration data of a recipe whose network's forward takes these arguments."""
+    data = loaded.recipe.data
+    with located(loaded, "data", "calibration"):
+        return open_data(
+            data.calibration,
+            min(data.batch_size, SAME_BITS),
+            data.seed,
+            "calibration",
+            input_names,
+        )
+
+
+def calibration_batches(calibration: Batches, most: int) -> Iterator[Batch]:
+    """All of the data in batches of calibration_sizes."""
+    return rebatched(calibration, calibration_sizes(calibration.samples, most))
