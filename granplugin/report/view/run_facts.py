@@ -178,7 +178,7 @@ def agreement_sentences(report: Report) -> Iterator[str]:
             yield (
                 "Whole networks against modelopt's fake-quant, "
                 f"{checked[0].network_samples} samples: {', '.join(told)}; two right computations "
-                "differ too, since last bits flip roundings (granplugin explain sqnr)."
+                "differ too, as last bits can flip roundings (granplugin explain sqnr)."
             )
 
 
