@@ -34,9 +34,6 @@ def words():
 def table():
     return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
 
-def sound():
-    return nn.Sequential(nn.Conv1d(1, 4, 9, stride=4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
-
 class Odd(nn.Module):
     def __init__(self):
         super().__init__()

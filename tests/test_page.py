@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 from browser import CHROMIUM, browser
 from conftest import run_main
-from page_values import kept
+from page_values import big_run, kept
 from report_values import report
 
 from granplugin.report.schema.page import KeptForPage
@@ -104,6 +104,24 @@ def test_a_folder_without_a_report_is_refused(tmp_path, report_json):
         assert "of schema version 7 and this granplugin reads " in done.stderr
     assert "has neither report.json nor analysis.json that can be read" in done.stderr
     assert not (folder / "report.html").exists()
+
+
+def test_compare_writes_a_page_with_both_plans(tmp_path):
+    big_run(tmp_path / "run", 3)
+    layers = sorted((tmp_path / "run").rglob("layers.json"))
+    done = run_main("compare", *layers[:2], "--html", tmp_path / "both.html")
+    assert done.code == 0, done.stderr
+    data = json.loads(Elements((tmp_path / "both.html").read_text()).scripts[0])
+    assert [len(plan["kernels"]) for plan in data["plans"]] == [3, 3]
+
+
+def test_open_shows_the_page_or_says_that_there_is_no_browser(tmp_path, monkeypatch):
+    folder, shown = run_folder(tmp_path / "run"), []
+    monkeypatch.setattr("webbrowser.open", lambda url: not shown.append(url))
+    assert "no browser" not in run_main("report", folder, "--open").stdout
+    assert shown == [(folder / "report.html").resolve().as_uri()]
+    monkeypatch.setattr("webbrowser.open", lambda url: False)
+    assert "no browser could be opened" in run_main("report", folder, "--open").stdout
 
 
 def test_a_page_that_cannot_be_written_is_said(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
@@ -34,6 +34,32 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         for module, flag in training.items():
             module.training = flag
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def following(
+    model: nn.Module, enter: Callable[[nn.Module, str], object], leave: Callable[[], object]
+) -> Iterator[None]:
+    """Calls `enter` with a module and its name before each call of its forward, `leave` behind it.
+    What a scripted module calls within cannot be followed."""
+    hooks = []
+    try:
+        for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
+
+            def before(module: nn.Module, args: tuple, name: str = name) -> None:
+                enter(module, name)
+
+            def behind(module: nn.Module, args: tuple, output: Any) -> None:
+                leave()
+
+            hooks.append(module.register_forward_pre_hook(before))
+            hooks.append(module.register_forward_hook(behind))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def call(model: nn.Module, example: Example, within: AbstractContextManager = nullcontext()) -> Any:

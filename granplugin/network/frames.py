@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from itertools import chain, count, filterfalse, islice
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from granplugin.network.forward import following
 from granplugin.network.product_calls import Product
 from granplugin.quant.site import Operand
 
@@ -88,21 +88,9 @@ class Frames:
     @contextmanager
     def hooked(self) -> Iterator[None]:
         """Sees which module calls what."""
-        hooks = []
-        try:
-            for name, module in self._model.named_modules():
-                if isinstance(module, torch.jit.ScriptModule):
-                    continue
-
-                def enter(module: nn.Module, args: tuple, name: str = name) -> None:
-                    self._running.append(Frame(module, name))
-
-                def leave(module: nn.Module, args: tuple, output: Any) -> None:
-                    self._running.pop()
-
-                hooks.append(module.register_forward_pre_hook(enter))
-                hooks.append(module.register_forward_hook(leave))
+        with following(
+            self._model,
+            lambda module, name: self._running.append(Frame(module, name)),
+            self._running.pop,
+        ):
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()

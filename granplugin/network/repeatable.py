@@ -6,14 +6,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from granplugin.errors import ModelError
-from granplugin.network.forward import Example, call, copied, flatten_outputs
+from granplugin.network.forward import Example, call, copied, flatten_outputs, following
 from granplugin.network.raised import is_users, line_of, passed_on
 from granplugin.network.torch_calls import name_of
 from granplugin.words import first
@@ -85,24 +84,8 @@ class _Draws(TorchFunctionMode):
     @contextmanager
     def hooked(self, model: nn.Module) -> Iterator[None]:
         """Sees which module calls what."""
-        hooks = []
-        try:
-            for name, module in model.named_modules():
-                if isinstance(module, torch.jit.ScriptModule):
-                    continue
-
-                def enter(module: nn.Module, args: tuple, name: str = name) -> None:
-                    self._inside.append(name)
-
-                def leave(module: nn.Module, args: tuple, output: Any) -> None:
-                    self._inside.pop()
-
-                hooks.append(module.register_forward_pre_hook(enter))
-                hooks.append(module.register_forward_hook(leave))
+        with following(model, lambda module, name: self._inside.append(name), self._inside.pop):
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         before = _state()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from granplugin.backends.nvidia.plan_reader import read_plan
 from granplugin.errors import RunError, UserError
 from granplugin.planning.row_json import row_from_json
 from granplugin.planning.rows import Row
+from granplugin.reading import read_json
 from granplugin.recipe.loaded import Loaded
 from granplugin.report.schema.analysis import Analysis
 from granplugin.report.schema.page import EnginePlanOf, KeptForPage, Kernel, RecipeText
@@ -114,7 +114,9 @@ def _read(folder: Path, name: str, schema: type[Read], missing: list[str]) -> Re
         return None
 
     def read() -> Read:
-        data = json.loads(path.read_text("utf-8"))
+        data = read_json(path, RunError)
+        if not isinstance(data, dict):
+            raise ValueError("it is no object")
         found, known = data.get("version"), schema.model_fields["version"].default
         if found != known:
             wrote = data.get("granplugin", "that wrote it")
@@ -133,7 +135,7 @@ def _rows(folder: Path, missing: list[str]) -> dict[str, tuple[Row, ...]]:
         return {}
 
     def read() -> dict[str, tuple[Row, ...]]:
-        variants = json.loads(path.read_text("utf-8"))["variants"]
+        variants = read_json(path, RunError)["variants"]
         return {name: tuple(map(row_from_json, rows)) for name, rows in variants.items()}
 
     return _told(path.name, missing, read) or {}

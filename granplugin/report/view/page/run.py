@@ -53,7 +53,10 @@ def _accuracy(report: Report, variant: VariantResult, engine: EngineResult) -> I
     against: Interval | None = found.vs.get("fp32")
     said = f"{variant.name} has {name} {figure(found.value, spec)} {found.unit}".rstrip()
     sense: Sense = "strong"
-    if against is not None and report.broken_baseline is None:
+    wrong = bool(engine.held and engine.held.wrong)
+    if wrong:
+        said, sense = f"{said} on {engine.engine}, which computes something else", "bad"
+    elif against is not None and report.broken_baseline is None:
         said += f" on {engine.engine}, {against.verdict} than fp32" if against.verdict in (
             "better", "worse",
         ) else f" on {engine.engine}: no measurable difference from fp32"  # fmt: skip
@@ -160,10 +163,8 @@ def _metric(report: Report, engine: EngineResult, metric: str) -> list[str | Cel
     against = found.vs.get("fp32")
     if against is None:
         return [Cell(said, "bad" if wrong else "plain"), None]
-    # What is as good as fp32, as far as the samples tell, is what one looks for.
+    # That no difference is measurable is no praise: few samples tell none.
     sense = _SENSES.get(against.verdict, "plain")
-    if against.low is not None and against.verdict != "worse" and not report.broken_baseline:
-        sense = "good"
     told = f"{against.value:+{spec}}"
     if against.low is not None and against.high is not None:
         told += f" {bounds(against.low, against.high, spec, '+')}"
