@@ -196,7 +196,8 @@ def analyzed(recipe: Path, out: Path, settings: Sequence[str] = ()) -> Analysis:
     from granplugin.pipelines.analyze import analyze_in
 
     with session_of(recipe, out, settings) as session:
-        return analyze_in(session, costs=False)
+        found, _ = analyze_in(session, costs=False)
+        return found
 
 
 @dataclass(frozen=True)

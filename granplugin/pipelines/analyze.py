@@ -87,16 +87,19 @@ def analyze(
         if target:
             check_target(target, loaded)
         session = Session(loaded, run)
-        found = analyze_in(session, costs, statistics)
+        found, shown = analyze_in(session, costs, statistics)
         with run.publishing():
+            run.publish(OF_ANALYSIS, shown.model_dump_json())
             run.publish(PAGE, page_of(run.results, analysis=found))
             run.publish("analysis.md", as_markdown(found))
             run.publish("analysis.json", found.model_dump_json(indent=1))
         return Analyzed(found, run.path, session)
 
 
-def analyze_in(session: Session, costs: bool = True, statistics: Path | None = None) -> Analysis:
-    """The stages of an analysis, in order."""
+def analyze_in(
+    session: Session, costs: bool = True, statistics: Path | None = None
+) -> tuple[Analysis, KeptForPage]:
+    """The stages of an analysis, in order; and what its page shows of channels and inputs."""
     wanted, clock = session.recipe.analyze, Clock()
     given = read_statistics(session, statistics) if statistics else None
     plan = make_plan(session.loaded, session.layers)
@@ -145,8 +148,7 @@ def analyze_in(session: Session, costs: bool = True, statistics: Path | None = N
         *(each.said for each in doubtful),
         *([small] if (small := subject.small_batches()) else []),
     ]
-    _keep_for_page(session, seen, ranges)
-    return answer(
+    found = answer(
         session,
         evidence,
         facts,
@@ -158,10 +160,10 @@ def analyze_in(session: Session, costs: bool = True, statistics: Path | None = N
         clock.seconds,
         notes,
     )
+    return found, _for_page(session, seen, ranges)
 
 
-def _keep_for_page(session: Session, seen: Statistics, ranges: Ranges) -> None:
-    """What the page shows of channels and inputs."""
+def _for_page(session: Session, seen: Statistics, ranges: Ranges) -> KeptForPage:
     clips: dict[str, dict[str, float]] = {}
     for row, amax in ranges.amax.items():
         if amax is not None and row.operand == "input":
@@ -170,12 +172,9 @@ def _keep_for_page(session: Session, seen: Statistics, ranges: Ranges) -> None:
             )
     facts = session.network.facts(session.layers).layers
     weights = {name: each.weight for name, each in facts.items() if each.weight is not None}
-    session.run.publish(
-        OF_ANALYSIS,
-        KeptForPage(
-            layers=layer_ranges(weights, seen, clips),
-            recipes=recipe_texts([session.loaded]),
-            command=command("analyze", [session.loaded], session.run.path),
-            seeds={"data.seed": session.recipe.data.seed},
-        ).model_dump_json(),
+    return KeptForPage(
+        layers=layer_ranges(weights, seen, clips),
+        recipes=recipe_texts([session.loaded]),
+        command=command("analyze", [session.loaded], session.run.path),
+        seeds={"data.seed": session.recipe.data.seed},
     )
