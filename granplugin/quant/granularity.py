@@ -235,9 +235,7 @@ def parse_granularity(value: Any) -> Granularity:
     if name not in GRANULARITIES:
         raise ValueError(f"unknown granularity {name!r}{did_you_mean(str(name), GRANULARITIES)}")
     if not isinstance(parameters, dict):
-        raise ValueError(
-            f"{name} takes parameters by name, such as {{{name}: {_EXAMPLES.get(name, '{axis: 0}')}}}"
-        )
+        raise ValueError(f"{name} takes parameters by name, such as {{{name}: {_example(name)}}}")
     cls = GRANULARITIES[name]
     for key, given in parameters.items():
         if key not in cls.model_fields:
@@ -259,7 +257,18 @@ def parse_granularity(value: Any) -> Granularity:
         raise ValueError(_wanted(cls, key, parameters[key])) from err
 
 
-_EXAMPLES = {"per_block": "{size: 16}", "per_token": "{dynamic: true}"}
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "per_tensor": {"dynamic": True},
+    "per_channel": {"axis": 0},
+    "per_token": {"dynamic": True},
+    "per_block": {"size": 16},
+}
+"""Parameters of those granularities that have any."""
+
+
+def _example(name: str) -> str:
+    given = EXAMPLES.get(name, {})
+    return "{" + ", ".join(f"{key}: {str(value).lower()}" for key, value in given.items()) + "}"
 
 
 def _wanted(cls: type[Granularity], key: str, given: Any) -> str:

@@ -23,6 +23,7 @@ class Analyze(Strict):
         default=[_at(PerTensor(), "max"), _at(PerChannel(), "max")],
         description="What to try for weights; an entry without a calibrator is tried with each of "
         "`calibrators`.",
+        examples=[["per_tensor", {"per_block": {"size": 16}}]],
     )
     inputs: Annotated[list[SettingsKey], OrAlone()] = Field(
         default=[
@@ -31,6 +32,7 @@ class Analyze(Strict):
             Settings(granularity=PerToken(dynamic=True)),
         ],
         description="What to try for inputs; likewise.",
+        examples=[["per_tensor"]],
     )
     calibrators: Annotated[list[CalibratorKey], OrAlone()] = Field(
         default=[
@@ -41,29 +43,38 @@ class Analyze(Strict):
             Calibrator("mse"),
         ],
         description="What entries without a calibrator are tried with.",
+        examples=[["max", {"percentile": 99.99}]],
     )
     bn: Annotated[list[Annotated[str, OneOf("choice", ("fold", "keep"))]], OrAlone()] = Field(
-        default=["fold", "keep"], description="What to try where a batch norm can be folded."
+        default=["fold", "keep"],
+        description="What to try where a batch norm can be folded.",
+        examples=[["fold"]],
     )
     exact: bool = Field(
         default=False,
         description="Measure local errors on every sample; default: on a random quarter of them.",
+        examples=[True],
     )
     top: int = Field(
         default=15,
         ge=0,
         description="How many of the worst layers to measure at the network's output.",
+        examples=[5],
     )
     effects: Annotated[str, OneOf("choice", ("own", "all"))] = Field(
         default="own",
         description="What is measured there: the recipe's own setting of each of them, or all.",
+        examples=["all"],
     )
     tolerance: float = Field(
         default=1.0,
         ge=0,
         description="Loss against fp32 that is accepted, in points: of the metric, of decisions "
         "that differ from fp32's, or of the outputs' relative error.",
+        examples=[0.5],
     )
     memory_mb: Positive = Field(
-        default=256, description="For histograms; what does not fit is left out, and listed."
+        default=256,
+        description="For histograms; what does not fit is left out, and listed.",
+        examples=[1024],
     )

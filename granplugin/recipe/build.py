@@ -13,9 +13,15 @@ from granplugin.recipe.strict import File, OneOf, OrAlone, Positive, Strict, at_
 class Shapes(Strict):
     """The shapes of one input that an engine is built for."""
 
-    min: list[Positive] = Field(min_length=1, description="The smallest; axis 0 is the batch.")
-    opt: list[Positive] = Field(min_length=1, description="The one it is tuned for.")
-    max: list[Positive] = Field(min_length=1, description="The largest.")
+    min: list[Positive] = Field(
+        min_length=1, description="The smallest; axis 0 is the batch.", examples=[[1, 3, 224, 224]]
+    )
+    opt: list[Positive] = Field(
+        min_length=1, description="The one it is tuned for.", examples=[[8, 3, 224, 224]]
+    )
+    max: list[Positive] = Field(
+        min_length=1, description="The largest.", examples=[[32, 3, 224, 224]]
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Shapes:
@@ -36,22 +42,34 @@ class Build(Strict):
         default=[],
         description="GPUs to build for, TensorRT-RTX only; default: all it can (sm80 and newer). "
         "TensorRT builds for the GPU it runs on.",
+        examples=[["sm86", "sm89"]],
     )
     optimization_level: Annotated[int, Field(ge=0, le=5)] | None = Field(
-        default=None, description="0 builds fast, 5 looks longest; default: the library's own, 3."
+        default=None,
+        description="0 builds fast, 5 looks longest; default: the library's own, 3.",
+        examples=[5],
     )
     workspace_mb: Positive | None = Field(
-        default=None, description="Most scratch memory of a layer."
+        default=None, description="Most scratch memory of a layer.", examples=[1024]
     )
     timing_cache: File | None = Field(
-        default=None, description="File of kernel timings to use and extend, TensorRT only."
+        default=None,
+        description="File of kernel timings to use and extend, TensorRT only.",
+        examples=["timing.bin"],
     )
     shapes: dict[str, Shapes] = Field(
         default={},
         description="Input -> {min, opt, max}; default: any batch up to data.batch_size where it "
         "can run, else that batch size alone.",
+        examples=[
+            {"image": {"min": [1, 3, 224, 224], "opt": [8, 3, 224, 224], "max": [32, 3, 224, 224]}}
+        ],
     )
-    seconds: float = Field(default=600.0, gt=0, description="A build that takes longer is ended.")
+    seconds: float = Field(
+        default=600.0, gt=0, description="A build that takes longer is ended.", examples=[1800.0]
+    )
     memory_mb: Positive | None = Field(
-        default=None, description="One that takes more is ended; default: 0.9 of what is free."
+        default=None,
+        description="One that takes more is ended; default: 0.9 of what is free.",
+        examples=[8192],
     )

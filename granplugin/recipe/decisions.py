@@ -16,31 +16,47 @@ OnUnsupported = Annotated[tuple[Annotated[str, OneOf("choice", WAYS)], ...], OrA
 """The first of these that can be done is."""
 
 
-def _of(operand: str) -> Any:
+def _of(operand: str, *examples: Any) -> Any:
     return Field(
-        default=None, description=f"The {operand}: granularity, format, or keys one by one."
+        default=None,
+        description=f"The {operand}: granularity, format, or keys one by one.",
+        examples=list(examples),
     )
 
 
 class Decision(Strict):
     """What a rule, or spelt-out defaults, decide for a layer."""
 
-    weight: SettingsKey | None = _of("weight")
-    input: SettingsKey | None = _of("input")
-    output: SettingsKey | None = _of("output")
-    other: SettingsKey | None = _of("other input (the second activation of a product of two)")
-    skip: SettingsKey | None = _of("skip input (what a residual add adds the output to)")
+    weight: SettingsKey | None = _of(
+        "weight", "per_tensor", {"format": "int4", "per_block": {"size": 128}}
+    )
+    input: SettingsKey | None = _of(
+        "input", "fp8", {"granularity": "per_tensor", "calibrator": "entropy"}
+    )
+    output: SettingsKey | None = _of("output", "per_tensor")
+    other: SettingsKey | None = _of(
+        "other input (the second activation of a product of two)", "per_tensor"
+    )
+    skip: SettingsKey | None = _of("skip input (what a residual add adds the output to)", "float")
     format: FormatKey | None = Field(
-        default=None, description="Of weight and input together; float leaves the layer alone."
+        default=None,
+        description="Of weight and input together; float leaves the layer alone.",
+        examples=["float"],
     )
     half: Literal["allow"] | None = Field(
-        default=None, description="Allows quantizing only one of a layer's weight and input."
+        default=None,
+        description="Allows quantizing only one of a layer's weight and input.",
+        examples=["allow"],
     )
     bn: Annotated[str, OneOf("bn", ("fold", "keep"))] | None = Field(
-        default=None, description="Fold the batch norm behind the layer into it before quantizing."
+        default=None,
+        description="Fold the batch norm behind the layer into it before quantizing.",
+        examples=["keep"],
     )
     on_unsupported: OnUnsupported | None = Field(
-        default=None, description="As the recipe's, for these layers."
+        default=None,
+        description="As the recipe's, for these layers.",
+        examples=[["lower", "coarsen"]],
     )
 
 
@@ -48,18 +64,25 @@ class Rule(Decision):
     """One override; the last rule that matches decides, key by key."""
 
     id: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")] | None = Field(
-        default=None, description="What variants and reports call this rule."
+        default=None, description="What variants and reports call this rule.", examples=["rescue"]
     )
-    match: MatchKey = Field(description="Which layers: names, or keys that must all hold.")
-    optional: bool = Field(default=False, description="The rule may match nothing.")
+    match: MatchKey = Field(
+        description="Which layers: names, or keys that must all hold.", examples=["layer1.*.conv2"]
+    )
+    optional: bool = Field(
+        default=False, description="The rule may match nothing.", examples=[True]
+    )
 
 
 class Share(Strict):
     """Sites that have one scale: the largest of theirs."""
 
-    match: MatchKey = Field(description="Which layers: names, or keys that must all hold.")
+    match: MatchKey = Field(
+        description="Which layers: names, or keys that must all hold.",
+        examples=[["detect.0", "detect.1"]],
+    )
     role: Annotated[str, OneOf("role", OPERANDS)] = Field(
-        default="input", description="Which site of each layer."
+        default="input", description="Which site of each layer.", examples=["input"]
     )
 
 
@@ -86,9 +109,15 @@ class Variant(Strict):
     """What one variant changes."""
 
     drop: Annotated[list[str], OrAlone(least=0)] = Field(
-        default=[], description="Rules to leave out, by id."
+        default=[], description="Rules to leave out, by id.", examples=[["rescue"]]
     )
     set: dict[str, Any] = Field(
-        default={}, description="Keys to change: `rules.<id>.weight: per_tensor`, `defaults: ...`."
+        default={},
+        description="Keys to change: `rules.<id>.weight: per_tensor`, `defaults: ...`.",
+        examples=[{"rules.rescue.weight": "per_tensor"}],
     )
-    rules: list[Rule] = Field(default=[], description="Rules to add behind the others.")
+    rules: list[Rule] = Field(
+        default=[],
+        description="Rules to add behind the others.",
+        examples=[[{"match": "head", "format": "float"}]],
+    )

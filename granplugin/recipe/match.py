@@ -58,21 +58,28 @@ class Match(Strict):
     """Which layers a rule is about: all that satisfy every key."""
 
     name: Annotated[list[str], OrAlone(_names)] | None = Field(
-        default=None, description="Globs (* one level, ** many), or re: and a regular expression."
+        default=None,
+        description="Globs (* one level, ** many), or re: and a regular expression.",
+        examples=[["layer1.*", "re:head[0-9]+"]],
     )
     type: Annotated[list[LayerType], OrAlone()] | None = Field(
-        default=None, description="One of these module types, such as Conv2d or Linear."
+        default=None,
+        description="One of these module types, such as Conv2d or Linear.",
+        examples=[["Conv2d"]],
     )
     trait: Annotated[list[Trait], OrAlone()] | None = Field(
-        default=None, description=f"All of: {', '.join(TRAITS)}."
+        default=None, description=f"All of: {', '.join(TRAITS)}.", examples=[["depthwise"]]
     )
-    size: Bound | None = Field(default=None, description="Values in the weight, as '>= 1000'.")
+    size: Bound | None = Field(
+        default=None, description="Values in the weight, as '>= 1000'.", examples=[">= 1000"]
+    )
     spread: Bound | None = Field(
         default=None,
         description="Largest over median output-channel range, BN folded, as '>= 100'.",
+        examples=[">= 100"],
     )
     exclude: Annotated[list[str], OrAlone(_names)] | None = Field(
-        default=None, description="Names to leave out."
+        default=None, description="Names to leave out.", examples=[["stem.*"]]
     )
 
     @model_validator(mode="after")

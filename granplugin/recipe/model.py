@@ -15,18 +15,26 @@ class CallableModel(Strict):
 
     reads_data: ClassVar[bool] = True
 
-    callable: Callable = Field(description="Returns the torch.nn.Module.")
-    args: dict[str, Any] = Field(default={}, description="Keyword arguments of the callable.")
+    callable: Callable = Field(
+        description="Returns the torch.nn.Module.", examples=["nets.py:tiny"]
+    )
+    args: dict[str, Any] = Field(
+        default={}, description="Keyword arguments of the callable.", examples=[{"classes": 10}]
+    )
     weights: File | None = Field(
-        default=None, description="A safetensors file, or a torch file (weights only)."
+        default=None,
+        description="A safetensors file, or a torch file (weights only).",
+        examples=["tiny.safetensors"],
     )
     state_dict_key: str | None = Field(
         default=None,
         description="Of a torch file with several sets of weights: which, as ema.shadow.",
+        examples=["ema.shadow"],
     )
     strip_prefix: str | None = Field(
         default=None,
         description="What the weights' names begin with and the model's do not: module.",
+        examples=["module."],
     )
 
     @model_validator(mode="after")
@@ -58,7 +66,9 @@ class OnnxModel(Strict):
 
     reads_data: ClassVar[bool] = False
 
-    onnx: File = Field(description="The file; weights in other files lie beside it.")
+    onnx: File = Field(
+        description="The file; weights in other files lie beside it.", examples=["net.onnx"]
+    )
 
     @property
     def files(self) -> tuple[Path, ...]:

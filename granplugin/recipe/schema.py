@@ -40,42 +40,58 @@ class Limits(Strict):
     """What must hold, else the exit code is 1."""
 
     top1_drop: float | None = Field(
-        default=None, ge=0, description="Points against fp32, at the interval's unfavourable end."
+        default=None,
+        ge=0,
+        description="Points against fp32, at the interval's unfavourable end.",
+        examples=[1.0],
     )
     latency_vs: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default={}, description="Baseline -> largest allowed ratio of median latencies."
+        default={},
+        description="Baseline -> largest allowed ratio of median latencies.",
+        examples=[{"fp16": 0.9}],
     )
     unhonoured: int | None = Field(
-        default=None, ge=0, description="Rows that an engine may compute otherwise than asked."
+        default=None,
+        ge=0,
+        description="Rows that an engine may compute otherwise than asked.",
+        examples=[0],
     )
 
 
 class LatencySpec(Strict):
     """How latency is measured."""
 
-    rounds: int = Field(default=20, ge=6, description="Interleaved rounds.")
-    seconds: float = Field(default=3.0, gt=0, description="At most so long for each variant.")
+    rounds: int = Field(default=20, ge=6, description="Interleaved rounds.", examples=[40])
+    seconds: float = Field(
+        default=3.0, gt=0, description="At most so long for each variant.", examples=[5.0]
+    )
 
 
 class StatisticsSpec(Strict):
     """Ranges from and to a file."""
 
     import_: File | None = Field(
-        default=None, alias="import", description="JSON file of amax to use."
+        default=None,
+        alias="import",
+        description="JSON file of amax to use.",
+        examples=["amax.json"],
     )
-    export: File | None = Field(default=None, description="Where to write this run's amax.")
+    export: File | None = Field(
+        default=None, description="Where to write this run's amax.", examples=["amax.json"]
+    )
 
 
 class ClassesSpec(Strict):
     """Where decisions are read: the output with a score for each class, and the axis of these."""
 
     output: str | None = Field(
-        default=None, description="Its name; default: the only one that may."
+        default=None, description="Its name; default: the only one that may.", examples=["logits"]
     )
     axis: int | None = Field(
         default=None,
         description="Of the classes, as 1 of (samples, classes, height, width) or -1 of (samples, "
         "tokens, classes); not 0, the samples.",
+        examples=[1],
     )
 
 
@@ -83,68 +99,98 @@ class RecipePart(Strict):
     """A recipe without the model or the data it is for: what others extend, or what a script says
     of a model of its own."""
 
-    version: int = Field(description="Of this schema: 1.")
+    version: int = Field(description="Of this schema: 1.", examples=[1])
     name: Name = Field(
-        default="", description="Names the run folder runs/<name>; default: the file's name."
+        default="",
+        description="Names the run folder runs/<name>; default: the file's name.",
+        examples=["edge"],
     )
     extends: Annotated[list[File], OrAlone(least=0)] = Field(
-        default=[], description="Recipes whose keys and rules come before this one's, in order."
+        default=[],
+        description="Recipes whose keys and rules come before this one's, in order.",
+        examples=[["base.yaml"]],
     )
-    model: ModelKey | None = Field(default=None, description="Where the network comes from.")
+    model: ModelKey | None = Field(
+        default=None,
+        description="Where the network comes from.",
+        examples=[{"callable": "nets.py:tiny"}],
+    )
     device: Annotated[str, OneOf("device", ("cpu", "cuda", "auto"), (("gpu", "cuda"),))] = Field(
-        default="cpu", description="Where the model runs for calibration; auto: cuda if there."
+        default="cpu",
+        description="Where the model runs for calibration; auto: cuda if there.",
+        examples=["auto"],
     )
     data: DataSpec | None = Field(
-        default=None, description="What it is calibrated on and measured with."
+        default=None,
+        description="What it is calibrated on and measured with.",
+        examples=[{"calibration": {"npz": "data.npz", "inputs": {"image": "images"}}}],
     )
     metrics: list[Annotated[str, OneOf("metric", tuple(METRICS))]] = Field(
         default=["agreement", "sqnr_db"],
         min_length=1,
         description="What is measured on the evaluation data.",
+        examples=[["top1", "agreement"]],
     )
     classes: ClassesSpec | None = Field(
         default=None,
         description="Which output has a score for each class, for top1, top5, agreement and analyze; "
         "default: the only one of shape (samples, classes).",
+        examples=[{"output": "logits", "axis": 1}],
     )
     evaluate: Callable | None = Field(
         default=None,
         description="fn(predict, data) -> {metric: value, per_sample: {metric: [..]}, "
         "lower_is_better: [metric]}.",
+        examples=["measure.py:errors"],
     )
-    defaults: DefaultsKey = Field(default=DEFAULT, description="What a layer gets before any rule.")
+    defaults: DefaultsKey = Field(
+        default=DEFAULT,
+        description="What a layer gets before any rule.",
+        examples=["modelopt@0.47"],
+    )
     rules: list[Rule] = Field(
-        default=[], description="Overrides, in order: the last that matches decides, key by key."
+        default=[],
+        description="Overrides, in order: the last that matches decides, key by key.",
+        examples=[[{"match": "stem.*", "format": "float"}]],
     )
     share: SharesKey = Field(
         default=[],
         description="Sites with one scale, the largest of theirs: layers and a role, or concat - "
         "around each concatenation, all that reads one of its inputs or its result.",
+        examples=[["concat"]],
     )
     variants: dict[Name, Variant] = Field(
-        default={}, description="Name -> what to change; built and compared in the same run."
+        default={},
+        description="Name -> what to change; built and compared in the same run.",
+        examples=[{"without-rescue": {"drop": ["rescue"]}}],
     )
     statistics: StatisticsSpec = Field(
-        default=StatisticsSpec(), description="Ranges (amax) from and to a JSON file."
+        default=StatisticsSpec(),
+        description="Ranges (amax) from and to a JSON file.",
+        examples=[{"export": "amax.json"}],
     )
     optional_engines: list[Annotated[str, OneOf("engine", tuple(ENGINES))]] = Field(
         default=[],
         description="Engines to use where they are installed, and else to leave out; default: "
         f"{' and '.join(_IF_INSTALLED)} where no engines are named.",
+        examples=[["tensorrt_rtx"]],
     )
     engines: list[Annotated[str, OneOf("engine", tuple(ENGINES))]] = Field(
         default=_ALWAYS,
         min_length=1,
         description="What variants are built and measured with.",
+        examples=[["openvino", "onnxruntime"]],
     )
     precision: Annotated[str, OneOf("precision", PRECISIONS)] = Field(
         default="fp32",
         description="What everything that is not quantized is computed in; also where a preset is "
         "a baseline.",
+        examples=["fp16"],
     )
     baselines: list[Annotated[str, OneOf("baseline", ("fp32", "fp16", *PRESETS))]] = Field(
         default=["fp32", DEFAULT],
         description="What the recipe is compared with; fp16: nothing quantized, all in float16.",
+        examples=[["fp32", "fp16"]],
     )
     on_unsupported: OnUnsupported = Field(
         default=("error",),
@@ -153,13 +199,26 @@ class RecipePart(Strict):
         "finest coarser granularity it has (block, channel, tensor); simulate: float on the "
         "device, for accuracy only; float: the layer is not quantized. Of a list, the first that "
         "can be done. Each engine has its own; model.onnx keeps what the rules say.",
+        examples=[["lower", "coarsen"]],
     )
-    build: Build = Field(default=Build(), description="How TensorRT and TensorRT-RTX build.")
-    latency: LatencySpec = Field(default=LatencySpec(), description="How latency is measured.")
+    build: Build = Field(
+        default=Build(),
+        description="How TensorRT and TensorRT-RTX build.",
+        examples=[{"optimization_level": 3}],
+    )
+    latency: LatencySpec = Field(
+        default=LatencySpec(), description="How latency is measured.", examples=[{"rounds": 40}]
+    )
     analyze: Analyze = Field(
-        default=Analyze(), description="What `granplugin analyze` asks about, and on how much."
+        default=Analyze(),
+        description="What `granplugin analyze` asks about, and on how much.",
+        examples=[{"tolerance": 0.5}],
     )
-    limits: Limits = Field(default=Limits(), description="What must hold, else exit code 1.")
+    limits: Limits = Field(
+        default=Limits(),
+        description="What must hold, else exit code 1.",
+        examples=[{"top1_drop": 1.0}],
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -176,8 +235,13 @@ class RecipePart(Strict):
 class Recipe(RecipePart):
     """A recipe: one model, its data, and what is quantized how."""
 
-    model: ModelKey = Field(description="Where the network comes from.")
-    data: DataSpec = Field(description="What it is calibrated on and measured with.")
+    model: ModelKey = Field(
+        description="Where the network comes from.", examples=[{"callable": "nets.py:tiny"}]
+    )
+    data: DataSpec = Field(
+        description="What it is calibrated on and measured with.",
+        examples=[{"calibration": {"npz": "data.npz", "inputs": {"image": "images"}}}],
+    )
 
 
 def json_schema() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pydantic import (
 
 from granplugin.quant.calibrators import PLAIN, Calibrator, parse_calibrator
 from granplugin.quant.formats import FORMATS, NO_RANGE
-from granplugin.quant.granularity import GRANULARITIES, PARAMETERS, GranularityKey
+from granplugin.quant.granularity import EXAMPLES, GRANULARITIES, PARAMETERS, GranularityKey
 from granplugin.recipe.strict import OneOf, Strict, at_key, unknown_key
 from granplugin.suggest import did_you_mean
 
@@ -47,7 +47,11 @@ FormatKey = Annotated[str, OneOf("format", (*FORMATS, FLOAT))]
 
 def _short_forms(schema: dict[str, Any]) -> None:
     for name, parameters in PARAMETERS.items():
-        short = {"description": f"Short for granularity: {{{name}: ...}}.", **parameters}
+        short = {
+            "description": f"Short for granularity: {{{name}: ...}}.",
+            "examples": [EXAMPLES[name]],
+            **parameters,
+        }
         schema["properties"][name] = short
 
 
@@ -67,16 +71,20 @@ class Settings(Strict):
     model_config = ConfigDict(json_schema_extra=_short_forms)
 
     format: FormatKey | None = Field(
-        default=None, description=f"{', '.join(FORMATS)}, or float: left alone."
+        default=None, description=f"{', '.join(FORMATS)}, or float: left alone.", examples=["int8"]
     )
     granularity: GranularityKey | None = Field(
-        default=None, description="Which values share one scale; its parameters are part of it."
+        default=None,
+        description="Which values share one scale; its parameters are part of it.",
+        examples=[{"per_block": {"size": 16}}],
     )
     calibrator: CalibratorKey | None = Field(
-        default=None, description="How amax, the largest value that fits, is found."
+        default=None,
+        description="How amax, the largest value that fits, is found.",
+        examples=[{"percentile": 99.99}],
     )
     amax: Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(_range)] | None = Field(
-        default=None, description="Pins the range: no calibration."
+        default=None, description="Pins the range: no calibration.", examples=[6.0]
     )
 
     @model_validator(mode="after")

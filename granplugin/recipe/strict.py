@@ -90,7 +90,13 @@ def _path(value: Any) -> Path:
 File = Annotated[
     Path,
     BeforeValidator(_path),
-    WithJsonSchema({"type": "string", "description": "A path; relative ones start at the recipe."}),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "format": "path",
+            "description": "A path; relative ones start at the recipe.",
+        }
+    ),
 ]
 
 
@@ -137,7 +143,13 @@ def target_of(value: Any) -> Target:
 Callable = Annotated[
     Target,
     BeforeValidator(target_of),
-    WithJsonSchema({"type": "string", "description": "file.py:name or installed.module:name"}),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "format": "callable",
+            "description": "file.py:name or installed.module:name",
+        }
+    ),
 ]
 
 
