@@ -173,13 +173,13 @@ class RecipePart(Strict):
         default=[],
         description="Engines to use where they are installed, and else to leave out; default: "
         f"{' and '.join(_IF_INSTALLED)} where no engines are named.",
-        examples=[["tensorrt_rtx"]],
+        examples=[list(ENGINES)[-1:]],
     )
     engines: list[Annotated[str, OneOf("engine", tuple(ENGINES))]] = Field(
         default=_ALWAYS,
         min_length=1,
         description="What variants are built and measured with.",
-        examples=[["openvino", "onnxruntime"]],
+        examples=[list(ENGINES)[:2]],
     )
     precision: Annotated[str, OneOf("precision", PRECISIONS)] = Field(
         default="fp32",
