@@ -31,7 +31,7 @@ class Decision(Strict):
         "weight", "per_tensor", {"format": "int4", "per_block": {"size": 128}}
     )
     input: SettingsKey | None = _of(
-        "input", "fp8", {"granularity": "per_tensor", "calibrator": "entropy"}
+        "input", "fp8", {"granularity": "per_tensor", "calibrator": {"percentile": 99.99}}
     )
     output: SettingsKey | None = _of("output", "per_tensor")
     other: SettingsKey | None = _of(
