@@ -3,6 +3,7 @@ not take for marks."""
 
 from __future__ import annotations
 
+from granplugin.report.schema.check import CheckedRecipe, CheckOutput
 from granplugin.report.schema.parts import Machine, MovedBytes
 from granplugin.report.schema.run import (
     ComputedWrongly,
@@ -29,8 +30,6 @@ from granplugin.report.schema.verbs import (
     CapabilityRow,
     ChangedLayer,
     ChannelFacts,
-    CheckedRecipe,
-    CheckOutput,
     CleanOutput,
     ComparedSide,
     CompareOutput,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
 import os
 import re
 import subprocess
@@ -13,10 +16,15 @@ import jsonschema
 import pytest
 import yaml
 from conftest import ROOT, run_main
+from report_values import report
 
 import granplugin
-
-VERBS = ("apply", "inspect", "plan", "check", "schema", "doctor")
+from granplugin.cli import show
+from granplugin.cli.telling import Telling
+from granplugin.cli.verbs import STEPS, said_of, verbs
+from granplugin.report.render.terminal import lines
+from granplugin.report.view.elements import Column, Row, Section, Table, cells, columns
+from granplugin.stdout import Results, results_to
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +43,7 @@ def test_version_is_one_line():
     assert run_main("--version") == (0, f"granplugin {granplugin.__version__}\n", "")
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", verbs())
 def test_every_verb_has_help_that_says_what_it_does(verb):
     done = run_main(verb, "--help")
     assert (done.code, done.stderr) == (0, "")
@@ -214,28 +222,72 @@ def test_a_reader_that_goes_away_is_no_error(command):
     assert process.returncode == 0
 
 
-def test_no_color_and_a_terminal(applied, command):
-    """On a terminal there are colours, and with NO_COLOR there are none."""
-    import pty
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
-    def said(**more: str) -> str:
-        parent, child = pty.openpty()
-        environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", **more}
-        environment.pop("NO_COLOR", None) if not more else None
-        process = subprocess.Popen([command, "--help"], stdout=child, stderr=child, env=environment)
-        os.close(child)
-        told = b""
-        try:
-            while part := os.read(parent, 4096):
-                told += part
-        except OSError:  # how Linux says that the other side closed
-            pass
-        process.wait()
-        return told.decode()
 
-    colour = re.compile(r"\x1b\[(\d+;)*3\dm")
-    assert colour.search(said())
-    assert not colour.search(said(NO_COLOR="1"))
+@pytest.fixture
+def shown(monkeypatch):
+    """What `show` prints of a value on a terminal of some width, under options of every verb."""
+
+    def show_there(value, columns: int, **asked: bool) -> str:
+        monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.setenv("COLUMNS", str(columns))
+        terminal = Terminal()
+        with results_to(Results(terminal)), Telling(**asked).told():
+            show(value, json_=False)
+        return terminal.getvalue()
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    yield show_there
+    Telling().tell()
+
+
+COLOUR = re.compile(r"\x1b\[(\d+;)*3\dm")
+
+
+def test_colours_are_for_terminals_that_want_them(shown, monkeypatch):
+    assert COLOUR.search(shown(report(), 80))
+    assert not COLOUR.search(shown(report(), 80, plain=True))
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not COLOUR.search(shown(report(), 80))
+
+
+def test_a_table_is_as_wide_as_the_terminal_and_sentences_are_not(shown):
+    wide, narrow = (re.sub(r"\x1b\[[\d;]*m", "", shown(report(), of)) for of in (160, 80))
+    assert max(map(len, narrow.splitlines())) <= 80 < max(map(len, wide.splitlines())) <= 160
+    assert len(wide.splitlines()) < len(narrow.splitlines())
+
+
+def test_plain_says_each_row_with_the_heads_of_its_values():
+    of = Table(columns(Column("layer", "name"), "SQNR dB"), (Row(cells("head", "31.2")),))
+    assert [line.plain for line in lines(Section("", (of,)), plain=True)] == [
+        "layer head, SQNR dB 31.2"
+    ]
+
+
+@pytest.mark.parametrize("argv", [["-q", "check"], ["check", "-q"]])
+def test_options_of_every_verb_stand_before_or_behind_it(argv):
+    assert run_main(*argv, ROOT / "recipes/digits_mobilenet.yaml").code == 0
+
+
+def test_help_lists_the_verbs_as_one_works_with_them():
+    told = run_main("--help").stdout
+    at = [told.index(f"\n  {verb} ") for verb in verbs()]
+    assert at == sorted(at) and all(said_of(verb) in told for verb in verbs())
+    assert all(f"\n{step}:\n" in told for step in STEPS)
+    assert not re.search("[\u2500-\u257f]", told + run_main("plan", "--help").stdout)
+
+
+def test_quiet_tells_nothing_but_what_is_wrong(caplog):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), Telling(quiet=True).told():
+        for level in (logging.INFO, logging.WARNING):
+            logging.getLogger("granplugin.runs").log(level, "at %d", level)
+        logging.getLogger("granplugin.progress").info("after 5 s")
+    Telling().tell()
+    assert said.getvalue() == "at 30\n"
 
 
 def test_the_shell_completes_verbs(command):

@@ -43,16 +43,17 @@ def test_a_short_stage_tells_nothing_and_leaves_no_thread(caplog):
 
 
 def test_lines_are_seen_without_verbose_and_other_steps_are_not(soon, monkeypatch):
-    from granplugin.cli import options
+    from granplugin.cli.telling import Telling
 
     root, said = logging.getLogger(), io.StringIO()
     held, level = root.handlers[:], root.level
-    monkeypatch.setattr(progress.console, "file", said)
+    monkeypatch.setattr(progress, "console", progress.console)
     try:
-        options()
-        logging.getLogger("granplugin.runs").info("a step")
-        with progress.stage("exporting"):
-            wait_for(said.getvalue)
+        with Telling().told():
+            monkeypatch.setattr(progress.console, "file", said)
+            logging.getLogger("granplugin.runs").info("a step")
+            with progress.stage("exporting"):
+                wait_for(said.getvalue)
     finally:
         root.handlers[:] = held
         root.setLevel(level)

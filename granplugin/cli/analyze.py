@@ -1,4 +1,4 @@
-"""`granplugin analyze`."""
+"""Which layer loses what, why, and the settings that mend it."""
 
 from __future__ import annotations
 

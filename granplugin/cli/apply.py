@@ -1,4 +1,4 @@
-"""`granplugin apply`."""
+"""Build, measure and compare baselines, recipes and variants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`granplugin audit`."""
+"""What an engine does with any Q/DQ ONNX; and lint of it."""
 
 from __future__ import annotations
 

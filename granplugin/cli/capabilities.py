@@ -1,4 +1,4 @@
-"""`granplugin capabilities`."""
+"""What an engine has, by operation and granularity."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXAMPLE = "granplugin capabilities --backend tensorrt_rtx"
 def capabilities(
     backend: Annotated[str, typer.Option(help="The engine.")] = AUDITED[0],
     probe: Annotated[
-        bool, typer.Option(help="Rebuild the small networks behind the table; takes minutes.")
+        bool, typer.Option("--probe", help="Rebuild the small networks behind the table (minutes).")
     ] = False,
     json_: Json = False,
 ) -> int:

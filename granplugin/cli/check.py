@@ -1,4 +1,4 @@
-"""`granplugin check`."""
+"""Validate recipes without running anything."""
 
 from __future__ import annotations
 

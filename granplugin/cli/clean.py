@@ -1,4 +1,4 @@
-"""`granplugin clean`."""
+"""Free what runs keep for a next run; results stay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`granplugin compare`."""
+"""Two engines, files or variants side by side."""
 
 from __future__ import annotations
 

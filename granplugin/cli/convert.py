@@ -1,4 +1,4 @@
-"""`granplugin convert`."""
+"""A recipe of modelopt's quant_cfg or a calibrated checkpoint."""
 
 from __future__ import annotations
 

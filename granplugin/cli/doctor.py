@@ -1,4 +1,4 @@
-"""`granplugin doctor`."""
+"""What is installed, which engines work, why others do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`granplugin explain`."""
+"""Half a page on a word of recipes and reports, or a code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`granplugin export`."""
+"""A folder that builds and measures elsewhere, without Python."""
 
 from __future__ import annotations
 

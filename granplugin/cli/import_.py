@@ -1,4 +1,4 @@
-"""`granplugin import`."""
+"""Enter into a run what came back from an exported folder."""
 
 from __future__ import annotations
 

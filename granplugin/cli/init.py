@@ -1,4 +1,4 @@
-"""`granplugin init`."""
+"""A commented recipe to start from, made for your network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`granplugin inspect`."""
+"""What the layers are: shapes, ranges, spreads, defaults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`granplugin plan`."""
+"""What each site gets, and the rule that decided it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def plan(
     recipe: OneRecipe,
     variant: Annotated[Optional[str], typer.Option(help="A variant of the recipe.")] = None,
     why: Annotated[Optional[str], typer.Option(metavar="LAYER", help="One layer's story.")] = None,
-    modelopt: Annotated[bool, typer.Option(help="The config as modelopt takes it.")] = False,
+    modelopt: Annotated[
+        bool, typer.Option("--modelopt", help="The config as modelopt takes it.")
+    ] = False,
     settings: Settings = None,
     out: Out = None,
     json_: Json = False,

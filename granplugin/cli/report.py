@@ -1,4 +1,4 @@
-"""`granplugin report`."""
+"""One page of a run, to open offline or to mail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`granplugin runs`."""
+"""The runs there are, of when, and how much room they take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`granplugin schema`."""
+"""JSON Schema of recipes (for editors), and of --json."""
 
 from __future__ import annotations
 

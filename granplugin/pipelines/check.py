@@ -13,7 +13,7 @@ from granplugin.quant.layers import Layer, layer_from_json
 from granplugin.recipe.files import named
 from granplugin.recipe.load import load_recipe, load_variants
 from granplugin.recipe.loaded import Loaded
-from granplugin.report.schema.verbs import CheckedRecipe, CheckOutput, NamedFile
+from granplugin.report.schema.check import CheckedRecipe, CheckOutput, NamedFile
 from granplugin.store.run_folder import default_folder
 
 

@@ -11,12 +11,12 @@ from rich.text import Text
 
 from granplugin.report.render import RENDERERS, terminal
 from granplugin.report.schema.analysis import Analysis
+from granplugin.report.schema.check import CheckOutput
 from granplugin.report.schema.page import EnginePlanOf, PageData
 from granplugin.report.schema.run import Report
 from granplugin.report.schema.verbs import (
     AuditOutput,
     CapabilitiesOutput,
-    CheckOutput,
     CleanOutput,
     CompareOutput,
     DoctorOutput,
@@ -60,9 +60,12 @@ def as_text(value: Part, width: int = terminal.WIDTH, **options: Any) -> str:
     return terminal.render(view_of(value, **options), width)
 
 
-def as_lines(value: Part, **options: Any) -> list[Text]:
-    """The same, line by line and in colours, for a terminal."""
-    return terminal.lines(view_of(value, **options))
+def as_lines(
+    value: Part, width: int = terminal.WIDTH, plain: bool = False, **options: Any
+) -> list[Text]:
+    """The same, line by line and in colours, for a terminal; `plain`, for who hears it, the rows of
+    tables are sentences."""
+    return terminal.lines(view_of(value, **options), width, plain)
 
 
 def as_html(value: Part) -> str:

@@ -24,6 +24,8 @@ from granplugin.visible import visible, visible_line
 from granplugin.words import first
 
 WIDTH = 80
+READABLE = 100
+"""The most that a line of sentences has; tables take what there is."""
 STYLES: dict[Sense, str] = {
     "plain": "", "strong": "bold", "good": "green", "bad": "red", "doubtful": "yellow",
 }  # fmt: skip
@@ -39,12 +41,13 @@ def render(view: Section, width: int = WIDTH) -> str:
     return "\n".join(line.plain for line in lines(view, width))
 
 
-def lines(view: Section, width: int = WIDTH) -> list[Text]:
-    """The same, in colours: a blank line between what has a title and the rest."""
+def lines(view: Section, width: int = WIDTH, plain: bool = False) -> list[Text]:
+    """The same, in colours: a blank line between what has a title and the rest. `plain`, the rows
+    of tables are sentences, for who hears them."""
     found = [_line(line, "strong") for line in _flush(view.title, width)] if view.title else []
     behind_section = False
     for block in view.blocks:
-        told = list(_block(block, width))
+        told = list(_block(block, width, plain))
         if found and told and (behind_section or isinstance(block, Section)):
             found.append(Text())
         behind_section = isinstance(block, Section)
@@ -52,10 +55,10 @@ def lines(view: Section, width: int = WIDTH) -> list[Text]:
     return found
 
 
-def _block(block: Block, width: int) -> Iterator[Text]:
+def _block(block: Block, width: int, plain: bool) -> Iterator[Text]:
     match block:
         case Section():
-            yield from lines(block, width)
+            yield from lines(block, width, plain)
         case Paragraph():
             yield from (_line(line, block.sense) for line in _flush(block.text, width))
         case Item():
@@ -64,6 +67,8 @@ def _block(block: Block, width: int) -> Iterator[Text]:
             yield from map(Text, _terms(block, width))
         case Verbatim():
             yield from (Text(visible_line(line)) for line in block.lines)
+        case Table() if plain:
+            yield from map(Text, _said(block, width))
         case Table():
             for part in _parts(block, width):
                 yield from _table(part, width)
@@ -74,14 +79,14 @@ def _line(line: str, sense: Sense) -> Text:
 
 
 def _flush(text: str, width: int) -> list[str]:
-    return textwrap.wrap(visible(text), width, break_on_hyphens=False)
+    return textwrap.wrap(visible(text), min(width, READABLE), break_on_hyphens=False)
 
 
 def _hanging(text: str, width: int, indent: int, breaking: bool = False) -> list[str]:
     """Words that are longer than a line, as paths, stay whole, so that they can be copied; unless
     `breaking`."""
     return textwrap.wrap(
-        visible(text), width, initial_indent=" " * indent,
+        visible(text), min(width, READABLE), initial_indent=" " * indent,
         subsequent_indent=" " * (indent + _HALF_STEP), break_long_words=breaking,
         break_on_hyphens=False,
     )  # fmt: skip
@@ -110,9 +115,26 @@ def _terms(terms: Terms, width: int) -> Iterator[str]:
     room = max(_TERM, min(max(map(len, words), default=0), width // 3))
     for word, (_, text) in zip(words, terms.pairs, strict=True):
         yield from textwrap.wrap(
-            visible(text), width, initial_indent=f"{word:<{room}} ",
+            visible(text), min(width, READABLE), initial_indent=f"{word:<{room}} ",
             subsequent_indent=" " * (room + 1), break_long_words=False, break_on_hyphens=False,
         ) or [word]  # fmt: skip
+
+
+def _said(table: Table, width: int) -> Iterator[str]:
+    """Its rows as sentences, each value behind its head; what is not known is not said."""
+    under = ""
+    for row in table.rows:
+        if row.under != under:
+            yield from _hanging(row.under, width, 0)
+        under = row.under
+        told = [
+            f"{column.head} {cell.whole}" if column.head else cell.whole
+            for column, cell in zip(table.columns, row.cells, strict=True)
+            if cell.text
+        ]
+        yield from _hanging(", ".join(told), width, 0)
+        for note in row.notes:
+            yield from _hanging(note, width, _HALF_STEP)
 
 
 def _parts(table: Table, width: int) -> Iterator[Table]:

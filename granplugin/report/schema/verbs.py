@@ -8,6 +8,7 @@ from pydantic import Field
 
 from granplugin.engines import PromiseKind
 from granplugin.report.schema.analysis import Analysis
+from granplugin.report.schema.check import CheckOutput
 from granplugin.report.schema.parts import Coverage, Machine, MovedBytes
 from granplugin.report.schema.run import LintFinding
 from granplugin.results.audited import Kind as VerdictKind
@@ -99,35 +100,6 @@ class WhyOutput(Part):
     version: int = 1
     layer: str
     story: list[str]
-
-
-class NamedFile(Part):
-    """A file that a recipe reads, runs or writes."""
-
-    key: str = Field(description="The key that names it.")
-    file: str
-    outside: bool = Field(description="Whether it lies outside the recipe's folder.")
-
-
-class CheckedRecipe(Part):
-    recipe: str
-    ok: bool
-    errors: list[str] = []
-    checked: str = Field(description="`text`, or `text and layers` of the last plan.")
-    why: str = ""
-    files: list[NamedFile] = Field(default=[], description="With --files: all that it names.")
-
-    @property
-    def line(self) -> str:
-        """What is said of a good one."""
-        return f"{self.recipe}: good; checked its {self.checked}{self.why}"
-
-
-class CheckOutput(Part):
-    """`granplugin check --json`."""
-
-    version: int = 1
-    recipes: list[CheckedRecipe]
 
 
 class EngineState(Part):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 from granplugin.report.schema.verbs import AuditedSite, AuditOutput
 from granplugin.report.view.elements import (
@@ -13,7 +14,6 @@ from granplugin.report.view.elements import (
     Item,
     Row,
     Section,
-    Sense,
     Table,
     cells,
     columns,
@@ -21,12 +21,9 @@ from granplugin.report.view.elements import (
 )
 from granplugin.report.view.findings import findings_items
 from granplugin.report.view.moved import moved_told
+from granplugin.report.view.senses import SENSES
 from granplugin.results.audited import Kind as VerdictKind
 from granplugin.words import counted, first, with_lines
-
-_SENSES: dict[VerdictKind, Sense] = {
-    "honoured": "good", "degraded": "doubtful", "wrong": "bad", "unknown": "plain",
-}  # fmt: skip
 
 
 def audit_view(audit: AuditOutput) -> Section:
@@ -53,7 +50,7 @@ def _summary(audit: AuditOutput) -> str:
         told = counted({finding.code for finding in audit.refusals}, "reason")
         return f"{counted(audit.sites, 'site')} and no verdict: {told} why it is not built"
     counts = Counter(site.verdict for site in audit.sites)
-    told = ", ".join(f"{counts[kind]} {kind}" for kind in _SENSES if counts[kind])
+    told = ", ".join(f"{counts[kind]} {kind}" for kind in get_args(VerdictKind) if counts[kind])
     known = audit.moved is not None and audit.moved.activations is not None
     moved = f", {moved_told(audit.moved)}" if audit.moved and known else ""
     return f"{told or 'no site'} of {len(audit.sites)}; {audit.kernels} kernels{moved}"
@@ -89,7 +86,7 @@ def _row(alike: tuple[str | None, ...], found: Sequence[AuditedSite]) -> Row:
         cells(
             Cell(found[0].layer, more=len(found) - 1),
             *told,
-            Cell(verdict or "", _SENSES[kind]) if kind else None,
+            Cell(verdict or "", SENSES[kind]) if kind else None,
             f"{sum(known):.3f}" if known else None,
         ),
         notes=tuple(_notes(reason or "", found)),

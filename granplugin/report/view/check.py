@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from granplugin.report.schema.verbs import CheckOutput
+from granplugin.report.schema.check import CheckOutput
 from granplugin.report.view.elements import Section, Verbatim
 
 

@@ -49,6 +49,7 @@ from granplugin.report.view.run_facts import (
     version_of,
     warnings,
 )
+from granplugin.report.view.senses import SENSES
 from granplugin.report.view.troubles import troubles
 
 _LISTED = 5
@@ -193,8 +194,7 @@ def _against(
         if found.low is None or found.high is None:
             return None
         return Cell(bounds(found.low, found.high, spec))
-    senses: dict[str, Sense] = {"worse": "bad", "better": "good"}
-    sense = senses.get(interval.verdict, "plain")
+    sense: Sense = SENSES.get(interval.verdict, "plain")
     if said and interval.verdict != NONE_MEASURABLE:
         return Cell(f"{difference(interval, spec)} {interval.verdict}", sense)
     same = " =" if not said and interval.low is not None and same_as_fp32(engine) else ""
@@ -296,9 +296,9 @@ def _unhonoured(variant: str, engine: EngineResult) -> Iterator[Item]:
     bad = [v for v in engine.verdicts if v.verdict in ("degraded", "wrong")]
     for verdict in bad[:_LISTED]:
         told = f"{variant}: {verdict.site} {verdict.verdict}: {verdict.detail} ({verdict.where})"
-        yield Item(told, 1, sense="doubtful" if verdict.verdict == "degraded" else "bad")
+        yield Item(told, 1, sense=SENSES[verdict.verdict])
     if len(bad) > _LISTED:
-        yield Item(f"{variant}: and {len(bad) - _LISTED} more", 1, sense="doubtful")
+        yield Item(f"{variant}: and {len(bad) - _LISTED} more", 1, sense="bad")
     unknown = tuple(v.site for v in engine.verdicts if v.verdict == "unknown")
     if unknown:
         yield Item(f"{variant}: not known of {len(unknown)}:", 1, unknown)
@@ -347,6 +347,5 @@ def _latencies(shown: Iterable[tuple[VariantResult, EngineResult]]) -> Iterator[
 
 
 def _limit(limit: LimitResult) -> Paragraph:
-    senses: dict[str, Sense] = {"met": "good", "missed": "bad", "cannot tell": "doubtful"}
     told = f"limit {limit.limit} <= {limit.bound:g} ({limit.variant}): {limit.verdict}; {limit.why}"
-    return Paragraph(told, senses[limit.verdict])
+    return Paragraph(told, SENSES[limit.verdict])

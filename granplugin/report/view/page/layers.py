@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
 
 from granplugin.planning.rows import Row
 from granplugin.report.schema.analysis import Analysis, LayerAnalysis, SettingFigures, Sqnr
@@ -25,6 +24,7 @@ from granplugin.report.schema.run import EngineResult, Report
 from granplugin.report.view.analysis_facts import own_and_best
 from granplugin.report.view.analysis_reasons import suggested
 from granplugin.report.view.page.kept import Kept
+from granplugin.report.view.senses import SENSES
 
 MEASURES = (
     Axis(key="output", title="output SQNR, dB (this site alone rounded)", better="more"),
@@ -34,12 +34,6 @@ MEASURES = (
     Axis(key="scales", title="scales stored", better="less"),
     Axis(key="mb", title="MB that its kernels move", better="less"),
 )
-_SENSE: dict[str, Literal["good", "bad", "doubtful"]] = {
-    "honoured": "good",
-    "degraded": "bad",
-    "wrong": "bad",
-    "unknown": "doubtful",
-}
 
 
 def layers_of(kept: Kept) -> list[PageLayer]:
@@ -164,7 +158,7 @@ def _verdicts(report: Report | None) -> dict[tuple[str, str], dict[str, Told]]:
                 told = f"{each.verdict}: {each.detail}" if each.detail else each.verdict
                 if each.site in engine.made:
                     told += f" (made {engine.made[each.site]})"
-                sense = _SENSE[each.verdict]
+                sense = SENSES[each.verdict]
                 if each.verdict == "degraded" and each.promise != "native":
                     sense = "doubtful"
                 found[variant.name, each.site][engine.engine] = (told, sense)

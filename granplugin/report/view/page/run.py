@@ -23,11 +23,8 @@ from granplugin.report.view.elements import (
 from granplugin.report.view.metric_figures import bounds, figure, headline, spec_of
 from granplugin.report.view.moved import MOVED
 from granplugin.report.view.run_facts import megabytes, ran, ratio_text, warnings
+from granplugin.report.view.senses import SENSES
 from granplugin.report.view.troubles import troubles
-
-_SENSES: dict[str, Sense] = {
-    "worse": "bad", "better": "good", "met": "good", "missed": "bad", "cannot tell": "doubtful",
-}  # fmt: skip
 
 
 def verdict(report: Report) -> Section:
@@ -40,7 +37,7 @@ def verdict(report: Report) -> Section:
     told += ran(report)
     for limit in report.limits:
         said = f"limit {limit.limit} <= {limit.bound:g} ({limit.variant}): {limit.verdict}; "
-        told.append(Item(said + limit.why, sense=_SENSES[limit.verdict]))
+        told.append(Item(said + limit.why, sense=SENSES[limit.verdict]))
     return Section("", tuple(told))
 
 
@@ -62,7 +59,7 @@ def _accuracy(report: Report, variant: VariantResult, engine: EngineResult) -> I
         ) else f" on {engine.engine}: no measurable difference from fp32"  # fmt: skip
         if against.low is not None and against.high is not None:
             said += f" (difference {bounds(against.low, against.high, spec, '+')}, 95 %)"
-        sense = _SENSES.get(against.verdict, "strong")
+        sense = SENSES.get(against.verdict, "strong")
     yield Paragraph(f"{said}, on {report.evaluation_samples} samples.", sense)
 
 
@@ -164,7 +161,7 @@ def _metric(report: Report, engine: EngineResult, metric: str) -> list[str | Cel
     if against is None:
         return [Cell(said, "bad" if wrong else "plain"), None]
     # That no difference is measurable is no praise: few samples tell none.
-    sense = _SENSES.get(against.verdict, "plain")
+    sense: Sense = SENSES.get(against.verdict, "plain")
     told = f"{against.value:+{spec}}"
     if against.low is not None and against.high is not None:
         told += f" {bounds(against.low, against.high, spec, '+')}"

@@ -11,6 +11,7 @@ from granplugin.report.view.page.kept import Kept, Page
 from granplugin.report.view.page.layers import layers_of, measures_of
 from granplugin.report.view.page.run import overview, spots, verdict
 from granplugin.report.view.run_whole import run_whole_view
+from granplugin.report.view.senses import SENSES
 
 
 def page_view(kept: Kept) -> Page:
@@ -51,8 +52,7 @@ def _aside(title: str, section: Section) -> Section:
 def _advice(kept: Kept) -> Section:
     assert kept.analysis
     advice = kept.analysis.advice
-    sense = {"within": "good", "above": "bad", "cannot tell": "doubtful"}[advice.verdict]
-    return Section("", (Paragraph(f"Analysis: {advice.said}", sense),))  # type: ignore[arg-type]
+    return Section("", (Paragraph(f"Analysis: {advice.said}", SENSES[advice.verdict]),))
 
 
 def _loss_unit(kept: Kept) -> str:
