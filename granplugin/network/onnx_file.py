@@ -1,10 +1,12 @@
-"""An ONNX file that a network is read from: whole, float, with 1 for the batch it leaves open."""
+"""An ONNX file that a network is read from: whole and float."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx
 from onnx import TensorProto
@@ -12,25 +14,32 @@ from onnx import TensorProto
 from granplugin.errors import ModelError
 from granplugin.graph.read.graph import ReadGraph, dequantizes, quantizes, read_graph
 from granplugin.graph.read.loading import read_model, reading, with_subgraphs
+from granplugin.network.onnx_shapes import infer_shapes
+from granplugin.quant.site import Shape
 from granplugin.store.keys import content_key, file_key
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _INTEGER = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 
 
-def read_float(path: Path) -> ReadGraph:
+def read_float(path: Path, shapes: Mapping[str, Shape] = MappingProxyType({})) -> ReadGraph:
     """The graph of a file; what can be computed from constants alone is constant.
 
-    Where the first axis of an input is open, it is the batch, and 1 in every shape. Raises
-    ModelError: no such file, not ONNX or damaged, weights in files that are not there, or quantized
-    already.
+    `shapes` are those of inputs, or of other tensors, in a pass that is told about; the batch that a
+    file leaves open is onnx_shapes.BATCH otherwise. Raises ModelError: no such file, not ONNX or
+    damaged, weights in files that are not there, or quantized already.
     """
+    return read_graph(float_model(path), path, partial(infer_shapes, given=shapes))
+
+
+def float_model(path: Path) -> onnx.ModelProto:
+    """The file's model, as read_float reads it. Raises ModelError as it does."""
     model = read_model(path)
     with reading(path):
         _check_whole(model, path)
         _check_float(model, path)
-        _fix_batch(model.graph)
-    return read_graph(model, path)
+        _say_types(model, path)
+    return model
 
 
 def content_of(graph: ReadGraph) -> str:
@@ -77,16 +86,14 @@ def _check_float(model: onnx.ModelProto, path: Path) -> None:
         )
 
 
-def _fix_batch(graph: onnx.GraphProto) -> None:
-    stored = {tensor.name for tensor in graph.initializer}
-    names = set()
-    for value in graph.input:
-        dims = value.type.tensor_type.shape.dim
-        if value.name not in stored and dims and dims[0].dim_value < 1:
-            names.add(dims[0].dim_param)
-            dims[0].dim_value = 1
-    # Exporters note shapes with the batch's name in them.
-    for value in (*graph.value_info, *graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param and dim.dim_param in names:
-                dim.dim_value = 1
+def _say_types(model: onnx.ModelProto, path: Path) -> None:
+    """A CastLike takes a type from its second input and no values, so that a constant that is cast
+    so is one all the same: it becomes a Cast."""
+    if any(node.op_type == "CastLike" for node in model.graph.node):
+        graph = read_graph(model, path)
+        for node in model.graph.node:
+            kind = graph.element_type(node.input[1]) if node.op_type == "CastLike" else 0
+            if kind:
+                node.op_type = "Cast"
+                del node.input[1:]
+                node.attribute.append(onnx.helper.make_attribute("to", kind))

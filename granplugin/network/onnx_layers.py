@@ -205,12 +205,14 @@ def _foldable(
     shape = graph.shape(output)
     # Looking at a shape is not reading.
     readers = [each for each in graph.readers(output) if each.op_type not in ("Shape", "Size")]
-    if len(readers) != 1 or output in graph.outputs or len(graph.readers(node.input[1])) != 1:
+    shared = [each for each in graph.readers(node.input[1]) if each.op_type in ONNX_PRODUCTS]
+    if len(readers) != 1 or output in graph.outputs or len(shared) != 1:
         return None
     bn = readers[0]
     if (
         bn.op_type == "BatchNormalization"
         and bn.input[0] == output
+        and graph.constant.issuperset(node.input[1:])
         and graph.constant.issuperset(bn.input[1:])
         and not attribute(bn, "training_mode", 0)
         # fold's result is float32.

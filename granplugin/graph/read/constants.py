@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, defs, helper, numpy_helper, reference, shape_inference
 
+_PER_VALUE = 64
+"""Multiplications that take as long as a value."""
 LARGEST = 2**26
 """The most values a computed constant may have."""
 _AT_LEAST = 2**14
@@ -81,6 +83,8 @@ _COMPUTED = frozenset(
     ]
 )
 """What takes time and memory as its operands and results are large."""
+_MULTIPLIES = frozenset({"Gemm", "MatMul"})
+"""What also takes time as its operands are deep: a weight may be a product of others."""
 _RANDOM = frozenset(
     [
         "Bernoulli",
@@ -116,6 +120,14 @@ def stored_in(node: onnx.NodeProto) -> TensorProto:
     raise ValueError("a Constant without a value")
 
 
+def _multiplied(node: onnx.NodeProto, feeds: Mapping[str, np.ndarray], size: int) -> int:
+    """What a product's multiplications cost, in values."""
+    if node.op_type not in _MULTIPLIES:
+        return 0
+    depth = max(feeds[node.input[0]].shape, default=1)  # of Gemm, either axis may be it
+    return size * depth // _PER_VALUE
+
+
 class Refused(Exception):
     """Why a constant is not computed, as the rest of a sentence about its node."""
 
@@ -137,14 +149,14 @@ class Evaluator:
         """
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             raise Refused(f"is a {node.op_type}, which is not run")
-        if node.op_type not in _COMPUTED or node.domain not in ("", "ai.onnx"):
+        if node.op_type not in _COMPUTED | _MULTIPLIES or node.domain not in ("", "ai.onnx"):
             return None
         size = self._size(node, feeds)
         if size is None:
             return None
         if size > LARGEST:
             raise Refused(f"makes a constant of {size:,} values")
-        self.left -= max(size, _AT_LEAST)
+        self.left -= max(size, _AT_LEAST, _multiplied(node, feeds, size))
         if self.left < 0:
             raise Refused("is one constant too many to compute")
         given = {name: helper.np_dtype_to_tensor_dtype(x.dtype) for name, x in feeds.items()}

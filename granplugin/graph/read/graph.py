@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -32,6 +32,10 @@ BIAS = 2
 _EPILOGUE = ("BatchNormalization", "Identity", "Cast", "Add", "Mul", "Reshape")
 _DOMAINS = ("", "ai.onnx", "com.microsoft", "trt")
 PRECISIONS = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+
+
+Infer = Callable[["ReadGraph"], dict[str, TypeProto.Tensor]]
+"""Tells the types of a graph's tensors, as far as it can."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,11 @@ def read(path: Path) -> ReadGraph:
     return read_graph(read_model(path), path)
 
 
-def read_graph(model: onnx.ModelProto, path: Path) -> ReadGraph:
-    """The graph of a model, as from `load`. Raises ModelError."""
+def read_graph(model: onnx.ModelProto, path: Path, infer: Infer | None = None) -> ReadGraph:
+    """The graph of a model, as from `load`; `infer` tells its tensors' types where onnx's own
+    inference is not to. Raises ModelError."""
     with reading(path):
-        return ReadGraph(model, path)
+        return ReadGraph(model, path, infer=infer)
 
 
 class ReadGraph:
@@ -82,9 +87,13 @@ class ReadGraph:
     """
 
     def __init__(
-        self, model: onnx.ModelProto, path: Path, nodes: Sequence[onnx.NodeProto] | None = None
+        self,
+        model: onnx.ModelProto,
+        path: Path,
+        nodes: Sequence[onnx.NodeProto] | None = None,
+        infer: Infer | None = None,
     ) -> None:
-        """`nodes` stand in for those of the model."""
+        """`nodes` stand in for those of the model, `infer` for onnx's inference."""
         graph = model.graph
         self.model, self.path = model, path
         self.outputs = dict.fromkeys(value.name for value in graph.output)
@@ -110,6 +119,7 @@ class ReadGraph:
                 self.producer[name] = node
         self.nodes = self._in_order(computing)
         self._whole = self.nodes if nodes is None else graph.node
+        self._infer = infer
         self.at = {node.name: at for at, node in enumerate(self.nodes)}
         self.named = {node.name: node for node in self.nodes}
         self.uses: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
@@ -274,6 +284,8 @@ class ReadGraph:
 
     @cached_property
     def _types(self) -> dict[str, TypeProto.Tensor]:
+        if self._infer is not None:
+            return self._infer(self)
         return infer_types(self.model, self._whole, self.stored)
 
     def shape(self, name: str) -> tuple[int | None, ...] | None:
