@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from granplugin.convert.quant_cfg import rules_of
-from granplugin.convert.quotient import as_match, without_suffix
 from granplugin.network.trace import trace
 from granplugin.planning.plan import make_plan
 from granplugin.planning.quantize_config import attributes
 from granplugin.recipe.glob import matcher
 from granplugin.recipe.load import load_part
+from granplugin.recipe.quant_cfg import rules_of
+from granplugin.recipe.quotient import as_match, without_suffix
 
 SUFFIX = ".weight_quantizer"
 patterns = st.lists(
@@ -249,4 +249,4 @@ def test_a_preset_of_modelopt_by_its_name(tmp_path, monkeypatch):
     done = run_main("convert", "modelopt.torch.quantization:INT8_DEFAULT_CFG")
     assert done.code == 0, done.stderr
     recipe = yaml.safe_load((tmp_path / "int8_default_cfg.yaml").read_text())
-    assert recipe["rules"][0]["match"] == "**"
+    assert recipe["rules"][0]["match"] == {"name": "**", "without": "call"}

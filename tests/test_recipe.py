@@ -116,7 +116,7 @@ MISTAKES = {
     "device: gpu": "5:1: unknown device 'gpu'; did you mean 'cuda'?",
     # matches
     "rules: [{match: [], bn: fold}]": "5:10: one at least is expected here",
-    "rules: [{match: {}, bn: fold}]": "5:10: match needs a name, type, trait, size or spread",
+    "rules: [{match: {}, bn: fold}]": "5:10: match needs a name, type, trait, without, size or spread",
     "rules: [{match: {name: null}, bn: fold}]": "5:10: match needs a name",
     "rules: [{match: {exclude: a}, bn: fold}]": "5:10: match needs a name",
     "rules: [{match: 're:(', bn: fold}]": "5:10: not a regular expression: '('",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -21,7 +21,7 @@ from granplugin.network.modules import Stored
 from granplugin.network.product_calls import Product
 from granplugin.network.values import CalledProduct, Values
 from granplugin.network.watch import LayerCall
-from granplugin.quant.layers import Layer, sites_of
+from granplugin.quant.layers import CALL, Layer, sites_of
 from granplugin.quant.site import Operand, Shape
 
 
@@ -29,7 +29,7 @@ from granplugin.quant.site import Operand, Shape
 class CallLayer:
     """One layer with its calls of the pass. `weighted`: no data changes its second factor, of which
     `weight` are the values as a layer has them, None for a product of two activations. `call` tells
-    that no module is the layer."""
+    that no module is the layer, `converted` that modelopt takes the module of this name for one."""
 
     name: str
     call: bool
@@ -38,6 +38,7 @@ class CallLayer:
     weight: Tensor | None
     parameters: tuple[str, ...]
     unusable: str | None
+    converted: bool = False
 
     @property
     def product(self) -> Product:
@@ -66,7 +67,7 @@ class CallLayer:
 
     def describe(self, bn: nn.Module | None) -> Layer:
         """What the calls say but for the flow of values; `bn` can be folded in."""
-        traits = set()
+        traits = {CALL} if self.call and not self.converted else set()
         if self.weight is not None and self.type.startswith("Conv"):
             channels = self.product.first.shape[1 - self.weight.ndim]
             if self.product.groups > 1:
@@ -104,10 +105,22 @@ def find_call_layers(
     for called in _frames(own):
         for name, made in _named(called, values.flow, names, layers, ran, own):
             found[name].append(made)
-    return {
+    layered = {
         name: _layer(name, name not in layers, calls, values, names)
         for name, calls in found.items()
     }
+    modules = dict(model.named_modules())
+    return {
+        name: replace(layer, converted=_is_conv1d(modules.get(name)))
+        for name, layer in layered.items()
+    }
+
+
+def _is_conv1d(module: nn.Module | None) -> bool:
+    """Whether this is the linear layer of transformers whose weight is (in, out), as in GPT-2: of
+    what is no module of torch's, modelopt knows it."""
+    cls = type(module)
+    return cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
 
 
 def _frames(products: Sequence[CalledProduct]) -> list[list[CalledProduct]]:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from granplugin.convert.checkpoint import is_quantizer_key, ranges_of
-from granplugin.convert.quant_cfg import rules_of
 from granplugin.errors import RecipeError, RunError
 from granplugin.reading import check_file, reading
 from granplugin.recipe.callables import named
+from granplugin.recipe.quant_cfg import rules_of
 from granplugin.recipe.source import parse_value
 from granplugin.recipe.strict import Target, target_of
 from granplugin.starting.text import flow
@@ -41,10 +41,10 @@ def convert(source: str, model: str | None = None, out: Path | None = None) -> C
     path = out or Path(f"{_stem(source)}.yaml")
     if Path(source).suffix in _CONFIGS:
         found = rules_of(_config(Path(source)), source)
-        return _write(path, source, model, found.rules, found.lost, {})
+        return _write(path, source, model, found.rules, [*map(str, found.lost)], {})
     if ":" in source:
         found = rules_of(named(_target(source), RecipeError), source)
-        return _write(path, source, model, found.rules, found.lost, {})
+        return _write(path, source, model, found.rules, [*map(str, found.lost)], {})
     return _checkpoint(Path(source), path, model)
 
 

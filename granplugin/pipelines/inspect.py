@@ -11,7 +11,7 @@ from pathlib import Path
 from granplugin.errors import DataError, RecipeError
 from granplugin.network.weight_facts import WeightFacts
 from granplugin.planning.coverage import Coverage, coverage
-from granplugin.planning.plan import make_plan, preset_plan
+from granplugin.planning.plan import make_plan, plan_before_rules
 from granplugin.planning.rows import Plan, Row
 from granplugin.quant.layers import Layer
 from granplugin.quant.multiplications import macs
@@ -93,8 +93,8 @@ def _look(session: Session) -> Inspection:
         missing = str(err)
     layers = session.network.untraced() if missing else session.layers
     facts, loaded = session.network.facts(layers), session.loaded
-    said = loaded.recipe.defaults
-    defaults, _ = _rows(lambda: preset_plan(said, layers, loaded))
+    said = loaded.recipe.base or loaded.recipe.defaults
+    defaults, _ = _rows(lambda: plan_before_rules(loaded, layers))
     # A rule may ask for what only a forward pass shows.
     rules, refused = ({}, None) if missing else _rows(lambda: make_plan(loaded, layers))
     return Inspection(

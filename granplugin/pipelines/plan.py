@@ -12,7 +12,7 @@ from granplugin.capabilities.legality import Written
 from granplugin.data.doubts import Doubt
 from granplugin.errors import DataError, RecipeError, UserError
 from granplugin.planning.coverage import coverage
-from granplugin.planning.plan import preset_plan
+from granplugin.planning.plan import plan_before_rules
 from granplugin.planning.plan_file import plan_file
 from granplugin.planning.quantize_config import config
 from granplugin.planning.row_json import decided, plan_key
@@ -20,6 +20,7 @@ from granplugin.planning.rows import Plan
 from granplugin.planning.story import why as story
 from granplugin.quant.layers import Layer
 from granplugin.quant.multiplications import Multiplication
+from granplugin.recipe.decisions import of_base
 from granplugin.recipe.load import RECIPE, load_variants
 from granplugin.recipe.loaded import Loaded
 from granplugin.report.build.verbs import plan_output
@@ -59,21 +60,17 @@ class Planned(Result):
         told = [doubt.said for doubt in self.doubts]
         plan = replace(self.plan, notes=(*self.plan.notes, *told))
         if self._changes_nothing():
-            nothing = f"the rules change nothing: the plan is that of {self._defaults()} alone"
+            before = self.loaded.before_rules
+            nothing = f"the rules change nothing: the plan is that of {before} alone"
             plan = replace(plan, notes=(*plan.notes, nothing))
         path = str(self.loaded.path)
         return plan_output(path, self.variant, plan, self.written, found, self.last)
 
-    def _defaults(self) -> str:
-        said = self.loaded.recipe.defaults
-        return said if isinstance(said, str) else "the defaults"
-
     def _changes_nothing(self) -> bool:
-        recipe = self.loaded.recipe
-        if not recipe.rules:
+        if all(of_base(rule.id) for rule in self.loaded.recipe.rules):
             return False
         try:
-            alone = preset_plan(recipe.defaults, self.layers, self.loaded)
+            alone = plan_before_rules(self.loaded, self.layers)
         except RecipeError:  # without the rules these defaults could not be
             return False
         return list(map(decided, alone.rows)) == list(map(decided, self.plan.rows))

@@ -14,8 +14,8 @@ from granplugin.quant.calibrators import Calibrator, refusal
 from granplugin.quant.formats import FORMATS, block_of, own_block
 from granplugin.quant.granularity import DoesNotApply, Granularity, PerChannel, PerTensor, grid
 from granplugin.quant.layers import PRODUCTS, Layer
-from granplugin.quant.site import Operand, Shape, Site
-from granplugin.recipe.decisions import Decision
+from granplugin.quant.site import OPERANDS, Operand, Shape, Site
+from granplugin.recipe.decisions import Decision, Rule, of_base
 from granplugin.recipe.loaded import LoadedPart
 from granplugin.recipe.match import missing, select
 from granplugin.recipe.settings import FLOAT
@@ -33,7 +33,16 @@ def make_plan(loaded: LoadedPart, layers: Sequence[Layer]) -> Plan:
 
 def preset_plan(defaults: str | Decision, layers: Sequence[Layer], loaded: LoadedPart) -> Plan:
     """The plan of a preset, or of defaults that are spelt out, alone: what a baseline is."""
-    bare = loaded.recipe.model_copy(update={"defaults": defaults, "rules": [], "share": []})
+    bare = loaded.recipe.model_copy(
+        update={"base": None, "defaults": defaults, "rules": [], "share": []}
+    )
+    return make_plan(replace(loaded, recipe=bare), layers)
+
+
+def plan_before_rules(loaded: LoadedPart, layers: Sequence[Layer]) -> Plan:
+    """The plan of the recipe's defaults or base alone, without its own rules."""
+    rules = [rule for rule in loaded.recipe.rules if of_base(rule.id)]
+    bare = loaded.recipe.model_copy(update={"rules": rules, "share": []})
     return make_plan(replace(loaded, recipe=bare), layers)
 
 
@@ -88,7 +97,8 @@ class _Planner:
             )
         )
         notes = [*_unfolded(unfolded, len(folded_norms)), *self._notes(uses)]
-        return Plan(tuple(rows), uses, tuple(notes))
+        told = [u for r, u in zip(self.rules, uses, strict=True) if u.matched or not of_base(r.id)]
+        return Plan(tuple(rows), tuple(told), tuple(notes))
 
     def _check_match(self, index: int, positions: Sequence[int]) -> None:
         rule = self.rules[index]
@@ -226,8 +236,12 @@ class _Planner:
             self.decides[settled.half_rule] += 1
 
     def _notes(self, uses: Sequence[RuleUse]) -> list[str]:
-        notes = []
+        notes = list(self.loaded.document.notes)
         for rule, use in zip(self.rules, uses, strict=True):
+            if of_base(rule.id):
+                if not use.matched and _switches_on(rule):
+                    notes.append(f"{use.where}: {use.rule} matches no layer")
+                continue
             if use.matched and not use.decides:
                 reason = "later rules or format: float win"
                 for operand in ("output", "skip", "other", "input"):
@@ -241,6 +255,11 @@ class _Planner:
                         break
                 notes.append(f"{use.where}: {use.rule} decides nothing: {reason}")
         return notes
+
+
+def _switches_on(rule: Rule) -> bool:
+    said = (getattr(rule, operand) for operand in OPERANDS)
+    return any(settings is not None and settings.format != FLOAT for settings in said)
 
 
 def _unfolded(layers: Sequence[Layer], folded: int) -> list[str]:

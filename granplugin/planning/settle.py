@@ -30,7 +30,8 @@ class Sayings:
         self.defaults = spelt_out(defaults) if isinstance(defaults, Decision) else PRESETS[defaults]
         self.labels = [loaded.rule_label(index) for index in range(len(self.rules))]
         self.wheres = [str(loaded.mark("rules", index)) for index in range(len(self.rules))]
-        self._default_label = "defaults" if isinstance(defaults, Decision) else defaults
+        told = "defaults" if isinstance(defaults, Decision) else defaults
+        self._default_label = loaded.recipe.base or told
         self._default_where = str(loaded.mark("defaults"))
         self._settled: dict[tuple[Decision, tuple[int, ...], tuple[Operand, ...]], Settled] = {}
 

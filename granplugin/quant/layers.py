@@ -64,7 +64,8 @@ granplugin sites, and what the same is called in ONNX. (Recurrent layers and emb
 float.)"""
 
 SCORES, VALUES = "attention_scores", "attention_values"
-TRAITS = ("depthwise", "grouped", "pointwise", "first", "last", SCORES, VALUES)
+CALL = "call"
+TRAITS = ("depthwise", "grouped", "pointwise", "first", "last", SCORES, VALUES, CALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Layer:
     channel), grouped (1 < groups, not depthwise), pointwise (a convolution with a kernel of one),
     first (reads a model input through operations on one tensor only), last (a model output is
     computed from its output so), attention_scores and attention_values (products of two activations
-    around a softmax). `bn` names the batch norm that can be folded into it, `unfolded` says why the
+    around a softmax), call (a function's call, for which modelopt has no module). `bn` names the batch norm that can be folded into it, `unfolded` says why the
     one behind it cannot. `spread` is
     the largest over the median of the weight's output-channel ranges, with that batch norm folded.
     `calls` counts uses in one forward pass; `varying` tells that they see different shapes, of

@@ -63,8 +63,10 @@ class Decision(Strict):
 class Rule(Decision):
     """One override; the last rule that matches decides, key by key."""
 
-    id: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")] | None = Field(
-        default=None, description="What variants and reports call this rule.", examples=["rescue"]
+    id: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*(\[[0-9a-z]*\])?$")] | None = Field(
+        default=None,
+        description="What variants and reports call this rule; name[3] is entry 3 of its base.",
+        examples=["rescue"],
     )
     match: MatchKey = Field(
         description="Which layers: names, or keys that must all hold.", examples=["layer1.*.conv2"]
@@ -72,6 +74,15 @@ class Rule(Decision):
     optional: bool = Field(
         default=False, description="The rule may match nothing.", examples=[True]
     )
+
+
+def of_base(id: str | None) -> bool:
+    """Whether a rule with this id comes of the recipe's `base`.
+
+    >>> of_base("INT8_DEFAULT_CFG[3]"), of_base("head"), of_base(None)
+    (True, False, False)
+    """
+    return id is not None and id.endswith("]")
 
 
 class Share(Strict):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from granplugin.errors import RecipeError
 from granplugin.quant.site import OPERANDS
+from granplugin.recipe.decisions import of_base
 from granplugin.recipe.explain import MESSAGES
 from granplugin.recipe.paths import anchored
 from granplugin.recipe.settings import long_form
@@ -51,7 +53,7 @@ def with_value(
     kept = {loc: m for loc, m in document.marks.items() if loc[: len(at)] != at}
     new = {at[:n]: mark for n in range(1, len(at)) if at[:n] not in kept}
     moved = {at + loc: m for loc, m in marks.items()}
-    return anchored(Document(root, {**kept, **new, **moved, at: mark}, document.folder))
+    return anchored(replace(document, value=root, marks={**kept, **new, **moved, at: mark}))
 
 
 def _key(holder: Any, at: Location, part: str, mark: Mark) -> str | int:
@@ -77,7 +79,7 @@ def without_rules(document: Document, dropped: Collection[int]) -> Document:
     others = {at: m for at, m in document.marks.items() if at[:1] != ("rules",) or len(at) == 1}
     marks = others | rule_marks(document, {old: new for new, old in enumerate(kept)})
     value = {**document.value, "rules": [rules[n] for n in kept]}
-    return Document(value, marks, document.folder)
+    return replace(document, value=value, marks=marks)
 
 
 def with_rule(document: Document, source: Document, at: Location) -> Document:
@@ -85,7 +87,7 @@ def with_rule(document: Document, source: Document, at: Location) -> Document:
     rules = [*rules_of(document), get(source.value, at)]
     marks = {("rules",): document.mark(()), **document.marks}
     marks |= subtree(source, at, ("rules", len(rules) - 1))
-    return Document({**document.value, "rules": rules}, marks, document.folder)
+    return replace(document, value={**document.value, "rules": rules}, marks=marks)
 
 
 def rule_index(rules: Sequence[Any], name: str, mark: Mark) -> int:
@@ -94,9 +96,10 @@ def rule_index(rules: Sequence[Any], name: str, mark: Mark) -> int:
     ids = [given if isinstance(given, str) else None for given in ids]  # the schema refuses others
     if name in ids:
         return ids.index(name)
-    numbers = [str(number) for number in range(1, len(rules) + 1)]
+    own = [index for index, given in enumerate(ids) if not of_base(given)]
+    numbers = [str(number) for number in range(1, len(own) + 1)]
     if name in numbers:
-        return numbers.index(name)
+        return own[numbers.index(name)]
     known = list(filter(None, ids))
     hint = did_you_mean(name, known) if known else "; no rule here has an id"
     raise RecipeError(f"{mark}: no rule has the id {name!r}{hint}")

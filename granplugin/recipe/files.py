@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from granplugin.recipe.code_key import code_files
+from granplugin.recipe.configs import LIBRARY
 from granplugin.recipe.loaded import Loaded
 from granplugin.recipe.paths import shown
 from granplugin.recipe.strict import Strict, Target, paths_of
@@ -37,7 +38,8 @@ def named(loaded: Loaded) -> list[tuple[str, str, bool]]:
     it), the file, and whether that lies outside the recipe's folder. The files that code imports
     from beside it are listed, installed modules by their name."""
     recipe, own = loaded.recipe, loaded.path.resolve()
-    texts = dict.fromkeys(Path(mark.file).resolve() for mark in loaded.document.marks.values())
+    told = dict.fromkeys(mark.file for mark in loaded.document.marks.values())
+    texts = dict.fromkeys(Path(t).resolve() for t in told if not t.startswith(f"{LIBRARY}/"))
     found = [("recipe", own), *(("extends", text) for text in texts if text != own)]
     for at, file in needed(loaded, data=True):
         key = ".".join(map(str, at))
@@ -55,6 +57,7 @@ def named(loaded: Loaded) -> list[tuple[str, str, bool]]:
         found += [(key, written)] if written else []
     found = [(key, file) for key, file in found if file.name and not file.name.startswith("--set")]
     folder = own.parent
+    modules += [("base", f"installed {t}", False) for t in told if t.startswith(f"{LIBRARY}/")]
     return [
         *((key, shown(file), not file.resolve().is_relative_to(folder)) for key, file in found),
         *modules,

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from granplugin.errors import RecipeError
+from granplugin.recipe.base import with_base
 from granplugin.recipe.checks import check_files, check_keys
 from granplugin.recipe.edit import (
     VARIED,
@@ -72,6 +73,8 @@ def load_variants(loaded: Loaded) -> dict[str, Loaded]:
                 raise loaded.error(
                     inside, f"a variant changes {', '.join(VARIED)}, not {key.split('.')[0]!r}"
                 )
+            if key.split(".")[0] == "defaults" and loaded.recipe.base:
+                raise loaded.error(inside, "the recipe has a base, and no defaults to change")
             marks = subtree(loaded.document, inside, ())
             document = with_value(document, key, value, marks, loaded.mark(*inside))
         dropped = {
@@ -99,16 +102,19 @@ def _check_size(loaded: Loaded) -> None:
 
 def _read(form: RecipeForm, settings: Sequence[str]) -> tuple[Document, Path]:
     own, path = read(form)
-    document = _extended(own, path, (), _Bases())
-    for setting in settings:
+    document, based = _extended(own, path, (), _Bases()), False
+    # A base that is set is looked up before what is set in its rules.
+    for setting in sorted(settings, key=lambda each: not each.startswith("base=")):
         key, sign, text = setting.partition("=")
         if not sign or not key:
             raise RecipeError(f"--set {setting}: write --set key=value")
+        if key != "base" and not based:
+            document, based = with_base(document), True
         mark = Mark(f"--set {key}", 0, 0)
         if key.partition(".")[0] == "extends":
             raise RecipeError(f"{mark}: what a recipe extends is written in the recipe")
         document = with_value(document, key, parse_value(text, mark.file), {}, mark)
-    return document, path
+    return document if based else with_base(document), path
 
 
 MAX_BASES = 50

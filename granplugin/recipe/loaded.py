@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from granplugin.errors import DataError, ModelError, RecipeError
+from granplugin.recipe.decisions import of_base
 from granplugin.recipe.schema import Recipe, RecipePart
 from granplugin.recipe.source import Document
 from granplugin.recipe.yaml_text import Mark
@@ -33,7 +34,16 @@ class LoadedPart:
         return self.document.error(location, message)
 
     def rule_label(self, index: int) -> str:
-        return self.recipe.rules[index].id or f"rule {index + 1}"
+        """A rule's id, or its number among those that are no base's."""
+        rules = self.recipe.rules
+        own = sum(not of_base(rule.id) for rule in rules[: index + 1])
+        return rules[index].id or f"rule {own}"
+
+    @property
+    def before_rules(self) -> str:
+        """What decides where no rule of its own does."""
+        said = self.recipe.defaults
+        return self.recipe.base or (said if isinstance(said, str) else "the defaults")
 
 
 @dataclass(frozen=True)

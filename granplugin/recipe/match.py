@@ -73,6 +73,9 @@ class Match(Strict):
     size: Bound | None = Field(
         default=None, description="Values in the weight, as '>= 1000'.", examples=[">= 1000"]
     )
+    without: Annotated[list[Trait], OrAlone()] | None = Field(
+        default=None, description="None of these traits.", examples=[["call"]]
+    )
     spread: Bound | None = Field(
         default=None,
         description="Largest over median output-channel range, BN folded, as '>= 100'.",
@@ -85,7 +88,7 @@ class Match(Strict):
     @model_validator(mode="after")
     def _says_something(self) -> Match:
         if all(given is None for key, given in self if key != "exclude"):
-            raise ValueError("match needs a name, type, trait, size or spread")
+            raise ValueError("match needs a name, type, trait, without, size or spread")
         return self
 
 
@@ -106,6 +109,7 @@ def select(match: Match, layers: Iterable[Layer]) -> list[int]:
         if (not names or any(is_match(layer.name) for is_match in names))
         and (match.type is None or layer.type in match.type)
         and (match.trait is None or layer.traits.issuperset(match.trait))
+        and (match.without is None or layer.traits.isdisjoint(match.without))
         and (match.size is None or (layer.site("weight") and within(match.size, layer.size)))
         and (match.spread is None or within(match.spread, layer.spread))
         and not any(is_match(layer.name) for is_match in excluded)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from granplugin.reading import why_unreadable
+from granplugin.recipe.configs import ENDINGS
 from granplugin.recipe.data import SOURCES
 from granplugin.recipe.model import MODELS
 from granplugin.recipe.source import Document
@@ -27,6 +28,7 @@ def anchored(document: Document) -> Document:
     }
     places: list[Location] = [
         ("extends",),
+        ("base",),
         ("evaluate",),
         ("statistics", "import"),
         ("statistics", "export"),
@@ -45,11 +47,16 @@ def anchored(document: Document) -> Document:
         given = parent.get(place[-1]) if isinstance(parent, dict) else None
         if isinstance(given, list):
             parent[place[-1]] = [str(folder / x) if isinstance(x, str) else x for x in given]
-        elif isinstance(given, str) and (
-            place[-1] not in ("callable", "evaluate") or given.rpartition(":")[0].endswith(".py")
-        ):
+        elif isinstance(given, str) and _is_file(place[-1], given):
             parent[place[-1]] = str(folder / given)
     return document
+
+
+def _is_file(key: str | int, given: str) -> bool:
+    """Whether a value that may be a name is a file's."""
+    if key in ("callable", "evaluate"):
+        return given.rpartition(":")[0].endswith(".py")
+    return key != "base" or (":" not in given and given.endswith(ENDINGS))
 
 
 def _peek(value: Any, at: Location, default: Any) -> Any:

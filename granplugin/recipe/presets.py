@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 from granplugin.quant.calibrators import Calibrator
 from granplugin.quant.granularity import PerChannel, PerTensor
-from granplugin.quant.layers import BATCH_NORMS, LEAKY, SCORES, VALUES, Layer
+from granplugin.quant.layers import BATCH_NORMS, CALL, LEAKY, SCORES, VALUES, Layer
 from granplugin.quant.site import OPERANDS, Operand
 from granplugin.recipe.decisions import Decision
 from granplugin.recipe.settings import Settings
@@ -72,8 +72,11 @@ def _keys(layer: Layer) -> int:
 def modelopt_0_47(layer: Layer) -> Decision:
     """modelopt 0.47's INT8_DEFAULT_CFG as it is: weights per_channel on axis 0 (for a transposed
     convolution the *input* channels), every input per_tensor - pools and norms too - except of
-    batch norms, LeakyReLU and names it excludes; batch norms kept."""
-    if layer.type in BATCH_NORMS or layer.type in LEAKY or _modelopt_excludes(layer):
+    batch norms, LeakyReLU and names it excludes; batch norms kept. Calls of functions stay float:
+    modelopt has quantizers in modules alone."""
+    if layer.type in BATCH_NORMS or layer.type in LEAKY or CALL in layer.traits:
+        return _NOTHING
+    if _modelopt_excludes(layer):
         return _NOTHING
     if layer.kind is None:
         return _MODELOPT_PASSIVE

@@ -148,6 +148,13 @@ class RecipePart(Strict):
         description="What a layer gets before any rule.",
         examples=["modelopt@0.47"],
     )
+    base: str | None = Field(
+        default=None,
+        description="One of modelopt's configs, in place of defaults: a preset's name "
+        "(modelopt:INT8_DEFAULT_CFG), one of its recipes (modelopt:huggingface/vit/ptq/fp8), or a "
+        "file of their form. Rules override it; rules.<name>[3] is its entry 3.",
+        examples=["modelopt:INT8_DEFAULT_CFG"],
+    )
     rules: list[Rule] = Field(
         default=[],
         description="Overrides, in order: the last that matches decides, key by key.",

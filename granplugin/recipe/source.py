@@ -16,12 +16,13 @@ MAX_BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class Document:
-    """Plain values, where each was written - `marks[("rules", 0, "match")]` - and the folder its
-    paths start from."""
+    """Plain values, where each was written - `marks[("rules", 0, "match")]` - the folder its
+    paths start from, and what is to be said of it."""
 
     value: Any
     marks: Mapping[Location, Mark]
     folder: Path
+    notes: tuple[str, ...] = ()
 
     def mark(self, location: Sequence[str | int]) -> Mark:
         """The mark of a location; parts that are not in the text are skipped, so a validator's

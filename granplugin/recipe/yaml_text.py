@@ -45,20 +45,29 @@ def parse(text: str, file: str) -> tuple[Any, dict[Location, Mark]]:
     Raises RecipeError: not YAML, a key twice, another tag than YAML's own words, a scalar that is
     not what its tag says, more than MAX_DEPTH levels, or over MAX_VALUES values, aliases expanded.
     """
+    found = list(_documents(text, file, several=False))
+    return found[0] if found else (None, {})
+
+
+def parse_all(text: str, file: str) -> list[tuple[Any, dict[Location, Mark]]]:
+    """The same of each document of a text that may have several."""
+    return list(_documents(text, file, several=True))
+
+
+def _documents(text: str, file: str, several: bool) -> Iterator[tuple[Any, dict[Location, Mark]]]:
     if found := yaml.reader.Reader.NON_PRINTABLE.search(text):
         before = text[: found.start()].split("\n")
         where = Mark(file, len(before), len(before[-1]) + 1)
         raise RecipeError(f"{where}: not YAML: character #x{ord(found[0]):04x} is not allowed")
     try:
-        node = _Nodes(text, file).document()
+        nodes = list(_Nodes(text, file).documents(several))
     except yaml.MarkedYAMLError as err:
         raise RecipeError(_explained(err, file, text)) from err
     except (yaml.YAMLError, ValueError, OverflowError) as err:  # escapes, of the parser in Python
         raise RecipeError(f"{file}:1:1: not YAML: {err}") from err
-    if node is None:
-        return None, {}
-    reader = _Reader()
-    return reader.read(node, ()), reader.marks
+    for node in nodes:
+        reader = _Reader()
+        yield reader.read(node, ()), reader.marks
 
 
 @dataclass(slots=True)
@@ -84,17 +93,15 @@ class _Nodes:
         self.anchors: dict[str, _Node] = {}
         self.count = 0
 
-    def document(self) -> _Node | None:
+    def documents(self, several: bool) -> Iterator[_Node]:
         next(self.events)
-        start = next(self.events)
-        if isinstance(start, yaml.StreamEndEvent):
-            return None
-        node = self.node(next(self.events), 0)
-        next(self.events)
-        following = next(self.events)
-        if not isinstance(following, yaml.StreamEndEvent):
-            raise RecipeError(f"{self.mark(following)}: not YAML: a second document starts here")
-        return node
+        read = 0
+        while not isinstance(start := next(self.events), yaml.StreamEndEvent):
+            if read and not several:
+                raise RecipeError(f"{self.mark(start)}: not YAML: a second document starts here")
+            yield self.node(next(self.events), 0)
+            next(self.events)
+            read += 1
 
     def mark(self, event: Any) -> Mark:
         return _mark(self.file, event.start_mark)
