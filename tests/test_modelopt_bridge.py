@@ -343,7 +343,7 @@ def test_the_first_layer_that_sees_nan_or_inf_is_named(bad):
         (ROWS[1], lambda model: None, r"^conv\.input: never reached"),
         (row("nowhere", "input", (1, 3)), forward_loop, r"^nowhere\.input: modelopt has no quant"),
         (row("nowhere", "input", (1, 3), amax=1.0), None, r"^nowhere\.input: modelopt has no quan"),
-        (replace(ROWS[0], bn="fold", bn_name="bn"), None, r"conv: the plan folds bn into it and"),
+        (replace(ROWS[0], bn="fold", bn_name="bn"), None, r"conv: the plan folds bn into it, and"),
     ],
     ids=["no data", "not reached", "no layer", "no layer, pinned", "not folded"],
 )

@@ -19,7 +19,7 @@ from torch import nn
 from granplugin.data.batches import SAME_BITS, Batch
 from granplugin.engines import PRECISIONS
 from granplugin.errors import ModelError
-from granplugin.network.batch_norms import fold_batch_norms
+from granplugin.network.batch_norms import check_folding
 from granplugin.network.forward import Example, named_inputs
 from granplugin.network.suitable import is_quantizer
 from granplugin.network.trace import trace
@@ -59,20 +59,22 @@ def calibration_batches(recipe: RecipeForm | Loaded) -> Iterator[Batch]:
 
 
 def prepare(model: Model, recipe: RecipeForm | LoadedPart, example: Example) -> Model:
-    """Fold the batch norms that the recipe folds, in place, and remember the model's layers.
+    """Remember the model's layers, and make sure that the batch norms that the recipe folds can be;
+    mtq.quantize folds them once it has calibrated.
 
     Of the recipe (its forms: granplugin.api.verbs) only rules, defaults and share count: it need
     not say a model or data, and the files it names need not be there.
 
     `example` is one small batch: a tensor, a tuple of arguments, or a dict of keyword arguments of
-    forward. Outputs on it are compared before and after. Call it before mtq.quantize. Raises
-    RecipeError where the recipe does not fit the model, ModelError where folding would change it.
+    forward. Outputs on it are compared with and without folding; the model stays as it is. Call it
+    before mtq.quantize. Raises RecipeError where the recipe does not fit the model, ModelError
+    where folding would change it.
     """
     if any(map(is_quantizer, model.modules())):
         raise ModelError("the model has quantizers; call granplugin.prepare before mtq.quantize")
     traced = trace(model, example)
     plan = make_plan(_loaded(recipe), traced.layers)
-    fold_batch_norms(model, traced, plan.folded, example)
+    check_folding(model, traced, plan.folded, example)
     setattr(model, _MARK, _Prepared(traced.layers, plan.folded))
     return model
 
@@ -94,7 +96,7 @@ def modelopt_config(recipe: RecipeForm | LoadedPart, model: nn.Module) -> dict[s
     if prepared is None:
         raise ModelError(
             "the model was not prepared: call granplugin.prepare(model, recipe, example) first, "
-            "which folds batch norms and finds the layers the rules are about"
+            "which finds the layers the rules are about"
         )
     plan = make_plan(_loaded(recipe), prepared.layers)
     if plan.folded != prepared.folded:
@@ -102,10 +104,10 @@ def modelopt_config(recipe: RecipeForm | LoadedPart, model: nn.Module) -> dict[s
         was = "folded" if name in prepared.folded else "kept"
         raise ModelError(
             f"the model was prepared for another recipe: the batch norm behind {name} is {was}; "
-            "prepare a fresh model with this recipe"
+            "prepare it with this recipe"
         )
     modelopt_bridge.want_quantizers(model, prepared.layers)
-    return modelopt_bridge.config(plan.quantized)
+    return modelopt_bridge.config(plan.quantized, plan.folds(prepared.layers))
 
 
 def export_onnx(

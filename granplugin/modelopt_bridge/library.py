@@ -11,6 +11,7 @@ with quiet():
         QuantizeAlgorithmConfig,
         QuantizerAttributeConfig,
     )
+    from modelopt.torch.quantization.conversion import restore_quantizer_state
     from modelopt.torch.quantization.mode import (
         BaseCalibrateModeDescriptor,
         CalibrateModeRegistry,
@@ -35,4 +36,5 @@ __all__ = [
     "TensorQuantizer",
     "mto",
     "mtq",
+    "restore_quantizer_state",
 ]

@@ -5,7 +5,7 @@ modelopt records mode and sites in the model's state: `mto.save` and `mto.restor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -23,14 +23,17 @@ from granplugin.modelopt_bridge.library import (
     QuantizeAlgorithmConfig,
     QuantModule,
     mtq,
+    restore_quantizer_state,
 )
 from granplugin.modelopt_bridge.observe import ForwardLoop, observe, weights_seen
 from granplugin.modelopt_bridge.places import want_quantizers
 from granplugin.modelopt_bridge.quantizers import refuse_unfolded, set_quantizers
+from granplugin.network.batch_norms import fold_behind, is_folded, norm_of
+from granplugin.network.modules import stored
 from granplugin.planning.quantize_config import METHOD, config
 from granplugin.planning.row_json import row_from_json
 from granplugin.planning.rows import QuantizedRow
-from granplugin.quant.layers import Layer
+from granplugin.quant.layers import Layer, layer_from_json
 
 
 class CalibrationConfig(QuantizeAlgorithmConfig):
@@ -40,18 +43,30 @@ class CalibrationConfig(QuantizeAlgorithmConfig):
     sites: list[dict[str, Any]] = ModeloptField(
         default=[], title="The plan's quantized rows.", validate_default=True
     )
+    folded: list[dict[str, Any]] = ModeloptField(
+        default=[], title="The layers whose batch norms are folded.", validate_default=True
+    )
 
 
 def calibrate(
-    model: nn.Module, forward_loop: ForwardLoop | None = None, *, sites: list[dict[str, Any]]
+    model: nn.Module,
+    forward_loop: ForwardLoop | None = None,
+    *,
+    sites: list[dict[str, Any]],
+    folded: list[dict[str, Any]],
 ) -> None:
     """Find the amax of each site, from its weight or from one run of `forward_loop(model)`, and
-    set its quantizer; every other quantizer is off afterwards. Raises DataError, ModelError.
+    set its quantizer; every other quantizer is off afterwards. Then fold the batch norms that are
+    to be: the network is calibrated as it is, as `apply` does. Raises DataError, ModelError.
     """
-    # The model at hand is the one to calibrate: what the plan folds has been folded in it.
+    folding = {
+        layer.name: (layer, norm)
+        for layer in map(layer_from_json, folded)
+        if not is_folded(norm := norm_of(model, layer))
+    }
     planned = [row for site in sites if (row := row_from_json(site)).quantized]
-    rows = [replace(row, bn=None) for row in planned]
-    refuse_unfolded(model, planned)
+    refuse_unfolded(model, [row for row in planned if row.layer not in folding])
+    rows = [row if row.layer in folding else replace(row, bn=None) for row in planned]
     needs = needs_of(rows)
     if needs and forward_loop is None:
         raise DataError(
@@ -63,11 +78,18 @@ def calibrate(
         if forward_loop is not None:
             statistics = observe(model, needs, forward_loop)
     amax = {
-        row.site: find_amax(row, statistics, _weight_of(model, row, weights))
+        row.site: find_amax(row, statistics, _weight_of(model, row, weights, folding))
         for row in rows
         if not row.dynamic
     }
     set_quantizers(model, rows, share_amax(rows, amax))
+    fold_behind(model, [layer for layer, _ in folding.values()])
+
+
+def _restore(model: nn.Module, config: CalibrationConfig, metadata: dict[str, Any]) -> nn.Module:
+    """A fresh model made what calibration made of the one that was saved, but for the tensors."""
+    fold_behind(model, map(layer_from_json, config.folded))
+    return restore_quantizer_state(model, config, metadata)
 
 
 @CalibrateModeRegistry.register_mode
@@ -80,6 +102,10 @@ class CalibrationMode(BaseCalibrateModeDescriptor):
     @property
     def config_class(self) -> type[QuantizeAlgorithmConfig]:
         return CalibrationConfig
+
+    @property
+    def restore(self) -> Callable[..., nn.Module]:
+        return _restore
 
 
 def convert(
@@ -105,11 +131,18 @@ def convert(
 
 
 def _weight_of(
-    model: nn.Module, row: QuantizedRow, seen: Mapping[str, Tensor]
+    model: nn.Module,
+    row: QuantizedRow,
+    seen: Mapping[str, Tensor],
+    folding: Mapping[str, tuple[Layer, nn.Module]],
 ) -> np.ndarray | None:
-    """The row's weight as float32 numpy, None for an input or output."""
+    """The row's weight as float32 numpy, as it will be; None for an input or output."""
     if row.operand != "weight":
         return None
+    if row.layer in folding:
+        layer, norm = folding[row.layer]
+        held = stored(model, layer)
+        return None if held is None else held.folded(norm)[0]
     module = dict(model.named_modules()).get(row.layer)
     weight = module.weight if isinstance(module, QuantModule) else seen.get(row.layer)
     if weight is None:

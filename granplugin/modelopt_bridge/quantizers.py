@@ -71,8 +71,8 @@ def refuse_unfolded(model: nn.Module, rows: Iterable[Row]) -> None:
         kind = type(modules.get(row.bn_name)).__name__.removeprefix("Quant")
         if row.bn == "fold" and kind in BATCH_NORMS:
             raise ModelError(
-                f"{row.layer}: the plan folds {row.bn_name} into it and the model has not; call "
-                "granplugin.prepare(model, recipe, example) first"
+                f"{row.layer}: the plan folds {row.bn_name} into it, and the config does not; take "
+                "that of granplugin.modelopt_config(recipe, model)"
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from itertools import takewhile
 from typing import Any
 
@@ -37,23 +37,60 @@ def fold_batch_norms(
     the model as it was, where one moves by more than TOLERANCE times its largest value, naming
     the layer; and for a name that has no batch norm in `traced`.
     """
+    _proven(model, traced, names, example)
+    return model
+
+
+def check_folding(
+    model: nn.Module, traced: Traced, names: Collection[str], example: Example
+) -> None:
+    """Raises what fold_batch_norms would; leaves the model as it was."""
+    for step in _proven(model, traced, names, example):
+        step()
+
+
+def fold_behind(model: nn.Module, layers: Iterable[Layer]) -> None:
+    """Fold each layer's batch norm `bn`, in place, as fold_batch_norms does, of which it was proven
+    before. Raises ModelError where the model has no such layer or batch norm."""
+    for layer in layers:
+        if not is_folded(norm_of(model, layer)):
+            _fold(model, layer, str(layer.bn))
+
+
+def norm_of(model: nn.Module, layer: Layer) -> nn.Module:
+    """The batch norm behind the layer, or what folding put in its place. Raises ModelError where
+    the model has none."""
+    modules = dict(model.named_modules())
+    norm = modules.get(str(layer.bn))
+    if norm is None or not (is_folded(norm) or isinstance(norm, _BatchNorm)):
+        raise ModelError(
+            f"{layer.name}: the model has no batch norm {layer.bn!r} behind it to fold; is this the "
+            "model that the config was made for?"
+        )
+    return norm
+
+
+def _proven(
+    model: nn.Module, traced: Traced, names: Collection[str], example: Example
+) -> list[Callable[[], None]]:
+    """Fold, with the proof; how to undo it, step by step."""
     for name in names:
         if name not in traced.batch_norms:
             raise ModelError(f"layer {name!r} has no batch norm that can be folded into it")
     pairs = {
         name: traced.batch_norms[name]
         for name in traced.batch_norms
-        if name in set(names) and not _is_folded(model.get_submodule(traced.batch_norms[name]))
+        if name in set(names) and not is_folded(model.get_submodule(traced.batch_norms[name]))
     }
     if not pairs:
-        return model
+        return []
     before = _outputs(model, example)
     layers = {layer.name: layer for layer in traced.layers}
     undo = [_fold(model, layers[name], bn) for name, bn in pairs.items()]
     moved = _moved(model, before, example)
     if moved <= TOLERANCE:
         log.info("folded %d batch norms; outputs moved by %.1e of their range", len(pairs), moved)
-        return model
+        return undo
     for step in undo:
         step()
     by_layer = {}
@@ -140,9 +177,12 @@ def _has_own_forward(bn: nn.Module) -> bool:
     return any("forward" in vars(c) and not c.__module__.startswith("modelopt.") for c in own)
 
 
-def _is_folded(bn: Any) -> bool:
+def is_folded(bn: Any) -> bool:
+    """Whether this stands where a batch norm was that has been folded."""
     if isinstance(bn, (nn.Identity, _Shift)):
         return True
+    if not isinstance(bn, _BatchNorm):
+        return False
     scales = [bn.running_var, *([] if bn.weight is None else [bn.weight])]
     return bn.eps == 0 and all(bool((scale == 1).all()) for scale in scales)
 

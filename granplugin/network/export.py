@@ -21,7 +21,7 @@ from granplugin.errors import ModelError
 from granplugin.graph.edit.nodes import bypass, constant, marker_body, markers, site_of
 from granplugin.graph.files import save
 from granplugin.network.forward import evaluating, flatten_outputs, named_inputs
-from granplugin.network.node_names import name_nodes
+from granplugin.network.node_names import name_nodes, name_values
 from granplugin.network.unexportable import why_not
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,7 @@ def export_float(
     passes.NameFixPass()(exported)  # other values that had one of these names
     name_nodes(exported.graph)
     _drop_neutral_norms(exported.graph)
+    name_values(exported.graph)
     # The metadata holds absolute paths of the machine; the pass leaves the initializers'.
     passes.ClearMetadataAndDocStringPass()(exported)
     for value in exported.graph.initializers.values():

@@ -1,8 +1,10 @@
-"""Nodes of an exported graph named `layer/OpType`: a layer's are those between its markers."""
+"""Nodes of an exported graph named `layer/OpType`: a layer's are those between its markers; and their
+values named after them."""
 
 from __future__ import annotations
 
 import ast
+import re
 
 import onnx_ir as ir
 
@@ -34,6 +36,31 @@ def name_nodes(graph: ir.Graph) -> None:
             while scope and scope in marked:
                 scope = scope.rpartition(".")[0]
         node.name = unique(f"{scope}/{node.op_type}".lstrip("/"), taken)
+
+
+def name_values(graph: ir.Graph) -> None:
+    """Name what nodes put out after them, and the constants that the exporter made of no parameter
+    after who reads them first; inputs and outputs of the graph keep their names.
+
+    The exporter counts what it ever made: names then tell of nodes that are gone, such as a folded
+    batch norm, and equal networks have equal ones.
+    """
+    kept = {value.name for value in (*graph.inputs, *graph.outputs)}
+    made = [name for name in graph.initializers if _COUNTED.fullmatch(name)]
+    for name in made:
+        graph.initializers[name].name = f"constant/{name}"
+    kept |= {name for name in graph.initializers if name not in made}
+    taken = {str(name) for name in kept}
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and value.is_initializer() and value.name.startswith("constant/"):
+                value.name = unique(f"{node.name}/constant", taken)
+        for at, value in enumerate(node.outputs):
+            if value.name and value.name not in kept:
+                value.name = unique(f"{node.name}/{at}" if at else str(node.name), taken)
+
+
+_COUNTED = re.compile(r"val_\d+")
 
 
 def _site(marker: ir.Node) -> tuple[str, str]:

@@ -187,7 +187,9 @@ def publish(
     run.publish("float.onnx", calibrated.floats)
     plans = {each.job.name: each.job.plan for each in built}
     run.publish("plan.json", plan_file(session.key, session.text_key, session.layers, plans))
-    configs = {name: config(plan.quantized) for name, plan in plans.items()}
+    configs = {
+        name: config(plan.quantized, plan.folds(session.layers)) for name, plan in plans.items()
+    }
     run.publish("modelopt.json", json.dumps(configs, indent=1))
     run.publish("measurements.json", json.dumps(_measurements(results), indent=1))
     for loaded in recipes:

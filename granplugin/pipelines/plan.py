@@ -83,7 +83,7 @@ class Planned(Result):
         """The plan as modelopt takes it: the config for mtq.quantize. Raises RecipeError where the
         model is not torch's."""
         check_runs(self.loaded, "modelopt")
-        return config(self.plan.quantized)
+        return config(self.plan.quantized, self.plan.folds(self.layers))
 
 
 def plan(loaded: Loaded, variant: str | None = None, out: Path | None = None) -> Planned:

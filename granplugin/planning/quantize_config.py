@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from granplugin.planning.row_json import row_to_json
 from granplugin.planning.rows import QuantizedRow, Row
 from granplugin.quant.formats import FORMATS
+from granplugin.quant.layers import Layer, layer_to_json
 
 METHOD = "granplugin"
 _MOST_ENTRIES = 500
@@ -22,9 +24,10 @@ _MOST_ENTRIES = 500
 calibration mode alone sets the quantizers, from the same sites."""
 
 
-def config(rows: Iterable[Row]) -> dict[str, Any]:
+def config(rows: Iterable[Row], folded: Iterable[Layer] = ()) -> dict[str, Any]:
     """The config for `mtq.quantize`: everything off, then the quantized rows; plain JSON values
-    but for the tuples in `num_bits` and `axis`."""
+    but for the tuples in `num_bits` and `axis`. The batch norms behind the layers `folded` are
+    folded when the ranges have been found."""
     quantized = [row for row in rows if row.quantized]
     entries = [
         {"quantizer_name": glob.escape(quantizer_name(row)), "cfg": attributes(row)}
@@ -35,7 +38,11 @@ def config(rows: Iterable[Row]) -> dict[str, Any]:
             {"quantizer_name": "*", "enable": False},
             *(entries if len(entries) <= _MOST_ENTRIES else ()),
         ],
-        "algorithm": {"method": METHOD, "sites": [site_entry(row) for row in quantized]},
+        "algorithm": {
+            "method": METHOD,
+            "sites": [site_entry(row) for row in quantized],
+            "folded": [layer_to_json(replace(layer, sites=())) for layer in folded],
+        },
     }
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from granplugin.quant.calibrators import Calibrator
 from granplugin.quant.granularity import Granularity, grid, scales
+from granplugin.quant.layers import Layer
 from granplugin.quant.site import Operand, Shape, Site
 from granplugin.recipe.settings import FLOAT
 
@@ -194,3 +196,7 @@ class Plan:
     def folded(self) -> frozenset[str]:
         """The layers whose batch norm is folded."""
         return frozenset(row.layer for row in self.rows if row.bn == "fold")
+
+    def folds(self, layers: Iterable[Layer]) -> tuple[Layer, ...]:
+        """Those of the layers whose batch norm is folded."""
+        return tuple(layer for layer in layers if layer.name in self.folded)

@@ -23,6 +23,9 @@ from granplugin.planning.rows import Row
 from granplugin.quant import folding
 from granplugin.quant.layers import ONNX_PRODUCTS
 
+FOLDED = "/folded"
+"""Behind the names of weights and biases that folding made."""
+
 
 def _requires(before: Seen, graph: ir.Graph, rows: Sequence[Row]) -> str | None:
     unnamed = next((row for row in rows if row.bn == "fold" and not row.bn_name), None)
@@ -137,8 +140,8 @@ def _fold(
         axis=1 if transposed else 0,
         groups=node.attributes["group"].as_int() if transposed else 1,
     )
-    found[0].replace_input_with(0, add_constant(graph, f"{layer}.weight/folded", weight))
-    new_bias = add_constant(graph, f"{layer}.bias/folded", bias)
+    found[0].replace_input_with(0, add_constant(graph, f"{layer}.weight{FOLDED}", weight))
+    new_bias = add_constant(graph, f"{layer}.bias{FOLDED}", bias)
     for marker in between:
         bypass(marker)
     if bias_at is None:

@@ -13,7 +13,7 @@ from onnx_ir.passes import common as passes
 
 from granplugin.graph.edit.additions import Additions
 from granplugin.graph.edit.contract import Seen, contract, misfit
-from granplugin.graph.edit.fold import fold_batch_norms, weight_at
+from granplugin.graph.edit.fold import FOLDED, fold_batch_norms, weight_at
 from granplugin.graph.edit.lowering import lower
 from granplugin.graph.edit.nodes import (
     DOMAIN,
@@ -58,7 +58,25 @@ def insert(
     model.functions.clear()
     model.opset_imports.pop(DOMAIN, None)
     passes.RemoveUnusedNodesPass()(model)
+    _in_order(graph)
     return model
+
+
+def _in_order(graph: ir.Graph) -> None:
+    """Constants in the order in which nodes read them, those of folding under the names they have
+    where torch has folded: which of the two was done does not show."""
+    read = dict.fromkeys(
+        value for node in graph.all_nodes() for value in node.inputs if value is not None
+    )
+    held = [value for value in read if value.is_initializer() and value.graph is graph]
+    held += [value for value in graph.initializers.values() if value not in read]
+    names = {str(value.name) for value in held}
+    graph.initializers.clear()
+    for value in held:
+        name = str(value.name).removesuffix(FOLDED)
+        if name not in names:
+            value.name = name
+        graph.initializers.add(value)
 
 
 def _requires(
