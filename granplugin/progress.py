@@ -22,6 +22,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from granplugin.words import duration
+
 T = TypeVar("T")
 
 console = Console(stderr=True)
@@ -146,8 +148,8 @@ class _Lines:
             at = f"{self.steps} " + (f"({self.doing}) " if self.doing else "")
         left = ""
         if self.total is not None and 0 < self.steps < self.total:
-            left = f", about {_time(seconds * (self.total - self.steps) / self.steps)} left"
-        return f"{self.what}: {at}after {_time(seconds)}{left}"
+            left = f", about {duration(seconds * (self.total - self.steps) / self.steps)} left"
+        return f"{self.what}: {at}after {duration(seconds)}{left}"
 
 
 @contextmanager
@@ -160,10 +162,3 @@ def _told(what: str, total: int | None) -> Iterator[Stage]:
     finally:
         running.ended.set()
         thread.join()
-
-
-def _time(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if not minutes:
-        return f"{rest} s"
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,4 +1,4 @@
-"""Words of any sentence: counts with their noun, the first few of many names."""
+"""Words of any sentence: counts with their noun, sizes, durations, the first few of many names."""
 
 from __future__ import annotations
 
@@ -13,6 +13,33 @@ def counted(of: int | Collection[object], noun: str) -> str:
     """
     count = of if isinstance(of, int) else len(of)
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def size(count: int) -> str:
+    """Bytes, in a unit a person would take.
+
+    >>> size(730), size(12_345), size(113_200_000), size(2_000_000_000)
+    ('730 bytes', '12 kB', '113 MB', '2.0 GB')
+    """
+    if count < 1000:
+        return counted(count, "byte")
+    value, unit = float(count), ""
+    for unit in ("kB", "MB", "GB", "TB"):  # noqa: B007
+        value /= 1000
+        if value < 999.5:
+            break
+    return f"{value:.1f} {unit}" if value < 9.95 else f"{value:,.0f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(0.2), duration(75.0), duration(7380)
+    ('under 1 s', '1 min 15 s', '2 h 3 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s" if rest else "under 1 s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def first(names: Sequence[str], most: int = 3) -> str:

@@ -240,7 +240,7 @@ def test_layers_that_are_cut_off_are_refused(tmp_path_factory, data):
 def test_an_audit_in_a_script_prints_as_the_command_does(exported):
     path, layers = exported
     found = granplugin.audit(str(path), "tensorrt", layers=layers)
-    done = run_main("audit", path, "--backend", "tensorrt", "--layers", layers)
+    done = run_main("audit", path, "--backend", "tensorrt", "--layers", layers, "--quiet")
     assert (f"{found}\n", found.exit_code) == (done.stdout, done.code)
     assert "<table" in found._repr_html_()
 

@@ -93,7 +93,9 @@ def test_with_data_there_is_nothing_to_edit_and_the_suspicious_layer_is_named(he
         model[3].weight[2] *= 500
     torch.save(model.state_dict(), "trained.pt")
     done = run_main("init", "nets.py:conv", "--data", "samples.npz", "--weights", "trained.pt")
-    assert done.stdout.splitlines() == ["recipe: conv.yaml", "next: granplugin apply conv.yaml"]
+    assert done.stdout.splitlines() == [
+        "recipe: conv.yaml", "next: granplugin apply conv.yaml  # build and measure it",
+    ]  # fmt: skip
     text = (here / "conv.yaml").read_text()
     assert "{npz: samples.npz, inputs: {input: images}, labels: classes}" in text
     assert '- {match: "3", weight: per_channel}' in text

@@ -58,7 +58,7 @@ def test_lines_are_seen_without_verbose_and_other_steps_are_not(soon, monkeypatc
         root.handlers[:] = held
         root.setLevel(level)
         logging.captureWarnings(False)
-    assert "exporting: after 0 s" in said.getvalue() and "a step" not in said.getvalue()
+    assert "exporting: after under 1 s" in said.getvalue() and "a step" not in said.getvalue()
 
 
 def test_on_a_terminal_a_stage_within_another_is_a_line_of_its_bars(monkeypatch):

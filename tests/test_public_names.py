@@ -224,7 +224,7 @@ def test_results_print_as_their_verbs_do_and_as_tables_in_a_notebook(applied):
         "apply": granplugin.apply(recipe, out=out),
     }
     for verb, result in found.items():
-        done = run_main(verb, recipe, "--out", out)
+        done = run_main(verb, recipe, "--out", out, "--quiet")
         where = f"report: {out / 'report.html'}, and as text report.md\n" if verb == "apply" else ""
         assert f"{result}\n{where}" == done.stdout
         if verb != "apply":  # a report has its date

@@ -52,7 +52,7 @@ def test_the_first_script_prints_what_the_command_prints(clone, forks):
     done = forks.run(["-c", script])
     assert (done.returncode, done.stderr) == (0, "")
     recipe = "recipes/digits_mobilenet.yaml"
-    command = run_main("plan", recipe, "--set", "rules.rescue.weight=per_tensor")
+    command = run_main("plan", recipe, "--set", "rules.rescue.weight=per_tensor", "--quiet")
     assert done.stdout == command.stdout
 
 

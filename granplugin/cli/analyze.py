@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from granplugin.cli import Json, OneRecipe, Out, Settings, show
+from granplugin.cli.next_steps import after_analysis, say_next, typed
 from granplugin.stdout import say
 
 EXAMPLE = "granplugin analyze recipe.yaml --write-recipe suggested.yaml"
@@ -47,4 +48,6 @@ def analyze(
         found.write_recipe(write_recipe)
         if not json_:
             say(f"recipe: {write_recipe}")
+    if not json_:
+        say_next(after_analysis(found.analysis, typed(recipe, settings, out), write_recipe))
     return found.exit_code

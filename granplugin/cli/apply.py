@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from granplugin.cli import Json, Out, Recipes, Settings, show
+from granplugin.cli.next_steps import after_run, say_next, typed
 from granplugin.stdout import say
 
 if TYPE_CHECKING:
@@ -22,12 +23,15 @@ def apply(recipes: Recipes, settings: Settings = None, out: Out = None, json_: J
     from granplugin.pipelines.apply import apply
 
     applied = apply(loaded, out)
-    show_report(applied, json_)
+    words = [typed(path, settings, out) for path in recipes]
+    show_report(applied, json_, dict(zip((str(each.path) for each in loaded), words, strict=True)))
     return applied.exit_code
 
 
-def show_report(applied: Applied, json_: bool) -> None:
-    """A run's report on stdout, and where the whole of it is."""
+def show_report(applied: Applied, json_: bool, words: dict[str, tuple[str, ...]]) -> None:
+    """A run's report on stdout, where the whole of it is, and what to do next; `words` are each
+    recipe's, as it was typed."""
     show(applied.report, json_)
     if not json_:
         say(f"report: {applied.folder / 'report.html'}, and as text report.md")
+        say_next(after_run(applied.report, applied.folder, words))

@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from granplugin.cli import Html, Json, Shapes, show
+from granplugin.cli.next_steps import after_audit, say_next
 from granplugin.engines import AUDITED
 
 EXAMPLE = "granplugin audit model.onnx --layers layers.json"
@@ -49,5 +50,8 @@ def audit(
 
         plans = {} if found.plan is None else {str(found.onnx): (found.engine, found.plan)}
         write_verb_page(html, found.output(), plans)
-    show(found.output(), json_)
+    told = found.output()
+    show(told, json_)
+    if not json_:
+        say_next(after_audit(told))
     return found.exit_code

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 from typing import Annotated, Optional
 
 import typer
 
 from granplugin.cli import OneRecipe, Settings
+from granplugin.cli.next_steps import Next, say_next
 from granplugin.engines import EXPORTED
 from granplugin.stdout import say
 
@@ -40,7 +40,7 @@ def export(
     manifest = left.manifest
     say(
         f"{left.folder}: {len(manifest.variants)} variants, {sum(manifest.counts)} samples\n"
-        f"Copy it to the target, run {' or '.join(left.scripts)} there, and enter what comes back:\n"
-        f"  granplugin import {quote(str(left.run))} results"
+        f"Copy it to the target, run {' or '.join(left.scripts)} there, and bring results back."
     )
+    say_next([Next(("import", str(left.run), "results"), "enter what came back")])
     return 0

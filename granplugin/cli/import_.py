@@ -9,6 +9,7 @@ import typer
 
 from granplugin.cli import Json
 from granplugin.cli.apply import show_report
+from granplugin.cli.next_steps import typed
 
 EXAMPLE = "granplugin import runs/digits_mobilenet results"
 
@@ -25,5 +26,6 @@ def import_(
     from granplugin.pipelines.import_ import import_
 
     applied = import_(run_folder, files, variant)
-    show_report(applied, json_)
+    words = {each: typed(Path(each), out=run_folder) for each in applied.report.recipes}
+    show_report(applied, json_, words)
     return applied.exit_code

@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from granplugin.cli.next_steps import Next, say_next, typed
 from granplugin.stdout import say
 
 EXAMPLE = "granplugin init net.py:make --data samples.npz"
@@ -37,8 +38,10 @@ def init(
 
     started = init(target, data, weights, shape or (), out)
     say(f"recipe: {started.recipe}")
+    words, why = typed(started.recipe), "build and measure it"
     if started.data:
         say(f"data: {started.data}, to be filled in")
-    for told in started.told:
-        say(told)
+        why = f"once batches() in {started.data} is filled in"
+    verb = "apply" if started.runs else "plan"
+    say_next([Next((verb, *words), why if started.runs else "what each site gets")])
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from granplugin.cli import Json, OneRecipe, Out, Settings, show
+from granplugin.cli.next_steps import Next, say_next, typed
 from granplugin.errors import RecipeError
 
 EXAMPLE = "granplugin inspect recipes/digits_mobilenet.yaml"
@@ -23,4 +24,6 @@ def inspect(
     # The layers are what one needs to see to mend a rule.
     if found.refused:
         raise RecipeError(found.refused)
+    if not json_:
+        say_next([Next(("plan", *typed(recipe, settings, out)), "what each site gets")])
     return 0

@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from granplugin.cli import Json, OneRecipe, Out, Settings, show
+from granplugin.cli.next_steps import Next, say_next, typed
 from granplugin.stdout import say_json
 
 EXAMPLE = "granplugin plan recipe.yaml --why features.0.0"
@@ -39,4 +40,6 @@ def plan(
         show(WhyOutput(layer=why, story=list(found.why(why))), json_)
     else:
         show(found.output(), json_)
+        if not json_:
+            say_next([Next(("apply", *typed(recipe, settings, out)), "build and measure it")])
     return 0

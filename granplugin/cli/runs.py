@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from granplugin.cli import Json, show
+from granplugin.cli.next_steps import Next, say_next
 
 
 def runs(
@@ -16,5 +17,8 @@ def runs(
     """The runs there are, of when, and how much room they take."""
     from granplugin.pipelines.runs import runs
 
-    show(runs(folder), json_)
+    found = runs(folder)
+    show(found, json_)
+    if not json_ and any(each.cache_bytes for each in found.runs):
+        say_next([Next(("clean", str(folder)), "frees the caches; results stay")])
     return 0

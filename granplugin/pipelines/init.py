@@ -7,7 +7,7 @@ on made-up samples would say nothing.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,12 @@ from granplugin.store.whole_file import write_whole
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """What was written, and what is left to do before the first `apply`."""
+    """What was written: `data` is a module to be filled in, if one is needed. Of what the recipe
+    names, `runs` says whether `apply` takes it."""
 
     recipe: Path
     data: Path | None
-    told: tuple[str, ...]
+    runs: bool
 
 
 def init(
@@ -73,7 +74,7 @@ def init(
             write_whole(file, content.encode())
         except OSError as err:
             raise RunError(f"{file}: cannot be written: {err.strerror}; give --out") from err
-    return Started(path, module, tuple(_next(path, module, model)))
+    return Started(path, module, "onnx" not in model)
 
 
 def _model(target: str, weights: Path | None) -> dict[str, Any]:
@@ -150,14 +151,3 @@ def _look(model: dict[str, Any], section: dict[str, Any] | None, guess: Guess | 
         data = {"calibration": source, "batch_size": 2} if source else _nothing()
         spec = {"version": 1, "model": model, "data": data}
         return look(load_recipe(spec, data=source is not None), Path(scratch) / "run")
-
-
-def _next(path: Path, module: Path | None, model: Mapping[str, Any]) -> list[str]:
-    """What to do now."""
-    if module is not None:
-        return [
-            f"next: fill in batches() in {module}, then granplugin apply {path}",
-        ]
-    if "onnx" in model:
-        return [f"next: granplugin plan {path}"]
-    return [f"next: granplugin apply {path}"]

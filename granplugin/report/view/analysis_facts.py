@@ -15,7 +15,7 @@ from granplugin.report.schema.analysis import (
     SettingFigures,
     SkippedSetting,
 )
-from granplugin.words import counted, first
+from granplugin.words import counted, duration, first
 
 _YAML_WIDTH = 80
 """Of the rules to copy, comments included."""
@@ -36,7 +36,7 @@ def measured_on(analysis: Analysis) -> str:
 def _took(seconds: Mapping[str, float]) -> str:
     """The time it took; local errors are measured in every analysis that was not kept."""
     total = sum(seconds.values())
-    took = f"{total:.0f} s" if total >= 0.5 else ""
+    took = duration(total) if total >= 0.5 else ""
     if seconds.get("local errors"):
         return took or "under 1 s"
     return f"{took}, the rest kept from an earlier run" if took else "kept from an earlier run"

@@ -12,6 +12,7 @@ from granplugin.report.view.page.layers import layers_of, measures_of
 from granplugin.report.view.page.run import overview, spots, verdict
 from granplugin.report.view.run_whole import run_whole_view
 from granplugin.report.view.senses import SENSES
+from granplugin.words import duration
 
 
 def page_view(kept: Kept) -> Page:
@@ -66,7 +67,7 @@ def _provenance(kept: Kept) -> Iterator[Block]:
     pairs: list[tuple[str, str]] = []
     sources = [of for of in (kept.of_run, kept.of_analysis) if of]
     if kept.report:
-        pairs += [("run", f"{kept.report.created}, {kept.report.seconds:.0f} s")]
+        pairs += [("run", f"{kept.report.created}, {duration(kept.report.seconds)}")]
     of_what = kept.report or kept.analysis
     if of_what:
         machine = of_what.machine
