@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import granplugin
 import granplugin.modelopt_bridge as bridge
 from granplugin.modelopt_bridge.library import mto, mtq
-from granplugin.network.attention import opened
 from granplugin.network.forward import call
+from granplugin.network.opened import opened
 from granplugin.network.trace import trace
 
 NETS = '''

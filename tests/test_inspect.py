@@ -224,12 +224,13 @@ from torch import nn
 
 
 class Odd(nn.Module):
-    """A layer that never runs, one that runs twice, an embedding, and a batch norm that has to
-    stay: two layers read what is before it."""
+    """A layer that never runs, one that runs twice, an embedding whose weight is read, a
+    parameter, and a batch norm that has to stay: two layers read what is before it."""
 
     def __init__(self):
         super().__init__()
         self.positions = nn.Embedding(8, 8)
+        self.shift = nn.Parameter(torch.zeros(8, 8))
         self.conv = nn.Conv2d(1, 4, 3, padding=1)
         self.bn = nn.BatchNorm2d(4)
         self.never = nn.Conv2d(4, 4, 1)
@@ -238,7 +239,7 @@ class Odd(nn.Module):
 
     def forward(self, image):
         x = self.conv(image)
-        x = self.bn(x) + x + self.positions.weight
+        x = self.bn(x) + x + self.positions.weight + self.shift
         return self.a_module_with_a_long_name(self.a_module_with_a_long_name(x)).flatten(1)
 '''
 
@@ -254,13 +255,14 @@ def test_what_cannot_be_quantized_or_folded_is_told_with_its_reason(project):
     long = "a_module_with_a_long_name.0.named_to_be_cut_somewhere"
     assert layers[long]["calls"] == layers["a_module_with_a_long_name.0.0"]["calls"] == 2
     assert layers["conv"]["bn"] is layers["conv"]["folded"] is None
-    assert told["others"] == [{"type": "Embedding", "modules": 1, "parameters": 64}]
+    assert told["others"] == [{"type": "Odd", "modules": 1, "parameters": 64}]
     assert told["parameters"] == 64 + sum(layer["parameters"] for layer in told["layers"])
     text = run_main("inspect", recipe, "--out", project.out).stdout
     assert not too_wide(text)
     assert "cannot be quantized: never: never runs in the forward pass" in text
+    assert "the module is never called: its weight is read directly" in " ".join(text.split())
     assert "batch norms that cannot be folded: bn" in text
-    assert "never quantized: 1 Embedding (64 parameters)" in text
+    assert "never quantized: 1 Odd (64 parameters)" in text
 
 
 @pytest.mark.parametrize("rule", [{"input": {"calibrator": "entropy"}}, {"bn": "keep"}])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from granplugin.capabilities.table import ACTIVATIONS, CONVS, Cell
+from granplugin.capabilities.table import ACTIVATIONS, CONVS, LOOKUP, Cell
 from granplugin.quant.site import Shape
 
 CHANNELS = 64
@@ -30,6 +30,7 @@ INPUTS: dict[str, Shape] = {
     "linear": (4, 8, CHANNELS),
     "matmul": (4, 8, CHANNELS),
     "activations": (4, 8, CHANNELS),
+    LOOKUP: (4, 8),
 }
 OTHER: Shape = (4, CHANNELS, CHANNELS)
 """The second activation of a product of two."""
@@ -42,6 +43,7 @@ WEIGHTS: dict[str, Shape] = {
     "matmul_2d": (CHANNELS, CHANNELS),
     "linear": (CHANNELS, CHANNELS),
     "matmul": (CHANNELS, CHANNELS),
+    LOOKUP: (CHANNELS, CHANNELS),
 }
 # The axis that each word of `Scales` is about, and with it the words that an op is tried with.
 _CONV = {
@@ -64,7 +66,7 @@ _IN_OUT = {
 }
 WEIGHT_AXES = {
     "conv": _CONV, "grouped": _CONV, "depthwise": _DEPTHWISE, "transposed": _TRANSPOSED,
-    "gemm": _OUT_IN, "linear": _OUT_IN, "matmul": _IN_OUT, "matmul_2d": _IN_OUT,
+    "gemm": _OUT_IN, "linear": _OUT_IN, "matmul": _IN_OUT, "matmul_2d": _IN_OUT, LOOKUP: _OUT_IN,
 }  # fmt: skip
 _IMAGE = {
     "per_batch": 0, "per_channel": 1, "per_position": 2, "per_block(in)": 1, "per_block(space)": 3,
@@ -116,6 +118,10 @@ def _cells(op: str, fmt: str, graph: str) -> Iterator[Cell]:
                 yield replace(
                     _cell(op, fmt, graph, input="per_tensor", other=scales), weight="none"
                 )
+        return
+    if op == LOOKUP:
+        for scales in ("per_tensor", "per_element", *WEIGHT_AXES[op]):
+            yield _cell(op, fmt, graph, weight=scales)
         return
     if op not in WEIGHTS:
         for scales in inputs if fmt != "int4" else ():

@@ -23,7 +23,7 @@ from granplugin.capabilities.cells import (
     WEIGHT_AXES,
     WEIGHTS,
 )
-from granplugin.capabilities.table import ACTIVATIONS, CONVS, Cell
+from granplugin.capabilities.table import ACTIVATIONS, CONVS, LOOKUP, Cell
 from granplugin.quant.formats import FORMATS, quantize, scale_of
 from granplugin.quant.granularity import grid, reduce_blocks
 from granplugin.quant.site import Shape
@@ -63,6 +63,8 @@ class _Network:
             operands.append(self._quantized("other", OTHER, cell.other))
         if cell.op in WEIGHTS:
             operands.append(self._weight())
+        if cell.op == LOOKUP:
+            operands.reverse()
         if cell.op in CONVS or cell.op in ("transposed", "gemm"):
             operands.append(self._constant("bias", self._draw((CHANNELS,))))
         self._op(operands)
@@ -72,8 +74,11 @@ class _Network:
             pool = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
             last = self._node("MaxPool", [last], "pool", pool, READER)
         self._node("Relu", [last], "relu", {})
+        whole = {"x"} if cell.op == LOOKUP else set()
         io = [
-            helper.make_tensor_value_info(name, self.type, dims)
+            helper.make_tensor_value_info(
+                name, TensorProto.INT64 if name in whole else self.type, dims
+            )
             for name, dims in (*inputs.items(), ("relu", self._output_shape()))
         ]
         graph = helper.make_graph(self.nodes, "cell", io[:-1], io[-1:], self.constants)
@@ -94,6 +99,8 @@ class _Network:
             self._node(kind, operands, "y", {"kernel_shape": [2, 2], "strides": [2, 2]}, "op")
         elif op in ADDS:
             self._node("Add", operands, "y", {}, OP)
+        elif op == LOOKUP:
+            self._node("Gather", operands, "y", {}, OP)
         else:
             self._node("MatMul", operands, "y", {}, OP)
 
@@ -239,4 +246,6 @@ class _Network:
         shape = INPUTS[self.cell.op]
         if self.cell.op in ("maxpool", "passive"):
             return (*shape[:2], shape[2] // 2, shape[3] // 2)
+        if self.cell.op == LOOKUP:
+            return (*shape, CHANNELS)
         return shape

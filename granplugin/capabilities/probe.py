@@ -25,7 +25,7 @@ from granplugin.backends.nvidia.kernels import Kernels
 from granplugin.capabilities.cells import ADDS, WEIGHTS, cells
 from granplugin.capabilities.networks import OP, READER, network
 from granplugin.capabilities.structures import INPUT, example, structure
-from granplugin.capabilities.table import ACTIVATIONS, OPS, Cell, Structure, load_table
+from granplugin.capabilities.table import ACTIVATIONS, LOOKUP, OPS, Cell, Structure, load_table
 from granplugin.engines import ENGINES, REFERENCE
 from granplugin.errors import EngineError
 from granplugin.graph.edit.forms import asked_forms, in_forms
@@ -62,7 +62,8 @@ def probe(
     backend: str, ops: Sequence[str] = OPS, graphs: Sequence[str] = ("fp16",)
 ) -> tuple[Probed, ...]:
     """Build every cell of `ops` in graphs of these precisions. OpenVINO and ONNX Runtime tell what
-    became of a layer with weights only, so outputs and pools are left out for them.
+    became of a layer with weights only, so outputs and pools are left out for them; of a lookup no
+    engine tells.
 
     Raises EngineError for a backend that is not installed, or that cannot be probed.
     """
@@ -75,7 +76,7 @@ def probe(
     table = load_table(backend, module.version())
     wanted = [
         cell
-        for cell in cells(ops, graphs)
+        for cell in cells([op for op in ops if op != LOOKUP], graphs)
         if tells_plan or (cell.op in (*WEIGHTS, ACTIVATIONS) and cell.output == "float")
     ]
     start = monotonic()

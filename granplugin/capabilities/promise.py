@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from granplugin.capabilities.table import ACTIVATIONS, LOWERINGS, Cell, Table, TableRule
+from granplugin.capabilities.table import ACTIVATIONS, LOOKUP, LOWERINGS, Cell, Table, TableRule
 from granplugin.engines import PromiseKind
 from granplugin.planning.rows import AnyRow, ScaledRow
 from granplugin.planning.sharing import shared_skips
@@ -101,6 +101,7 @@ _OPERATIONS: dict[str, Callable[[Layer], str]] = {
     "transposed": lambda layer: "transposed",
     "linear": lambda layer: "gemm" if len(layer.shape("input") or ()) <= 2 else "linear",
     "matmul": lambda layer: ACTIVATIONS,
+    "lookup": lambda layer: LOOKUP,
 }
 
 

@@ -31,15 +31,17 @@ from granplugin.suggest import did_you_mean
 
 Op = Literal[
     "conv", "depthwise", "grouped", "transposed", "gemm", "linear", "matmul", "matmul_2d",
-    "maxpool", "passive", "add", "add_shared", "activations",
+    "maxpool", "passive", "add", "add_shared", "activations", "embedding",
 ]  # fmt: skip
 """gemm: a Linear on rank 2; linear: one on rank 3 and more, a MatMul with a transposed weight;
 matmul and matmul_2d: a MatMul with a weight stored as (in, out), on rank 3 and 2; passive: pools
 other than maximum, norms and activations, which have no quantizable weight; add: the residual add
 behind a layer, its `input` being the skip input and its `weight` that layer's, per_tensor or
 per_channel (as with a batch norm kept); add_shared: one whose skip input a layer reads too, through
-the same Q/DQ; activations: a MatMul of two activations, its `input` and its `other`."""
+the same Q/DQ; activations: a MatMul of two activations, its `input` and its `other`; embedding: a
+Gather of rows of a weight."""
 ACTIVATIONS: Op = "activations"
+LOOKUP: Op = "embedding"
 CONVS: tuple[Op, ...] = ("conv", "depthwise", "grouped")
 
 Scales = Literal[

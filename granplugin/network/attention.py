@@ -11,21 +11,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_SDPA = F.scaled_dot_product_attention
+
+def multi_head(args: tuple, kwargs: Mapping[str, Any]) -> Callable[..., Any]:
+    """F.multi_head_attention_forward as the functions that it calls."""
+    return _multi_head
 
 
-def opened(function: Any, args: tuple, kwargs: Mapping[str, Any]) -> Callable[..., Any] | None:
-    """A function of the same results as this one, which calls others for its products: to quantize
-    their operands takes a mode that is on while it runs. None for a function that hides none, or
-    draws random numbers besides."""
-    if function is F.multi_head_attention_forward:
-        return _multi_head
-    if function is _SDPA and not (args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)):
-        return _scaled_dot_product
-    return None
+def scaled_dot_product(args: tuple, kwargs: Mapping[str, Any]) -> Callable[..., Any] | None:
+    """F.scaled_dot_product_attention as a softmax between its two products; None where it draws
+    random numbers."""
+    return None if (args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)) else _attention
 
 
-def _scaled_dot_product(
+def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -16,8 +16,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from granplugin.network import skip_inputs
-from granplugin.network.attention import opened
 from granplugin.network.frames import QUANTIZER, Call, Frame, quantized
+from granplugin.network.opened import opened
 from granplugin.network.product_calls import Product, product_of
 from granplugin.network.raised import passed_on
 
@@ -101,7 +101,8 @@ class _Quantizing(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         frame = _RUNNING.frames[-1]
-        whole = opened(func, args, kwargs) if _has_calls(frame.module) else None
+        holds = _has_calls(frame.module) or stands(frame.module)
+        whole = opened(func, args, kwargs) if holds else None
         if whole is not None:
             with self:
                 return whole(*args, **kwargs)

@@ -59,11 +59,13 @@ def describe(name: str, module: nn.Module, bn: nn.Module | None) -> Layer:
     if module._parameters.get("weight") is None:
         unusable = "its weight is no parameter, but computed before each call"
         return Layer(name, type_, unusable=unusable)
+    if type_ == "Embedding" and module.max_norm is not None:
+        unusable = unusable or "it changes its weight at each call (max_norm)"
     groups = getattr(module, "groups", 1)
     traits = set()
     if groups > 1:
         traits.add("depthwise" if groups == module.in_channels else "grouped")
-    if base is not nn.Linear and set(module.kernel_size) == {1}:
+    if type_.startswith("Conv") and set(module.kernel_size) == {1}:
         traits.add("pointwise")
     return Layer(
         name,
@@ -128,7 +130,7 @@ class Stored:
 def stored_of(module: nn.Module) -> Stored:
     """What a module with a weight holds."""
     groups = getattr(module, "groups", 1)
-    return Stored(layer_type(module), groups, module.weight, module.bias)
+    return Stored(layer_type(module), groups, module.weight, getattr(module, "bias", None))
 
 
 def stored(model: nn.Module, layer: Layer) -> Stored | None:

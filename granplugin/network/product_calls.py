@@ -45,6 +45,7 @@ class _Form(NamedTuple):
 
 _INPUT, _WEIGHT, _BIAS = _Argument(0, "input"), _Argument(1, "weight"), _Argument(2, "bias")
 _GROUPS = _Argument(6, "groups")
+_MAX_NORM = _Argument(3, "max_norm")
 _MATRIX = _Argument(1, "mat2")
 _FORMS: dict[str, _Form] = {
     **{
@@ -53,6 +54,7 @@ _FORMS: dict[str, _Form] = {
         for rank in (1, 2, 3)
     },
     "linear": _Form("Linear", _INPUT, _WEIGHT, False, _BIAS),
+    "embedding": _Form("Embedding", _INPUT, _WEIGHT),
     "matmul": _Form("Linear", _INPUT, _Argument(1, "other"), True),
     "mm": _Form("Linear", _INPUT, _MATRIX, True),
     "bmm": _Form("Linear", _INPUT, _MATRIX, True),
@@ -105,6 +107,8 @@ class Product:
     def unusable(self, weighted: bool) -> str | None:
         """Why no engine can be told to quantize it, or None."""
         first, second = self.first, self.second
+        if self.form.weighted == "Embedding":
+            return _unusable_lookup(self, weighted)
         if not first.is_floating_point():
             return "it multiplies integers"
         if self.form.weighted != "Linear":
@@ -121,6 +125,12 @@ class Product:
         args, kwargs = self.form.second.put(args, kwargs, second)
         result: Tensor = passed_on(self.function, args, kwargs)
         return result
+
+
+def _unusable_lookup(product: Product, weighted: bool) -> str | None:
+    if _MAX_NORM.of(product.args, product.kwargs) is not None:
+        return "it changes its weight at each call (max_norm)"
+    return None if weighted else "the rows it looks up are computed from the data"
 
 
 def product_of(function: Any, args: tuple, kwargs: Mapping[str, Any]) -> Product | None:

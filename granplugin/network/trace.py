@@ -36,7 +36,7 @@ from granplugin.network.multiplied import Multiplied
 from granplugin.network.residuals import find_concats, find_same, find_skips
 from granplugin.network.values import Values
 from granplugin.network.watch import LayerCall, Watch
-from granplugin.quant.layers import WEIGHTED, Layer, sites_of
+from granplugin.quant.layers import LOOKUPS, WEIGHTED, Layer, sites_of
 from granplugin.quant.multiplications import Multiplication
 from granplugin.quant.site import Operand, Shape
 
@@ -137,7 +137,9 @@ def _stored(
         return (held[0], held[1] if len(held) > 1 else None) if held else None
     module = modules[name]
     weight = module._parameters.get("weight")  # not there: computed by a hook
-    return None if weight is None or layer_type(module) not in WEIGHTED else (weight, module.bias)
+    if weight is None or layer_type(module) not in WEIGHTED:
+        return None
+    return weight, getattr(module, "bias", None)
 
 
 def _samples(inputs: Mapping[str, Tensor]) -> int:
@@ -195,10 +197,13 @@ def _describe_calls(
     """The layers that ran, by name: what their modules or calls say, and what the flow of values
     does."""
     flow = watch.values.flow
+    types = {name: layer_type(module) for name, module in modules.items() if name in calls}
+    types |= {name: layer.type for name, layer in called.items()}
+    multiplying = {name for name, type in types.items() if type in WEIGHTED - LOOKUPS}
     outputs = {
         name: [made.output for made in of_layer if made.output is not None]
         for name, of_layer in calls.items()
-        if (called[name].weighted if name in called else layer_type(modules[name]) in WEIGHTED)
+        if name in multiplying
     }
     skips = find_skips(flow, outputs, ends)
     concats, same = find_concats(flow), find_same(flow)
@@ -229,7 +234,7 @@ def _describe_calls(
         tensors = {at: same.get(n, n) for at, n in values.items() if n is not None}
         shapes: dict[Operand, Shape | None] = {
             "weight": layer.shape("weight"),
-            "input": first.input_shape,
+            "input": None if layer.multiplied == ("weight",) else first.input_shape,
             "other": first.other_shape,
             "output": first.output_shape,
             "skip": skip.shape if skip else None,

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from granplugin.network.attention import opened
 from granplugin.network.flow import Flow
 from granplugin.network.forward import batched_shape
 from granplugin.network.frames import Frame, Frames
+from granplugin.network.opened import opened
 from granplugin.network.product_calls import Product, product_of
 from granplugin.network.raised import passed_on
 from granplugin.network.torch_calls import addends, kind_of, name_of, storage_of, tensors_in

@@ -20,7 +20,7 @@ class Kind:
     the operators it is exported as.
     """
 
-    operation: Literal["convolution", "transposed", "linear", "matmul"]
+    operation: Literal["convolution", "transposed", "linear", "matmul", "lookup"]
     multiplied: tuple[Operand, ...]
     onnx: tuple[str, ...]
     channels: int
@@ -39,16 +39,24 @@ PRODUCTS: dict[str, Kind] = {
     **{f"ConvTranspose{rank}d": _TRANSPOSED for rank in (1, 2, 3)},
     "Linear": _LINEAR,
     "MatMul": Kind("matmul", ("input", "other"), ("MatMul",), -1),
+    # Which rows of its weight it puts out, integers say: a product with zeros and a one.
+    "Embedding": Kind("lookup", ("weight",), ("Gather",), -1, 0),
     # Nodes of an ONNX file.
     "Conv": _CONVOLUTION,
     "ConvTranspose": _TRANSPOSED,
     "Gemm": _LINEAR,
 }
-"""Type of a layer -> the kind of product it is. No network is traced to a MatMul of two activations
-yet; in files there are some."""
-ONNX_PRODUCTS = tuple(dict.fromkeys(op for kind in PRODUCTS.values() for op in kind.onnx))
+"""Type of a layer -> the kind of product it is."""
+ONNX_PRODUCTS = tuple(
+    dict.fromkeys(
+        op for kind in PRODUCTS.values() if kind.operation != "lookup" for op in kind.onnx
+    )
+)
 """The ONNX operators that multiply."""
+LOOKUP = "Gather"
+"""The one that looks rows up."""
 WEIGHTED = frozenset(name for name, kind in PRODUCTS.items() if "weight" in kind.multiplied)
+LOOKUPS = frozenset(name for name, kind in PRODUCTS.items() if kind.operation == "lookup")
 _RANKS = (1, 2, 3)
 _LAST = frozenset({"LayerNorm", "LayerNormalization"})
 NORMS = _LAST | {"InstanceNormalization", *(f"InstanceNorm{rank}d" for rank in _RANKS)}
@@ -60,8 +68,7 @@ BATCH_NORMS = frozenset({"BatchNormalization", *(f"BatchNorm{rank}d" for rank in
 LEAKY = frozenset({"LeakyReLU", "LeakyRelu"})
 PASSIVE = NORMS | POOLS | BATCH_NORMS | LEAKY
 """Types without a quantizable weight; with WEIGHTED, every type modelopt gives quantizers and
-granplugin sites, and what the same is called in ONNX. (Recurrent layers and embeddings stay
-float.)"""
+granplugin sites, and what the same is called in ONNX. (Recurrent layers stay float.)"""
 
 SCORES, VALUES = "attention_scores", "attention_values"
 CALL = "call"

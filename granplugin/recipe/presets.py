@@ -52,7 +52,7 @@ def tensorrt_11(layer: Layer) -> Decision:
     onnx/quantization/graph_utils.py (build_non_residual_input_map, find_nodes_from_mha_to_exclude).
     """
     kind = layer.kind
-    if kind is None:
+    if kind is None or kind.operation == "lookup":
         return _NOTHING
     if "weight" not in kind.multiplied:
         return _TENSORRT_ATTENTION if 0 < _keys(layer) <= _LONGEST else _NOTHING
@@ -72,17 +72,16 @@ def _keys(layer: Layer) -> int:
 def modelopt_0_47(layer: Layer) -> Decision:
     """modelopt 0.47's INT8_DEFAULT_CFG as it is: weights per_channel on axis 0 (for a transposed
     convolution the *input* channels), every input per_tensor - pools and norms too - except of
-    batch norms, LeakyReLU and names it excludes; batch norms kept. Calls of functions stay float:
-    modelopt has quantizers in modules alone."""
-    if layer.type in BATCH_NORMS or layer.type in LEAKY or CALL in layer.traits:
-        return _NOTHING
-    if _modelopt_excludes(layer):
+    batch norms, LeakyReLU and names it excludes; batch norms kept. Embeddings stay float, and calls of
+    functions: modelopt has quantizers in modules alone."""
+    if layer.type in _MODELOPT_UNTOUCHED or CALL in layer.traits or _modelopt_excludes(layer):
         return _NOTHING
     if layer.kind is None:
         return _MODELOPT_PASSIVE
     return _MODELOPT if "weight" in layer.multiplied else _NOTHING
 
 
+_MODELOPT_UNTOUCHED = BATCH_NORMS | LEAKY | {"Embedding"}
 # The patterns of modelopt's default_disabled_quantizers that are about names.
 _MODELOPT_EXCLUDED = (
     "*block_sparse_moe.gate*", "*linear_attn.conv1d*", "*self_attention.conv1d*",
@@ -114,9 +113,14 @@ def spelt_out(decision: Decision) -> Callable[[Layer], Decision]:
         if (given := getattr(decision, operand)) is not None
     }
     complete = decision.model_copy(update=named)
-    # A product of two activations is left alone where nothing is said of its second.
-    about = "input" if "other" in named else "weight"
-    return lambda layer: complete if about in layer.multiplied else _NOTHING
+    # A product of two activations is left alone where nothing is said of its second, a lookup always.
+    about: Operand = "input" if "other" in named else "weight"
+
+    def of(layer: Layer) -> Decision:
+        lookup = layer.kind is not None and layer.kind.operation == "lookup"
+        return complete if about in layer.multiplied and not lookup else _NOTHING
+
+    return of
 
 
 def _defaults(value: Any) -> Any:

@@ -26,7 +26,7 @@ from granplugin.graph.read.loading import read_model, reading
 from granplugin.graph.read.pairs import Qdq, qdq
 from granplugin.graph.read.residual import residual_add
 from granplugin.planning.rows import QuantizedRow
-from granplugin.quant.layers import ONNX_PRODUCTS
+from granplugin.quant.layers import LOOKUP, ONNX_PRODUCTS
 from granplugin.quant.site import Shape
 
 E8M0_OPERATOR = "TRT_MXFP8DequantizeLinear"
@@ -197,7 +197,8 @@ def tensors_of(graph: FileGraph, row: QuantizedRow) -> list[str]:
     nodes = graph.scopes.get(row.layer, [])
     own = {name for node in nodes for name in node.output}
     if row.operand == "weight":
-        return [_origin(graph, n.input[1]) for n in nodes if n.op_type in ONNX_PRODUCTS]
+        held = [(n, _weight_at(n)) for n in nodes]
+        return [_origin(graph, n.input[at]) for n, at in held if at is not None]
     if row.operand == "input":
         fixed = graph.stored.keys() | {p.result for p in graph.pairs if p.stored is not None}
         products = [n for n in nodes if n.op_type in ONNX_PRODUCTS]
@@ -215,6 +216,11 @@ def tensors_of(graph: FileGraph, row: QuantizedRow) -> list[str]:
                 raise not_quantized(row)
             found.append(name)
     return found
+
+
+def _weight_at(node: onnx.NodeProto) -> int | None:
+    """Which input of a node is a layer's weight."""
+    return {LOOKUP: 0}.get(node.op_type, 1 if node.op_type in ONNX_PRODUCTS else None)
 
 
 def residual_adds(graph: FileGraph, layer: str) -> list[tuple[onnx.NodeProto, str]]:
