@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 from rich.console import Console
+from rich.default_styles import DEFAULT_STYLES
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,12 +22,28 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.theme import Theme
 
 from granplugin.words import duration
 
 T = TypeVar("T")
 
-console = Console(stderr=True)
+_COLOURLESS = Theme(
+    {
+        **{name: "none" for name in DEFAULT_STYLES if name.startswith("progress.")},
+        "bar.back": "grey23",
+        **{f"bar.{part}": "grey70" for part in ("pulse", "complete", "finished")},
+    }
+)  # fmt: skip
+"""A colour says good, bad or not known, and a bar is neither."""
+
+
+def console_of(redrawn: bool | None = None) -> Console:
+    """Of stderr; by default bars are `redrawn` where it is a terminal."""
+    return Console(stderr=True, theme=_COLOURLESS, force_terminal=redrawn)
+
+
+console = console_of()
 log = logging.getLogger(__name__)
 
 SECONDS = 5.0

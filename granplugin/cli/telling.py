@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from granplugin import progress
@@ -56,7 +55,7 @@ class Telling:
         terminal = sys.stderr is not None and sys.stderr.isatty()
         redrawn = None if not (self.plain or self.quiet) else False
         # The progress bars' console, so that lines go above the bar.
-        progress.console = Console(stderr=True, force_terminal=redrawn)
+        progress.console = progress.console_of(redrawn)
         logging.captureWarnings(True)
         logging.raiseExceptions = False  # where the log cannot be written, the run says so itself
         root = logging.getLogger()

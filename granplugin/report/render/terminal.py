@@ -186,8 +186,9 @@ def _table(table: Table, width: int) -> Iterator[Text]:
             widths[max(wide, key=lambda at: widths[at])] -= 1
             left += 1
     for at, column in enumerate(table.columns):
-        if left > 0 and column.fills:
-            widths[at], left = widths[at] + left, 0
+        # On a wide terminal a row's figures stay near its name.
+        if (spare := left - max(width - WIDTH, 0)) > 0 and column.fills:
+            widths[at], left = widths[at] + spare, 0
     prefixes = [_prefix(table, at, room) for at, room in enumerate(widths)]
     for prefix in filter(None, prefixes):
         yield Text(f"~ is {prefix}")
