@@ -1,21 +1,26 @@
 """The pages of docs/ that are made from the package: `python tests/generated_pages.py` writes them.
 
-docs/recipe.md is the recipe's schema, docs/errors.md the error tree with its messages, docs/words.md
-and docs/lint.md what `granplugin explain` prints. tests/test_docs.py holds each to the code.
+docs/recipe.md is the recipe's schema, docs/errors.md the error tree with its messages, docs/commands.md
+the verbs, docs/words.md and docs/lint.md what `granplugin explain` prints, docs/badges what is true of
+the package. tests/test_docs.py holds each to the code.
 """
 
 from __future__ import annotations
 
 import ast
+import configparser
 import inspect
 import re
 from collections.abc import Iterator
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+import typer
 import yaml
 
-from granplugin import errors, topics
+from granplugin import cli, errors, topics
 from granplugin.audits import lint_pages
 from granplugin.audits.lint import CODES
 from granplugin.recipe.schema import json_schema
@@ -371,13 +376,90 @@ def lint_page() -> str:
     return "\n".join(page).rstrip("\n") + "\n"
 
 
+# ---- docs/commands.md: the verbs
+
+
+def commands_page() -> str:
+    verbs = {verb: _verb(module) for verb, module in cli.verbs().items()}
+    page = [NOTE, "# Commands\n", "Each is also `granplugin VERB --help`.\n"]
+    page += ["| command | what it does |", "|---|---|"]
+    for verb, function in verbs.items():
+        first = " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
+        page.append(f"| [`{verb}`](#{verb}) | {_cell(first)} |")
+    for verb, function in verbs.items():
+        arguments, options = _parameters(function)
+        page += ["", f"## {verb}\n", f"`{' '.join(['granplugin', verb, *arguments])}`\n"]
+        page.append(inspect.getdoc(function) or "")
+        if example := getattr(inspect.getmodule(function), "EXAMPLE", None):
+            page += ["", f"Example: `{example}`"]
+        if options:
+            page += ["", "| option | |", "|---|---|"]
+        page += [f"| `{option}` | {_cell(said)} |" for option, said in options.items()]
+    return "\n".join(page) + "\n"
+
+
+def _verb(module: str) -> Any:
+    return getattr(import_module(module), module.rpartition(".")[2])
+
+
+def _parameters(function: Any) -> tuple[list[str], dict[str, str]]:
+    """Arguments, and options with what is said of them."""
+    arguments, options = [], {}
+    hints = get_type_hints(function, include_extras=True)
+    for name in inspect.signature(function).parameters:
+        kind, info = get_args(hints[name])
+        # Of an annotation the first name is where a default would be.
+        names = (info.default, *(info.param_decls or ()))
+        flags = [each for each in names if isinstance(each, str) and each.startswith("-")]
+        if isinstance(info, typer.models.ArgumentInfo):
+            arguments.append(info.metavar or name.upper())
+            continue
+        kinds = {part for part in (kind, *get_args(kind)) if part in (bool, int, float, Path)}
+        value = {bool: "", int: "N", float: "X", Path: "PATH"}[kinds.pop()] if kinds else "TEXT"
+        option = flags[0] if flags else "--" + name.strip("_").replace("_", "-")
+        options[f"{option} {info.metavar or value}".strip()] = info.help or ""
+    return arguments, options
+
+
+# ---- docs/badges: what is true of the package, as pictures
+
+
+def badges() -> dict[str, tuple[str, str]]:
+    """File -> what it says, of setup.cfg."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    told = config["metadata"]["classifiers"]
+    minors = re.findall(r"Python :: (3\.\d+)$", told, re.MULTILINE)
+    typed = "py.typed" if "Typing :: Typed" in told else "no"
+    return {
+        "python": ("python", f"{minors[0]} - {minors[-1]}"),
+        "licence": ("licence", config["metadata"]["license"]),
+        "typed": ("types", typed),
+    }
+
+
+def badge(said: str, value: str) -> str:
+    left, right = 7 * len(said) + 12, 7 * len(value) + 12
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" width="{left + right}" height="20" role="img"
+  aria-label="{said}: {value}">
+  <rect width="{left + right}" height="20" rx="3" fill="#555"/>
+  <rect x="{left}" width="{right}" height="20" rx="3" fill="#00796b"/>
+  <g fill="#fff" font-family="Verdana, sans-serif" font-size="11" text-anchor="middle">
+    <text x="{left / 2:g}" y="14">{said}</text>
+    <text x="{left + right / 2:g}" y="14">{value}</text>
+  </g>
+</svg>
+"""
+
+
 PAGES = {
     ROOT / "docs" / f"{make.__name__.removesuffix('_page')}.md": make
-    for make in (recipe_page, errors_page, words_page, lint_page)
-}
+    for make in (recipe_page, errors_page, words_page, lint_page, commands_page)
+} | {ROOT / "docs/badges" / f"{name}.svg": partial(badge, *said) for name, said in badges().items()}
 """Each page's file -> what makes its text."""
 
 
 if __name__ == "__main__":
     for file, make in PAGES.items():
+        file.parent.mkdir(exist_ok=True)
         file.write_text(make(), encoding="utf-8")

@@ -57,11 +57,11 @@ def train(digits):
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory):
-    """What the README's script makes: the model and its file."""
+    """What the script of docs/script.md makes: the model and its file."""
     folder = tmp_path_factory.mktemp("clone")
     (folder / "recipes").symlink_to(RECIPES)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (text,) = re.findall(r"^```python\n((?:(?!^```).)*mtq\.quantize.*?)^```$", readme, re.M | re.S)
+    page = (ROOT / "docs/script.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```python\n((?:(?!^```).)*mtq\.quantize.*?)^```$", page, re.M | re.S)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "path", [*sys.path])  # which it adds the recipes to
@@ -70,7 +70,7 @@ def script(tmp_path_factory):
     return made["model"], folder / "mobilenet_int8.onnx"
 
 
-def test_the_readmes_script_writes_the_quickstarts_network(script, quickstart):
+def test_the_script_writes_the_quickstarts_network(script, quickstart):
     written = onnx.load(script[1]).graph
     applied = onnx.load(quickstart.folder / "variants/digits_mobilenet/model.onnx").graph
     # The recipe's float part is float16, but its outputs are float32 as the script's.

@@ -144,9 +144,9 @@ def test_inspect_prints_every_layer_with_a_weight_in_80_columns(mobilenet):
             assert any(line.split()[:2] == [layer["name"], shape] for line in lines)
 
 
-def test_the_readme_shows_what_inspect_prints(mobilenet):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = readme.partition("$ granplugin inspect recipes/digits_mobilenet.yaml\n")[2]
+def test_the_documents_show_what_inspect_prints(mobilenet):
+    page = (ROOT / "docs/rules.md").read_text(encoding="utf-8")
+    shown = page.partition("$ granplugin inspect recipes/digits_mobilenet.yaml\n")[2]
     lines = shown.partition("```")[0].splitlines()
     assert len(lines) > 15
     assert set(lines) - {"..."} <= set(mobilenet[1].splitlines())
