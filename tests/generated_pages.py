@@ -20,9 +20,10 @@ from typing import Any, get_args, get_type_hints
 import typer
 import yaml
 
-from granplugin import cli, errors, topics
+from granplugin import errors, topics
 from granplugin.audits import lint_pages
 from granplugin.audits.lint import CODES
+from granplugin.cli.verbs import STEPS, module_of, said_of, verbs
 from granplugin.recipe.schema import json_schema
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -280,7 +281,7 @@ def tree() -> dict[type[BaseException], int]:
     return {each: 2 if issubclass(each, errors.UserError) else 3 for each in ours}
 
 
-def said_of(error: type[BaseException]) -> dict[str, str]:
+def told_of(error: type[BaseException]) -> dict[str, str]:
     """What its docstring says: `what`, `Cause` and `Cure`."""
     what, *parts = re.split(r"^(Cause|Cure): ", inspect.getdoc(error) or "", flags=re.MULTILINE)
     return {
@@ -325,7 +326,7 @@ def errors_page() -> str:
     page += ["", "They do not depend on who reads the output. 3 goes before 1, and 1 before 4.\n"]
     told = messages()
     for error, code in tree().items():
-        said = said_of(error)
+        said = told_of(error)
         page += [f"## {error.__name__}\n", f"{said['what']} Exit code {code}.\n"]
         page += [f"- **Cause**: {said['Cause']}", f"- **Cure**: {said['Cure']}", ""]
         if told[error.__name__]:
@@ -380,13 +381,16 @@ def lint_page() -> str:
 
 
 def commands_page() -> str:
-    verbs = {verb: _verb(module) for verb, module in cli.verbs().items()}
+    found = {verb: _function(verb) for verb in verbs()}
     page = [NOTE, "# Commands\n", "Each is also `granplugin VERB --help`.\n"]
-    page += ["| command | what it does |", "|---|---|"]
-    for verb, function in verbs.items():
-        first = " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
-        page.append(f"| [`{verb}`](#{verb}) | {_cell(first)} |")
-    for verb, function in verbs.items():
+    listed = {verb for step in STEPS.values() for verb in step}
+    for step, of in STEPS.items():
+        others = [verb for verb in verbs() if verb not in listed] if step == list(STEPS)[-1] else []
+        page += [f"| {step} | |", "|---|---|"]
+        page += [f"| [`{verb}`](#{verb}) | {_cell(said_of(verb))} |" for verb in (*of, *others)]
+        page.append("")
+    page.append("Before or behind any verb: `--quiet`, `--verbose`, `--plain`.")
+    for verb, function in found.items():
         arguments, options = _parameters(function)
         page += ["", f"## {verb}\n", f"`{' '.join(['granplugin', verb, *arguments])}`\n"]
         page.append(inspect.getdoc(function) or "")
@@ -398,8 +402,9 @@ def commands_page() -> str:
     return "\n".join(page) + "\n"
 
 
-def _verb(module: str) -> Any:
-    return getattr(import_module(module), module.rpartition(".")[2])
+def _function(verb: str) -> Any:
+    module = import_module(module_of(verb))
+    return getattr(module, module.__name__.rpartition(".")[2])
 
 
 def _parameters(function: Any) -> tuple[list[str], dict[str, str]]:

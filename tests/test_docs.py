@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
-from generated_pages import PAGES, SCHEMA, SECTIONS, said_of, tree
+from generated_pages import PAGES, SCHEMA, SECTIONS, told_of, tree
 
 import granplugin
 
@@ -122,7 +122,7 @@ def whole(place: str, value: dict) -> dict:
 
 def test_every_error_has_its_cause_and_its_cure():
     for error in tree():
-        assert {"what", "Cause", "Cure"} == said_of(error).keys(), error
+        assert {"what", "Cause", "Cure"} == told_of(error).keys(), error
 
 
 def test_every_exit_code_of_the_topic_is_on_the_page_of_errors():
