@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 import yaml
+from onnx import numpy_helper, parser
 from onnx_nets import NETS, Several, make
 
 from granplugin.graph.read.graph import ReadGraph, reads
 from granplugin.network.onnx_file import read_float
-from granplugin.network.onnx_layers import Placed, place_layers
+from granplugin.network.onnx_layers import place_layers
+from granplugin.network.onnx_products import products_of
 from granplugin.network.trace import trace
+from granplugin.planning.coverage import coverage
 from granplugin.planning.plan import make_plan
 from granplugin.quant.layers import Layer
+from granplugin.quant.multiplications import Multiplication
 from granplugin.recipe.load import load_recipe
 from granplugin.recipe.loaded import Loaded
 
@@ -39,9 +46,12 @@ def loaded(folder) -> Loaded:
     return load_recipe(folder / "r.yaml")
 
 
+Found = tuple[tuple[Layer, ...], tuple[Multiplication, ...]]
+
+
 @pytest.fixture(scope="module")
-def placed(folder) -> dict[tuple[str, str], tuple[Placed, ...]]:
-    """(exporter, network) -> what is found in the file."""
+def found_in(folder) -> dict[tuple[str, str], Found]:
+    """(exporter, network) -> the layers and products of the file."""
     nets = {name: make(name) for name in NETS}
     found = {}
     for name, (net, x) in nets.items():
@@ -60,7 +70,9 @@ def placed(folder) -> dict[tuple[str, str], tuple[Placed, ...]]:
                     dynamic_axes={"x": {0: "batch"}},
                     opset_version=17,
                 )
-            found[EXPORTERS[folded], name] = place_layers(read_float(path))
+            graph = read_float(path)
+            layers = tuple(each.layer for each in place_layers(graph))
+            found[EXPORTERS[folded], name] = layers, products_of(graph, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -76,10 +88,11 @@ def placed(folder) -> dict[tuple[str, str], tuple[Placed, ...]]:
             program.optimize()
         program.save(folder / f"{exporter}.onnx")
         graph = read_float(folder / f"{exporter}.onnx")
-        layers = place_layers(graph)
+        placed, products = place_layers(graph), products_of(graph, 2)
         for name, output in zip(nets, graph.outputs, strict=True):
             own = nodes_behind(graph, output)
-            found[exporter, name] = tuple(each for each in layers if each.node.name in own)
+            layers = tuple(each.layer for each in placed if each.node.name in own)
+            found[exporter, name] = layers, tuple(each for each in products if each.place in own)
     return found
 
 
@@ -127,17 +140,74 @@ def told(layers: tuple[Layer, ...], loaded: Loaded) -> list[tuple]:
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_what_is_found_in_a_file_is_what_is_found_in_its_torch_network(name, placed, loaded):
-    of_torch = trace(*make(name)).layers
-    expected = told(of_torch, loaded)
+def test_what_is_found_in_a_file_is_what_is_found_in_its_torch_network(name, found_in, loaded):
+    traced = trace(*make(name))
+    expected = told(traced.layers, loaded)
     assert len(expected) > 5
     for exporter in EXPORTERS:
-        of_file = tuple(each.layer for each in placed[exporter, name])
-        assert told(of_file, loaded) == expected, exporter
+        layers, _ = found_in[exporter, name]
+        assert told(layers, loaded) == expected, exporter
         if "folded" not in exporter:
-            assert count_norms(of_file) == count_norms(of_torch)
+            assert count_norms(layers) == count_norms(traced.layers)
 
 
 def count_norms(layers: tuple[Layer, ...]) -> tuple[int, int]:
     norms = sum(layer.type.startswith("BatchNorm") for layer in layers)
     return norms, sum(layer.bn is not None for layer in layers)
+
+
+# A product of parameters alone is no node of a file that computes it once.
+@pytest.mark.parametrize("name", [name for name in NETS if name != "computed"])
+def test_coverage_of_a_file_is_that_of_what_torch_dispatches(name, found_in, loaded):
+    traced = trace(*make(name))
+    expected = covered(traced.products, traced.layers, loaded)
+    for exporter in EXPORTERS:
+        layers, products = found_in[exporter, name]
+        assert covered(products, layers, loaded) == expected, exporter
+
+
+def covered(products, layers, loaded) -> list:
+    found = coverage(products, layers, make_plan(loaded, layers))
+    floats = [(each.reason, each.products, each.macs) for each in found.floats]
+    return [replace(found, floats=()), floats]
+
+
+BRANCHES = """
+<ir_version: 10, opset_import: ["" : 21]>
+g (float[N, 4] x, bool wide) => (float[N, 4] z) <float[4, 4] w> {
+    y = MatMul (x, w)
+    sizes = Shape (y)
+    at = Constant <value = int64[1] {1}> ()
+    length = Gather (sizes, at)
+    four = Constant <value = int64[1] {4}> ()
+    fits = Equal (length, four)
+    [shaped] lead = If (fits) <
+        then_branch = t () => (float[N, 4] a) { a = Identity (y) },
+        else_branch = e () => (float[1, N, 4] b) {
+            axes = Constant <value = int64[1] {0}> ()
+            b = Unsqueeze (y, axes)
+        }
+    >
+    [fc] f = MatMul (lead, w)
+    [chosen] z = If (wide) <
+        then_branch = t () => (float[N, 4] c) { [inner] c = MatMul (f, w) },
+        else_branch = e () => (float[N, 4] d) { [inner] d = Relu (f) }
+    >
+}"""
+
+
+def test_products_in_bodies_are_listed_with_the_reason_and_shapes_choose_branches(folder, loaded):
+    model = parser.parse_model(BRANCHES)
+    model.graph.ClearField("value_info")
+    model.graph.initializer.append(numpy_helper.from_array(np.eye(4, dtype=np.float32), "w"))
+    onnx.save(model, folder / "branches.onnx")
+    graph = read_float(folder / "branches.onnx")
+    layers = {each.layer.name: each.layer for each in place_layers(graph)}
+    assert list(layers) == ["node_of_y", "fc", "chosen/then_branch/inner"]
+    assert layers["fc"].shape("input") == (1, 4) and not layers["fc"].unusable
+    assert "(If)" in layers["chosen/then_branch/inner"].unusable
+    found = coverage(products_of(graph, 2), layers.values(), make_plan(loaded, [*layers.values()]))
+    assert (found.products, found.quantized) == (3, 2)
+    assert [(each.products, each.places) for each in found.floats] == [
+        (1, ("chosen/then_branch/inner",))
+    ]

@@ -7,13 +7,16 @@ MatMul are told as a Linear's are, [out, in], whichever way the file holds them.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from granplugin.graph.read.bodies import body_graphs
 from granplugin.graph.read.graph import ReadGraph
 from granplugin.network.attention_traits import find_attention
 from granplugin.network.onnx_file import is_float
@@ -49,7 +52,19 @@ def place_layers(graph: ReadGraph) -> tuple[Placed, ...]:
         for node in graph.nodes
         if node.op_type in (*ONNX_PRODUCTS, *PASSIVE) and node.output[0] not in graph.fixed
     ]
-    return _joined(graph, flow, placed)
+    found = [(graph.at[each.node.name], each) for each in _joined(graph, flow, placed)]
+    return tuple(each for _, each in sorted([*found, *_inside(graph)], key=itemgetter(0)))
+
+
+def _inside(graph: ReadGraph) -> Iterator[tuple[int, Placed]]:
+    """Products in bodies, each with the position of the node whose body it is in."""
+    for at, node in enumerate(graph.nodes):
+        for within, body in body_graphs([node]):
+            for inner in body.node:
+                if inner.op_type in ONNX_PRODUCTS:
+                    why = f"it is inside the body of a node ({node.op_type}), and bodies stay as they are"
+                    layer = Layer(f"{within}/{inner.name}", inner.op_type, unusable=why)
+                    yield at, Placed(layer, inner, inner.output[0], None, None)
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:

@@ -99,7 +99,9 @@ def coverage(
 def _without_sites(product: Multiplication, layer: Layer | None) -> tuple[str, str]:
     """What such a product is, and why it has no row."""
     if layer is None or not layer.multiplied:
-        return f"{product.function} in {product.type}", "no layer that can be quantized"
+        own = product.function == product.type  # a node of a file
+        what = product.type if own else f"{product.function} in {product.type}"
+        return what, "no layer that can be quantized"
     why = (layer.unusable or "").partition(", which")[0]
     return product.type, why.removeprefix(f"its class {product.type} has its ")
 

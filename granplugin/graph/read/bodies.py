@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -12,25 +12,33 @@ from granplugin.graph.read.loading import name_nodes
 
 
 def bodies(model: onnx.ModelProto, path: Path) -> Iterator[tuple[str, ReadGraph]]:
-    """Each body that has a DequantizeLinear, those inside others included, with the names of the
-    nodes and branches that lead there. What it reads from outside is an input of it, or stored.
-    Raises ModelError for one that is damaged."""
+    """Each body that has a DequantizeLinear, as a graph of its own, with the names of `body_graphs`.
+    What it reads from outside is an input of it, or stored. Raises ModelError for one that is
+    damaged."""
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    waiting = [(node, node.name) for node in model.graph.node]
+    for within, graph in body_graphs(model.graph.node):
+        if any(map(dequantizes, graph.node)):
+            inner = onnx.ModelProto(ir_version=model.ir_version, graph=graph)
+            inner.opset_import.extend(model.opset_import)
+            _given(inner.graph, stored)
+            yield within, read_graph(inner, path)
+
+
+def body_graphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, onnx.GraphProto]]:
+    """A copy of each body of If, Loop and Scan among these nodes, those inside others included, its
+    nodes named, with the names of the nodes and branches that lead there."""
+    waiting = [(node, node.name) for node in nodes]
     while waiting:
         node, place = waiting.pop()
         for attribute in node.attribute:
             held = ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs)
             for graph in held:
-                inner = onnx.ModelProto(ir_version=model.ir_version)
-                inner.opset_import.extend(model.opset_import)
-                inner.graph.CopyFrom(graph)
-                name_nodes(inner.graph.node)
+                named = onnx.GraphProto()
+                named.CopyFrom(graph)
+                name_nodes(named.node)
                 within = f"{place}/{attribute.name}"
-                waiting.extend((each, f"{within}/{each.name}") for each in inner.graph.node)
-                if any(map(dequantizes, inner.graph.node)):
-                    _given(inner.graph, stored)
-                    yield within, read_graph(inner, path)
+                waiting.extend((each, f"{within}/{each.name}") for each in named.node)
+                yield within, named
 
 
 def _given(graph: onnx.GraphProto, stored: dict[str, onnx.TensorProto]) -> None:
