@@ -108,7 +108,10 @@ def nodes_behind(graph: ReadGraph, output: str) -> set[str]:
 
 def told(layers: tuple[Layer, ...], loaded: Loaded) -> list[tuple]:
     """All that is said of each product, layers and tensors numbered as they come."""
-    products = [layer for layer in layers if layer.kind and not layer.unusable]
+    kinds = {layer.name: layer.kind for layer in layers if not layer.unusable}
+    # Lookups of embeddings are layers of torch networks alone.
+    operations = {name: kind and kind.operation for name, kind in kinds.items()}
+    products = [each for each in layers if operations.get(each.name) not in (None, "lookup")]
     numbers = {layer.name: number for number, layer in enumerate(products)}
     tensors: dict[int, int] = {}
 
@@ -125,7 +128,7 @@ def told(layers: tuple[Layer, ...], loaded: Loaded) -> list[tuple]:
     def facts(layer: Layer) -> tuple:
         # A batch norm that is folded already is no longer behind it.
         spread = layer.spread and pytest.approx(layer.spread, rel=1e-4)
-        return layer.kind, layer.traits, layer.groups, layer.varying, spread
+        return layer.kind, layer.traits - {"call"}, layer.groups, layer.varying, spread
 
     lines: list[tuple] = [(numbers[layer.name], facts(layer)) for layer in products]
     for row in make_plan(loaded, layers).rows:
