@@ -72,7 +72,9 @@ class EngineFacts:
     """Those of `targets` for which it has no matrix product in FP32."""
     build: tuple[str, ...] = ()
     """The keys of a recipe's `build` that it takes. With `shapes`, it is built for a range of
-    batches; without, it takes any."""
+    sizes."""
+    any_size: bool = False
+    """It takes any size of an axis that a file leaves open, without being told of shapes."""
     without: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Key of `build` that engines like it take -> why it does not."""
     programs: tuple[Program, ...] = ()
@@ -98,6 +100,7 @@ ENGINES: Mapping[str, EngineFacts] = {
             precisions=("fp32", "fp16"),
             used="always",
             measures_latency=False,
+            any_size=True,
         ),
         EngineFacts(
             name="openvino",
@@ -109,6 +112,8 @@ ENGINES: Mapping[str, EngineFacts] = {
             device="cpu",
             precisions=("fp32", "fp16"),
             used="if installed",
+            any_size=True,
+            build=("shapes",),
         ),
         EngineFacts(
             name="tensorrt",

@@ -422,10 +422,6 @@ for number in range(4):
         ("yield [[1, 2], [3]], None", "'image' is no array: its rows have different lengths"),
         ("yield {'image': ['a', 'b']}", "batch 1: 'image' has type <U1, not numbers"),
         ("yield np.ones((3, 2)), [1, 2]", "batch 1 does not have as many samples in each array: 3"),
-        (
-            "yield {'image': (np.ones((3, 2)),) * 2}",
-            "'image' is a tuple of 2 arrays, and an input is",
-        ),
         ("yield np.ones((2, 2)), [0.5, 1]", "batch 1: its labels is float64 [2]; labels are one"),
         (
             "yield np.ones((2, 2))\nyield np.array([[0, 1], [2, np.nan]])",

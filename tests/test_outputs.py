@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import run_main
@@ -38,7 +39,7 @@ class Net(nn.Module):
             "loss": logits.square().mean(),
             "pairs": mean @ mean.T,
             "flat": logits.flatten(0, 1),
-            "past": (Cache(states), None),
+            "past": (Cache(states), None, Cache("eager")),
             "decided": logits.argmax(-1),
         }
         return found if self.only is None else {self.only: found[self.only]}
@@ -72,12 +73,15 @@ def test_outputs_without_samples_are_named_and_the_others_measured(project):
         "output 'loss' has no axis of samples",
         "output 'pairs' has no axis of samples",
         "output 'flat' has no axis of samples",
-        "output 'past_0' (Cache) is no tensor",
         "output 'past_1' (None) is no tensor",
+        "output 'past_2' (Cache) is no tensor",
     ):
         assert sum(note.startswith(told) for note in report.notes) == 1
         assert all(told in " ".join(text.split()) for text in (planned, shown, done.stdout))
-    assert "output 'decided'" not in " ".join(report.notes)
+    told = " ".join(report.notes)
+    assert not any(f"output '{name}" in told for name in ("decided'", "past_0"))
+    graph = onnx.load_from_string(project.onnx()).graph
+    assert "past_0_states" in {each.name for each in graph.output}  # a cache is kept
 
 
 @pytest.mark.parametrize(

@@ -528,4 +528,4 @@ def test_a_layer_whose_calls_see_different_shapes_takes_what_fits_them_all(recip
     for granularity in ("per_tensor", "per_channel"):
         plan_of([{"match": "head", "input": granularity}], layers)
     said = refused([{"match": "head", "input": "per_element"}], layers)
-    assert "its calls see different shapes" in said
+    assert "it sees tensors of different shapes" in said

@@ -312,7 +312,7 @@ def _build(session: Session, plan: Plan, engine: str, float_onnx: Path, key: str
         calibrated = Calibrated(float_onnx, None, {})
         built = variant_task(session, job, calibrated, [engine]).run(session.run.kept)
         # Only where every size is fixed does the plan say how large tensors are.
-        options = options_of(recipe, session.input_shapes, built, module, fixed=True)
+        options = options_of(recipe, session.input_sizes, built, module, fixed=True)
         file = built.file(engine).path
         with TemporaryDirectory(dir=session.run.cache, prefix=".making-") as folder:
             try:

@@ -160,7 +160,8 @@ def _row(
     said = f"{granularity} {calibrator}" if calibrator.kind != "max" else str(granularity)
     try:
         block = block_of(FORMATS[form], granularity, own.at)
-        check_varying(layer, own.at, block)
+        if not granularity.at_run_time:
+            check_varying(layer, own.at, block)
     except DoesNotApply as err:
         return Skipped(own.site, said, str(err))
     if own.operand == "weight" or not granularity.at_run_time:

@@ -7,9 +7,9 @@ static batch and are loaded without a check of their content.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from functools import cache
 from pathlib import Path
 from time import perf_counter
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from granplugin.backends import base
 from granplugin.backends.base import (
     Backend,
     BuildFailed,
@@ -24,8 +25,8 @@ from granplugin.backends.base import (
     Feeds,
     Input,
     LayerPrecision,
-    Options,
     Runner,
+    Shape,
 )
 from granplugin.backends.card import card_of, kept
 from granplugin.errors import ModelError
@@ -46,13 +47,25 @@ _PRECISIONS = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Options(base.Options):
+    """What OpenVINO is built for: any sizes that the file leaves open, or those from the least to the
+    largest of an input's (min, opt, max) `shapes`."""
+
+    shapes: Mapping[str, tuple[Shape, Shape, Shape]] = field(default_factory=dict)
+
+
 class OpenVino(Backend):
     """OpenVINO's CPU plugin."""
 
-    def build(self, onnx: Path, out: Path, options: Options | None = None) -> Engine:
-        """Converts and, to know what it runs in what, compiles; `bytes` are those of the IR. It
-        takes any batch, so no option makes it another."""
+    options = Options
+
+    def build(self, onnx: Path, out: Path, options: base.Options | None = None) -> Engine:
+        """Converts and, to know what it runs in what, compiles; `bytes` are those of the IR."""
+        shapes = options.shapes if isinstance(options, Options) else {}
         made_of = {"library": self.name, "version": self.version()}
+        if shapes:
+            made_of["shapes"] = {name: [list(each) for each in of] for name, of in shapes.items()}
 
         def make(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
             start = perf_counter()
@@ -61,6 +74,8 @@ class OpenVino(Backend):
             with translated(said, (*_errors(), ModelError), BuildFailed):
                 graph = read(onnx)
                 model = ov.Core().read_model(onnx)
+                if shapes:
+                    model.reshape(_bounds(ov, shapes))
                 ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
                 known = _known_as(graph)
                 anyhow = _ran(_compile(ov, model, None, None), known)
@@ -109,6 +124,14 @@ class _Runner(Runner):
         with translated(self._said, _errors()):
             results = self.request.infer(feeds, share_inputs=True)
             return {output: results[output] for output in self.outputs}
+
+
+def _bounds(ov: Any, shapes: Mapping[str, tuple[Shape, Shape, Shape]]) -> dict[str, Any]:
+    """Input -> each axis from its least to its largest size."""
+    return {
+        name: ov.PartialShape([ov.Dimension(*sizes) for sizes in zip(low, high, strict=True)])
+        for name, (low, _, high) in shapes.items()
+    }
 
 
 def _input(port: Any) -> Input:

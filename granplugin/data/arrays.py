@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,33 @@ from granplugin.suggest import did_you_mean
 def check_names(given: Iterable[str], input_names: Sequence[str], where: str) -> None:
     """Raises DataError for a name that forward does not take; any will do where it names none."""
     for name in given:
-        if input_names and name not in input_names:
+        if input_names and str(name).partition(".")[0] not in input_names:
             hint = did_you_mean(str(name), input_names)
             raise DataError(f"{where}: the model's forward takes no {name!r}{hint}")
+
+
+def by_path(values: Any, name: str) -> dict[str, Any]:
+    """What a value of the batch holds by path, where it holds arrays inside one another: in dicts,
+    dataclasses and tuples.
+
+    >>> list(by_path({"past": ({"key": [1]}, {"key": [2]})}, ""))
+    ['past.0.key', 'past.1.key']
+    """
+    if dataclasses.is_dataclass(values) and not isinstance(values, type):
+        values = {each.name: getattr(values, each.name) for each in dataclasses.fields(values)}
+    if isinstance(values, tuple) and any(map(_is_container, values)):
+        values = dict(enumerate(values))
+    if not isinstance(values, Mapping):
+        return {name: values}
+    return {
+        path: leaf
+        for key, part in values.items()
+        for path, leaf in by_path(part, f"{name}.{key}" if name else str(key)).items()
+    }
+
+
+def _is_container(part: Any) -> bool:
+    return bool(getattr(part, "ndim", 0)) or isinstance(part, (tuple, Mapping))
 
 
 def as_array(values: Any, what: str) -> np.ndarray:
@@ -25,11 +50,6 @@ def as_array(values: Any, what: str) -> np.ndarray:
         values = values.detach().cpu()
         # numpy has no bfloat16.
         values = (values.float() if values.is_floating_point() else values).numpy()
-    if isinstance(values, tuple) and any(getattr(part, "ndim", 0) for part in values):
-        raise DataError(
-            f"{what} is a tuple of {len(values)} arrays, and an input is one array with the samples "
-            "on axis 0; let model.callable return a module that takes each by a name of its own"
-        )
     try:
         array = np.asarray(values)
     except ValueError as err:

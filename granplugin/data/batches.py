@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from granplugin.errors import DataError
+from granplugin.quant.site import Shape
 from granplugin.store.keys import content_key
 
 Batch = dict[str, np.ndarray]
@@ -19,8 +20,8 @@ Batch = dict[str, np.ndarray]
 class Batches(Protocol):
     """Samples in a fixed order, in batches; can be iterated any number of times.
 
-    A batch maps arguments of forward to arrays with the samples on axis 0: `batch_size` of them,
-    fewer in the last batch. Floats are float32; integers and booleans are as given. The arrays
+    A batch maps arguments of forward, or paths into one, to arrays with the samples on axis 0:
+    `batch_size` of them, fewer in the last batch and in front of samples of another shape. Floats are float32; integers and booleans are as given. The arrays
     are the caller's to change.
     """
 
@@ -35,6 +36,9 @@ class Batches(Protocol):
     def few(self, most: int) -> Batch:
         """Up to so many samples, at the cost of these: from all over where they can be had, else
         the first ones."""
+
+    def shapes(self) -> dict[str, list[Shape]]:
+        """Input -> the shapes that a sample of it has, without the axis of samples; each once."""
 
     def key(self) -> str:
         """A hash of all samples, their order and labels; the same for every batch size."""
@@ -62,6 +66,9 @@ class Drawn:
             return self.read(slice(None))
         starts = [self.samples * at // most for at in range(most)]
         return _join([self.read(slice(start, start + 1)) for start in starts])
+
+    def shapes(self) -> dict[str, list[Shape]]:
+        return {name: [array.shape[1:]] for name, array in self.few(1).items()}
 
     def key(self) -> str:
         return self._key
@@ -124,12 +131,16 @@ def same_bits(samples: int, most: int) -> bool:
 
 
 def rebatched(chunks: Iterable[Batch], sizes: Iterable[int]) -> Iterator[Batch]:
-    """The same samples in batches of these sizes, fewer in the last one; copies."""
+    """The same samples in batches of these sizes, fewer in the last one and in front of samples of
+    another shape; copies."""
     held: list[Batch] = []
     following = iter(sizes)
     room: float = next(following, math.inf)
     for chunk in chunks:
         start, length = 0, length_of(chunk)
+        if held and shapes_of(chunk) != shapes_of(held[0]):
+            yield _join(held)
+            held, room = [], next(following, math.inf)
         while length - start >= room:
             stop = start + int(room)
             yield _join([*held, _part(chunk, start, stop)])
@@ -148,6 +159,11 @@ def _part(batch: Batch, start: int, stop: int) -> Batch:
 
 def _join(parts: list[Batch]) -> Batch:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def shapes_of(batch: Batch) -> dict[str, Shape]:
+    """Input -> the shape of a sample."""
+    return {name: array.shape[1:] for name, array in batch.items()}
 
 
 def length_of(batch: Batch) -> int:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from granplugin.data.arrays import as_array, check_names, class_numbers, finite_numbers
-from granplugin.data.batches import Batch, length_of, rebatched
+from granplugin.data.arrays import as_array, by_path, check_names, class_numbers, finite_numbers
+from granplugin.data.batches import Batch, length_of, rebatched, shapes_of
 from granplugin.errors import DataError
 from granplugin.quant.site import Shape
 from granplugin.recipe.callables import blame, resolve
@@ -24,7 +24,12 @@ from granplugin.store.keys import content_key
 
 
 def open_called(
-    source: CallableSource, batch_size: int, seed: int, role: str, input_names: Sequence[str]
+    source: CallableSource,
+    batch_size: int,
+    seed: int,
+    role: str,
+    input_names: Sequence[str],
+    dynamic: Mapping[str, Mapping[int, str]],
 ) -> Called:
     """What the callable gives; `samples` are the first ones, so `seed` decides nothing."""
     return Called(
@@ -35,16 +40,52 @@ def open_called(
         batch_size,
         tuple(input_names),
         f"{role} data {source.callable}",
+        dynamic,
     )
 
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """What one pass shows: how many samples, their labels, and a hash of both."""
+    """What one pass shows: how many samples, their labels and shapes, and a hash of it all."""
 
     samples: int
     labels: np.ndarray | None
+    shapes: dict[str, list[Shape]]
     key: str
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What the samples of a batch look like."""
+
+    shapes: dict[str, Shape]
+    labelled: bool
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{name} {list(shape)}" for name, shape in self.shapes.items())
+        return told + (" and labels" if self.labelled else " and no labels")
+
+    def unlike(self, other: _Kind, dynamic: Mapping[str, Mapping[int, str]]) -> str | None:
+        """The way out where they differ in more than the length of axes that are dynamic, empty
+        where there is none; None where they do not."""
+        ranks = [
+            {name: len(shape) for name, shape in each.shapes.items()} for each in (self, other)
+        ]
+        if ranks[0] != ranks[1] or self.labelled != other.labelled:
+            return ""
+        more: dict[str, dict[int, str]] = {}
+        for name, shape in self.shapes.items():
+            sizes = zip(shape, other.shapes[name], strict=True)
+            varies = [axis for axis, pair in enumerate(sizes, 1) if len({*pair}) > 1]
+            if stray := [axis for axis in varies if axis not in dynamic.get(name, {})]:
+                more[name] = {axis: f"axis{axis}" for axis in stray}
+        if not more:
+            return None
+        told = ", ".join(
+            f"{name}: {{{', '.join(f'{axis}: {word}' for axis, word in axes.items())}}}"
+            for name, axes in more.items()
+        )
+        return f"; where an axis may have any length, give it a name in model.dynamic: {{{told}}}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +99,7 @@ class Called:
     batch_size: int
     input_names: tuple[str, ...]
     where: str
+    dynamic: Mapping[str, Mapping[int, str]]
     # Of each batch of the first pass: labels and inputs of different orders must not be paired.
     checksums: list[int] = field(default_factory=list)
 
@@ -76,6 +118,9 @@ class Called:
         chunks = (inputs for inputs, _ in self._chunks())
         return next(iter(rebatched(chunks, [most])))
 
+    def shapes(self) -> dict[str, list[Shape]]:
+        return {name: list(shapes) for name, shapes in self._seen.shapes.items()}
+
     def key(self) -> str:
         """Of the samples, not of the code: what it reads may change without it."""
         return self._seen.key
@@ -86,18 +131,24 @@ class Called:
         count, labels = 0, []
         # One for each input, so that it is the same however the samples are batched.
         digests: dict[str, Any] = defaultdict(partial(blake2b, digest_size=16))
-        kinds: dict[str, tuple[str, Shape]] = {}
+        kinds: dict[str, str] = {}
+        # Each run of samples of one shape, with its length.
+        runs: list[tuple[dict[str, Shape], int]] = []
         for inputs, numbers in self._chunks():
-            count += length_of(inputs)
+            length, shapes = length_of(inputs), shapes_of(inputs)
+            count += length
             # All of them have labels, or none.
             labels += [] if numbers is None else [numbers]
             for name, values in inputs.items():
                 digests[name].update(np.ascontiguousarray(values).data)
-                kinds[name] = str(values.dtype), values.shape[1:]
+                kinds[name] = str(values.dtype)
+            before = runs.pop() if runs and runs[-1][0] == shapes else (shapes, 0)
+            runs.append((shapes, before[1] + length))
         known = np.concatenate(labels) if labels else None
         content = {name: (kinds[name], digest.hexdigest()) for name, digest in digests.items()}
         told = None if known is None else known.tolist()
-        return _Seen(count, known, content_key("callable", content, told))
+        seen = {name: list(dict.fromkeys(run[name] for run, _ in runs)) for name in kinds}
+        return _Seen(count, known, seen, content_key("callable", content, runs, told))
 
     def _chunks(self) -> Iterator[tuple[Batch, np.ndarray | None]]:
         """Inputs and labels of each of the callable's own batches, up to `limit` samples."""
@@ -116,11 +167,10 @@ class Called:
             }
             if labels is not None:
                 labels = class_numbers(labels[:length], f"{place}: its labels")
-            kind = ", ".join(f"{name} {list(v.shape[1:])}" for name, v in inputs.items())
-            kind += " and no labels" if labels is None else " and labels"
+            kind = _Kind(shapes_of(inputs), labels is not None)
             first = first or kind
-            if kind != first:
-                raise DataError(f"{place} has {kind} per sample, but batch 1 has {first}")
+            if (told := kind.unlike(first, self.dynamic)) is not None:
+                raise DataError(f"{place} has {kind} per sample, but batch 1 has {first}{told}")
             self._check_repeats(number, [*inputs.values(), *([] if labels is None else [labels])])
             count += length
             yield inputs, labels
@@ -162,6 +212,7 @@ class Called:
         if not given:
             raise DataError(f"{place} has no inputs")
         check_names(given, self.input_names, place)
+        given = by_path(given, "")
         inputs = {name: as_array(values, f"{place}: {name!r}") for name, values in given.items()}
         if labels is not None:
             labels = as_array(labels, f"{place}: its labels")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,12 @@ Labelled = list[tuple[Path, int | None]]
 
 
 def open_folder(
-    source: FolderSource, batch_size: int, seed: int, role: str, input_names: Sequence[str]
+    source: FolderSource,
+    batch_size: int,
+    seed: int,
+    role: str,
+    input_names: Sequence[str],
+    dynamic: Mapping[str, Mapping[int, str]],
 ) -> Drawn:
     where = f"{role} data {source.folder}"
     check_names([source.input], input_names, where)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +24,12 @@ _UNPACKED_A_BYTE = 64
 
 
 def open_npz(
-    source: NpzSource, batch_size: int, seed: int, role: str, input_names: Sequence[str]
+    source: NpzSource,
+    batch_size: int,
+    seed: int,
+    role: str,
+    input_names: Sequence[str],
+    dynamic: Mapping[str, Mapping[int, str]],
 ) -> Drawn:
     where = f"{role} data {source.npz}"
     check_names(source.inputs, input_names, where)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from granplugin.data.batches import Batch, Batches
 from granplugin.data.called import open_called
 from granplugin.data.images import open_folder
 from granplugin.data.npz import open_npz
+from granplugin.quant.site import Shape
 from granplugin.recipe.data import CallableSource, FolderSource, NpzSource, Source
 
 SOURCES: dict[type[Source], Callable[..., Batches]] = {
@@ -27,16 +29,19 @@ def open_data(
     seed: int,
     role: Literal["calibration", "evaluation", "analysis"],
     input_names: Sequence[str] = (),
+    dynamic: Mapping[str, Mapping[int, str]] = MappingProxyType({}),
 ) -> Batches:
     """The batches of a recipe's source.
 
     `input_names` are the arguments that the model's forward takes: other names are refused, and
     the one input of a callable that gives it no name is the first of them. From an .npz or a
     folder, `samples` are drawn with `seed`, without replacement, and stay in their order; from a
-    callable, they are the first ones. Raises DataError, here or while iterating, for data that is
+    callable, they are the first ones. Samples of a callable may differ in the length of axes that
+    are `dynamic` (input -> axis -> name); no batch has samples of two shapes. Raises DataError, here or while iterating, for data that is
     missing, damaged, empty, not finite, or fewer than asked for.
     """
-    arguments = (source, batch_size, seed, role, tuple(input_names))
+    open_axes = {name: dict(axes) for name, axes in dynamic.items()}
+    arguments = (source, batch_size, seed, role, tuple(input_names), open_axes)
     return Opened(arguments, SOURCES[type(source)](*arguments))
 
 
@@ -59,6 +64,9 @@ class Opened:
 
     def few(self, most: int) -> Batch:
         return self.batches.few(most)
+
+    def shapes(self) -> dict[str, list[Shape]]:
+        return self.batches.shapes()
 
     def key(self) -> str:
         return self.batches.key()

@@ -103,12 +103,14 @@ def _write(
     if reasons := [said for name in inputs if (said := trtexec.why_unspoken(name))]:
         raise ModelError(reasons[0])
     options = replace(
-        options_of(session.recipe, session.input_shapes, built[0], backends.load(engine)),
+        options_of(
+            session.recipe, session.input_sizes, built[0], backends.load(engine), elsewhere=True
+        ),
         min_batch=1,
     )
     assert isinstance(options, Options), "only NVIDIA's engines have programs"
     shapes = profile_shapes(inputs, options.shapes, options.batch, options.min_batch)
-    low = next(iter(shapes.values()))[0][0]
+    low = next((each[0][0] for each in shapes.values()), batch)  # none: a static batch
     counts = _write_inputs(folder / "inputs", session.evaluation, samples, low)
     sizes = sorted({low, batch})
     first = next(iter(session.evaluation))

@@ -22,7 +22,7 @@ from granplugin.deploy.manifest import Exported
 from granplugin.deploy.returned import Files
 from granplugin.errors import EngineError
 from granplugin.measures import metrics, timing
-from granplugin.measures.samples import sampled
+from granplugin.measures.samples import joined, sampled
 from granplugin.planning.row_json import row_from_json
 from granplugin.report.build.run import engine_result
 from granplugin.report.schema.run import Report
@@ -149,7 +149,7 @@ def _outputs(
         if any(len(values) < count for values in batch.values()):
             raise EngineError(f"{name}/{file}: it has fewer samples than the {count} it was given")
         batches.append({output: values[:count] for output, values in batch.items()})
-    outputs = {output: np.concatenate([b[output] for b in batches]) for output in batches[0]}
+    outputs = joined(batches, {})
     metrics.check_finite(outputs, f"{name}: output")
     return outputs
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from granplugin.errors import ModelError
+from granplugin.measures.samples import present_or_zero
 
 NEAR_DB = 40.0
 """This near the reference an engine is right, whatever the float network says: 1 % of the signal,
@@ -55,7 +56,10 @@ def faithful(
     names = [name for name in reference if np.issubdtype(reference[name].dtype, np.floating)]
     if not names:
         raise ModelError("no output is floating, so an engine cannot be held to the reference")
-    found = [_of(name, engine[name], reference[name], floats[name]) for name in names]
+    found = [
+        _of(name, *(present_or_zero(each[name]) for each in (engine, reference, floats)))
+        for name in names
+    ]
     return min(found, key=lambda each: (not each.wrong, each.apart_db))
 
 

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from granplugin.errors import DataError, ModelError, UserError
+from granplugin.measures.samples import present, present_or_zero
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -90,7 +91,10 @@ def check_labels(labels: np.ndarray, classes: int) -> None:
 def check_finite(outputs: Outputs, what: str = "output") -> None:
     """Refuse NaN and Inf; ModelError names the output and its first bad sample."""
     for name, values in outputs.items():
-        if not np.issubdtype(values.dtype, np.floating) or np.isfinite(values).all():
+        if not np.issubdtype(values.dtype, np.floating):
+            continue
+        values = present_or_zero(values)
+        if np.isfinite(values).all():
             continue
         rows = values.reshape(len(values), -1)
         sample = int(np.argmin(np.isfinite(rows).all(axis=1)))
@@ -140,13 +144,15 @@ def agreement(
     reference = _check_pair(outputs, reference)
     decided = _decided(outputs, classes)
     if decided is not None:
-        same = outputs[decided] == reference[decided]
+        same, there = outputs[decided] == reference[decided], present(reference[decided])
     else:
         name, axis = _decides("agreement", outputs, classes)
-        same = outputs[name].argmax(axis) == reference[name].argmax(axis)
+        same = _chosen(outputs[name], axis) == _chosen(reference[name], axis)
+        there = present(reference[name]).any(axis)
     if same.ndim == 1:
         return Score(100 * float(same.mean()), same)
-    per_sample = 100 * same.reshape(len(same), -1).mean(axis=1)
+    same, there = (each.reshape(len(same), -1) for each in (same, there))
+    per_sample = 100 * (same & there).sum(axis=1) / np.maximum(there.sum(axis=1), 1)
     return Score(float(per_sample.mean()), per_sample)
 
 
@@ -168,10 +174,13 @@ def sqnr_db(
         raise ModelError(
             f"sqnr_db needs a floating output, and {_shapes(outputs)}; take agreement instead"
         )
-    signals = {name: _energy(reference[name]) for name in names}
+    pairs = {
+        name: (present_or_zero(reference[name]), present_or_zero(outputs[name])) for name in names
+    }
+    signals = {name: _energy(wanted) for name, (wanted, _) in pairs.items()}
     noises = {
-        name: _energy(np.subtract(reference[name], outputs[name], dtype=np.float64))
-        for name in names
+        name: _energy(np.subtract(wanted, found, dtype=np.float64))
+        for name, (wanted, found) in pairs.items()
     }
     of_outputs = {name: float(_db(signals[name].sum(), noises[name].sum())) for name in names}
     signal, noise = (np.sum(list(each.values()), axis=0) for each in (signals, noises))
@@ -302,6 +311,11 @@ def _check_pair(outputs: Outputs, reference: Outputs | None) -> Outputs:
     check_finite(reference, "FP32 output")
     check_finite(outputs)
     return reference
+
+
+def _chosen(scores: np.ndarray, axis: int) -> np.ndarray:
+    there = present(scores)
+    return (scores if there.all() else np.where(there, scores, -np.inf)).argmax(axis)
 
 
 def _check_not_empty(samples: int) -> None:

@@ -75,6 +75,53 @@ def sampled(outputs: Mapping[str, np.ndarray], axes: Mapping[str, int | None]) -
 def joined(
     batches: Sequence[Mapping[str, np.ndarray]], axes: Mapping[str, int | None]
 ) -> dict[str, np.ndarray]:
-    """The `sampled` outputs of several batches as those of one."""
+    """The `sampled` outputs of several batches as those of one; what is shorter than the longest of
+    some batch is filled up (`filled`)."""
     parts = [sampled(batch, axes) for batch in batches]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    found = {}
+    for name in parts[0]:
+        arrays = [part[name] for part in parts]
+        largest = tuple(map(max, *(a.shape[1:] for a in arrays))) if len(arrays) > 1 else None
+        if largest and any(a.shape[1:] != largest for a in arrays):
+            arrays = [filled(array, largest) for array in arrays]
+        found[name] = np.concatenate(arrays)
+    return found
+
+
+def filled(values: np.ndarray, shape: Shape) -> np.ndarray:
+    """Samples of this shape, (N, ...), with what is not `present` behind what they have; those of
+    booleans as int8."""
+    values = values.astype(np.int8) if values.dtype == bool else values
+    made = np.full((len(values), *shape), _absent(values.dtype), values.dtype)
+    made[tuple(map(slice, values.shape))] = values
+    return made
+
+
+def present(values: np.ndarray) -> np.ndarray:
+    """Which values are there: those that `filled` did not put in.
+
+    >>> present(filled(np.array([[1.0, np.nan]]), (3,))).tolist()
+    [[True, True, False]]
+    """
+    if values.dtype == bool:
+        return np.ones(values.shape, bool)
+    absent = _absent(values.dtype)
+    if values.dtype.kind != "f":
+        return values != absent
+    bits = f"u{values.dtype.itemsize}"
+    return np.ascontiguousarray(values).view(bits) != absent.view(bits)
+
+
+def present_or_zero(values: np.ndarray) -> np.ndarray:
+    """The values, with 0 for those that are not `present`."""
+    there = present(values)
+    return values if there.all() else np.where(there, values, 0).astype(values.dtype)
+
+
+def _absent(dtype: np.dtype) -> Any:
+    """What no network puts out: of floats a NaN with bits of its own, as R has one for what is not
+    available; of integers the last one, which is no class and no index."""
+    if dtype.kind == "f":
+        quiet = {2: 0x7E00, 4: 0x7FC0_0000, 8: 0x7FF8_0000_0000_0000}[dtype.itemsize]
+        return np.array(quiet | 0x1A5, f"u{dtype.itemsize}").view(dtype)
+    return np.array(np.iinfo(dtype).min if dtype.kind == "i" else np.iinfo(dtype).max, dtype)

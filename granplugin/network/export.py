@@ -23,6 +23,7 @@ from granplugin.graph.files import save
 from granplugin.network.forward import evaluating, flatten_outputs, named_inputs
 from granplugin.network.node_names import name_nodes, name_values
 from granplugin.network.unexportable import why_not
+from granplugin.recipe.model import Sizes
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +32,20 @@ OPSET = 21
 
 
 def export_float(
-    model: torch.nn.Module, example: Any, path: Path, output_names: Sequence[str] | None = None
+    model: torch.nn.Module,
+    example: Any,
+    path: Path,
+    output_names: Sequence[str] | None = None,
+    sizes: Sizes = Sizes(),
 ) -> None:
-    """Write the model as float ONNX, axis 0 of every input dynamic. Markers have a body, so that any
-    runtime takes the file.
+    """Write the model as float ONNX, with the axes that `sizes` leaves open: axis 0 of every input,
+    if nothing is said. Markers have a body, so that any runtime takes the file.
 
     `example` is a tensor, a tuple of arguments, or a dict of keyword arguments. Inputs are named
     after the parameters of `forward`, outputs after `output_names` (default: what
     `flatten_outputs` calls them), nodes `module.path/OpType`. Raises ModelError.
     """
-    args, kwargs = _arguments(example)
+    args, kwargs = _arguments(example, sizes)
     names: list[str] = []
 
     def flat(module: torch.nn.Module, args: Any, outputs: Any) -> tuple[torch.Tensor, ...]:
@@ -48,7 +53,7 @@ def export_float(
         names[:] = output_names or named
         return tuple(named.values())
 
-    shapes = _dynamic_batch(model, args, kwargs)
+    shapes = _open_axes(model, args, kwargs, sizes)
     hook = model.register_forward_hook(flat)
     program = failed = None
     try:
@@ -68,7 +73,7 @@ def export_float(
                 failed = error
             if not names or program is None:
                 raise ModelError(
-                    f"{type(model).__name__} cannot be exported to ONNX with a dynamic batch: "
+                    f"{type(model).__name__} cannot be exported to ONNX with {sizes}: "
                     f"{why_not(model, args, kwargs, shapes, failed)}"
                 ) from failed
     finally:
@@ -127,30 +132,39 @@ def _drop_neutral_norms(graph: ir.Graph) -> None:
                 bypass(node)
 
 
-def _arguments(example: Any) -> tuple[tuple, dict[str, Any]]:
-    """Positional and keyword arguments; a batch of 1 is doubled, since torch.export takes a
-    length of 1 for a constant."""
+def _arguments(example: Any, sizes: Sizes) -> tuple[tuple, dict[str, Any]]:
+    """Positional and keyword arguments; a batch of 1 that is open is doubled, since torch.export
+    takes a length of 1 for a constant."""
 
     def doubled(value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and value.dim() and len(value) == 1:
-            return torch.cat([value, value])
-        return value
+        if isinstance(value, torch.Tensor):
+            alone = value.dim() and len(value) == 1 and not sizes.static_batch
+            return torch.cat([value, value]) if alone else value
+        if isinstance(value, Mapping):
+            return {name: doubled(item) for name, item in value.items()}
+        return type(value)(map(doubled, value)) if isinstance(value, (tuple, list)) else value
 
     if isinstance(example, Mapping):
-        return (), {name: doubled(value) for name, value in example.items()}
-    example = example if isinstance(example, tuple) else (example,)
-    return tuple(map(doubled, example)), {}
+        return (), doubled(dict(example))
+    return doubled(example if isinstance(example, tuple) else (example,)), {}
 
 
-def _dynamic_batch(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-    def axes(value: Any) -> Any:
+def _open_axes(
+    model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], sizes: Sizes
+) -> dict[str, Any]:
+    """Argument of forward -> axis -> name, in the form of the argument."""
+
+    def axes(value: Any, path: str) -> Any:
         if isinstance(value, torch.Tensor):
-            return {0: "batch"} if value.dim() else None
+            return {at: name for at, name in sizes.of(path).items() if at < value.dim()} or None
         if isinstance(value, Mapping):
-            return {name: axes(item) for name, item in value.items()}
-        return type(value)(map(axes, value)) if isinstance(value, (tuple, list)) else None
+            return {name: axes(item, f"{path}.{name}") for name, item in value.items()}
+        if isinstance(value, (tuple, list)):
+            return type(value)(axes(item, f"{path}.{at}") for at, item in enumerate(value))
+        return None
 
-    return axes(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
+    given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    return {name: axes(value, name) for name, value in given.items()}
 
 
 @contextlib.contextmanager

@@ -118,15 +118,16 @@ def flatten_outputs(output: Any) -> dict[str, Tensor]:
 
 
 def named_inputs(model: nn.Module, example: Example) -> dict[str, Tensor]:
-    """The tensors of one batch, named after forward's parameters. Raises ModelError."""
+    """The tensors of one batch, named after forward's parameters; those inside of one another by
+    path, as past.0. Raises ModelError."""
     if isinstance(example, Mapping):
-        return flatten(dict(example), "input")
+        return flatten(dict(example), "input", ".")
     args = example if isinstance(example, tuple) else (example,)
     try:
         bound = inspect.signature(model.forward).bind_partial(*args)
     except TypeError as err:
         raise ModelError(f"the model does not take {len(args)} inputs: {err}") from err
-    return flatten(dict(bound.arguments), "input")
+    return flatten(dict(bound.arguments), "input", ".")
 
 
 def batched_shape(tensor: Tensor) -> Shape:
@@ -155,12 +156,35 @@ def copied(example: Example) -> Example:
     return example
 
 
-def flatten(value: Any, single: str) -> dict[str, Tensor]:
-    leaves = _leaves(value, single)
+def flatten(value: Any, single: str, between: str = "_") -> dict[str, Tensor]:
+    """The tensors in a value by name, keys and numbers joined by `between`; a tensor alone is called
+    `single`. Raises ModelError where there is none, or two get the same name."""
+    leaves = _leaves(value, single, between)
     found = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
     if not found:
         raise ModelError(f"the model's {single} holds no tensor (it is a {type(value).__name__})")
     return found
+
+
+def _held(value: Any) -> dict[str, Any]:
+    """The attributes in which an object, such as a cache of keys and values, holds tensors, directly
+    or inside one another; none of a tensor, a module, or what is no container."""
+    if isinstance(value, (Tensor, nn.Module, type)) or not hasattr(value, "__dict__"):
+        return {}
+    return {name: part for name, part in vars(value).items() if _holds_tensors(part, ())}
+
+
+def _holds_tensors(value: Any, above: tuple[int, ...]) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    if isinstance(value, (nn.Module, type)) or id(value) in above:
+        return False
+    above = (*above, id(value))
+    if isinstance(value, Mapping):
+        return any(_holds_tensors(part, above) for part in value.values())
+    if isinstance(value, (tuple, list)):
+        return any(_holds_tensors(part, above) for part in value)
+    return any(_holds_tensors(part, above) for part in getattr(value, "__dict__", {}).values())
 
 
 def left_out(output: Any) -> dict[str, str]:
@@ -176,18 +200,23 @@ def left_out(output: Any) -> dict[str, str]:
     }
 
 
-def _leaves(value: Any, single: str) -> dict[str, Any]:
+def _leaves(value: Any, single: str, between: str = "_") -> dict[str, Any]:
     found: dict[str, Any] = {}
+    inside: list[int] = []
 
     def walk(value: Any, name: str) -> None:
         if isinstance(value, Mapping):
             for key, part in value.items():
-                walk(part, f"{name}_{key}" if name else str(key))
+                walk(part, f"{name}{between}{key}" if name else str(key))
         elif isinstance(value, (tuple, list)):
             for i, part in enumerate(value):
-                walk(part, f"{name or single}_{i}")
+                walk(part, f"{name or single}{between}{i}")
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             walk({f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, name)
+        elif id(value) not in inside and (held := _held(value)):
+            inside.append(id(value))
+            walk(held, name)
+            inside.pop()
         else:
             name = name or single
             if isinstance(value, Tensor) and isinstance(found.get(name), Tensor):

@@ -15,7 +15,9 @@ from granplugin.network.raised import Raised, raised_in
 from granplugin.translate import one_line
 
 _BEFORE = "return the part before it from model.callable"
-_STATIC = re.compile(r"You marked L\['([^']+)'\].*?\(?constant \(?(\d+)", re.DOTALL)
+_STATIC = re.compile(
+    r"You marked L\['([^']+)'\].*?\.size\(\)\[(\d+)\].*?\(?constant \(?(\d+)", re.DOTALL
+)
 _MISSING = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
 
 
@@ -47,10 +49,17 @@ def why_not(
             f"tensors (torch.where), or {_BEFORE}"
         )
     if static := _STATIC.search(str(root)):
+        name, axis, size = static[1], int(static[2]), static[3]
+        if axis:
+            return (
+                f"it takes axis {axis} of {name!r} for the constant {size}; take sizes from the "
+                "input, as in x.reshape(*x.shape[:2], -1), or leave it out of model.dynamic"
+            )
         return (
-            f"it takes the batch of {static[1]!r} for the constant {static[2]}"
+            f"it takes the batch of {name!r} for the constant {size}"
             f"{_elsewhere(model, args, kwargs)}; take sizes from the input, as in "
-            "x.reshape(len(x), ...)"
+            "x.reshape(len(x), ...), or write model: static_batch: true for files that take "
+            "data.batch_size samples and no other number"
         )
     where = raised_in(model, error)
     if where.ours and not isinstance(error, UserError):

@@ -174,8 +174,9 @@ class _Planner:
             ):
                 key = "granularity"
             block = block_of(fmt, granularity, site)
-            check_varying(layer, site, block)
-            if granularity.at_run_time:
+            if not granularity.at_run_time:
+                check_varying(layer, site, block)
+            else:
                 _check_dynamic(layer)
         except DoesNotApply as err:
             message = f"{layer.name!r}: {err}"
@@ -280,11 +281,11 @@ def _is_half(layer: Layer, rows: Sequence[Row]) -> bool:
 
 
 def check_varying(layer: Layer, site: Site, block: Shape) -> None:
-    """DoesNotApply where calls of the layer see shapes that these blocks do not all fit."""
+    """DoesNotApply where the layer sees shapes that these blocks do not all fit."""
     cells = grid(site.shape, block)
     if layer.varying and not site.constant:
         if any(count > 1 and axis != site.channel_axis for axis, count in enumerate(cells)):
-            raise DoesNotApply("its calls see different shapes; use per_tensor or per_channel")
+            raise DoesNotApply("it sees tensors of different shapes; use per_tensor or per_channel")
 
 
 def _check_dynamic(layer: Layer) -> None:

@@ -86,8 +86,8 @@ class Layer:
     around a softmax), call (a function's call, for which modelopt has no module). `bn` names the batch norm that can be folded into it, `unfolded` says why the
     one behind it cannot. `spread` is
     the largest over the median of the weight's output-channel ranges, with that batch norm folded.
-    `calls` counts uses in one forward pass; `varying` tells that they see different shapes, of
-    which the first's are here. `unusable` says why its quantizers would have no effect. A `call` is
+    `calls` counts uses in one forward pass; `varying` tells that they see different shapes, or
+    that sizes of inputs may vary, of which the first's are here. `unusable` says why its quantizers would have no effect. A `call` is
     a function's in a module's forward, and no module: `parameters` are the stored tensors that are
     its weight and bias, none where these are computed; a `reversed` weight is stored as (in, out).
     """

@@ -2,12 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from granplugin.recipe.strict import Callable, File, Strict, Target, at_key, unknown_key
+from granplugin.recipe.strict import (
+    Callable,
+    File,
+    Strict,
+    Target,
+    at_key,
+    unknown_key,
+)
+
+BATCH = "batch"
+"""The name of axis 0 of every input in a file."""
+
+
+def _axis(value: Any) -> Any:
+    """The number that a key of YAML, which is a text, stands for."""
+    if not str(value).isdecimal() or not int(value):
+        raise ValueError(f"an axis is a number from 1, as the batch is axis 0; not {value!r}")
+    return int(value)
+
+
+Axis = Annotated[int, BeforeValidator(_axis, json_schema_input_type=int)]
+AxisName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=100)]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Which sizes of its inputs a network's file leaves open: the `dynamic` axes of an input, by
+    name, and the batch, axis 0, where that is not static."""
+
+    dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    static_batch: bool = False
+
+    def of(self, name: str) -> dict[int, str]:
+        """The open axes of an input, each with its name."""
+        return {**({} if self.static_batch else {0: BATCH}), **self.dynamic.get(name, {})}
+
+    def __str__(self) -> str:
+        """What is open, in words.
+
+        >>> str(Sizes({"image": {2: "height"}}))
+        'a dynamic batch and axis 2 of image dynamic'
+        """
+        batch = "a batch of one size" if self.static_batch else "a dynamic batch"
+        axes = [f"axis {axis} of {name}" for name in self.dynamic for axis in self.dynamic[name]]
+        return f"{batch} and {', '.join(axes)} dynamic" if axes else batch
 
 
 class CallableModel(Strict):
@@ -36,6 +82,25 @@ class CallableModel(Strict):
         description="What the weights' names begin with and the model's do not: module.",
         examples=["module."],
     )
+    dynamic: dict[str, dict[Axis, AxisName]] = Field(
+        default={},
+        description="Input -> axis -> its name, of axes that may have any size, as the batch "
+        "may: {image: {2: height, 3: width}}. Axes of one name have one size.",
+    )
+    static_batch: bool = Field(
+        default=False,
+        description="Files take data.batch_size samples, no more and no fewer: for a network that "
+        "can only be exported so.",
+    )
+
+    @model_validator(mode="after")
+    def _named_axes(self) -> CallableModel:
+        for axes in self.dynamic.values():
+            if BATCH in axes.values():
+                raise at_key(
+                    "dynamic", f"{BATCH!r} is the name of axis 0; give another axis another"
+                )
+        return self
 
     @model_validator(mode="after")
     def _of_weights(self) -> CallableModel:
@@ -58,7 +123,13 @@ class CallableModel(Strict):
     def text(self) -> tuple[Any, ...]:
         """What the text says, but for where the files are."""
         chosen = [self.state_dict_key, self.strip_prefix]
-        return str(self.callable), self.args, *([chosen] if any(chosen) else [])
+        axes = [self.dynamic] if self.dynamic else []
+        return str(self.callable), self.args, *([chosen] if any(chosen) else []), *axes
+
+    @property
+    def sizes(self) -> Sizes:
+        """Which sizes files leave open."""
+        return Sizes(self.dynamic, self.static_batch)
 
 
 class OnnxModel(Strict):
@@ -84,6 +155,11 @@ class OnnxModel(Strict):
     def text(self) -> tuple[Any, ...]:
         """What the text says, but for where the files are."""
         return ()
+
+    @property
+    def sizes(self) -> Sizes:
+        """Which sizes files leave open: what the file itself does."""
+        return Sizes()
 
 
 MODELS: dict[str, type[CallableModel | OnnxModel]] = {"callable": CallableModel, "onnx": OnnxModel}

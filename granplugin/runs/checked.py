@@ -18,7 +18,7 @@ from granplugin.recipe.loaded import located
 from granplugin.results.agreed import Agreement
 from granplugin.results.values import Built
 from granplugin.runs.session import Session
-from granplugin.runs.variants import edited, first_samples, writer
+from granplugin.runs.variants import edited, first_samples, site_samples, writer
 from granplugin.store.keys import content_key, file_key
 
 
@@ -34,7 +34,8 @@ def agreed(session: Session, built: Built) -> Built:
         from granplugin.modelopt_bridge import fake_quantize
 
         batch = next(iter(session.evaluation))
-        sites = agreement(onnx, rows, amax, first_samples(session.evaluation), fake_quantize)
+        few = first_samples(session.evaluation, site_samples(session.recipe))
+        sites = agreement(onnx, rows, amax, few, fake_quantize)
         with located(session.loaded, "model"):
             quantized = session.network.quantized(plan, amax, session.layers, session.example)
         theirs = sampled(quantized(batch), session.axes)

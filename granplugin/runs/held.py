@@ -72,8 +72,10 @@ def held(
     except EngineError as err:
         log.warning("%s; %s is not compared there", in_words_of(built, engine, err), engine)
         return None
-    samples = len(next(iter(floats.values())))
-    theirs = {name: array[:samples] for name, array in found.outputs.items()}
+    # Later samples may be longer: these are filled up further.
+    theirs = {
+        name: array[tuple(map(slice, floats[name].shape))] for name, array in found.outputs.items()
+    }
     return faithful(theirs, reference, floats)
 
 

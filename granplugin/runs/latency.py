@@ -109,7 +109,7 @@ def _opened(
 
 def _second(session: Session, built: Built, module: Backend) -> Engine:
     """A second build of a variant, without the timings of the first."""
-    options = options_of(session.recipe, session.input_shapes, built, module, again=True)
+    options = options_of(session.recipe, session.input_sizes, built, module, again=True)
     return build_engine(built, module, options, session.run.kept, again=True)
 
 

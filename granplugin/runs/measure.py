@@ -205,7 +205,7 @@ def _task(session: Session, built: Built, module: Backend) -> MeasureVariant:
     return MeasureVariant(
         built=built,
         engine=module.name,
-        options=options_of(session.recipe, session.input_shapes, built, module),
+        options=options_of(session.recipe, session.input_sizes, built, module),
         loaded=session.loaded,
         evaluation=session.evaluation,
         axes=session.axes,

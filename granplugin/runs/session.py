@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
+from itertools import chain, repeat
 
 from granplugin.calibration.statistics import Need, Statistics
 from granplugin.data.batches import (
@@ -53,7 +54,9 @@ class Session:
 
     @cached_property
     def calibration(self) -> Batches:
-        return open_calibration(self.loaded, self.network.input_names)
+        found = open_calibration(self.loaded, self.network.input_names)
+        self._check_whole(found, "calibration")
+        return found
 
     @cached_property
     def evaluation(self) -> Batches:
@@ -69,11 +72,29 @@ class Session:
     def _data(self, role: str, batch_size: int) -> Batches:
         data, names = self.recipe.data, self.network.input_names
         with located(self.loaded, "data", role):
-            return open_data(getattr(data, role), batch_size, data.seed, role, names)
+            open_axes = self.recipe.model.sizes.dynamic
+            found = open_data(getattr(data, role), batch_size, data.seed, role, names, open_axes)
+        self._check_whole(found, role)
+        return found
+
+    def _check_whole(self, data: Batches, role: str) -> None:
+        """RecipeError where a network's batch is static and the last batch would be another."""
+        most, counted = self.recipe.data.batch_size, data.samples
+        if self.recipe.model.sizes.static_batch and counted % most:
+            asked = f"samples: {counted - counted % most}" if counted > most else "more of them"
+            raise self.loaded.error(
+                ("data", role),
+                f"with model.static_batch every batch has data.batch_size samples, {most}, and "
+                f"{counted} are no multiple of it; take {asked}, or another batch_size",
+            )
 
     @cached_property
     def example(self) -> Batch:
-        """Two samples: torch.export takes a batch of one for a constant."""
+        """Two samples: torch.export takes a batch of one for a constant. A whole batch, where the
+        network's is static."""
+        if self.recipe.model.sizes.static_batch:
+            with located(self.loaded, "data", "calibration"):
+                return next(iter(self._data("calibration", self.recipe.data.batch_size)))
         with located(self.loaded, "data", "calibration"):
             alone = self.recipe.data.batch_size == 1
             batch = next(iter(self._data("calibration", 2) if alone else self.calibration))
@@ -83,6 +104,23 @@ class Session:
     def input_shapes(self) -> dict[str, Shape]:
         """Input -> its shape, with the example's batch."""
         return {name: array.shape for name, array in self.example.items()}
+
+    @cached_property
+    def input_sizes(self) -> dict[str, tuple[Shape, Shape]]:
+        """Input -> the smallest and the largest sizes of its axes behind the batch: the example's,
+        and of axes that are dynamic those of all data that the network runs on."""
+        seen = {name: [shape[1:]] for name, shape in self.input_shapes.items()}
+        if self.recipe.model.sizes.dynamic:
+            for data in (self.calibration, self.evaluation):
+                for name, shapes in data.shapes().items():
+                    seen[name] += shapes
+        return {
+            name: (tuple(map(min, *each)), tuple(map(max, *each)))
+            if len(each) > 1
+            else (each[0],) * 2
+            for name, shapes in seen.items()
+            if (each := list(dict.fromkeys(shapes)))
+        }
 
     def made_by(self, *libraries: str) -> str:
         """What makes contents of the network: the code of its kind, and these libraries."""
@@ -95,7 +133,8 @@ class Session:
         maker = made_by(*makers, libraries=("nvidia-modelopt", "torch"))
         samples, most = self.calibration.samples, self.recipe.data.batch_size
         # Where the last bits depend on it, ranges of another batch size are others.
-        batches = [] if same_bits(samples, most) else [most]
+        one_shape = all(len(shapes) == 1 for shapes in self.calibration.shapes().values())
+        batches = [] if same_bits(samples, most) and one_shape else [most]
         return content_key(self.key, self.calibration.key(), maker, *batches)
 
     @property
@@ -137,7 +176,8 @@ class Session:
                 "outputs": list(map(asdict, found.outputs)),
             }
 
-        key = content_key(self.key, self.input_shapes, self.made_by("torch"))
+        dynamic = self.recipe.model.sizes.dynamic
+        key = content_key(self.key, self.input_shapes, dynamic, self.made_by("torch"))
         kept = self.run.kept.made_json(LAYERS, key, traced)
         return Ran(
             tuple(map(layer_from_json, kept["layers"])),
@@ -168,9 +208,11 @@ def open_calibration(loaded: Loaded, input_names: Sequence[str]) -> Batches:
             data.seed,
             "calibration",
             input_names,
+            loaded.recipe.model.sizes.dynamic,
         )
 
 
 def calibration_batches(calibration: Batches, most: int) -> Iterator[Batch]:
     """All of the data in batches of calibration_sizes."""
-    return rebatched(calibration, calibration_sizes(calibration.samples, most))
+    # Samples of several shapes make more batches than these sizes are.
+    return rebatched(calibration, chain(calibration_sizes(calibration.samples, most), repeat(most)))

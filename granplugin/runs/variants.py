@@ -27,6 +27,7 @@ from granplugin.graph.read.agreement import agreement
 from granplugin.graph.read.verify import read_back
 from granplugin.planning.rows import QuantizedRow, Row, as_float
 from granplugin.quant.granularity import reduce_blocks
+from granplugin.recipe.schema import Recipe
 from granplugin.results.values import FP32, Built, Job, OnnxFile
 from granplugin.runs.calibrated import Calibrated
 from granplugin.runs.session import Session
@@ -44,7 +45,8 @@ Ranges = Mapping[QuantizedRow, np.ndarray | None]
 @dataclass(frozen=True, eq=False)
 class BuildVariant:
     """The task to write a variant's own files and those of `engines` that need another. `imported`
-    has amax grids by site; `calibration` and `evaluation` are looked at by their first samples."""
+    has amax grids by site; `calibration` and `evaluation` are looked at by their first samples,
+    `samples` of them where sites are compared."""
 
     job: Job
     floats: Path
@@ -53,6 +55,7 @@ class BuildVariant:
     engines: tuple[str, ...]
     calibration: Batches
     evaluation: Batches
+    samples: int
 
     def run(self, cache: Cache) -> Built:
         """Raises UserError, and Unhonoured where a file, read back, is not what the plan says."""
@@ -105,6 +108,7 @@ def variant_task(
         engines=tuple(engines or engines_of(job.loaded.recipe)),
         calibration=session.calibration,
         evaluation=session.evaluation,
+        samples=site_samples(session.recipe),
     )
 
 
@@ -228,7 +232,7 @@ def _by_own_operators(
 
 def _agrees(task: BuildVariant, floats: _Floats, content: _Content, path: Path) -> None:
     """Raises Unhonoured where the file's numbers are not the oracle's at some site."""
-    few = first_samples(task.evaluation)
+    few = first_samples(task.evaluation, task.samples)
     agreement(path, content.rows, content.amax, few, how=content.how, weights=floats.weights)
 
 
@@ -313,9 +317,14 @@ def _range(
         raise type(err)(f"{row.where}: {err}") from err
 
 
-def first_samples(data: Batches) -> Batch:
+def site_samples(recipe: Recipe) -> int:
+    """How many samples are compared at every site; a file with a static batch takes no other."""
+    return recipe.data.batch_size if recipe.model.sizes.static_batch else SITE_SAMPLES
+
+
+def first_samples(data: Batches, most: int) -> Batch:
     """Those that are compared at every site."""
-    return {name: array[:SITE_SAMPLES] for name, array in next(iter(data)).items()}
+    return {name: array[:most] for name, array in next(iter(data)).items()}
 
 
 @contextmanager

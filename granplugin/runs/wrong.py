@@ -174,7 +174,7 @@ class _Search:
         self.session, self.built, self.module, self.floats = session, built, module, floats
         self.folder, self.running = folder, running
         self.parts = _parts(built, module.name)
-        self.options = options_of(session.recipe, session.input_shapes, built, module)
+        self.options = options_of(session.recipe, session.input_sizes, built, module)
         self.start, self.builds = monotonic(), 0
         self.out_of_time = False
         self.note = ""

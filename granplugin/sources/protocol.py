@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from granplugin.quant.multiplications import Multiplication
 from granplugin.recipe.loaded import Loaded
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from granplugin.network.first_norm import NormSeen
 
@@ -124,5 +124,5 @@ class Network(Described, Protocol):
         """The network as torch runs it, for what looks at it module by module (analyze). Raises
         ModelError where it is none."""
 
-    def tensors(self, batch: Batch) -> dict[str, Tensor]:
-        """A batch where the module is."""
+    def tensors(self, batch: Batch) -> dict[str, Any]:
+        """A batch where the module is, by argument of its forward."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from granplugin.calibration.statistics import Need, Statistics, ranged
-from granplugin.errors import ModelError
+from granplugin.errors import ModelError, UserError
 from granplugin.measures.samples import Output, sample_axis
 from granplugin.network.batch_norms import fold_batch_norms
 from granplugin.network.copying import copy_of
@@ -23,12 +23,14 @@ from granplugin.network.first_norm import NormSeen, first_norm
 from granplugin.network.forward import call, flatten_outputs
 from granplugin.network.models import build_model, device, input_names, model_key
 from granplugin.network.modules import stored, untraced
+from granplugin.network.nested import hold_inputs, nested
 from granplugin.network.repeatable import check_repeatable
 from granplugin.network.trace import Traced, trace
 from granplugin.planning.rows import Plan
 from granplugin.quant.layers import Layer
+from granplugin.quant.site import Operand, Shape
 from granplugin.recipe.loaded import Loaded, located
-from granplugin.recipe.model import CallableModel
+from granplugin.recipe.model import CallableModel, Sizes
 from granplugin.sources.protocol import Batch, LayerFacts, NetworkFacts, Outputs, Ran, Unsited
 
 log = logging.getLogger(__name__)
@@ -40,8 +42,9 @@ class TorchNetwork:
 
     runs = True
 
-    def __init__(self, model: nn.Module, key: str) -> None:
-        self.model, self.key = model, key
+    def __init__(self, model: nn.Module, key: str, sizes: Sizes = Sizes()) -> None:
+        self.model, self.key, self.sizes = model, key, sizes
+        hold_inputs(model)
         self.input_names = input_names(model)
         self._converted: nn.Module | None = None
 
@@ -52,12 +55,31 @@ class TorchNetwork:
             where = device(loaded.recipe.device)
         with located(loaded, "model", "callable"):
             model = build_model(spec, where)
-        return cls(model, model_key(spec, model))
+        return cls(model, model_key(spec, model), spec.sizes)
 
     def traced(self, example: Batch, most: int) -> Ran:
         found = trace(self.model, self.tensors(example))
         check_repeatable(self.model, self.tensors(example), found.values)
-        return Ran(found.layers, found.products, self._described(found, example, most))
+        layers = self._varying(found.layers, example) if self.sizes.dynamic else found.layers
+        return Ran(layers, found.products, self._described(found, example, most))
+
+    def _varying(self, layers: tuple[Layer, ...], example: Batch) -> tuple[Layer, ...]:
+        """The layers, varying where another pass, with other sizes of the dynamic axes, shows other
+        shapes; all of them where it takes no other that is tried."""
+        shapes: dict[str, dict[Operand, Shape]] | None = None
+        for other in _of_other_sizes(example, self.sizes):
+            try:
+                again = trace(self.model, self.tensors(other))
+                shapes = {each.name: _shapes(each) for each in again.layers}
+                break
+            except UserError as err:
+                log.debug("no pass with other sizes: %s", err)
+        return tuple(
+            replace(layer, varying=True)
+            if shapes is None or shapes.get(layer.name) != _shapes(layer)
+            else layer
+            for layer in layers
+        )
 
     def _described(self, found: Traced, example: Batch, most: int) -> tuple[Output, ...]:
         """The outputs of a traced pass, held to those of a pass with one sample more, or where
@@ -136,7 +158,7 @@ class TorchNetwork:
 
         converted = self._convert(layers)
         with modelopt_bridge.marked(converted):
-            export_float(converted, self.tensors(example), path)
+            export_float(converted, self.tensors(example), path, sizes=self.sizes)
 
     def quantized(
         self,
@@ -159,10 +181,10 @@ class TorchNetwork:
     def module(self) -> nn.Module:
         return self.model
 
-    def tensors(self, batch: Batch) -> dict[str, Tensor]:
-        """A batch where the model is."""
+    def tensors(self, batch: Batch) -> dict[str, Any]:
+        """A batch where the model is, by argument of forward."""
         where = next(self.model.parameters(), torch.empty(0)).device
-        return {name: torch.as_tensor(array).to(where) for name, array in batch.items()}
+        return nested({name: torch.as_tensor(array).to(where) for name, array in batch.items()})
 
     def _convert(self, layers: Sequence[Layer]) -> Any:
         if self._converted is None:
@@ -172,6 +194,24 @@ class TorchNetwork:
     def _outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         tensors = flatten_outputs(call(model, self.tensors(batch)))
         return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+
+def _of_other_sizes(batch: Batch, sizes: Sizes) -> Iterator[Batch]:
+    """The batch with its dynamic axes twice as long, then half as long."""
+    for num, den in ((2, 1), (1, 2)):
+        other = dict(batch)
+        for name in sizes.dynamic.keys() & other.keys():
+            for axis in sizes.dynamic[name]:
+                size = other[name].shape[axis]
+                other[name] = np.take(
+                    other[name], np.arange(max(size * num // den, 1)) % size, axis
+                )
+        yield other
+
+
+def _shapes(layer: Layer) -> dict[Operand, Shape]:
+    """Of what it reads and puts out, but for weights."""
+    return {site.operand: site.shape for site in layer.sites if not site.constant}
 
 
 def _parameters(module: nn.Module) -> int:

@@ -53,7 +53,7 @@ run() { # VARIANT INPUTS FLAGS...
     variant=$1
     inputs=inputs/$2
     shift 2
-    "$TRTEXEC" --loadEngine="engines/$variant.engine" --shapes="$(cat "$inputs/shapes.txt")" \\
+    "$TRTEXEC" --loadEngine="engines/$variant.engine"@shapes@ \\
         --loadInputs=@inputs@ \\
         "$@" > "results/$variant/run.log" 2>&1
 }
@@ -121,12 +121,13 @@ def script(
 ) -> str:
     """A POSIX shell script beside variants/<variant>/model.onnx and inputs/<batch>/<input>.bin.
 
-    `shapes` are the min, opt and max of each input whose batch is dynamic, `sizes` the batch sizes
+    `shapes` are the min, opt and max of each input that has a dynamic axis, `sizes` the batch sizes
     that are timed. Every name in it is quoted for the shell. Timing goes round by round through all variants, so that what slows the machine
     slows them all.
     """
     build = ["--profilingVerbosity=detailed", "--skipInference", *program.build]
-    for position, word in enumerate(("min", "opt", "max")):
+    # It refuses to be told shapes of a network that has but one.
+    for position, word in enumerate(("min", "opt", "max") if shapes else ()):
         given = {name: each[position] for name, each in shapes.items()}
         build.append(quote(f"--{word}Shapes={spelt(given)}"))
     if options.optimization_level is not None:
@@ -146,6 +147,7 @@ def script(
         build=" \\\n        ".join(build),
         profile=" ".join(profile),
         time=" ".join(("--warmUp=200", "--duration=1", *program.time)),
+        shapes=' --shapes="$(cat "$inputs/shapes.txt")"' if shapes else "",
         inputs=",".join(files),
         first=f"time-b{max(sizes)}",
         sizes=" ".join(map(str, sizes)),
