@@ -85,12 +85,14 @@ class CallableModel(Strict):
     dynamic: dict[str, dict[Axis, AxisName]] = Field(
         default={},
         description="Input -> axis -> its name, of axes that may have any size, as the batch "
-        "may: {image: {2: height, 3: width}}. Axes of one name have one size.",
+        "may. Axes of one name have one size.",
+        examples=[{"image": {2: "height", 3: "width"}}],
     )
     static_batch: bool = Field(
         default=False,
         description="Files take data.batch_size samples, no more and no fewer: for a network that "
         "can only be exported so.",
+        examples=[True],
     )
 
     @model_validator(mode="after")
