@@ -8,15 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from granplugin.convert import to_pytorch_quantization, to_quant_cfg
 from granplugin.convert.checkpoint import is_quantizer_key, ranges_of
-from granplugin.errors import RecipeError, RunError
+from granplugin.errors import RecipeError, RunError, UserError
+from granplugin.pipelines.plan import plan
 from granplugin.reading import check_file, reading
 from granplugin.recipe.callables import named
+from granplugin.recipe.load import load_recipe
 from granplugin.recipe.quant_cfg import rules_of
 from granplugin.recipe.source import parse_value
 from granplugin.recipe.strict import Target, target_of
 from granplugin.starting.text import flow
 from granplugin.store.whole_file import write_whole
+from granplugin.suggest import did_you_mean
 
 _CONFIGS = (".json", ".yaml", ".yml")
 
@@ -46,6 +50,43 @@ def convert(source: str, model: str | None = None, out: Path | None = None) -> C
         found = rules_of(named(_target(source), RecipeError), source)
         return _write(path, source, model, found.rules, [*map(str, found.lost)], {})
     return _checkpoint(Path(source), path, model)
+
+
+TARGETS = ("quant_cfg", "pytorch-quantization")
+
+
+def convert_recipe(
+    source: str,
+    to: str,
+    variant: str | None = None,
+    out: Path | None = None,
+    settings: Sequence[str] = (),
+) -> Conversion:
+    """Write what a recipe, or a variant of it, decides: `quant_cfg`, modelopt's config, for one of
+    its own recipes (.yaml), as JSON or as Python, by the ending of `out`; or `pytorch-quantization`,
+    a module for code that uses it.
+
+    Raises UserError, RecipeError where the recipe cannot be planned; nothing that is there is
+    overwritten.
+    """
+    if to not in TARGETS:
+        raise UserError(f"--to {to!r}: unknown{did_you_mean(to, TARGETS)}")
+    loaded = load_recipe(Path(source), settings)
+    path = out or Path(f"{Path(source).stem}_{to.replace('-', '_')}{_ENDING[to]}")
+    forms = to_quant_cfg.FORMS if to == "quant_cfg" else (".py",)
+    if path.suffix not in forms:
+        raise UserError(f"--out {path}: {to} is written as {' or '.join(forms)}")
+    planned = plan(loaded, variant)
+    if to == "quant_cfg":
+        config, lost = to_quant_cfg.quant_cfg(planned.plan, planned.layers)
+        text = to_quant_cfg.written(config, path.suffix, source)
+    else:
+        text, lost = to_pytorch_quantization.program(planned.plan, planned.layers, source)
+    _write_new({path: text.encode()})
+    return Conversion((path,), tuple(lost), True)
+
+
+_ENDING = {"quant_cfg": ".yaml", "pytorch-quantization": ".py"}
 
 
 def _config(path: Path) -> Any:
@@ -96,16 +137,20 @@ def _write(
     lines += ["defaults: {bn: keep}", "rules:"]
     lines += [f"- {flow(rule)}" for rule in rules] or ["  []"]
     everything = {path: ("\n".join(lines) + "\n").encode(), **files}
-    for file in everything:
+    _write_new(everything)
+    return Conversion(tuple(everything), tuple(lost), model is not None)
+
+
+def _write_new(files: Mapping[Path, bytes]) -> None:
+    for file in files:
         if file.exists():
             raise RunError(f"{file}: is there already; give --out, or move it away")
-    for file, content in everything.items():
+    for file, content in files.items():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(file, content)
         except OSError as err:
             raise RunError(f"{file}: cannot be written: {err.strerror}; give --out") from err
-    return Conversion(tuple(everything), tuple(lost), model is not None)
 
 
 def _target(source: str) -> Target:

@@ -100,6 +100,8 @@ class Settled:
                 value = getattr(settings, key)
                 if value is not None:
                     self._set(operand, key, index, value)
+            if settings is not None and settings.calibrator and settings.amax is None:
+                self.values.pop((operand, "amax"), None)  # ranges are found again
         if decision.bn is not None:
             self.bn, self.bn_rule = decision.bn, index
             self.history.append((None, "bn", index, decision.bn))

@@ -202,6 +202,8 @@ class _Entry:
             # modelopt's spans the batch, granplugin's is each sample's own.
             self.lose("dynamic scales are each sample's own here", "cfg.type", stops=False)
             return {"per_tensor": {"dynamic": True}}
+        if dynamic and axis == 0:
+            return {"per_tensor": {"dynamic": True}}
         if dynamic:
             self.lose(f"dynamic on axis {axis} is no granularity of a recipe", "cfg.type")
             return None
@@ -219,7 +221,8 @@ class _Entry:
             if len(by_axis) == 1 and (scaled or not dynamic):
                 ((axis, size),) = by_axis.items()
                 return {"per_block": {"size": size, "axis": axis}}
-            if not dynamic and sorted(by_axis) == list(range(-len(by_axis), 0)):
+            from_end, from_start = range(-len(by_axis), 0), range(len(by_axis))
+            if not dynamic and sorted(by_axis) in (list(from_end), list(from_start)):
                 return {"per_block": {"shape": [by_axis[axis] for axis in sorted(by_axis)]}}
         self.lose(f"{blocks!r} is no granularity of a recipe", "cfg.block_sizes")
         return None
