@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import configparser
 import inspect
+import json
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -457,10 +458,22 @@ def badge(said: str, value: str) -> str:
 """
 
 
-PAGES = {
-    ROOT / "docs" / f"{make.__name__.removesuffix('_page')}.md": make
-    for make in (recipe_page, errors_page, words_page, lint_page, commands_page)
-} | {ROOT / "docs/badges" / f"{name}.svg": partial(badge, *said) for name, said in badges().items()}
+def schema_file() -> str:
+    """What `granplugin schema` prints."""
+    return json.dumps(SCHEMA, indent=1) + "\n"
+
+
+PAGES = (
+    {
+        ROOT / "docs" / f"{make.__name__.removesuffix('_page')}.md": make
+        for make in (recipe_page, errors_page, words_page, lint_page, commands_page)
+    }
+    | {ROOT / "docs/recipe.schema.json": schema_file}
+    | {
+        ROOT / "docs/badges" / f"{name}.svg": partial(badge, *said)
+        for name, said in badges().items()
+    }
+)
 """Each page's file -> what makes its text."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from granplugin.cli import Json, Out, Recipes, Settings, show
+from granplugin.cli.gate import Annotations, Junit, gate
 from granplugin.cli.next_steps import after_run, say_next, typed
 from granplugin.stdout import say
 
@@ -14,15 +15,24 @@ if TYPE_CHECKING:
 EXAMPLE = "granplugin apply recipes/digits_mobilenet.yaml --set data.batch_size=8"
 
 
-def apply(recipes: Recipes, settings: Settings = None, out: Out = None, json_: Json = False) -> int:
+def apply(
+    recipes: Recipes,
+    settings: Settings = None,
+    out: Out = None,
+    junit: Junit = None,
+    annotations: Annotations = None,
+    json_: Json = False,
+) -> int:
     """Build and measure baselines, recipes and variants, and compare them."""
     from granplugin.recipe.load import load_recipe
 
-    loaded = [load_recipe(path, settings or ()) for path in recipes]
+    with gate("apply", junit, annotations) as decided:
+        loaded = [load_recipe(path, settings or ()) for path in recipes]
 
-    from granplugin.pipelines.apply import apply
+        from granplugin.pipelines.apply import apply
 
-    applied = apply(loaded, out)
+        applied = apply(loaded, out)
+        decided.decide(applied.report)
     words = [typed(path, settings, out) for path in recipes]
     show_report(applied, json_, dict(zip((str(each.path) for each in loaded), words, strict=True)))
     return applied.exit_code

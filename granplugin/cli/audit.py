@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from granplugin.cli import Html, Json, Shapes, show
+from granplugin.cli.gate import Annotations, Junit, gate
 from granplugin.cli.next_steps import after_audit, say_next
 from granplugin.engines import AUDITED
 
@@ -31,6 +32,8 @@ def audit(
     explain: Annotated[
         Optional[str], typer.Option(metavar="CODE", help="The page of a code of lint.")
     ] = None,
+    junit: Junit = None,
+    annotations: Annotations = None,
     json_: Json = False,
 ) -> int:
     """What an engine does with any Q/DQ ONNX: a verdict for every quantized site, and lint."""
@@ -44,13 +47,15 @@ def audit(
         raise typer.BadParameter("give the ONNX file that is audited", param_hint="ONNX")
     from granplugin.pipelines.audit import audit
 
-    found = audit(onnx, backend, layers, profile, plan, batch, shapes or ())
+    with gate("audit", junit, annotations) as decided:
+        found = audit(onnx, backend, layers, profile, plan, batch, shapes or ())
+        told = found.output()
+        decided.decide(told)
     if html:
         from granplugin.runs.pages import write_verb_page
 
         plans = {} if found.plan is None else {str(found.onnx): (found.engine, found.plan)}
-        write_verb_page(html, found.output(), plans)
-    told = found.output()
+        write_verb_page(html, told, plans)
     show(told, json_)
     if not json_:
         say_next(after_audit(told))

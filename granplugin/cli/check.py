@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from granplugin.cli import Json, Out, Recipes, Settings
+from granplugin.cli.gate import Annotations, Junit, gate
 from granplugin.stdout import say, say_json
 from granplugin.visible import visible_lines
 
@@ -21,12 +22,16 @@ def check(
     files: Annotated[
         bool, typer.Option("--files", help="List the files it reads, runs and writes.")
     ] = False,
+    junit: Junit = None,
+    annotations: Annotations = None,
     json_: Json = False,
 ) -> int:
     """Validate recipes without running anything; rules too, where the last plan still holds."""
     from granplugin.pipelines.check import check
 
-    found = check(recipes, settings or (), out, files)
+    with gate("check", junit, annotations) as decided:
+        found = check(recipes, settings or (), out, files)
+        decided.decide(found)
     if json_:
         say_json(found.model_dump_json(indent=1))
     # Loading the views of all reports would take as long as the check.

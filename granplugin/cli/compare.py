@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from granplugin.cli import Html, Json, Shapes, show
+from granplugin.cli.gate import Annotations, Junit, gate
 from granplugin.engines import AUDITED
 
 EXAMPLE = "granplugin compare runs/x/variants/fp32 runs/x/variants/x"
@@ -23,12 +24,16 @@ def compare(
         Optional[list[Path]], typer.Option(help="trtexec's --exportProfile, of A and then of B.")
     ] = None,
     html: Html = None,
+    junit: Junit = None,
+    annotations: Annotations = None,
     json_: Json = False,
 ) -> int:
     """Two engines side by side: engine folders, layers files, ONNX files or variants of a run."""
     from granplugin.pipelines.compare import compare
 
-    found = compare(a, b, backend, batch, profile or (), shapes or ())
+    with gate("compare", junit, annotations) as decided:
+        found = compare(a, b, backend, batch, profile or (), shapes or ())
+        decided.decide(found.output())
     if html:
         from granplugin.runs.pages import write_verb_page
 

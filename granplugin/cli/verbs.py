@@ -18,7 +18,7 @@ from granplugin.cli.telling import Plain, Quiet, Telling, Verbose
 from granplugin.stdout import aside
 
 _FOLDER = Path(__file__).parent
-_SHARED = {"__init__", "next_steps", "telling", "verbs"}
+_SHARED = {"__init__", "gate", "next_steps", "telling", "verbs"}
 """Modules that are no verbs."""
 
 STEPS: dict[str, tuple[str, ...]] = {

@@ -7,7 +7,11 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under another name and rename it; what was there stays until then."""
+    """Write a file under another name and rename it; what was there stays until then. What is there
+    and no file, as /dev/stdout, is written to."""
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+        return
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.write_bytes(content)

@@ -115,12 +115,16 @@ def make_report(
             *notes(recipe, built, variants, calibration_samples),
         ],
         limits=[
-            limit
+            limit.model_copy(update={"where": _line(each.job.loaded, limit.limit)})
             for each, result in zip(built, variants, strict=True)
             if each.job.kind == "recipe"
             for limit in limits(each.job.loaded.recipe.limits, result, variants, broken)
         ],
     )
+
+
+def _line(loaded: Loaded, limit: str) -> str:
+    return str(loaded.document.mark(("limits", *limit.split(".", 1))))
 
 
 def _preset(loaded: Loaded) -> str:

@@ -334,6 +334,7 @@ class LimitResult(Part):
     measured: float | None
     verdict: LimitVerdict
     why: str
+    where: str | None = Field(default=None, description="Its file:line:column.")
 
 
 class Provable(Part):
