@@ -30,13 +30,15 @@ from granplugin.quant.site import Operand, Shape
 @dataclass(frozen=True, slots=True, eq=False)
 class Placed:
     """A layer with its node: `output` is the tensor it puts out - of a MatMul with a bias behind
-    it, the sum's - and `bn` the node of the batch norm that can be folded into it."""
+    it, the sum's -, `bn` the node of the batch norm that can be folded into it, and `skip` the add
+    that its result goes into, with the number of that node's other input."""
 
     layer: Layer
     node: onnx.NodeProto
     output: str
     bias: onnx.NodeProto | None
     bn: onnx.NodeProto | None
+    skip: tuple[onnx.NodeProto, int] | None = None
 
     @property
     def nodes(self) -> tuple[onnx.NodeProto, ...]:
@@ -273,8 +275,10 @@ def _joined(graph: ReadGraph, flow: GraphFlow, placed: list[Placed]) -> tuple[Pl
         tensors = {at: same.get(n, n) for at, n in tensors.items()}
         found = {at: concats[n] for at, n in tensors.items() if n in concats}
         ends_here = {"first": given in from_input, "last": result in to_output}
+        add = graph.nodes[skip.at] if skip else None
         return replace(
             each,
+            skip=add and (add, [number[name] for name in add.input].index(skip.value)),
             layer=replace(
                 layer,
                 sites=sites_of(layer.name, layer.type, shapes, layer.groups, tensors, found),

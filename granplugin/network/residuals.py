@@ -20,11 +20,12 @@ from granplugin.quant.site import Shape
 
 @dataclass(frozen=True)
 class Skip:
-    """The value that a layer's result is added to (the first, of several calls), and its shape with
-    1 on axis 0."""
+    """The value that a layer's result is added to (the first, of several calls), its shape with 1
+    on axis 0, and the position of that add among the operations."""
 
     value: int
     shape: Shape
+    at: int
 
 
 def find_skips(flow: Flow, outputs: Mapping[str, Sequence[int]], ends: set[int]) -> dict[str, Skip]:
@@ -58,7 +59,7 @@ def find_skips(flow: Flow, outputs: Mapping[str, Sequence[int]], ends: set[int])
         if shape is None:
             refused.add(layer)
         else:
-            found.setdefault(layer, Skip(branches[at][layer][1], shape))
+            found.setdefault(layer, Skip(branches[at][layer][1], shape, at))
     return {layer: skip for layer, skip in found.items() if layer not in refused}
 
 
