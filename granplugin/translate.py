@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 
-from granplugin.errors import EngineError, LackError
+from granplugin.errors import EngineError, LackError, UserError
 from granplugin.machine import lacking
 
 
@@ -28,9 +28,9 @@ def errors_of(*modules: ModuleType) -> tuple[type[Exception], ...]:
 
 @contextmanager
 def translated(
-    said: str, errors: tuple[type[Exception], ...], error: type[EngineError] = EngineError
+    said: str, errors: tuple[type[Exception], ...], error: type[UserError] = EngineError
 ) -> Iterator[None]:
-    """A library's error as EngineError, or one of its kinds: `said` and the library's message on
+    """A library's error as EngineError, or another of ours: `said` and the library's message on
     one line, itself the cause. What the machine lacks is no fault of what the library was given:
     LackError."""
     try:

@@ -23,7 +23,7 @@ from granplugin.capabilities import KINDS, Promise
 from granplugin.capabilities.legality import decide, targets_of
 from granplugin.engines import ENGINES
 from granplugin.errors import EngineError, ModelError
-from granplugin.graph.read.graph import read
+from granplugin.graph.read.graph import layer_of, read
 from granplugin.planning.rows import Plan, Row
 from granplugin.planning.sharing import following, tensors_of
 from granplugin.progress import track
@@ -319,10 +319,7 @@ def _build(session: Session, plan: Plan, engine: str, float_onnx: Path, key: str
                 told = module.plan(module.build(file, Path(folder) / "engine", options))
             except EngineError as err:
                 raise EngineError(str(err).replace(file.name, "it")) from err
-        products = {
-            product.node.name: product.node.name.partition("/")[0]
-            for product in read(file).products
-        }
+        products = {product.node.name: layer_of(product.node) for product in read(file).products}
         return {**_by_layer(told, products, session.layers), "made": dict(written[engine].made)}
 
     try:
@@ -377,7 +374,7 @@ def owners_of(
     behind: dict[str, tuple[int, str]] = {}  # a tensor -> its kernel, and the layer it is of
     found: list[str | None] = []
     for number, kernel in enumerate(plan.kernels):
-        of_nodes = {scopes.get(node.partition("/")[0]) for node in kernel.onnx_nodes}
+        of_nodes = {scopes.get(node.rpartition("/")[0]) for node in kernel.onnx_nodes}
         layer = multiplying.get(number)
         if layer is None and len(of_nodes) == 1:
             (layer,) = of_nodes

@@ -30,7 +30,7 @@ from granplugin.backends.base import (
 )
 from granplugin.backends.card import card_of, kept
 from granplugin.errors import ModelError
-from granplugin.graph.read.graph import ReadGraph, read
+from granplugin.graph.read.graph import ReadGraph, layer_of, read
 from granplugin.translate import errors_of, load_library, translated
 
 if TYPE_CHECKING:
@@ -236,5 +236,5 @@ def _known_as(graph: ReadGraph) -> list[tuple[str, list[str]]]:
         ):
             chain.append(behind[0])
         names = [name for link in chain for name in (link.name, link.output[0])]
-        found.append((product.node.name.partition("/")[0], names))
+        found.append((layer_of(product.node), names))
     return found

@@ -6,8 +6,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from granplugin.calibration.statistics import Need
-from granplugin.errors import DataError
+from granplugin.calibration.statistics import Need, splits
 from granplugin.quant.calibrators import BINS, FIRST, SHIFT
 
 _CHUNK = 1 << 20
@@ -33,7 +32,7 @@ class Seen:
         if self.cells == 1:
             low, high = torch.aminmax(x)
             return torch.maximum(high, -low).reshape(self.need.grid)
-        split = x.reshape(self._split(x))
+        split = x.reshape(splits(self.need, tuple(x.shape)))
         within = (0, *range(2, split.ndim, 2))
         # Not abs().amax(): that writes and reads a copy of the activation.
         return torch.maximum(split.amax(within), -split.amin(within)).reshape(self.need.grid)
@@ -46,7 +45,7 @@ class Seen:
                 torch.bincount((part >> SHIFT).bitwise_and_(0xFFFF), minlength=1 << 16)
                 for part in bits.split(_CHUNK)
             )
-        split = x.reshape(self._split(x))
+        split = x.reshape(splits(self.need, tuple(x.shape)))
         bins = (split.view(torch.int32) >> SHIFT).bitwise_and_(0xFFFF)
         bins.sub_(FIRST).clamp_(0, BINS - 1)
         cells = torch.arange(self.cells, dtype=torch.int32, device=x.device)
@@ -62,22 +61,3 @@ class Seen:
             kept[-1] += counts[FIRST + BINS :].sum()
             counts = kept
         return counts.reshape(*self.need.grid, BINS)
-
-    def _split(self, x: torch.Tensor) -> list[int]:
-        """The batch, then cells and values within a cell for each axis.
-
-        An axis with one cell may have any length: a layer may see images of several sizes.
-        """
-        sizes = zip(x.shape[1:], self.need.shape[1:], self.need.grid[1:], strict=False)
-        if x.ndim != len(self.need.shape) or any(
-            cells > 1 and length != planned for length, planned, cells in sizes
-        ):
-            raise DataError(
-                f"{self.need.site}: saw a tensor of shape {list(x.shape)} during calibration, the "
-                f"plan was made for {['batch', *self.need.shape[1:]]}; use per_tensor here"
-            )
-        grid = self.need.grid[1:]
-        return [
-            len(x),
-            *(n for k, m in zip(x.shape[1:], grid, strict=True) for n in (m, k // m)),
-        ]

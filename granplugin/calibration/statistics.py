@@ -41,6 +41,27 @@ class Need:
         return grid(self.shape, self.block)
 
 
+def splits(need: Need, shape: Shape) -> list[int]:
+    """A tensor's shape with each axis cut: the batch, then cells and values within a cell for each
+    other axis. An axis with one cell may have any length: a layer may see images of several sizes.
+
+    Raises DataError where the need's blocks do not fit.
+
+    >>> splits(Need("a.input", (1, 4, 8), False, (1, 4, 16)), (2, 5, 16))
+    [2, 1, 5, 2, 8]
+    """
+    sizes = zip(shape[1:], need.shape[1:], need.grid[1:], strict=False)
+    if len(shape) != len(need.shape) or any(
+        cells > 1 and length != planned for length, planned, cells in sizes
+    ):
+        raise DataError(
+            f"{need.site}: saw a tensor of shape {list(shape)} during calibration, the "
+            f"plan was made for {['batch', *need.shape[1:]]}; use per_tensor here"
+        )
+    cut = zip(shape[1:], need.grid[1:], strict=True)
+    return [*shape[:1], *(n for length, cells in cut for n in (cells, length // cells))]
+
+
 def needs_of(rows: Iterable[Row]) -> frozenset[Need]:
     """What must be seen to calibrate these rows; weights, pinned ranges and ranges found at run
     time need no data."""

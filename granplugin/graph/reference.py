@@ -19,13 +19,23 @@ ERRORS = errors_of(onnxruntime_pybind11_state)
 """All that its calls may raise; they share no base."""
 
 
-def open_session(model: Path | bytes, threads: int | None = None) -> onnxruntime.InferenceSession:
-    """A file or a serialized model on `threads` threads; without it, one per physical core. Raises
-    one of ERRORS."""
+def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
+    """Those of the reference."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # what it would print comes with the exception too
     options.intra_op_num_threads = threads or 0
+    return options
+
+
+def open_session(
+    model: Path | bytes,
+    threads: int | None = None,
+    options: onnxruntime.SessionOptions | None = None,
+) -> onnxruntime.InferenceSession:
+    """A file or a serialized model on `threads` threads; without it, one per physical core.
+    `options` are session_options with what is special to it. Raises one of ERRORS."""
+    options = options or session_options(threads)
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

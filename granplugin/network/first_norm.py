@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from granplugin.network.forward import call
-
-
-@dataclass(frozen=True, slots=True)
-class NormSeen:
-    """What a batch norm gets, beside its running statistics, as the median over its channels:
-    how many times as large the deviation is, and how many of the running deviations the mean is
-    off."""
-
-    name: str
-    times: float
-    shift: float
+from granplugin.network.norm_seen import NormSeen, norm_seen
 
 
 class _Enough(Exception):
@@ -59,9 +47,5 @@ def first_norm(model: nn.Module, tensors: Mapping[str, Tensor]) -> NormSeen | No
 
 def _seen(name: str, norm: _BatchNorm, x: Tensor) -> NormSeen:
     assert norm.running_mean is not None and norm.running_var is not None
-    others = [axis for axis in range(x.ndim) if axis != 1]
-    mean, variance = x.mean(others), x.var(others, unbiased=False)
-    trained = torch.sqrt(norm.running_var.float() + norm.eps)
-    times = torch.sqrt(variance + norm.eps) / trained
-    shift = (mean - norm.running_mean.float()).abs() / trained
-    return NormSeen(name, float(times.median()), float(shift.median()))
+    mean, variance = (each.float().cpu().numpy() for each in (norm.running_mean, norm.running_var))
+    return norm_seen(name, x.cpu().numpy(), mean, variance, norm.eps)

@@ -275,10 +275,13 @@ def _joined(graph: ReadGraph, flow: GraphFlow, placed: list[Placed]) -> tuple[Pl
         tensors = {at: same.get(n, n) for at, n in tensors.items()}
         found = {at: concats[n] for at, n in tensors.items() if n in concats}
         ends_here = {"first": given in from_input, "last": result in to_output}
-        add = graph.nodes[skip.at] if skip else None
+        met = None
+        if skip:
+            add = graph.nodes[skip.at]
+            met = add, [number[name] for name in add.input].index(skip.value)
         return replace(
             each,
-            skip=add and (add, [number[name] for name in add.input].index(skip.value)),
+            skip=met,
             layer=replace(
                 layer,
                 sites=sites_of(layer.name, layer.type, shapes, layer.groups, tensors, found),

@@ -37,7 +37,7 @@ from granplugin.runs.doubtful import doubts
 from granplugin.runs.layer_ranges import layer_ranges
 from granplugin.runs.pages import OF_ANALYSIS, PAGE, command, page_of, recipe_texts
 from granplugin.runs.session import Session
-from granplugin.sources import check_runs
+from granplugin.sources import check_torch
 from granplugin.store.run_folder import default_folder, open_run
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def analyze(
     and data left; `target` is where a suggested recipe will be written, so that it is refused at
     once where it cannot be. Raises UserError for what the user must change.
     """
-    check_runs(loaded, "analyze")
+    check_torch(loaded, "analyze")
     # log.txt is the last apply's.
     with open_run(out or default_folder(loaded.recipe.name), "analyze_log.txt") as run:
         if target:

@@ -45,7 +45,6 @@ from granplugin.runs.pages import OF_RUN, PAGE, command, page_of, recipe_texts
 from granplugin.runs.session import Session
 from granplugin.runs.variants import variant_task
 from granplugin.runs.wrong import left_float_where_wrong
-from granplugin.sources import check_runs
 from granplugin.store.run_folder import RunFolder, default_folder, open_run
 
 log = logging.getLogger(__name__)
@@ -88,7 +87,6 @@ def apply(recipes: Sequence[Loaded], out: Path | None = None) -> Applied:
     Raises UserError where something must change, Unhonoured where a written graph, read back, is
     not what its plan says.
     """
-    check_runs(recipes[0], "apply")
     with open_run(out or default_folder(recipes[0].recipe.name)) as run:
         return Applied(apply_in(run, recipes), run.path)
 

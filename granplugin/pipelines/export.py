@@ -10,7 +10,6 @@ from granplugin.deploy.manifest import Manifest
 from granplugin.engines import EXPORTED
 from granplugin.errors import UserError
 from granplugin.recipe.loaded import Loaded
-from granplugin.sources import check_runs
 from granplugin.store.run_folder import default_folder, open_run
 from granplugin.suggest import did_you_mean
 
@@ -38,7 +37,6 @@ def export(
     if engine not in EXPORTED:
         hint = did_you_mean(engine, EXPORTED)
         raise UserError(f"{engine!r} cannot be exported for{hint}")
-    check_runs(loaded, "export")
     with open_run(run_folder or default_folder(loaded.recipe.name), "export_log.txt") as run:
         out = out or run.path / f"to_{engine}"
         manifest = folder.export(loaded, run, engine, out, samples)

@@ -87,7 +87,7 @@ def inspect(loaded: Loaded, out: Path | None = None) -> Inspection:
 def _look(session: Session) -> Inspection:
     missing = None
     try:
-        if session.network.runs:
+        if session.network.alone() is None:
             session.example
     except DataError as err:
         missing = str(err)

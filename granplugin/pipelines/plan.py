@@ -31,7 +31,7 @@ from granplugin.report.schema.verbs import PlanOutput
 from granplugin.runs.doubtful import doubts
 from granplugin.runs.jobs import plan_jobs
 from granplugin.runs.session import Session
-from granplugin.sources import check_runs
+from granplugin.sources import check_torch
 from granplugin.store.run_folder import default_folder, open_run
 from granplugin.suggest import did_you_mean
 
@@ -82,7 +82,7 @@ class Planned(Result):
     def config(self) -> dict[str, Any]:
         """The plan as modelopt takes it: the config for mtq.quantize. Raises RecipeError where the
         model is not torch's."""
-        check_runs(self.loaded, "modelopt")
+        check_torch(self.loaded, "modelopt")
         return config(self.plan.quantized, self.plan.folds(self.layers))
 
 
@@ -105,11 +105,14 @@ def plan(loaded: Loaded, variant: str | None = None, out: Path | None = None) ->
         jobs = plan_jobs([loaded], session.layers)
         own = [job for job in jobs if job.kind != "baseline"]
         job = dict(zip(variants, own, strict=True))[name]
+        # Of a file that tells its layers no data need be there.
+        notes: list[str] = []
+        with suppress(DataError):
+            notes = session.notes
         # Evaluation data that cannot be read are for apply to refuse.
         doubtful: tuple[Doubt, ...] = ()
-        if session.network.runs:
-            with suppress(DataError):
-                doubtful = doubts(session, job.plan.rows, "evaluation")
+        with suppress(DataError):
+            doubtful = doubts(session, job.plan.rows, "evaluation")
         plans = {job.name: job.plan for job in jobs}
         run.publish("plan.json", plan_file(session.key, session.text_key, session.layers, plans))
     return Planned(
@@ -117,7 +120,7 @@ def plan(loaded: Loaded, variant: str | None = None, out: Path | None = None) ->
         variant=name,
         layers=session.layers,
         products=session.products,
-        plan=replace(job.plan, notes=(*session.notes, *job.plan.notes)),
+        plan=replace(job.plan, notes=(*notes, *job.plan.notes)),
         written=job.written,
         doubts=doubtful,
         last=_did(report, plan_key(session.key, job.plan)) if report else {},

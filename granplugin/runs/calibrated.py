@@ -20,9 +20,6 @@ from granplugin.store.keys import content_key
 
 log = logging.getLogger(__name__)
 
-EXPORTERS = ("nvidia-modelopt", "torch", "onnx", "onnx_ir", "onnxscript")
-"""The libraries that have a part in the float model's file."""
-
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
@@ -38,8 +35,7 @@ class Calibrated:
 def calibrate(session: Session, jobs: Sequence[Job]) -> Calibrated:
     """What serves every row of the run.
 
-    One pass over the calibration data collects what is not kept from earlier runs; modelopt is
-    imported only if there is such a thing.
+    One pass over the calibration data collects what is not kept from earlier runs.
     """
     refuse_calibrators(session, jobs)
     run = session.run
@@ -56,7 +52,7 @@ def calibrate(session: Session, jobs: Sequence[Job]) -> Calibrated:
     shapes = {name: array.shape[1:] for name, array in session.example.items()}
     sizes = session.recipe.model.sizes
     batch = session.recipe.data.batch_size if sizes.static_batch else None
-    float_key = content_key(session.key, shapes, sizes.dynamic, batch, session.made_by(*EXPORTERS))
+    float_key = content_key(session.key, shapes, sizes.dynamic, batch, session.made_by())
     missing = {need for need in needs if statistics is None or not statistics.covers([need])}
     if missing:
         seen = session.collect(missing)

@@ -1,4 +1,4 @@
-"""Whether a variant's file computes what modelopt does: the numbers of every site, and outputs."""
+"""Whether a variant's file computes what it is to: the numbers of every site, and outputs."""
 
 from __future__ import annotations
 
@@ -24,18 +24,17 @@ from granplugin.store.keys import content_key, file_key
 
 def agreed(session: Session, built: Built) -> Built:
     """The variant with its agreement: site by site on ONNX Runtime's tensors, and of the whole
-    network against modelopt's; none where nothing is quantized in its file."""
+    network against the source's own (Network.quantized); none where nothing is quantized in its
+    file."""
     onnx, amax, plan = built.float32.path, built.amax, built.job.plan
     rows = edited(plan.rows, amax)
     if not any(row.quantized for row in rows):
         return built
 
     def check() -> dict[str, Any]:
-        from granplugin.modelopt_bridge import fake_quantize
-
         batch = next(iter(session.evaluation))
         few = first_samples(session.evaluation, site_samples(session.recipe))
-        sites = agreement(onnx, rows, amax, few, fake_quantize)
+        sites = agreement(onnx, rows, amax, few, session.network.fake_quantize())
         with located(session.loaded, "model"):
             quantized = session.network.quantized(plan, amax, session.layers, session.example)
         theirs = sampled(quantized(batch), session.axes)
@@ -52,7 +51,7 @@ def agreed(session: Session, built: Built) -> Built:
     key = content_key(
         file_key(onnx), session.evaluation.key(), session.recipe.data.batch_size, session.key,
         session.recipe.classes and session.recipe.classes.model_dump(),
-        writer(), session.made_by("nvidia-modelopt", "torch"),
+        writer(), session.made_by(),
     )  # fmt: skip
     found = session.run.kept.made_json("agreement", key, check)
     return replace(built, agreement=Agreement(**found))

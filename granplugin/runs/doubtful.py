@@ -13,7 +13,7 @@ from granplugin.recipe.loaded import located
 from granplugin.runs.session import Session
 
 if TYPE_CHECKING:
-    from granplugin.network.first_norm import NormSeen
+    from granplugin.network.norm_seen import NormSeen
 
 Role = Literal["evaluation", "analysis"]
 LOOKED_AT = 128
@@ -46,10 +46,9 @@ def doubts(session: Session, rows: Iterable[Row], *roles: Role) -> tuple[Doubt, 
     with located(session.loaded, "data", "calibration"):
         calibration = portraits(session.calibration.few(LOOKED_AT))
     found = list(doubts_of(calibration))
-    if session.network.runs:
-        with located(session.loaded, "data", "calibration"):
-            seen = session.network.first_norm(session.calibration.few(NORM_SAMPLES))
-        found += unlike_training(seen) if seen else ()
+    with located(session.loaded, "data", "calibration"):
+        seen = session.network.first_norm(session.calibration.few(NORM_SAMPLES))
+    found += unlike_training(seen) if seen else ()
     others: list[Portraits] = []
     for role in roles:
         if getattr(recipe.data, role) is None:

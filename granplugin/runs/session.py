@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from itertools import chain, repeat
@@ -17,6 +18,7 @@ from granplugin.data.batches import (
     same_bits,
 )
 from granplugin.data.open import open_data
+from granplugin.errors import DataError
 from granplugin.measures.samples import Output, output_from_json
 from granplugin.planning.plan_file import text_key
 from granplugin.progress import stage, track
@@ -25,7 +27,6 @@ from granplugin.quant.multiplications import (
     Multiplication,
     multiplication_from_json,
     multiplication_to_json,
-    multiplications,
 )
 from granplugin.quant.site import Shape
 from granplugin.recipe.loaded import Loaded, located
@@ -122,15 +123,15 @@ class Session:
             if (each := list(dict.fromkeys(shapes)))
         }
 
-    def made_by(self, *libraries: str) -> str:
-        """What makes contents of the network: the code of its kind, and these libraries."""
-        return made_by(type(self.network).__module__, libraries=libraries)
+    def made_by(self) -> str:
+        """What makes contents of the network: the code of its kind, and its libraries."""
+        return made_by(type(self.network).__module__, libraries=self.network.libraries)
 
     @cached_property
     def statistics_key(self) -> str:
         """Of ranges and histograms, whichever verb's pass over the calibration data made them."""
         makers = (type(self.network).__module__, "granplugin.analysis.collect")
-        maker = made_by(*makers, libraries=("nvidia-modelopt", "torch"))
+        maker = made_by(*makers, libraries=self.network.libraries)
         samples, most = self.calibration.samples, self.recipe.data.batch_size
         # Where the last bits depend on it, ranges of another batch size are others.
         one_shape = all(len(shapes) == 1 for shapes in self.calibration.shapes().values())
@@ -139,16 +140,16 @@ class Session:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        return self._traced.layers
+        return self._planned.layers
 
     @property
     def products(self) -> tuple[Multiplication, ...]:
         """All that the network multiplies, in layers or not."""
-        return self._traced.products
+        return self._planned.products
 
     @property
     def outputs(self) -> tuple[Output, ...]:
-        """What the network puts out, in files or not; empty where it was not run."""
+        """What the network puts out, in files or not."""
         return self._traced.outputs
 
     @property
@@ -162,14 +163,23 @@ class Session:
         return [note for output in self.outputs if (note := output.note)]
 
     @cached_property
+    def _planned(self) -> Ran:
+        """What a plan is made of: what the network tells alone, where that is all."""
+        alone = self.network.alone()
+        if alone is None:
+            return self._traced
+        if alone.open:
+            with suppress(DataError):  # they are for apply to refuse
+                return self._traced
+        return alone
+
+    @cached_property
     def _traced(self) -> Ran:
-        if not self.network.runs:
-            layers = self.network.untraced()
-            return Ran(layers, multiplications(layers))
+        example = self.example
 
         def traced() -> dict[str, list]:
             with located(self.loaded, "model"), stage("running the network once"):
-                found = self.network.traced(self.example, self.recipe.data.batch_size)
+                found = self.network.traced(example, self.recipe.data.batch_size)
             return {
                 "layers": list(map(layer_to_json, found.layers)),
                 "products": list(map(multiplication_to_json, found.products)),
@@ -177,7 +187,7 @@ class Session:
             }
 
         dynamic = self.recipe.model.sizes.dynamic
-        key = content_key(self.key, self.input_shapes, dynamic, self.made_by("torch"))
+        key = content_key(self.key, self.input_shapes, dynamic, self.made_by())
         kept = self.run.kept.made_json(LAYERS, key, traced)
         return Ran(
             tuple(map(layer_from_json, kept["layers"])),

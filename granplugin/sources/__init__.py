@@ -1,7 +1,7 @@
 """Where networks come from: SOURCES has one entry for each kind, imported when it is asked for.
 
-A kind is a key of the recipe's section `model`, and a class with what `protocol.Network` lists, or
-`protocol.Described` where it cannot be run; a new one is such a key, such a class and one entry.
+A kind is a key of the recipe's section `model`, and a class with what `protocol.Network` lists; a
+new one is such a key, such a class and one entry.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ SOURCES = {
 
 
 def open_network(loaded: Loaded) -> Network:
-    """The network of a recipe; where it does not run, what protocol.Described lists. Raises
-    ModelError, at the recipe's line, where there is none."""
+    """The network of a recipe. Raises ModelError, at the recipe's line, where there is none."""
     return _source(loaded).open(loaded)
 
 
-def check_runs(loaded: Loaded, verb: str) -> None:
-    """Raises RecipeError, at the recipe's line, where this kind of network cannot be run."""
-    if not _source(loaded).runs:
-        kind = kind_of(loaded.recipe.model)
+def check_torch(loaded: Loaded, what: str) -> None:
+    """Raises RecipeError, at the recipe's line, where the network is no torch model, and so not
+    what `what` takes."""
+    kind = kind_of(loaded.recipe.model)
+    if kind != "callable":
         raise loaded.error(
             ("model", kind),
-            f"{verb} runs the network, and what {kind}: names is only planned and inspected "
-            "(granplugin plan, granplugin inspect); to run it, name the torch model with callable:",
+            f"{what} takes a torch model, and {kind}: names none; name the model with callable:",
         )
 
 

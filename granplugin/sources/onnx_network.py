@@ -1,102 +1,200 @@
-"""A network that is an ONNX file: described from its graph, and not run."""
+"""A network that is an ONNX file: described from its graph, run by ONNX Runtime."""
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Self, cast
 
+import numpy as np
+
+from granplugin.calibration.statistics import Need, Statistics, ranged
+from granplugin.errors import DataError, ModelError
 from granplugin.graph.read.graph import ReadGraph
 from granplugin.graph.read.loading import reading
-from granplugin.network.onnx_file import content_of, is_float, read_float
-from granplugin.network.onnx_layers import (
-    Placed,
-    folded_weight,
-    place_layers,
-    weight_axis,
-    weight_of,
-)
-from granplugin.network.weight_facts import WeightFacts, weight_facts
+from granplugin.measures.samples import joined
+from granplugin.network.norm_seen import NormSeen, norm_seen
+from granplugin.network.onnx_export import export_marked
+from granplugin.network.onnx_file import content_of, read_float
+from granplugin.network.onnx_layers import Placed, attribute, place_layers
+from granplugin.network.onnx_prepared import Prepared, Shown, nodes_behind, prepare, to_show
+from granplugin.network.onnx_rounded import rounded
+from granplugin.network.onnx_running import Running
+from granplugin.network.onnx_watch import Watch
+from granplugin.planning.rows import Plan
 from granplugin.quant.layers import BATCH_NORMS, Layer
+from granplugin.quant.multiplications import multiplications
+from granplugin.quant.site import Shape
 from granplugin.recipe.loaded import Loaded, located
 from granplugin.recipe.model import OnnxModel
-from granplugin.sources.protocol import LayerFacts, NetworkFacts, Unsited
+from granplugin.sources.described import described
+from granplugin.sources.onnx_facts import Held
+from granplugin.sources.protocol import Batch, FakeQuantize, NetworkFacts, Outputs, Ran
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What a pass over an example of these sizes has shown."""
+
+    sizes: Mapping[str, Shape]
+    graph: Shown
+    placed: Mapping[str, Placed]
 
 
 class OnnxNetwork:
-    """The graph of a float file, of which plan and inspect need no more than it says."""
+    """A float file. Its graph, as it is, says what there is; what runs is a prepared copy, made
+    when first needed."""
 
-    runs = False
+    libraries = ("onnx", "onnx_ir", "onnxruntime")
 
     def __init__(self, graph: ReadGraph) -> None:
         self.graph, self.key = graph, content_of(graph)
+        stored = {tensor.name for tensor in graph.model.graph.initializer}
+        given = (value.name for value in graph.model.graph.input)
+        self.input_names = tuple(name for name in given if name not in stored)
         with reading(graph.path):
             self._placed = {placed.layer.name: placed for placed in place_layers(graph)}
+        self._seen: _Seen | None = None
 
     @classmethod
     def open(cls, loaded: Loaded) -> Self:
         with located(loaded, "model", "onnx"):
             return cls(read_float(cast(OnnxModel, loaded.recipe.model).onnx))
 
+    def alone(self) -> Ran:
+        """What the graph tells; `open` where it leaves more lengths open than the batch's."""
+        layers = self.untraced()
+        return Ran(
+            layers,
+            multiplications(layers),
+            open=any(layer.varying or not layer.sites for layer in layers),
+        )
+
+    def traced(self, example: Batch, most: int) -> Ran:
+        found = self._outputs_twice(example)
+        outputs = tuple(described(found, self.outputs, example, most))
+        if self._prepared.opened:
+            self._check_several(example, found, {each.name: each.axis for each in outputs})
+        layers = tuple(placed.layer for placed in self._shown(example).placed.values())
+        return Ran(layers, multiplications(layers), outputs)
+
     def untraced(self) -> tuple[Layer, ...]:
         return tuple(placed.layer for placed in self._placed.values())
 
     def facts(self, layers: Sequence[Layer]) -> NetworkFacts:
-        """Parameters are the floats that the file stores and that meet data in a node, but for
-        single numbers and a batch norm's statistics. Raises ModelError where they are damaged."""
         with reading(self.graph.path):
-            return self._facts(layers)
+            return Held(self.graph, self._placed).facts(layers)
 
-    def _facts(self, layers: Sequence[Layer]) -> NetworkFacts:
-        held = {name: self._held(placed) for name, placed in self._placed.items()}
-        own = set().union(*held.values())
-        sited = {node.name for placed in self._placed.values() for node in placed.nodes}
-        others: dict[str, list[int]] = defaultdict(list)
-        for node in self.graph.nodes:
-            if node.name not in sited and not self.graph.fixed.issuperset(node.output):
-                found = self._stored(node.input) - own
-                own |= found
-                if found:
-                    others[node.op_type].append(self._count(found))
-        return NetworkFacts(
-            self._count(own),
-            {
-                layer.name: LayerFacts(self._count(held[layer.name]), self._weight_facts(layer))
-                for layer in layers
-            },
-            tuple(Unsited(op, len(counts), sum(counts)) for op, counts in others.items()),
-        )
+    def outputs(self, batch: Batch) -> Outputs:
+        self._running.check(batch)
+        try:
+            return self._running.outputs(batch)
+        except ModelError as err:
+            if self._prepared.opened and len(next(iter(batch.values()))) > 1:
+                raise self._for_one(f"it fails ({err})") from err
+            raise
 
-    def _weight_facts(self, layer: Layer) -> WeightFacts | None:
-        placed = self._placed[layer.name]
-        weight = weight_of(self.graph, placed.node) if layer.shape("weight") else None
-        if weight is None:
+    def first_norm(self, batch: Batch) -> NormSeen | None:
+        graph = self._running.graph
+        norm = next((node for node in graph.nodes if node.op_type in BATCH_NORMS), None)
+        if norm is None or not graph.stored.keys() >= {*norm.input[3:5]}:
             return None
-        folded = folded_weight(self.graph, placed)
-        return weight_facts(weight, folded, weight_axis(placed.node), layer.groups)
+        mean, variance = (graph.array(name) for name in norm.input[3:5])
+        if not mean.any() and (variance == 1).all():
+            return None  # it was never trained
+        given = norm.input[0]
+        self._running.check(batch)
+        found = dict(batch)
+        if given not in batch:
+            found = self._running.open(nodes_behind(graph, [given]), [given]).run(batch)
+        return norm_seen(norm.name, found[given], mean, variance, attribute(norm, "epsilon", 1e-5))
 
-    def _held(self, placed: Placed) -> set[str]:
-        if placed.layer.type in BATCH_NORMS:
-            return self._stored(placed.node.input[1:3])
-        return self._stored(name for node in placed.nodes for name in node.input)
+    def collect(
+        self, needs: Collection[Need], layers: Sequence[Layer], batches: Iterable[Batch]
+    ) -> Statistics:
+        watch: Watch | None = None
+        for batch in batches:
+            if watch is None:
+                self._running.check(batch)
+                placed = self._shown({name: array[:2] for name, array in batch.items()}).placed
+                watch = Watch(self._running, placed, needs)
+            watch.see(batch)
+        if watch is None:
+            raise DataError("there are no calibration samples")
+        return watch.statistics()
 
-    def _stored(self, names: Iterable[str]) -> set[str]:
-        """The stored tensors of floats that these tensors, as far as no data changes them, are made
-        of."""
-        found: set[str] = set()
-        seen: set[str] = set()
-        waiting = [*names]
-        while waiting:
-            name = waiting.pop()
-            if not name or name in seen or name not in self.graph.fixed:
-                continue
-            seen.add(name)
-            if name not in self.graph.stored:
-                waiting += self.graph.producer[name].input
-            elif is_float(self.graph.stored[name].data_type) and self._count([name]) > 1:
-                found.add(name)
-        return found
+    def export(self, layers: Sequence[Layer], example: Batch, path: Path) -> None:
+        seen = self._shown(example)
+        export_marked(seen.graph, seen.placed, layers, seen.sizes, path)
 
-    def _count(self, names: Iterable[str]) -> int:
-        return sum(math.prod(self.graph.stored[name].dims) for name in names)
+    def fake_quantize(self) -> FakeQuantize | None:
+        """None: the oracle, with which each value of a file is compared, is the only judge."""
+        return None
+
+    def quantized(
+        self,
+        plan: Plan,
+        amax: Mapping[str, np.ndarray],
+        layers: Sequence[Layer],
+        example: Batch,
+    ) -> Callable[[Batch], Outputs]:
+        seen = self._shown(example)
+        change = rounded(seen.graph, seen.placed, ranged(plan.rows, amax), amax, plan.folded)
+        outputs = list(seen.graph.outputs)
+        return self._running.open(change.nodes, outputs, change.constants).run
+
+    @cached_property
+    def _prepared(self) -> Prepared:
+        return prepare(self.graph.path)
+
+    @cached_property
+    def _running(self) -> Running:
+        return Running(self._prepared.graph)
+
+    def _shown(self, example: Batch) -> _Seen:
+        """The prepared graph with the shapes of a pass over the example, and its layers."""
+        sizes = {name: array.shape for name, array in example.items()}
+        if self._seen is None or self._seen.sizes != sizes:
+            plain = self._running.graph
+            graph = Shown(plain, self._running.shapes(to_show(plain), example))
+            with reading(graph.path):
+                placed = {each.layer.name: each for each in place_layers(graph)}
+            self._seen = _Seen(sizes, graph, placed)
+        return self._seen
+
+    def _outputs_twice(self, example: Batch) -> Outputs:
+        """The outputs; ModelError where a second pass gives others."""
+        first, second = self.outputs(example), self.outputs(example)
+        for name, array in first.items():
+            if array.tobytes() != second[name].tobytes():
+                raise ModelError(
+                    f"{self.graph.path}: its output {name!r} is another each time it runs, so "
+                    "nothing could be compared; export it in eval mode, without random numbers"
+                )
+        return first
+
+    def _check_several(
+        self, example: Batch, found: Outputs, axes: Mapping[str, int | None]
+    ) -> None:
+        """ModelError where a file for one sample computes something else of several."""
+        alone = [
+            self.outputs({name: x[at : at + 1] for name, x in example.items()})
+            for at in range(len(next(iter(example.values()))))
+        ]
+        together = joined([found], axes)
+        for name, array in joined(alone, axes).items():
+            theirs = together[name]
+            same = array.shape == theirs.shape and np.allclose(
+                array, theirs, rtol=1e-3, atol=1e-5, equal_nan=True
+            )
+            if not same:
+                raise self._for_one(f"output {name!r} is another than for each alone")
+
+    def _for_one(self, why: str) -> ModelError:
+        axes = ", ".join(f"{name!r}: {{0: 'batch'}}" for name in self._prepared.opened)
+        return ModelError(
+            f"{self.graph.path}: it was exported for one sample at a time, and with several {why}; "
+            f"export it with a dynamic batch (torch.onnx.export: dynamic_axes={{{axes}}})"
+        )

@@ -12,7 +12,7 @@ import numpy as np
 from granplugin.calibration.statistics import Need, Statistics
 from granplugin.measures.samples import Output
 from granplugin.network.weight_facts import WeightFacts
-from granplugin.planning.rows import Plan
+from granplugin.planning.rows import Plan, QuantizedRow
 from granplugin.quant.layers import Layer
 from granplugin.quant.multiplications import Multiplication
 from granplugin.recipe.loaded import Loaded
@@ -20,10 +20,12 @@ from granplugin.recipe.loaded import Loaded
 if TYPE_CHECKING:
     from torch import nn
 
-    from granplugin.network.first_norm import NormSeen
+    from granplugin.network.norm_seen import NormSeen
 
 Batch = Mapping[str, np.ndarray]
 """Input -> array with the samples on axis 0."""
+FakeQuantize = Callable[[np.ndarray, QuantizedRow, np.ndarray | None], np.ndarray]
+"""A tensor, its row and the row's amax, None for a dynamic one -> the tensor rounded."""
 Outputs = dict[str, np.ndarray]
 """Output -> array, with the samples where `Ran.outputs` says; on axis 0 where it says nothing."""
 
@@ -31,11 +33,12 @@ Outputs = dict[str, np.ndarray]
 @dataclass(frozen=True, slots=True)
 class Ran:
     """What one pass shows: the layers, in the order they run, all that is multiplied, and the
-    outputs, as far as they were looked at."""
+    outputs, as far as they were looked at. `open`: lengths are not known that a pass would show."""
 
     layers: tuple[Layer, ...]
     products: tuple[Multiplication, ...]
     outputs: tuple[Output, ...] = ()
+    open: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +67,12 @@ class NetworkFacts:
     others: tuple[Unsited, ...]
 
 
-class Described(Protocol):
-    """A float network of which the recipe is, as far as plan and inspect need it."""
+class Network(Protocol):
+    """A float network of which the recipe is; everything but its class is said in arrays, files and
+    values. An `example` is one small batch, of two samples or more."""
 
-    runs: ClassVar[bool]
-    """Whether it is a Network too; if not, `untraced` has all that can be told of its layers."""
+    libraries: ClassVar[tuple[str, ...]]
+    """The distributions that compute what is asked of it."""
     key: str
     """A hash of everything its outputs depend on, the same in every process."""
 
@@ -76,16 +80,14 @@ class Described(Protocol):
     def open(cls, loaded: Loaded) -> Self:
         """The recipe's network. Raises ModelError, at the recipe's line."""
 
+    def alone(self) -> Ran | None:
+        """What it tells without running; None where only a pass shows what reads what."""
+
     def untraced(self) -> tuple[Layer, ...]:
         """The layers, as far as they can be told without running it."""
 
     def facts(self, layers: Sequence[Layer]) -> NetworkFacts:
         """What these layers, and what is no layer, hold."""
-
-
-class Network(Described, Protocol):
-    """One that runs; everything but its class is said in arrays, files and values. An `example` is
-    one small batch, of two samples or more."""
 
     input_names: tuple[str, ...]
     """What it takes; empty where it takes any name."""
@@ -117,8 +119,12 @@ class Network(Described, Protocol):
         layers: Sequence[Layer],
         example: Batch,
     ) -> Callable[[Batch], Outputs]:
-        """A copy with the plan's choices set, batch norms folded, as modelopt computes it; sites
-        without an amax that are not dynamic stay float. Raises ModelError."""
+        """A copy with the plan's choices set, batch norms folded, computed by another than what
+        writes and runs the Q/DQ file: modelopt, or the oracle's arithmetic. Sites without an amax
+        that are not dynamic stay float. Raises ModelError."""
+
+    def fake_quantize(self) -> FakeQuantize | None:
+        """Who rounds, besides the oracle, what a Q/DQ file's sites are compared with."""
 
     def module(self) -> nn.Module:
         """The network as torch runs it, for what looks at it module by module (analyze). Raises

@@ -14,16 +14,17 @@ import torch
 from torch import nn
 
 from granplugin.calibration.statistics import Need, Statistics, ranged
-from granplugin.errors import ModelError, UserError
-from granplugin.measures.samples import Output, sample_axis
+from granplugin.errors import UserError
+from granplugin.measures.samples import Output
 from granplugin.network.batch_norms import fold_batch_norms
 from granplugin.network.copying import copy_of
 from granplugin.network.export import export_float
-from granplugin.network.first_norm import NormSeen, first_norm
+from granplugin.network.first_norm import first_norm
 from granplugin.network.forward import call, flatten_outputs
 from granplugin.network.models import build_model, device, input_names, model_key
 from granplugin.network.modules import stored, untraced
 from granplugin.network.nested import hold_inputs, nested
+from granplugin.network.norm_seen import NormSeen
 from granplugin.network.repeatable import check_repeatable
 from granplugin.network.trace import Traced, trace
 from granplugin.planning.rows import Plan
@@ -31,7 +32,16 @@ from granplugin.quant.layers import Layer
 from granplugin.quant.site import Operand, Shape
 from granplugin.recipe.loaded import Loaded, located
 from granplugin.recipe.model import CallableModel, Sizes
-from granplugin.sources.protocol import Batch, LayerFacts, NetworkFacts, Outputs, Ran, Unsited
+from granplugin.sources.described import described
+from granplugin.sources.protocol import (
+    Batch,
+    FakeQuantize,
+    LayerFacts,
+    NetworkFacts,
+    Outputs,
+    Ran,
+    Unsited,
+)
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +50,7 @@ class TorchNetwork:
     """A module on its device. What modelopt makes of it is made once, when first needed: importing
     modelopt takes 7 s, and most second runs need no conversion."""
 
-    runs = True
+    libraries = ("nvidia-modelopt", "torch", "onnx", "onnx_ir", "onnxscript")
 
     def __init__(self, model: nn.Module, key: str, sizes: Sizes = Sizes()) -> None:
         self.model, self.key, self.sizes = model, key, sizes
@@ -57,11 +67,22 @@ class TorchNetwork:
             model = build_model(spec, where)
         return cls(model, model_key(spec, model), spec.sizes)
 
+    def alone(self) -> None:
+        """None: only a pass shows the order, the shapes and what reads what."""
+        return None
+
     def traced(self, example: Batch, most: int) -> Ran:
         found = trace(self.model, self.tensors(example))
         check_repeatable(self.model, self.tensors(example), found.values)
-        layers = self._varying(found.layers, example) if self.sizes.dynamic else found.layers
-        return Ran(layers, found.products, self._described(found, example, most))
+        outputs = {name: tensor.detach().cpu().numpy() for name, tensor in found.values.items()}
+        return Ran(
+            self._varying(found.layers, example) if self.sizes.dynamic else found.layers,
+            found.products,
+            (
+                *described(outputs, self.outputs, example, most),
+                *(Output(name, kind, None, None) for name, kind in found.left_out.items()),
+            ),
+        )
 
     def _varying(self, layers: tuple[Layer, ...], example: Batch) -> tuple[Layer, ...]:
         """The layers, varying where another pass, with other sizes of the dynamic axes, shows other
@@ -79,30 +100,6 @@ class TorchNetwork:
             if shapes is None or shapes.get(layer.name) != _shapes(layer)
             else layer
             for layer in layers
-        )
-
-    def _described(self, found: Traced, example: Batch, most: int) -> tuple[Output, ...]:
-        """The outputs of a traced pass, held to those of a pass with one sample more, or where
-        `most` are no more, with one less."""
-        count = len(next(iter(example.values())))
-        other = count + 1 if count < most else count - 1
-        try:
-            changed = {name: np.concatenate([x, x[:1]])[:other] for name, x in example.items()}
-            more = {name: array.shape for name, array in self.outputs(changed).items()}
-        except ModelError as err:  # it takes one number of samples only
-            log.debug("no pass with %d samples: %s", other, err)
-            more = {}
-        return (
-            *(
-                Output(
-                    name,
-                    str(tensor.dtype).removeprefix("torch."),
-                    shape := tuple(tensor.shape),
-                    sample_axis(shape, more.get(name), (count, other)),
-                )
-                for name, tensor in found.values.items()
-            ),
-            *(Output(name, kind, None, None) for name, kind in found.left_out.items()),
         )
 
     def untraced(self) -> tuple[Layer, ...]:
@@ -177,6 +174,11 @@ class TorchNetwork:
         rows = [replace(row, bn=None) for row in ranged(plan.rows, amax)]
         modelopt_bridge.load_amax(model, rows, amax)
         return lambda batch: self._outputs(model, batch)
+
+    def fake_quantize(self) -> FakeQuantize | None:
+        from granplugin.modelopt_bridge import fake_quantize
+
+        return fake_quantize
 
     def module(self) -> nn.Module:
         return self.model

@@ -25,7 +25,7 @@ from granplugin.backends.nvidia.kernels import layer_precisions
 from granplugin.backends.nvidia.plan_reader import read_plan
 from granplugin.backends.nvidia.run import Runner, open_runner
 from granplugin.errors import EngineError, ModelError
-from granplugin.graph.read.graph import read
+from granplugin.graph.read.graph import layer_of, read
 from granplugin.translate import one_line, translated
 
 _NOT_IN_ENGINE = ("seconds", "memory_mb", "plan")
@@ -153,7 +153,7 @@ def product_nodes(library: str, onnx: Path) -> list[tuple[str, str, int | None]]
         products = read(onnx).products
     return [
         (
-            product.node.name.partition("/")[0],
+            layer_of(product.node),
             product.node.name,
             None if product.weight is None else product.values or 0,
         )

@@ -41,14 +41,15 @@ class Agreement:
 
     `sites` and `values` were compared. `oracle_differs` is how many of the values ONNX Runtime
     computed differ from the numpy oracle's in any bit, `modelopt_differs` how many differ from
-    modelopt's by a step of the format or more, `modelopt_worst_steps` by how many at most.
+    modelopt's by a step of the format or more, `modelopt_worst_steps` by how many at most; None
+    where it was not asked.
     """
 
     sites: int
     values: int
     oracle_differs: int
-    modelopt_differs: int
-    modelopt_worst_steps: int
+    modelopt_differs: int | None
+    modelopt_worst_steps: int | None
 
 
 def agreement(
@@ -100,7 +101,10 @@ def agreement(
                 steps = _steps(row, given, stored, theirs, scale, block)
                 differs += int(np.count_nonzero(steps))
                 worst = max(worst, int(steps.max(initial=0)))
-    return Agreement(len({place.row.site for place in found}), values, 0, int(differs), worst)
+    sites = len({place.row.site for place in found})
+    if fake_quantize is None:
+        return Agreement(sites, values, 0, None, None)
+    return Agreement(sites, values, 0, int(differs), worst)
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,11 @@ def scope_of(node: onnx.NodeProto) -> str:
     return str(node.name.rpartition("/")[0])
 
 
+def layer_of(node: onnx.NodeProto) -> str:
+    """The layer that a product is of: in our own files its module, else itself."""
+    return scope_of(node) or str(node.name)
+
+
 def read(path: Path) -> ReadGraph:
     """The graph of a file. Raises ModelError."""
     return read_graph(read_model(path), path)
