@@ -50,14 +50,16 @@ def export_marked(
     values |= {value.name: value for value in model.graph.inputs}
     taken: set[str] = set()
     writer = _Marker(model.graph, set(values) | set(model.graph.initializers))
-    for each in placed.values():
+    # Those inside the bodies of nodes stay as they are.
+    usable = {name: each for name, each in placed.items() if each.layer.unusable is None}
+    for each in usable.values():
         _lay_weight(model.graph, nodes[each.node.name], each, writer)
         if each.bias is not None:
             _lay_bias(nodes[each.bias.name])
     for layer in layers:
-        if layer.unusable is None:
-            _mark(layer, placed[layer.name], nodes, values, writer)
-    scopes = {node.name: name for name, each in placed.items() for node in each.nodes}
+        if layer.name in usable:
+            _mark(layer, usable[layer.name], nodes, values, writer)
+    scopes = {node.name: name for name, each in usable.items() for node in each.nodes}
     for node in list(model.graph):
         if node.domain == DOMAIN:
             node.name = unique(node.name, taken)

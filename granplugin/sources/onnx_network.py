@@ -69,7 +69,7 @@ class OnnxNetwork:
         return Ran(
             layers,
             multiplications(layers),
-            open=any(layer.varying or not layer.sites for layer in layers),
+            open=any(each.varying or not (each.sites or each.unusable) for each in layers),
         )
 
     def traced(self, example: Batch, most: int) -> Ran:
