@@ -193,7 +193,7 @@ def test_a_weight_is_whatever_depends_on_constants_alone(project):
     assert done.code == 0, done.stderr
     (layer,) = json.loads(done.stdout)["layers"]
     assert layer["parameters"] == 30 and layer["macs"] == 5 * 24
-    assert layer["traits"] == ["first", "last"]
+    assert layer["traits"] == ["first", "head", "last"]
 
 
 ATTENTION = """

@@ -52,6 +52,6 @@ def _ahead(flow: Flow, numbers: tuple[int, ...]) -> set[int]:
             continue
         found.add(number)
         for op in flow.consumers[number]:
-            if op.kind in ("copy", "other"):
+            if op.kind in ("copy", "move", "choice", "other"):
                 waiting += op.writes
     return found

@@ -8,10 +8,11 @@ from typing import Literal
 
 from granplugin.quant.site import Shape
 
-Kind = Literal["add", "concat", "copy", "product", "softmax", "other"]
-"""What an operation is to the search for skip inputs and attention: an add of two values, a
-concatenation, a copy that a forward pass does nothing by, a product with a weight or of two values,
-a softmax, or none of these."""
+Kind = Literal["add", "concat", "copy", "move", "product", "softmax", "choice", "other"]
+"""What an operation is to the search for skip inputs, attention and roles: an add of two values, a
+concatenation, a copy that a forward pass does nothing by, one that puts values elsewhere or leaves
+some out, a product with a weight or of two values, a softmax, one that tells which values are the
+largest, or none of these."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,11 +64,16 @@ class Flow:
                 reached.update(op.writes)
         return reached
 
-    def leading_to(self, numbers: set[int]) -> set[int]:
-        """What these values are computed from by operations on one value, products left out."""
+    def leading_to(self, numbers: set[int], concats: bool = False) -> set[int]:
+        """What these values are computed from by operations on one value, or by concatenations
+        too, products left out."""
         leading = set(numbers)
         for op in reversed(self.ops):
-            if not leading.isdisjoint(op.writes) and (source := self._source(op)) is not None:
+            if leading.isdisjoint(op.writes):
+                continue
+            if concats and op.kind == "concat":
+                leading.update(number for number in op.reads if self.data[number])
+            elif (source := self._source(op)) is not None:
                 leading.add(source)
         return leading
 

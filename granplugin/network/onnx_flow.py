@@ -14,6 +14,7 @@ from granplugin.quant.site import Shape
 
 OpenShape = tuple[int | None, ...]
 """Lengths of which some are open."""
+_MOVES = ("Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
 _OTHER_PRODUCTS = ("LSTM", "GRU", "RNN", "Einsum", "Attention", "MultiHeadAttention")
 """What multiplies by weights or by another activation, and is none of the plan's products."""
 _COPIES = ("Identity", "Dropout")
@@ -61,10 +62,10 @@ def _read(node: onnx.NodeProto) -> list[str]:
 
 
 def _kind(graph: ReadGraph, node: onnx.NodeProto) -> Kind:
-    op, data = node.op_type, [name for name in node.input if name not in graph.fixed]
+    op = node.op_type
     if op in (*ONNX_PRODUCTS, *_OTHER_PRODUCTS):
         return "product"
-    if op == "Gather" and data and node.input[0] in graph.constant:  # an embedding
+    if is_lookup(graph, node):
         return "product"
     if op == "Add" or (op == "Sum" and len(node.input) == 2):
         return "add"
@@ -72,10 +73,20 @@ def _kind(graph: ReadGraph, node: onnx.NodeProto) -> Kind:
         return "concat"
     if op == "Softmax":
         return "softmax"
+    if op in ("TopK", "ArgMax"):
+        return "choice"
+    if op in _MOVES:
+        return "move"
     if op == "Pad" and len(node.input) > 1:
         pads = graph.value(node.input[1])
         return "copy" if pads is not None and not pads.any() else "other"
     return "copy" if op in _COPIES else "other"
+
+
+def is_lookup(graph: ReadGraph, node: onnx.NodeProto) -> bool:
+    """Whether it gathers what data choose from a constant: an embedding."""
+    rows = node.op_type == "Gather" and node.input[0] in graph.constant
+    return rows and any(name not in graph.fixed for name in node.input)
 
 
 def _biased(graph: ReadGraph, node: onnx.NodeProto) -> onnx.NodeProto | None:

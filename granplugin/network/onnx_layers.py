@@ -7,7 +7,7 @@ MatMul are told as a Linear's are, [out, in], whichever way the file holds them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
@@ -20,8 +20,9 @@ from granplugin.graph.read.bodies import body_graphs
 from granplugin.graph.read.graph import ReadGraph
 from granplugin.network.attention_traits import find_attention
 from granplugin.network.onnx_file import is_float
-from granplugin.network.onnx_flow import GraphFlow, OpenShape, flow_of, known
+from granplugin.network.onnx_flow import GraphFlow, OpenShape, flow_of, is_lookup, known
 from granplugin.network.residuals import find_concats, find_same, find_skips
+from granplugin.network.role_traits import Product, find_roles
 from granplugin.quant.folding import channel_ranges, fold, spread
 from granplugin.quant.layers import ONNX_PRODUCTS, PASSIVE, Layer, sites_of
 from granplugin.quant.site import Operand, Shape
@@ -242,6 +243,27 @@ def _foldable(
     return None
 
 
+def _products(
+    graph: ReadGraph, flow: GraphFlow, placed: Sequence[Placed]
+) -> Iterator[tuple[str, Product]]:
+    """The layers with a weight and the lookups, as far as roles depend on them."""
+    for each in placed:
+        weight, kind = each.layer.shape("weight"), each.layer.kind
+        if weight is not None and kind is not None:
+            reads, results = flow.number[each.node.input[0]], flow.number[each.output]
+            behind = {node.op_type for node in graph.readers(each.output)}
+            bare = "BatchNormalization" not in behind
+            yield (
+                each.layer.name,
+                Product(kind.operation, (reads,), (results,), weight[0], bare),
+            )
+    for node in graph.nodes:
+        rows = graph.shape(node.input[0]) if is_lookup(graph, node) else None
+        if rows and rows[0] and node.output[0] not in graph.fixed:
+            reads, results = flow.number[node.input[1]], flow.number[node.output[0]]
+            yield node.name, Product("lookup", (reads,), (results,), rows[0], True)
+
+
 def _joined(graph: ReadGraph, flow: GraphFlow, placed: list[Placed]) -> tuple[Placed, ...]:
     """The same layers with what the flow of values says of them."""
     number, values = flow.number, flow.flow
@@ -249,6 +271,7 @@ def _joined(graph: ReadGraph, flow: GraphFlow, placed: list[Placed]) -> tuple[Pl
     starts = {start for start in starts if values.data[start]}
     ends = {number[name] for name in graph.outputs if name in number}
     from_input, to_output = values.reached_from(starts), values.leading_to(ends)
+    roles = find_roles(values, dict(_products(graph, flow, placed)), ends)
     weighted = {
         each.layer.name: [number[each.output]] for each in placed if each.layer.shape("weight")
     }
@@ -286,6 +309,7 @@ def _joined(graph: ReadGraph, flow: GraphFlow, placed: list[Placed]) -> tuple[Pl
                 layer,
                 sites=sites_of(layer.name, layer.type, shapes, layer.groups, tensors, found),
                 traits=layer.traits
+                | roles.get(layer.name, frozenset())
                 | {trait for trait, holds in ends_here.items() if holds}
                 | {trait for name, trait in attention.items() if name == layer.name},
             ),

@@ -18,6 +18,11 @@ _NOTHING_DONE = frozenset(
     "dropout dropout1d dropout2d dropout3d alpha_dropout clone contiguous detach".split()
 )
 
+_CHOICES = frozenset("topk argmax argsort sort".split())
+_MOVES = frozenset(
+    "view reshape flatten unflatten permute transpose swapaxes swapdims movedim squeeze unsqueeze "
+    "split chunk narrow select unbind __getitem__ __get__ t".split()
+)
 # Functions of one data tensor that are a layer all the same.
 _PRODUCTS = frozenset(
     "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution "
@@ -72,6 +77,10 @@ def kind_of(function: Any, args: tuple, kwargs: Mapping[str, Any]) -> Kind:
         return "product"
     if name in _SOFTMAX:
         return "softmax"
+    if name in _CHOICES:
+        return "choice"
+    if name in _MOVES:
+        return "move"
     pads = [*args[1:2], *(kwargs[key] for key in ("pad",) if key in kwargs)]
     unpadded = name == "pad" and pads and not any(pads[0])
     return "copy" if unpadded or name in _NOTHING_DONE else "other"

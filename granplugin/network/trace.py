@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,9 +34,10 @@ from granplugin.network.frames import Frames
 from granplugin.network.modules import describe, layer_type, sited, weighted
 from granplugin.network.multiplied import Multiplied
 from granplugin.network.residuals import find_concats, find_same, find_skips
+from granplugin.network.role_traits import Product, find_roles
 from granplugin.network.values import Values
 from granplugin.network.watch import LayerCall, Watch
-from granplugin.quant.layers import LOOKUPS, WEIGHTED, Layer, sites_of
+from granplugin.quant.layers import LOOKUPS, PRODUCTS, WEIGHTED, Layer, sites_of
 from granplugin.quant.multiplications import Multiplication
 from granplugin.quant.site import Operand, Shape
 
@@ -216,6 +217,7 @@ def _describe_calls(
         },
     )
     from_input, to_output = flow.reached_from(starts), flow.leading_to(ends)
+    roles = find_roles(flow, dict(_products(modules, called, calls, norms)), ends)
 
     def described(name: str, calls: Sequence[LayerCall]) -> Layer:
         bn = norms.folded.get(name)
@@ -249,6 +251,7 @@ def _describe_calls(
             calls=len(calls),
             sites=sites_of(name, layer.type, shapes, layer.groups, tensors, joined),
             traits=layer.traits
+            | roles.get(name, frozenset())
             | {trait for trait, holds in ends_here.items() if holds}
             | {trait for each, trait in attention.items() if each == name},
             bn=bn,
@@ -257,6 +260,31 @@ def _describe_calls(
         )
 
     return {name: described(name, of_layer) for name, of_layer in calls.items()}
+
+
+def _products(
+    modules: Mapping[str, nn.Module],
+    called: Mapping[str, CallLayer],
+    calls: Mapping[str, Sequence[LayerCall]],
+    norms: BatchNorms,
+) -> Iterator[tuple[str, Product]]:
+    """The layers with a weight, as far as their roles depend on them."""
+    for name, of_layer in calls.items():
+        if name in called:
+            type, weight = called[name].type, called[name].weight
+        else:
+            type, weight = layer_type(modules[name]), getattr(modules[name], "weight", None)
+        if type in WEIGHTED and weight is not None:
+            yield (
+                name,
+                Product(
+                    PRODUCTS[type].operation,
+                    tuple(made.input for made in of_layer),
+                    tuple(made.output for made in of_layer if made.output is not None),
+                    len(weight),
+                    name not in norms.folded and name not in norms.kept,
+                ),
+            )
 
 
 def _left_out(layer: Layer, calls: Sequence[LayerCall], read: set[int]) -> Layer:

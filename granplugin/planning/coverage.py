@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from granplugin.planning.rows import Plan
+from granplugin.planning.rows import Plan, Row
 from granplugin.quant.layers import Layer
 from granplugin.quant.multiplications import Multiplication
 
@@ -71,7 +71,7 @@ def coverage(
             if any(row.operand == "weight" for row in done):
                 reached.update(name for name, _ in product.weights)
         else:
-            by = f"by {own[0].rule}" if own else "its tensors are not known"
+            by = _reason(own[0]) if own else "its tensors are not known"
             told.setdefault((product.type, by), []).append(product)
     floats = [
         FloatProducts(
@@ -94,6 +94,11 @@ def coverage(
         sum(values for name, values in weights.items() if name in reached),
         tuple(sorted(floats, key=lambda each: -each.macs)),
     )
+
+
+def _reason(row: Row) -> str:
+    """What leaves a site float."""
+    return f"by {row.rule}: {row.note}" if row.note else f"by {row.rule}"
 
 
 def _without_sites(product: Multiplication, layer: Layer | None) -> tuple[str, str]:

@@ -14,12 +14,12 @@ from granplugin.quant.calibrators import Calibrator, refusal
 from granplugin.quant.formats import FORMATS, block_of, own_block
 from granplugin.quant.granularity import DoesNotApply, Granularity, PerChannel, PerTensor, grid
 from granplugin.quant.layers import PRODUCTS, Layer
-from granplugin.quant.site import OPERANDS, Operand, Shape, Site
+from granplugin.quant.site import MULTIPLIED, OPERANDS, Operand, Shape, Site
 from granplugin.recipe.decisions import Decision, Rule, of_base
 from granplugin.recipe.loaded import LoadedPart
 from granplugin.recipe.match import missing, select
 from granplugin.recipe.settings import FLOAT
-from granplugin.words import first
+from granplugin.words import counted, first
 
 
 def make_plan(loaded: LoadedPart, layers: Sequence[Layer]) -> Plan:
@@ -96,7 +96,11 @@ class _Planner:
                 zip(self.sayings.labels, self.sayings.wheres, matched, strict=True)
             )
         )
-        notes = [*_unfolded(unfolded, len(folded_norms)), *self._notes(uses)]
+        notes = [
+            *_unfolded(unfolded, len(folded_norms)),
+            *_left_float(rows),
+            *self._notes(uses),
+        ]
         told = [u for r, u in zip(self.rules, uses, strict=True) if u.matched or not of_base(r.id)]
         return Plan(tuple(rows), tuple(told), tuple(notes))
 
@@ -147,6 +151,7 @@ class _Planner:
                     FloatRow(
                         at=site, type=layer.type, bn=bn, bn_name=layer.bn, rule=rule, where=where,
                         on_unsupported=settled.on_unsupported,
+                        note=self.sayings.left_float(layer) if by_preset else None,
                     )
                 )  # fmt: skip
                 continue
@@ -272,6 +277,22 @@ def _unfolded(layers: Sequence[Layer], folded: int) -> list[str]:
         f"{len(names)} of {len(layers) + folded} batch norms cannot be folded into the layer "
         f"before them: {first(names)} ({why})"
         for why, names in by_reason.items()
+    ]
+
+
+def _left_float(rows: Sequence[Row]) -> list[str]:
+    """What is said of layers that the defaults leave float, and could quantize, by reason."""
+    left = [row for row in rows if not row.quantized and row.note and row.operand in MULTIPLIED]
+    if not left:
+        return []
+    by_reason: dict[str | None, dict[str, None]] = {}
+    for row in left:
+        by_reason.setdefault(row.note, {})[row.layer] = None
+    layers = {row.layer for row in left}
+    told = ", ".join(f"{first(list(names))} ({why})" for why, names in by_reason.items())
+    return [
+        f"{left[0].rule} leaves {counted(layers, 'layer')} float: {told}; a rule with format: int8 "
+        "quantizes them"
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from granplugin.errors import RecipeError
@@ -10,7 +11,7 @@ from granplugin.quant.layers import Layer
 from granplugin.quant.site import MULTIPLIED, Operand
 from granplugin.recipe.decisions import Decision, Rule
 from granplugin.recipe.loaded import LoadedPart
-from granplugin.recipe.presets import PRESETS, spelt_out
+from granplugin.recipe.presets import PRESETS, left_float, spelt_out
 from granplugin.recipe.settings import FLOAT
 
 PRESET = -1
@@ -30,6 +31,7 @@ class Sayings:
         self.defaults = spelt_out(defaults) if isinstance(defaults, Decision) else PRESETS[defaults]
         self.labels = [loaded.rule_label(index) for index in range(len(self.rules))]
         self.wheres = [str(loaded.mark("rules", index)) for index in range(len(self.rules))]
+        self.left_float = partial(left_float, defaults)
         told = "defaults" if isinstance(defaults, Decision) else defaults
         self._default_label = loaded.recipe.base or told
         self._default_where = str(loaded.mark("defaults"))

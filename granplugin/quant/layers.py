@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from granplugin.quant.site import OPERANDS, Operand, Shape, Site
 
+Operation = Literal["convolution", "transposed", "linear", "matmul", "lookup"]
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
@@ -20,7 +22,7 @@ class Kind:
     the operators it is exported as.
     """
 
-    operation: Literal["convolution", "transposed", "linear", "matmul", "lookup"]
+    operation: Operation
     multiplied: tuple[Operand, ...]
     onnx: tuple[str, ...]
     channels: int
@@ -72,7 +74,12 @@ granplugin sites, and what the same is called in ONNX. (Recurrent layers stay fl
 
 SCORES, VALUES = "attention_scores", "attention_values"
 CALL = "call"
-TRAITS = ("depthwise", "grouped", "pointwise", "first", "last", SCORES, VALUES, CALL)
+HEAD, VOCABULARY, ROUTER = "head", "vocabulary", "router"
+EMBEDDING, DETECTION = "embedding", "detection"
+TRAITS = (
+    "depthwise", "grouped", "pointwise", "first", "last", SCORES, VALUES, CALL, HEAD, VOCABULARY,
+    ROUTER, EMBEDDING, DETECTION,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +90,9 @@ class Layer:
     channel), grouped (1 < groups, not depthwise), pointwise (a convolution with a kernel of one),
     first (reads a model input through operations on one tensor only), last (a model output is
     computed from its output so), attention_scores and attention_values (products of two activations
-    around a softmax), call (a function's call, for which modelopt has no module). `bn` names the batch norm that can be folded into it, `unfolded` says why the
-    one behind it cannot. `spread` is
+    around a softmax), call (a function's call, for which modelopt has no module), and roles
+    (granplugin.network.role_traits). `bn` names the batch norm that can be folded into it,
+    `unfolded` says why the one behind it cannot. `spread` is
     the largest over the median of the weight's output-channel ranges, with that batch norm folded.
     `calls` counts uses in one forward pass; `varying` tells that they see different shapes, or
     that sizes of inputs may vary, of which the first's are here. `unusable` says why its quantizers would have no effect. A `call` is

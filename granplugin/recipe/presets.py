@@ -10,10 +10,21 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 from granplugin.quant.calibrators import Calibrator
 from granplugin.quant.granularity import PerChannel, PerTensor
-from granplugin.quant.layers import BATCH_NORMS, CALL, LEAKY, SCORES, VALUES, Layer
+from granplugin.quant.layers import (
+    BATCH_NORMS,
+    CALL,
+    DETECTION,
+    EMBEDDING,
+    LEAKY,
+    ROUTER,
+    SCORES,
+    VALUES,
+    VOCABULARY,
+    Layer,
+)  # fmt: skip
 from granplugin.quant.site import OPERANDS, Operand
 from granplugin.recipe.decisions import Decision
-from granplugin.recipe.settings import Settings
+from granplugin.recipe.settings import FLOAT, Settings
 from granplugin.suggest import did_you_mean
 
 _MAX = Calibrator("max")
@@ -27,6 +38,7 @@ _TENSORRT = Decision(
 _TENSORRT_CONV = _TENSORRT.model_copy(update={"skip": _PER_TENSOR})
 _TENSORRT_GROUPED = Decision(weight=_PER_TENSOR, input=_PER_TENSOR, bn="fold")
 _TENSORRT_ATTENTION = Decision(input=_PER_TENSOR, other=_PER_TENSOR)
+_FLOAT_LOOKUP = Decision(weight=_TENSORRT.weight)
 _LONGEST = 512
 """Keys of the longest attention that modelopt's ONNX quantizer quantizes to INT8."""
 _MODELOPT = Decision(
@@ -45,15 +57,51 @@ def tensorrt_11(layer: Layer) -> Decision:
     convolution, NVIDIA's own ResNet quantizes the identity and nothing more, and its ONNX
     quantizer takes for residual only what a convolution is added to. Both products of an attention
     over up to 512 keys have both operands per_tensor, as that quantizer does; other products of two
-    activations stay float.
+    activations stay float. So do layers with a role in FLOAT_ROLES; a rule with `format: int8` gives
+    them what they would have.
 
     Source: NVIDIA TensorRT documentation, "Explicit Quantization", placement recommendations;
     pytorch-quantization's models/resnet.py (_residual_quantizer); modelopt 0.47's
-    onnx/quantization/graph_utils.py (build_non_residual_input_map, find_nodes_from_mha_to_exclude).
+    onnx/quantization/graph_utils.py (build_non_residual_input_map, find_nodes_from_mha_to_exclude)
+    and its default_disabled_quantizers (lm_head, routers, nn.Embedding); what ultralytics keeps
+    float of a detector (pull request 26220).
     """
+    decision = _tensorrt(layer)
+    if left_float("tensorrt@11", layer) is None:
+        return decision
+    # What is said of them is all there but for the format.
+    floats: dict[str, Settings | None] = {
+        operand: _as_float(getattr(decision, operand)) for operand in OPERANDS
+    }
+    return decision.model_copy(update=floats)
+
+
+FLOAT_ROLES = {
+    VOCABULARY: "its channels are the vocabulary",
+    ROUTER: "it chooses what computes",
+    DETECTION: "it is in a detector's head",
+    EMBEDDING: "a lookup, of which no engine is faster in 8 bits",
+}
+"""Trait -> why tensorrt@11 leaves such a layer float."""
+
+
+def left_float(defaults: str | Decision, layer: Layer) -> str | None:
+    """Why these defaults leave a layer float that could be quantized; None where they do not, or
+    leave all of its kind float."""
+    told = FLOAT_ROLES.items() if defaults == "tensorrt@11" else ()
+    return next((why for trait, why in told if trait in layer.traits), None)
+
+
+def _as_float(settings: Settings | None) -> Settings | None:
+    return None if settings is None else settings.model_copy(update={"format": FLOAT})
+
+
+def _tensorrt(layer: Layer) -> Decision:
     kind = layer.kind
-    if kind is None or kind.operation == "lookup":
+    if kind is None:
         return _NOTHING
+    if kind.operation == "lookup":
+        return _FLOAT_LOOKUP
     if "weight" not in kind.multiplied:
         return _TENSORRT_ATTENTION if 0 < _keys(layer) <= _LONGEST else _NOTHING
     weight = layer.site("weight")
