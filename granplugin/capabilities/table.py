@@ -191,12 +191,21 @@ class Case(_Strict):
     source: Sentence = ""
 
 
+class Faster(_Strict):
+    """An equal form (graph.edit.forms) that an engine computes as rightly and sooner."""
+
+    form: str
+    why: Sentence
+    source: Sentence = ""
+
+
 class _File(_Strict):
     backend: str
     version: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$")]
     source: Sentence
     rules: Annotated[list[TableRule], Field(min_length=1)]
     cases: list[Case] = []
+    faster: list[Faster] = []
 
     @model_validator(mode="after")
     def _answers_everything(self) -> _File:
@@ -232,11 +241,13 @@ class Table:
     rules: tuple[TableRule, ...]
     note: str | None = None
     cases: tuple[Case, ...] = ()
+    faster: tuple[Faster, ...] = ()
 
     @property
     def forms(self) -> tuple[str, ...]:
         """The equal forms that the engine's files are written in where they ask for them."""
-        return tuple(dict.fromkeys(case.form for case in self.cases if case.form is not None))
+        repairs = (case.form for case in self.cases if case.form is not None)
+        return tuple(dict.fromkeys([*(each.form for each in self.faster), *repairs]))
 
     def case(self, structure: str) -> Case | None:
         """What is not computed rightly of a structure; None where nothing is known to be."""
@@ -261,11 +272,15 @@ def parse(text: str, name: str) -> Table:
         rule if rule.source else rule.model_copy(update={"source": file.source})
         for rule in file.rules
     )
+    faster = (
+        each if each.source else each.model_copy(update={"source": file.source})
+        for each in file.faster
+    )
     cases = (
         case if case.source else case.model_copy(update={"source": file.source})
         for case in file.cases
     )
-    return Table(file.backend, file.version, rules, cases=tuple(cases))
+    return Table(file.backend, file.version, rules, cases=tuple(cases), faster=tuple(faster))
 
 
 @cache
@@ -304,7 +319,7 @@ def load_table(backend: str, version: str | None = None) -> Table:
         f"{backend} {version} is not known; its promises are those of {chosen} "
         f"(granplugin capabilities --backend {backend} --probe shows what differs)"
     )
-    return Table(table.backend, table.version, table.rules, note, table.cases)
+    return Table(table.backend, table.version, table.rules, note, table.cases, table.faster)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

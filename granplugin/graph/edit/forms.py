@@ -1,4 +1,5 @@
-"""Equal forms of a written graph: the same numbers, for engines that compute the plain one wrongly.
+"""Equal forms of a written graph: the same numbers, for engines that compute the plain one wrongly
+or slowly.
 
 An engine's table of capabilities names those that it is given; a form is one entry of FORMS.
 """
@@ -11,13 +12,14 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from granplugin.graph.edit.extrema import apart_from_extrema, quantized_extrema
+from granplugin.graph.edit.nonnegative import nonnegative_unsigned, quantizes_nonnegative
 from granplugin.graph.edit.unsigned import concatenates, unsigned
 from granplugin.graph.edit.zero_bias import add_zero_biases, unbiased
 
 
 @dataclass(frozen=True)
 class Form:
-    """`asked` tells whether a graph has what is computed wrongly, `write` makes the equal one."""
+    """`asked` tells whether a graph has what the form is for, `write` makes the equal one."""
 
     asked: Callable[[ir.Model], bool]
     write: Callable[[ir.Model], ir.Model]
@@ -30,6 +32,7 @@ def _biased(model: ir.Model) -> ir.Model:
 
 
 FORMS: dict[str, Form] = {
+    "unsigned-nonnegative": Form(quantizes_nonnegative, nonnegative_unsigned),
     "unsigned-concat": Form(concatenates, unsigned),
     "zero-bias": Form(lambda model: bool(unbiased(model)), _biased),
     "extremum": Form(lambda model: bool(quantized_extrema(model)), apart_from_extrema),

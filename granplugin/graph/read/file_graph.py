@@ -118,13 +118,33 @@ class FileGraph(ReadGraph):
             result=result,
             stored=self.array(source) if q is None else None,
             scale=self.array(dq.input[1]),
-            zero=_signed(self.array(dq.input[2]), q),
+            zero=self._signed(self.array(dq.input[2]), q),
             axis=attributes.get("axis", 1),
             block_size=attributes.get("block_size", 0),
             low=low,
             flat=None if flat is None else tuple(flat),
             sample=None if sample is None else tuple(sample),
         )
+
+    def _signed(self, zero: np.ndarray, q: onnx.NodeProto | None) -> np.ndarray:
+        """The zero point as int8 has it: numbers of an activation that are stored as uint8 are
+        those of int8 where they are 128 higher, or where none is below 0 or above 127 scales."""
+        if q is None or zero.dtype != np.uint8:
+            return zero
+        if (zero == 128).all() or (not zero.any() and self._within(q.input[0], q.input[1])):
+            return np.zeros(zero.shape, np.int8)
+        return zero
+
+    def _within(self, name: str, scale: str) -> bool:
+        """Whether a tensor is clipped to what rounds to 0 .. 127 scales."""
+        clip = self.producer.get(name)
+        if clip is None or clip.op_type != "Clip" or len(clip.input) < 3:
+            return False
+        if not all(each in self.stored for each in clip.input[1:]):
+            return False
+        least, most = (float(self.array(each)) for each in clip.input[1:])
+        highest: float = np.rint(most / self.array(scale).astype(np.float64)).min()
+        return least >= 0 and highest <= 127
 
     def _own(self, pair: Qdq) -> Pair:
         """A weight that is dequantized by TensorRT's own operator, in the words of ONNX: a byte e
@@ -174,14 +194,6 @@ def _before(name: str, casts: Mapping[str, str]) -> str:
     while name in casts:
         name = casts[name]
     return name
-
-
-def _signed(zero: np.ndarray, q: onnx.NodeProto | None) -> np.ndarray:
-    """The zero point as int8 has it: numbers of an activation that are stored as uint8, each 128
-    higher, are those of int8."""
-    if q is not None and zero.dtype == np.uint8 and (zero == 128).all():
-        return np.zeros(zero.shape, np.int8)
-    return zero
 
 
 def _ints(node: onnx.NodeProto) -> dict[str, int]:

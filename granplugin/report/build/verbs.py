@@ -27,6 +27,7 @@ from granplugin.report.schema.verbs import (
     ComparedSide,
     CompareOutput,
     EngineTotals,
+    FasterForm,
     InspectedLayer,
     InspectOutput,
     LastRun,
@@ -140,6 +141,9 @@ def capabilities_output(table: Table, lines: Sequence[Line]) -> CapabilitiesOutp
                 source=case.source,
             )
             for case in table.cases
+        ],
+        faster=[
+            FasterForm(form=each.form, why=each.why, source=each.source) for each in table.faster
         ],
     )
 

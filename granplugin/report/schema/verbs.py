@@ -197,6 +197,14 @@ class CapabilityCase(Part):
     source: str
 
 
+class FasterForm(Part):
+    """An equal form that an engine is given because it computes it sooner."""
+
+    form: str
+    why: str
+    source: str
+
+
 class ProbedCase(Part):
     """A structure that was rebuilt, and is not computed as the table says."""
 
@@ -219,6 +227,7 @@ class CapabilitiesOutput(Part):
     probed: int | None = Field(default=None, description="Cells that were rebuilt.")
     differing: list[ProbedCell] = []
     cases: list[CapabilityCase] = []
+    faster: list[FasterForm] = []
     structures: int | None = Field(default=None, description="Structures that were rebuilt.")
     differing_structures: list[ProbedCase] = []
 

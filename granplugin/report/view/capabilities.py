@@ -9,6 +9,7 @@ from granplugin.report.schema.verbs import (
     CapabilitiesOutput,
     CapabilityCase,
     CapabilityRow,
+    FasterForm,
     ProbedCell,
 )
 from granplugin.report.view.elements import Block, Item, Paragraph, Section, items
@@ -20,7 +21,8 @@ def capabilities_view(found: CapabilitiesOutput) -> Section:
         return Section("", items([*_probed(found.probed, found.differing), *_structures(found)]))
     note = (Paragraph(found.note),) if found.note else ()
     return Section(
-        f"{found.backend} {found.table}", (*note, *_ops(found.rows), *_cases(found.cases))
+        f"{found.backend} {found.table}",
+        (*note, *_ops(found.rows), *_cases(found.cases), *_faster(found.faster)),
     )
 
 
@@ -32,6 +34,12 @@ def _cases(cases: Sequence[CapabilityCase]) -> Iterator[Block]:
         told += [Item("; ".join(case.structures), 3)]
     if told:
         yield Section("structures of several layers", tuple(told))
+
+
+def _faster(forms: Sequence[FasterForm]) -> Iterator[Block]:
+    told = tuple(Item(f"{each.form}: {each.why}", 1) for each in forms)
+    if told:
+        yield Section("written in an equal form that runs sooner", told)
 
 
 def _structures(found: CapabilitiesOutput) -> Iterator[str]:
