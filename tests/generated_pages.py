@@ -54,9 +54,17 @@ def sections() -> dict[str, tuple[str, Schema]]:
             for kind, where in objects(value, f"{place}.{key}".lstrip(".")):
                 if kind not in told:
                     told.add(kind)
-                    found[heading(kind, where, value)] = (where, SCHEMA["$defs"][kind])
-                    queue.append((where, SCHEMA["$defs"][kind]))
+                    schema = SCHEMA["$defs"][kind]
+                    found[heading(kind, where, value)] = (where, schema)
+                    if not larger(schema):  # whose keys are told of that one
+                        queue.append((where, schema))
     return found
+
+
+def larger(schema: Schema) -> list[Schema]:
+    """Sections that have all of this one's keys, and more."""
+    keys = schema["properties"].keys()
+    return [each for each in SCHEMA["$defs"].values() if keys < each.get("properties", {}).keys()]
 
 
 def objects(value: Schema, where: str) -> Iterator[tuple[str, str]]:
@@ -98,9 +106,7 @@ def type_of(value: Schema) -> str:
         return " or ".join(parts)
     if "$ref" in value:
         kind = value["$ref"].rpartition("/")[2]
-        schema = SCHEMA["$defs"][kind]
-        (title,) = [title for title, (_, each) in SECTIONS.items() if each is schema]
-        return f"[{title}](#{anchor(title)})"
+        return _link(SCHEMA["$defs"][kind])
     if "enum" in value:
         return " / ".join(f"`{each}`" for each in value["enum"])
     if "const" in value:
@@ -119,6 +125,11 @@ def type_of(value: Schema) -> str:
             return "any"
         case kind:
             return kind + _bounds(value)
+
+
+def _link(section: Schema) -> str:
+    (title,) = [title for title, (_, schema) in SECTIONS.items() if schema is section]
+    return f"[{title}](#{anchor(title)})"
 
 
 def _alternatives(value: Schema) -> Iterator[str]:
@@ -190,13 +201,12 @@ def _cell(text: str) -> str:
 
 def recipe_page() -> str:
     page = [NOTE, _RECIPE]
-    tables = {title: set(schema["properties"]) for title, (_, schema) in SECTIONS.items()}
     for title, (_, schema) in SECTIONS.items():
         page += [f"## {title}\n", schema.get("description", "") + "\n"]
-        larger = [each for each, keys in tables.items() if tables[title] < keys and each != title]
-        if larger:
-            left = ", ".join(f"`{key}`" for key in sorted(tables[larger[0]] - tables[title]))
-            page.append(f"The keys of [{larger[0]}](#{anchor(larger[0])}), but for {left}.\n")
+        if more := larger(schema):
+            keys = more[0]["properties"].keys() - schema["properties"].keys()
+            left = ", ".join(f"`{key}`" for key in sorted(keys))
+            page.append(f"The keys of {_link(more[0])}, but for {left}.\n")
             continue
         page.append("| key | what may be written | default | meaning | example |")
         page.append("|---|---|---|---|---|")
