@@ -41,7 +41,7 @@ def digits(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
     torch_recipe = RECIPES / "digits_mobilenet.yaml"
     values = yaml.safe_load(torch_recipe.read_text("utf-8"))
-    model = build_model(load_recipe(torch_recipe).recipe.model, torch.device("cpu"))
+    model, _ = build_model(load_recipe(torch_recipe).recipe.model, torch.device("cpu"))
     torch.onnx.export(
         model,
         (torch.zeros(2, 1, 32, 32),),

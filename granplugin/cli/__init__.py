@@ -8,6 +8,8 @@ function: `--help` answers at once.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, cast
@@ -26,6 +28,14 @@ OneRecipe = Annotated[Path, typer.Argument(metavar="RECIPE", show_default=False)
 Settings = Annotated[
     Optional[list[str]],
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key, as data.batch_size=8."),
+]
+From = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--from",
+        metavar="CHECKPOINT",
+        help="What mto.save wrote of the model, quantized: taken over; rules change what they name.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON; `granplugin schema` documents it.")]
 Shapes = Annotated[
@@ -75,6 +85,18 @@ def program() -> typer.Typer:
     )
     app.callback()(options)
     return app
+
+
+def taking(settings: Sequence[str] | None, checkpoint: Path | None) -> list[str]:
+    """The settings with those that take a quantized checkpoint over."""
+    if checkpoint is None:
+        return [*(settings or ())]
+    # As YAML, in which a path may need quotes.
+    path = str(checkpoint) if _PLAIN.fullmatch(str(checkpoint)) else json.dumps(str(checkpoint))
+    return [f"model.weights={path}", "model.quantized=keep", *(settings or ())]
+
+
+_PLAIN = re.compile(r"[\w./-]*[A-Za-z_][\w./-]*")
 
 
 def show(value: Part, json_: bool, **options: Any) -> None:

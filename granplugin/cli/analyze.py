@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from granplugin.cli import Json, OneRecipe, Out, Settings, show
+from granplugin.cli import From, Json, OneRecipe, Out, Settings, show, taking
 from granplugin.cli.next_steps import after_analysis, say_next, typed
 from granplugin.stdout import say
 
@@ -30,13 +30,16 @@ def analyze(
         bool, typer.Option(help="Build engines to count each setting's kernels and MB.")
     ] = True,
     settings: Settings = None,
+    checkpoint: From = None,
     out: Out = None,
     json_: Json = False,
 ) -> int:
     """Which layer loses what, at which granularity, and why; and the overrides it takes."""
     from granplugin.recipe.load import load_recipe
 
-    loaded = load_recipe(recipe, settings or ())
+    settings = taking(settings, checkpoint)
+
+    loaded = load_recipe(recipe, settings)
 
     from granplugin.pipelines.analyze import analyze
 

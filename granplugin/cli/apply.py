@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from granplugin.cli import Json, Out, Recipes, Settings, show
+from granplugin.cli import From, Json, Out, Recipes, Settings, show, taking
 from granplugin.cli.gate import Annotations, Junit, gate
 from granplugin.cli.next_steps import after_run, say_next, typed
 from granplugin.stdout import say
@@ -18,6 +18,7 @@ EXAMPLE = "granplugin apply recipes/digits_mobilenet.yaml --set data.batch_size=
 def apply(
     recipes: Recipes,
     settings: Settings = None,
+    checkpoint: From = None,
     out: Out = None,
     junit: Junit = None,
     annotations: Annotations = None,
@@ -26,8 +27,9 @@ def apply(
     """Build and measure baselines, recipes and variants, and compare them."""
     from granplugin.recipe.load import load_recipe
 
+    settings = taking(settings, checkpoint)
     with gate("apply", junit, annotations) as decided:
-        loaded = [load_recipe(path, settings or ()) for path in recipes]
+        loaded = [load_recipe(path, settings) for path in recipes]
 
         from granplugin.pipelines.apply import apply
 

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from granplugin.cli import OneRecipe, Settings
+from granplugin.cli import From, OneRecipe, Settings, taking
 from granplugin.cli.next_steps import Next, say_next
 from granplugin.engines import EXPORTED
 from granplugin.stdout import say
@@ -28,11 +28,14 @@ def export(
         Optional[Path], typer.Option("--run", help="The run folder; default runs/<name>.")
     ] = None,
     settings: Settings = None,
+    checkpoint: From = None,
 ) -> int:
     """Leave a folder that builds and measures on a machine with trtexec and no Python."""
     from granplugin.recipe.load import load_recipe
 
-    loaded = load_recipe(recipe, settings or ())
+    settings = taking(settings, checkpoint)
+
+    loaded = load_recipe(recipe, settings)
 
     from granplugin.pipelines.export import export
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from granplugin.cli import Json, OneRecipe, Out, Settings, show
+from granplugin.cli import From, Json, OneRecipe, Out, Settings, show, taking
 from granplugin.cli.next_steps import Next, say_next, typed
 from granplugin.errors import RecipeError
 
@@ -10,12 +10,18 @@ EXAMPLE = "granplugin inspect recipes/digits_mobilenet.yaml"
 
 
 def inspect(
-    recipe: OneRecipe, settings: Settings = None, out: Out = None, json_: Json = False
+    recipe: OneRecipe,
+    settings: Settings = None,
+    checkpoint: From = None,
+    out: Out = None,
+    json_: Json = False,
 ) -> int:
     """What the layers are: shapes, ranges, spreads and defaults; nothing is calibrated."""
     from granplugin.recipe.load import load_recipe
 
-    loaded = load_recipe(recipe, settings or (), data=False)
+    settings = taking(settings, checkpoint)
+
+    loaded = load_recipe(recipe, settings, data=False)
 
     from granplugin.pipelines.inspect import inspect
 

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from granplugin.cli import Json, OneRecipe, Out, Settings, show
+from granplugin.cli import From, Json, OneRecipe, Out, Settings, show, taking
 from granplugin.cli.next_steps import Next, say_next, typed
 from granplugin.stdout import say_json
 
@@ -22,13 +22,16 @@ def plan(
         bool, typer.Option("--modelopt", help="The config as modelopt takes it.")
     ] = False,
     settings: Settings = None,
+    checkpoint: From = None,
     out: Out = None,
     json_: Json = False,
 ) -> int:
     """What each site gets, and the rule that decided it; nothing is calibrated."""
     from granplugin.recipe.load import load_recipe
 
-    loaded = load_recipe(recipe, settings or ())
+    settings = taking(settings, checkpoint)
+
+    loaded = load_recipe(recipe, settings)
 
     from granplugin.pipelines.plan import plan
     from granplugin.report.schema.verbs import WhyOutput

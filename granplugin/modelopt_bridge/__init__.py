@@ -4,6 +4,7 @@ The only package that imports modelopt. Importing it registers the calibration m
 `mto.restore` cannot read a model that granplugin calibrated.
 """
 
+from granplugin.modelopt_bridge.apart import take_apart
 from granplugin.modelopt_bridge.chatter import quiet
 from granplugin.modelopt_bridge.marker import marked
 from granplugin.modelopt_bridge.mode import convert
@@ -22,5 +23,6 @@ __all__ = [
     "quiet",
     "site_entry",
     "sites_of",
+    "take_apart",
     "want_quantizers",
 ]

@@ -7,15 +7,19 @@ import inspect
 import json
 import logging
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from granplugin.errors import ModelError
+from granplugin.network.batch_norms import fold_behind
 from granplugin.network.computed import compute_once
-from granplugin.network.suitable import unsuitable, unwrapped
-from granplugin.network.weights import check_finite, load_weights
+from granplugin.network.suitable import quantizers_in, refuse_quantizers, unsuitable, unwrapped
+from granplugin.network.taken import Quantizers, arrays_of, is_of_quantizer, quantizers_of
+from granplugin.network.weights import check_finite, fit_weights, load_weights, read_checkpoint
 from granplugin.recipe.callables import blame, resolve
 from granplugin.recipe.code_key import code_key, package_of, version_of
 from granplugin.recipe.model import CallableModel
@@ -39,14 +43,21 @@ def device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def build_model(spec: CallableModel, device: torch.device) -> nn.Module:
-    """The model with its weights, in eval mode on `device`.
+TakeApart = Callable[[nn.Module], tuple[nn.Module, Quantizers]]
+"""Of a model that modelopt has quantized: the float one, and its quantizers."""
+
+
+def build_model(
+    spec: CallableModel, device: torch.device, take_apart: TakeApart | None = None
+) -> tuple[nn.Module, Quantizers | None]:
+    """The model with its weights, in eval mode on `device`, and the quantizers that it came with
+    where the recipe keeps them.
 
     Weights that the callable draws at random are the same at each call. What only wraps a module
     (DataParallel, torch.compile) is taken off, and weights that torch computes before each call are
     computed once. Raises ModelError when the callable fails or returns no module that can be
-    quantized, when the weights cannot be read without running code or do not fit, and when a
-    parameter is not finite.
+    quantized, when the weights cannot be read without running code or do not fit, when a
+    parameter is not finite, and for a quantized model or checkpoint that is not to be kept.
     """
     factory = resolve(spec.callable)
     # The caller's random numbers do not depend on whether a model was built.
@@ -62,13 +73,69 @@ def build_model(spec: CallableModel, device: torch.device) -> nn.Module:
         )
     if said := unsuitable(model):
         raise ModelError(f"{spec.callable}: {said}")
-    if spec.weights:
-        load_weights(model, spec.weights, spec.state_dict_key, spec.strip_prefix)
-    model = unwrapped(model)
+    model, quantizers = _weighted(spec, model, take_apart)
     compute_once(model)
     check_finite(model, str(spec.weights or spec.callable))
     log.info("built %s (%d parameters)", spec.callable, sum(p.numel() for p in model.parameters()))
-    return model.to(device).eval()
+    return model.to(device).eval(), quantizers
+
+
+def _weighted(
+    spec: CallableModel, model: nn.Module, take_apart: TakeApart | None
+) -> tuple[nn.Module, Quantizers | None]:
+    """The unwrapped model with the file's weights, without quantizers, and what these were."""
+    inside, keep = quantizers_in(model), spec.quantized == "keep"
+    saved = read_checkpoint(spec.weights) if spec.weights else None
+    with _told(spec.callable):
+        if not keep or take_apart is None:
+            refuse_quantizers(inside)
+    if saved is not None and spec.weights is not None:
+        quantizers = quantizers_of(saved.modes, arrays_of(saved.tensors))
+        with _told(spec.weights):
+            if not keep:
+                refuse_quantizers(quantizers.on)
+        if inside:
+            raise ModelError(
+                f"{spec.callable}: it returns a quantized model, and {spec.weights} is of one too; "
+                "return the float model"
+            )
+        model = unwrapped(model)
+        fold_behind(model, quantizers.folded)
+        own = {
+            name: tensor
+            for name, tensor in saved.tensors.items()
+            if not is_of_quantizer(name, quantizers.states)
+        }
+        fit_weights(model, own, spec.weights, spec.strip_prefix)
+        return model, _some(quantizers, str(spec.weights))
+    if spec.weights:
+        load_weights(model, spec.weights, spec.state_dict_key, spec.strip_prefix)
+    model = unwrapped(model)
+    if not keep:
+        return model, None
+    if not inside or take_apart is None:
+        raise ModelError(
+            f"{spec.weights or spec.callable}: quantized: keep, and nothing in it is quantized by "
+            "modelopt; name a file of mto.save(model, path), or leave it out"
+        )
+    with _told(spec.callable):
+        model, quantizers = take_apart(model)
+    return model, _some(quantizers, str(spec.callable))
+
+
+def _some(quantizers: Quantizers, where: str) -> Quantizers:
+    if not quantizers.on:
+        raise ModelError(f"{where}: quantized: keep, and every quantizer in it is switched off")
+    return quantizers
+
+
+@contextmanager
+def _told(where: object) -> Iterator[None]:
+    """What is wrong is said with where."""
+    try:
+        yield
+    except ModelError as err:
+        raise ModelError(f"{where}: {err}") from err
 
 
 def input_names(model: nn.Module) -> tuple[str, ...]:

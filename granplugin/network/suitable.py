@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+from granplugin.errors import ModelError
 from granplugin.words import counted, first
 
 log = logging.getLogger(__name__)
@@ -21,7 +23,7 @@ _WRAPPED = {
 
 def unsuitable(model: nn.Module) -> str | None:
     """Why the model cannot be quantized, and the way out; None where it can be: TorchScript has no
-    modules that modelopt knows, quantizers would be lost, and float16 is a file's precision."""
+    modules that modelopt knows, and float16 is a file's precision."""
     modules = dict(model.named_modules())
     for name, module in modules.items():
         if isinstance(module, torch.jit.ScriptModule):
@@ -29,12 +31,6 @@ def unsuitable(model: nn.Module) -> str | None:
                 f"{f'its {name!r}' if name else 'it'} is a TorchScript module, which cannot be "
                 "quantized; return the nn.Module that it was made of"
             )
-    quantizers = [name for name, module in modules.items() if is_quantizer(module)]
-    if quantizers:
-        return (
-            f"the model holds {counted(quantizers, 'quantizer')} of modelopt already "
-            f"({first(quantizers)}), which would be lost; return it as it was before mtq.quantize"
-        )
     for name, parameter in model.named_parameters():
         if parameter.dtype in (torch.float16, torch.bfloat16):
             precision = "fp16" if parameter.dtype == torch.float16 else "bf16"
@@ -44,6 +40,21 @@ def unsuitable(model: nn.Module) -> str | None:
                 f"precision: {precision} for a file in {kind}"
             )
     return None
+
+
+def refuse_quantizers(quantizers: Sequence[str]) -> None:
+    """ModelError where there are any of these: they would be lost."""
+    if quantizers:
+        raise ModelError(
+            f"the model holds {counted(quantizers, 'quantizer')} of modelopt already "
+            f"({first(quantizers)}), which would be lost; write model.quantized: keep to take them "
+            "over, or return it as it was before mtq.quantize"
+        )
+
+
+def quantizers_in(model: nn.Module) -> list[str]:
+    """The names of modelopt's or pytorch-quantization's quantizers in a model."""
+    return [name for name, module in model.named_modules() if is_quantizer(module)]
 
 
 def is_quantizer(module: nn.Module) -> bool:

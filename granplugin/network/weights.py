@@ -6,7 +6,8 @@ import logging
 import math
 import pickle
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,13 @@ def load_weights(
     """Load a file's weights into the model: of several sets that of this `key`, and without this
     `prefix` of their names. Raises ModelError where they do not fit, or cannot be read without
     running code."""
-    given = read_weights(path, key)
+    fit_weights(model, read_weights(path, key), path, prefix)
+
+
+def fit_weights(
+    model: nn.Module, given: Mapping[str, Tensor], path: Path, prefix: str | None = None
+) -> None:
+    """The same of weights that were read of the file."""
     if prefix is not None:
         if strange := [name for name in given if not name.startswith(prefix)]:
             raise ModelError(f"{path}: strip_prefix: {prefix} is no prefix of {first(strange)}")
@@ -100,6 +107,37 @@ def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
     if name:
         log.info("took %r of %s", name, path)
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What mto.save wrote: the modes that modelopt recorded, in order, and the state dict."""
+
+    modes: list[tuple[str, dict[str, Any]]]
+    tensors: dict[str, Tensor]
+
+
+def read_checkpoint(path: Path) -> Checkpoint | None:
+    """A file of mto.save, or one of torch.save with what mto.modelopt_state returned under
+    `modelopt_state`; None for any other. Raises ModelError as read_weights does, and where the
+    state is none of modelopt's or has no weights beside it."""
+    check_file(path, ModelError)
+    if path.suffix == ".safetensors":
+        return None
+    with reading(str(path), ModelError, _DAMAGED):
+        loaded = _torch_file(path)
+        if not isinstance(loaded, dict) or "modelopt_state" not in loaded:
+            return None
+        state = loaded.pop("modelopt_state")
+        modes = [(str(mode), dict(each)) for mode, each in state["modelopt_state_dict"]]
+    sets = dict(_sets(loaded))
+    chosen = "model_state_dict" if "model_state_dict" in sets else next(iter(sets), None)
+    if chosen is None or (len(sets) > 1 and chosen != "model_state_dict"):
+        raise ModelError(
+            f"{path}: it holds modelopt's state and {len(sets)} sets of weights; save it with "
+            "mto.save(model, path)"
+        )
+    return Checkpoint(modes, sets[chosen])
 
 
 _LEVELS = 3

@@ -36,7 +36,7 @@ def preset_plan(defaults: str | Decision, layers: Sequence[Layer], loaded: Loade
     bare = loaded.recipe.model_copy(
         update={"base": None, "defaults": defaults, "rules": [], "share": []}
     )
-    return make_plan(replace(loaded, recipe=bare), layers)
+    return make_plan(replace(loaded, recipe=bare), [replace(each, given=None) for each in layers])
 
 
 def plan_before_rules(loaded: LoadedPart, layers: Sequence[Layer]) -> Plan:
@@ -128,7 +128,8 @@ class _Planner:
                 f"the batch norm behind {kept[0].name!r} cannot be folded into it: "
                 f"{kept[0].unfolded}; exclude the layer, or say bn: keep for it",
             )
-        if rule.bn and not any(layer.bn for layer in usable):
+        folded = rule.bn == "fold" and any(layer.given is not None for layer in usable)
+        if rule.bn and not folded and not any(layer.bn for layer in usable):
             raise self.loaded.error(
                 ("rules", index, "bn"),
                 "no layer this rule matches has a batch norm behind it that can be folded",
@@ -143,7 +144,8 @@ class _Planner:
         rows: list[Row] = []
         for site in layer.sites:
             operand = site.operand
-            rule, where = self.sayings.name(settled.deciding[operand])
+            decides = settled.deciding[operand]
+            rule, where = self.sayings.name(decides, layer.given is not None)
             format = settled.value(operand, "format") or FLOAT
             by_preset = settled.source(operand, "format") == PRESET
             if format == FLOAT or (operand == "skip" and by_preset and half):
@@ -151,18 +153,21 @@ class _Planner:
                     FloatRow(
                         at=site, type=layer.type, bn=bn, bn_name=layer.bn, rule=rule, where=where,
                         on_unsupported=settled.on_unsupported,
-                        note=self.sayings.left_float(layer) if by_preset else None,
+                        note=self.sayings.left_float(layer)
+                        if by_preset and layer.given is None
+                        else None,
                     )
                 )  # fmt: skip
                 continue
             granularity = settled.value(operand, "granularity") or PerTensor()
             block = self._block(layer, site, format, granularity, settled)
             calibrator, amax = self._ranges(layer, site, granularity, block, settled)
+            given = _kept(layer, site, format, block, settled, bn)
             rows.append(
                 QuantizedRow(
                     at=site, type=layer.type, bn=bn, bn_name=layer.bn, rule=rule, where=where,
                     on_unsupported=settled.on_unsupported, note=_coarser(granularity, site, block),
-                    format=format, granularity=granularity, calibrator=calibrator, amax=amax,
+                    format=format, granularity=granularity, calibrator=calibrator, amax=amax, given=given,
                 )
             )  # fmt: skip
         return rows
@@ -294,6 +299,23 @@ def _left_float(rows: Sequence[Row]) -> list[str]:
         f"{left[0].rule} leaves {counted(layers, 'layer')} float: {told}; a rule with format: int8 "
         "quantizes them"
     ]
+
+
+def _kept(
+    layer: Layer, site: Site, format: str, block: Shape, settled: Settled, bn: str | None
+) -> str | None:
+    """The key of the ranges that the layer came with, where nothing that is said of it changes
+    what they are of. A rule that says the calibrator they were found with changes nothing."""
+    given = dict(layer.given or ()).get(site.operand)
+    if given is None or given.ranges is None:
+        return None
+    if (given.format, given.granularity.block(site)) != (format, block):
+        return None
+    by_rule = settled.source(site.operand, "calibrator") != PRESET
+    if by_rule and settled.value(site.operand, "calibrator") != given.calibrator:
+        return None
+    refolded = bn == "fold" and site.operand in ("weight", "output")
+    return None if refolded or settled.value(site.operand, "amax") is not None else given.ranges
 
 
 def _is_half(layer: Layer, rows: Sequence[Row]) -> bool:

@@ -33,6 +33,7 @@ def row_to_json(row: Row) -> dict[str, Any]:
         "where": row.where,
         "note": row.note,
         "share": row.share if row.quantized else None,
+        "given": row.given if row.quantized else None,
         "setting": {
             "granularity": granularity.written(row.granularity),
             "calibrator": calibrators.written(row.calibrator),
@@ -81,4 +82,5 @@ def row_from_json(data: Mapping[str, Any]) -> Row:
         calibrator=calibrators.parse_calibrator(data["setting"]["calibrator"]),
         amax=data["amax"],
         share=data["share"],
+        given=data["given"],
     )

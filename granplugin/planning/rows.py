@@ -100,12 +100,14 @@ class _Scaled(BaseRow):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedRow(_Scaled):
     """A site that is quantized: `amax` pins the range; rows with the same `share` have one scale,
-    the largest of theirs."""
+    the largest of theirs. `given` is a key of the ranges that the network came with, where they are
+    kept."""
 
     granularity: Granularity
     calibrator: Calibrator = Calibrator()
     amax: float | None = None
     share: str | None = None
+    given: str | None = None
 
     @property
     def block(self) -> Shape:
@@ -123,6 +125,8 @@ class QuantizedRow(_Scaled):
     @property
     def ranges(self) -> str:
         """How its ranges are found, in a word."""
+        if self.given is not None:
+            return "as given"
         return "at run time" if self.dynamic else str(self.calibrator)
 
 

@@ -11,11 +11,14 @@ from granplugin.quant.layers import Layer
 from granplugin.quant.site import MULTIPLIED, Operand
 from granplugin.recipe.decisions import Decision, Rule
 from granplugin.recipe.loaded import LoadedPart
-from granplugin.recipe.presets import PRESETS, left_float, spelt_out
+from granplugin.recipe.presets import PRESETS, as_given, left_float, spelt_out
 from granplugin.recipe.settings import FLOAT
 
 PRESET = -1
 """The position of the defaults, in front of rule 0."""
+
+GIVEN = "checkpoint"
+"""What decides, before any rule, of a network that comes quantized."""
 
 _KEYS = ("format", "granularity", "calibrator", "amax")
 
@@ -35,19 +38,24 @@ class Sayings:
         told = "defaults" if isinstance(defaults, Decision) else defaults
         self._default_label = loaded.recipe.base or told
         self._default_where = str(loaded.mark("defaults"))
+        self._given = str(loaded.mark("model", "quantized"))
         self._settled: dict[tuple[Decision, tuple[int, ...], tuple[Operand, ...]], Settled] = {}
 
     def settle(self, layer: Layer, rules: Sequence[int]) -> Settled:
         """What the defaults and these rules, which match it, make of a layer."""
         # Layers of one kind with the same rules are settled alike: 10,000 layers, a dozen times.
-        key = (self.defaults(layer), tuple(rules), layer.operands)
+        before = self.defaults(layer) if layer.given is None else as_given(layer.given)
+        key = (before, tuple(rules), layer.operands)
         if key not in self._settled:
             said = [(PRESET, key[0]), *((index, self.rules[index]) for index in rules)]
             self._settled[key] = Settled(layer.operands, said)
         return self._settled[key]
 
-    def name(self, index: int) -> tuple[str, str]:
-        """What a rule or the defaults are called, and where they stand."""
+    def name(self, index: int, given: bool = False) -> tuple[str, str]:
+        """What a rule, or what is before them, is called, and where it stands: the defaults, or
+        what the network came with."""
+        if index == PRESET and given:
+            return GIVEN, self._given
         if index == PRESET:
             return self._default_label, self._default_where
         return self.labels[index], self.wheres[index]

@@ -17,9 +17,9 @@ from granplugin.recipe.loaded import LoadedPart
 from granplugin.recipe.match import missing, select
 
 
-def ranges_of(row: QuantizedRow) -> tuple[Calibrator, float | None, str | None]:
+def ranges_of(row: QuantizedRow) -> tuple[Calibrator, float | None, str | None, str | None]:
     """What decides a row's ranges: rows of one tensor that have it alike have the same."""
-    return row.calibrator, row.amax, row.share
+    return row.calibrator, row.amax, row.share, row.given
 
 
 def pair_readers(rows: Sequence[AnyRow]) -> dict[str, QuantizedRow]:
@@ -54,6 +54,7 @@ def one_pair(rows: Sequence[Row], ranged: frozenset[str]) -> list[Row]:
         replace(row, calibrator=reader.calibrator, amax=reader.amax)
         if row.operand == "skip"
         and row.quantized
+        and row.given is None
         and row.site not in ranged
         and (reader := first.get(_tensor(row))) is not None
         else row

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal
 
+from granplugin.quant.given import Given, given_from_json, given_to_json
 from granplugin.quant.site import OPERANDS, Operand, Shape, Site
 
 Operation = Literal["convolution", "transposed", "linear", "matmul", "lookup"]
@@ -98,6 +99,8 @@ class Layer:
     that sizes of inputs may vary, of which the first's are here. `unusable` says why its quantizers would have no effect. A `call` is
     a function's in a module's forward, and no module: `parameters` are the stored tensors that are
     its weight and bias, none where these are computed; a `reversed` weight is stored as (in, out).
+    `given` has by operand how the network quantizes the layer already; it is None where the network
+    came in float.
     """
 
     name: str
@@ -114,6 +117,7 @@ class Layer:
     parameters: tuple[str, ...] = ()
     reversed: bool = False
     unfolded: str | None = None
+    given: tuple[tuple[Operand, Given], ...] | None = None
 
     @property
     def kind(self) -> Kind | None:
@@ -196,9 +200,10 @@ def layer_to_json(layer: Layer) -> dict[str, Any]:
         if (value := getattr(layer, f.name)) is not None and value is not False
     }
     sites = {site.operand: site_to_json(site) for site in layer.sites}
-    return {
-        key: value for key, value in {**found, "sites": sites}.items() if value not in ([], {}, ())
-    }
+    told = {key: v for key, v in {**found, "sites": sites}.items() if v not in ([], {}, ())}
+    if layer.given is not None:
+        told["given"] = {operand: given_to_json(each) for operand, each in layer.given}
+    return told
 
 
 def layer_from_json(data: Mapping[str, Any]) -> Layer:
@@ -207,7 +212,9 @@ def layer_from_json(data: Mapping[str, Any]) -> Layer:
     sites = tuple(
         site_from_json(name, operand, site) for operand, site in data.get("sites", {}).items()
     )
-    held = {"sites": sites, "traits": frozenset(data.get("traits", ()))}
+    held: dict[str, Any] = {"sites": sites, "traits": frozenset(data.get("traits", ()))}
+    if "given" in data:
+        held["given"] = tuple((at, given_from_json(each)) for at, each in data["given"].items())
     return Layer(**{**data, **held, "parameters": tuple(data.get("parameters", ()))})
 
 

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from granplugin.recipe.strict import (
     Callable,
     File,
+    OneOf,
     Strict,
     Target,
     at_key,
@@ -104,6 +105,14 @@ class CallableModel(Strict):
                 )
         return self
 
+    quantized: Annotated[str, OneOf("choice", ("refuse", "keep"))] = Field(
+        default="refuse",
+        description="What becomes of a model, or of weights saved with mto.save, that modelopt has "
+        "quantized: keep takes over formats, granularities and ranges, and rules change what they "
+        "name.",
+        examples=["keep"],
+    )
+
     @model_validator(mode="after")
     def _of_weights(self) -> CallableModel:
         for key in ("state_dict_key", "strip_prefix"):
@@ -126,7 +135,9 @@ class CallableModel(Strict):
         """What the text says, but for where the files are."""
         chosen = [self.state_dict_key, self.strip_prefix]
         axes = [self.dynamic] if self.dynamic else []
-        return str(self.callable), self.args, *([chosen] if any(chosen) else []), *axes
+        kept = ["quantized"] if self.quantized == "keep" else []
+        told = *([chosen] if any(chosen) else []), *axes, *kept
+        return str(self.callable), self.args, *told
 
     @property
     def sizes(self) -> Sizes:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
 
 from granplugin.quant.calibrators import Calibrator
+from granplugin.quant.given import Given
 from granplugin.quant.granularity import PerChannel, PerTensor
 from granplugin.quant.layers import (
     BATCH_NORMS,
@@ -169,6 +170,17 @@ def spelt_out(decision: Decision) -> Callable[[Layer], Decision]:
         return complete if about in layer.multiplied and not lookup else _NOTHING
 
     return of
+
+
+def as_given(given: Sequence[tuple[Operand, Given]]) -> Decision:
+    """What a network that comes quantized has of a layer: that, and nothing else, kept as it is."""
+    settings = {
+        operand: Settings(
+            format=each.format, granularity=each.granularity, calibrator=each.calibrator or _MAX
+        )
+        for operand, each in given
+    }
+    return Decision(half="allow", bn="keep").model_copy(update=settings)
 
 
 def _defaults(value: Any) -> Any:

@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, eq=False)
 class Calibrated:
     """`floats` is the float ONNX with a marker at each site; `statistics` are of the calibration
-    data, None where nothing needs them; `imported` has by variant the amax grids, by site, of a
-    file that its recipe names."""
+    data, None where nothing needs them; `imported` has by variant the amax grids, by site, that the
+    network came with, and those of a file that its recipe names."""
 
     floats: Path
     statistics: Statistics | None
@@ -39,7 +39,7 @@ def calibrate(session: Session, jobs: Sequence[Job]) -> Calibrated:
     """
     refuse_calibrators(session, jobs)
     run = session.run
-    imported = {job.name: _imported(job) for job in jobs}
+    imported = {job.name: _kept(session, job) | _imported(job) for job in jobs}
     observed = {
         row.observed for job in jobs for row in job.plan.quantized if row.site in imported[job.name]
     }
@@ -76,6 +76,13 @@ def refuse_calibrators(session: Session, jobs: Sequence[Job]) -> None:
                 refused = refusal(row.calibrator, row.shape, row.block, samples)
                 if refused:
                     raise RecipeError(f"{row.where}: {row.site}: {refused}")
+
+
+def _kept(session: Session, job: Job) -> dict[str, np.ndarray]:
+    """The ranges that the network came with, of the rows that keep them."""
+    kept = [row.site for row in job.plan.quantized if row.given is not None]
+    ranges = session.network.ranges(session.layers) if kept else {}
+    return {site: ranges[site] for site in kept}
 
 
 def _imported(job: Job) -> dict[str, np.ndarray]:

@@ -96,6 +96,9 @@ class OnnxNetwork:
                 raise self._for_one(f"it fails ({err})") from err
             raise
 
+    def ranges(self, layers: Sequence[Layer]) -> Mapping[str, np.ndarray]:
+        return {}
+
     def first_norm(self, batch: Batch) -> NormSeen | None:
         graph = self._running.graph
         norm = next((node for node in graph.nodes if node.op_type in BATCH_NORMS), None)

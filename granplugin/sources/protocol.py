@@ -99,6 +99,10 @@ class Network(Protocol):
     def outputs(self, batch: Batch) -> Outputs:
         """The float outputs. Raises ModelError with what running it raised."""
 
+    def ranges(self, layers: Sequence[Layer]) -> Mapping[str, np.ndarray]:
+        """Site -> the amax grid that the network came with, of the layers' `given`. Raises
+        ModelError."""
+
     def first_norm(self, batch: Batch) -> NormSeen | None:
         """What the first batch norm gets of a batch, beside what it got in training; None where
         there is none that tells."""

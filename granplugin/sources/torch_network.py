@@ -26,6 +26,7 @@ from granplugin.network.modules import stored, untraced
 from granplugin.network.nested import hold_inputs, nested
 from granplugin.network.norm_seen import NormSeen
 from granplugin.network.repeatable import check_repeatable
+from granplugin.network.taken import Quantizers, take
 from granplugin.network.trace import Traced, trace
 from granplugin.planning.rows import Plan
 from granplugin.quant.layers import Layer
@@ -42,6 +43,7 @@ from granplugin.sources.protocol import (
     Ran,
     Unsited,
 )
+from granplugin.store.keys import content_key
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +54,15 @@ class TorchNetwork:
 
     libraries = ("nvidia-modelopt", "torch", "onnx", "onnx_ir", "onnxscript")
 
-    def __init__(self, model: nn.Module, key: str, sizes: Sizes = Sizes()) -> None:
-        self.model, self.key, self.sizes = model, key, sizes
+    def __init__(
+        self,
+        model: nn.Module,
+        key: str,
+        sizes: Sizes = Sizes(),
+        quantizers: Quantizers | None = None,
+    ) -> None:
+        self.model, self.sizes, self._quantizers = model, sizes, quantizers
+        self.key = key if quantizers is None else content_key(key, quantizers.key)
         hold_inputs(model)
         self.input_names = input_names(model)
         self._converted: nn.Module | None = None
@@ -64,8 +73,8 @@ class TorchNetwork:
         with located(loaded, "device"):
             where = device(loaded.recipe.device)
         with located(loaded, "model", "callable"):
-            model = build_model(spec, where)
-        return cls(model, model_key(spec, model), spec.sizes)
+            model, quantizers = build_model(spec, where, _take_apart)
+        return cls(model, model_key(spec, model), spec.sizes, quantizers)
 
     def alone(self) -> None:
         """None: only a pass shows the order, the shapes and what reads what."""
@@ -74,15 +83,25 @@ class TorchNetwork:
     def traced(self, example: Batch, most: int) -> Ran:
         found = trace(self.model, self.tensors(example))
         check_repeatable(self.model, self.tensors(example), found.values)
+        layers = self._varying(found.layers, example) if self.sizes.dynamic else found.layers
+        if self._quantizers is not None:
+            layers, _ = take(self._quantizers, layers, self._weight)
         outputs = {name: tensor.detach().cpu().numpy() for name, tensor in found.values.items()}
         return Ran(
-            self._varying(found.layers, example) if self.sizes.dynamic else found.layers,
+            layers,
             found.products,
             (
                 *described(outputs, self.outputs, example, most),
                 *(Output(name, kind, None, None) for name, kind in found.left_out.items()),
             ),
         )
+
+    def ranges(self, layers: Sequence[Layer]) -> Mapping[str, np.ndarray]:
+        return {} if self._quantizers is None else take(self._quantizers, layers, self._weight)[1]
+
+    def _weight(self, layer: Layer) -> np.ndarray | None:
+        held = stored(self.model, layer)
+        return None if held is None else held.array
 
     def _varying(self, layers: tuple[Layer, ...], example: Batch) -> tuple[Layer, ...]:
         """The layers, varying where another pass, with other sizes of the dynamic axes, shows other
@@ -218,3 +237,9 @@ def _shapes(layer: Layer) -> dict[Operand, Shape]:
 
 def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters(recurse=False))
+
+
+def _take_apart(model: nn.Module) -> tuple[nn.Module, Quantizers]:
+    from granplugin import modelopt_bridge
+
+    return modelopt_bridge.take_apart(model)

@@ -36,6 +36,9 @@ class SiteRow(Part):
     where: str
     note: str | None
     share: str | None = Field(description="Sites with the same word here have one scale.")
+    given: str | None = Field(
+        default=None, description="A key of the ranges that the network came with, where kept."
+    )
     setting: dict[str, Any] | None = Field(
         description="Granularity and calibrator as a recipe has them."
     )

@@ -93,6 +93,7 @@ def _row(row: SiteRow, first: SiteRow, by_rule: bool) -> Row:
 def _range(row: SiteRow) -> str:
     """How its ranges are found, and what pins them."""
     told = "at run time" if row.dynamic else row.calibrator or ""
+    told = "as given" if row.given else told
     return told if row.amax is None else f"{told} amax {row.amax:g}"
 
 
