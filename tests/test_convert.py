@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from granplugin.convert.checkpoint import ranges_of
 from granplugin.network.trace import trace
 from granplugin.planning.plan import make_plan
 from granplugin.planning.quantize_config import attributes
@@ -250,3 +251,35 @@ def test_a_preset_of_modelopt_by_its_name(tmp_path, monkeypatch):
     assert done.code == 0, done.stderr
     recipe = yaml.safe_load((tmp_path / "int8_default_cfg.yaml").read_text())
     assert recipe["rules"][0]["match"] == {"name": "**", "without": "call"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"stem.weight_quantizer._amax": torch.ones(8)}, "some modelopt's (weight_quantizer)"),
+        ({"stem._input_quantizer._pre_quant_scale": torch.ones(4)}, "smoothquant or awq"),
+    ],
+)
+def test_quantizers_that_no_recipe_says_are_refused(tmp_path, monkeypatch, change, said):
+    monkeypatch.chdir(tmp_path)
+    torch.save(calibrated(Net()) | change, "net.pth")
+    done = run_main("convert", "net.pth")
+    assert (done.code, said in done.stderr) == (2, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pth"]
+
+
+def test_learned_ranges_and_ranges_of_two_axes_are_read_and_said():
+    weight = torch.rand(4, 4).numpy()
+    arrays = {
+        "fc.weight": weight,
+        "fc._weight_quantizer._amax": abs(weight).max(0),
+        "fc._input_quantizer.clip.clip_value_min": np.float32(-3),
+        "fc._input_quantizer.clip.clip_value_max": np.float32(2),
+    }
+    found = ranges_of(arrays, "net.pth")
+    (rule,) = found.rules
+    assert rule["input"]["amax"] == 3.0
+    assert rule["weight"]["granularity"] == {"per_channel": {"axis": 1}}
+    assert found.lost == [
+        "fc.weight: its 4 ranges fit axes 0, 1; taken for axis 1, whose largest values are nearest"
+    ]

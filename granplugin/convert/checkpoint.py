@@ -15,10 +15,23 @@ import numpy as np
 
 from granplugin.calibration.statistics import NO_RANGE
 from granplugin.errors import ModelError
+from granplugin.quant.layers import SCORES, VALUES
 from granplugin.words import first
 
-_AMAX = re.compile(r"(?P<layer>.+?)\._?(?P<role>input|weight|output)_quantizer\._amax")
-_OTHERS = re.compile(r".*_quantizer\..*|.*_quantizer$")
+_QUANTIZER = re.compile(
+    r"(?:(?P<module>.+)\.)?(?P<mark>_?)(?P<name>[a-z]\w*)_quantizer\.(?P<key>.+)"
+)
+_ROLES = ("weight", "input", "output")
+_PRODUCTS = {
+    **dict.fromkeys(("matmul_q_input", "q_bmm"), (SCORES, "input")),
+    **dict.fromkeys(("matmul_k_input", "k_bmm"), (SCORES, "other")),
+    **dict.fromkeys(("matmul_a_input", "p_bmm"), (VALUES, "input")),
+    **dict.fromkeys(("matmul_v_input", "v_bmm"), (VALUES, "other")),
+}
+"""Quantizers of an attention's products: pytorch-quantization's BERT, and modelopt."""
+_SKIPS = ("residual", "residual_input", "add_residual_input")
+"""Quantizers of what is added: pytorch-quantization's ResNet and BERT."""
+_WRAPPER = "module."
 
 
 @dataclass
@@ -32,40 +45,91 @@ class Ranges:
 
 def is_quantizer_key(name: str) -> bool:
     """Whether a tensor of a checkpoint belongs to a quantizer, and not to the network."""
-    return _OTHERS.fullmatch(name) is not None
+    return _QUANTIZER.fullmatch(name) is not None
+
+
+def unwrapped(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """By the names of the network: without DataParallel's `module.` where every name has it."""
+    if all(name.startswith(_WRAPPER) for name in arrays):
+        return {name.removeprefix(_WRAPPER): array for name, array in arrays.items()}
+    return arrays
 
 
 def ranges_of(arrays: Mapping[str, np.ndarray], where: str) -> Ranges:
-    """Granularity and range of each site with an amax. Raises ModelError where there is none, and
-    for a range that is not finite or negative."""
+    """Granularity and range of each site with an amax. Raises ModelError where there is none, for
+    a range that is not finite or negative, and for quantizers of two libraries."""
     found = Ranges()
-    by_layer: dict[str, dict[str, np.ndarray]] = {}
-    for name, amax in arrays.items():
-        if told := _AMAX.fullmatch(name):
-            by_layer.setdefault(told["layer"], {})[told["role"]] = amax
-    if not by_layer:
+    held = _amax_of(found, arrays, where)
+    if not held:
         raise ModelError(
             f"{where}: holds no amax of a quantizer (<layer>._weight_quantizer._amax); save it "
             "behind calibration, with the model's state_dict"
         )
-    bad = [
-        f"{layer}.{role}"
-        for layer, roles in by_layer.items()
-        for role, amax in roles.items()
-        if not np.isfinite(amax).all() or (np.asarray(amax) < 0).any()
-    ]
+    bad = [f"{module}.{name}" for (module, name), amax in held.items() if not _is_range(amax)]
     if bad:
         raise ModelError(f"{where}: a range is NaN, infinite or negative: {first(bad)}")
-    for layer, roles in by_layer.items():
-        rule: dict[str, Any] = {"match": layer}
-        for role, amax in roles.items():
-            weight = arrays.get(f"{layer}.weight") if role == "weight" else None
-            said = _site(found, f"{layer}.{role}", np.asarray(amax, np.float32), weight)
-            rule[role] = said if said is not None else "float"
-        if len({"weight", "input"} & {r for r, said in rule.items() if said != "float"}) == 1:
-            rule["half"] = "allow"
-        found.rules.append(rule)
+    by_match: dict[tuple[str, str | None], dict[str, Any]] = {}
+    for (module, name), amax in held.items():
+        site, told, trait = f"{module}.{name}".lstrip("."), None, None
+        if name in _ROLES:
+            weight = arrays.get(f"{module}.weight".lstrip(".")) if name == "weight" else None
+            told, role = _site(found, site, amax, weight), name
+        elif name in _PRODUCTS:
+            trait, role = _PRODUCTS[name]
+            told = _site(found, site, amax, None)
+        elif name in _SKIPS:
+            trait, role, told = "skip", "skip", _site(found, site, amax, None)
+        else:
+            found.lost.append(f"{site}_quantizer: is at no weight, input or skip; it stays float")
+            continue
+        by_match.setdefault((module, trait), {})[role] = told if told is not None else "float"
+    for (module, trait), said in by_match.items():
+        inside: dict[str, Any] = {"name": f"{module}.**" if module else "**"}
+        if trait == "skip":
+            found.rules.append({"match": inside, **said})
+        elif trait is not None:
+            found.rules.append({"match": inside | {"trait": trait}, **said})
+        else:
+            half = len({"weight", "input"} & {r for r, s in said.items() if s != "float"}) == 1
+            found.rules.append({"match": module, **said, **({"half": "allow"} if half else {})})
     return found
+
+
+def _amax_of(
+    found: Ranges, arrays: Mapping[str, np.ndarray], where: str
+) -> dict[tuple[str, str], np.ndarray]:
+    """Module and quantizer -> its range. What else quantizers hold is named."""
+    held: dict[tuple[str, str], np.ndarray] = {}
+    clips: dict[tuple[str, str], list[np.ndarray]] = {}
+    marks: set[str] = set()
+    for name, array in arrays.items():
+        told = _QUANTIZER.fullmatch(name)
+        if told is None:
+            continue
+        at, key = (told["module"] or "", told["name"]), told["key"]
+        if key == "_pre_quant_scale":
+            raise ModelError(
+                f"{where}: {at[0]}.{at[1]} is multiplied by a scale of smoothquant or awq first, "
+                "which no recipe says; quantize the float network with this recipe's algorithm"
+            )
+        if key == "_amax":
+            held[at] = np.asarray(array, np.float32)
+            marks |= {told["mark"]} if told["name"] in _ROLES else set()
+        elif key in ("clip.clip_value_min", "clip.clip_value_max"):
+            clips.setdefault(at, []).append(np.abs(np.asarray(array, np.float32)))
+        else:
+            found.lost.append(f"{name}: no recipe says it")
+    if len(marks) > 1:
+        raise ModelError(
+            f"{where}: some quantizers are pytorch-quantization's (_weight_quantizer) and some "
+            "modelopt's (weight_quantizer); calibrate the network with one of them"
+        )
+    # Ranges that were learned stand in the clip, whose amax is the larger end.
+    return held | {at: np.maximum(*ends) for at, ends in clips.items() if len(ends) == 2}
+
+
+def _is_range(amax: np.ndarray) -> bool:
+    return bool(np.isfinite(amax).all() and (amax >= 0).all())
 
 
 def _site(found: Ranges, site: str, amax: np.ndarray, weight: np.ndarray | None) -> Any:
@@ -81,7 +145,7 @@ def _site(found: Ranges, site: str, amax: np.ndarray, weight: np.ndarray | None)
             "weight only; it stays float"
         )
         return None
-    axis = _axis(amax.shape, weight.shape)
+    axis = _axis(found, site, amax, weight)
     if axis is None:
         raise ModelError(
             f"{site}: its amax of shape {list(amax.shape)} fits no axis of the weight "
@@ -99,13 +163,26 @@ def _site(found: Ranges, site: str, amax: np.ndarray, weight: np.ndarray | None)
     return {"format": "int8", "granularity": {"per_channel": {"axis": axis}}}
 
 
-def _axis(amax: tuple[int, ...], weight: tuple[int, ...]) -> int | None:
-    """The axis that is kept: of the same rank, where amax is not one; else the first as long."""
-    if len(amax) == len(weight):
-        kept = [at for at, size in enumerate(amax) if size != 1]
-        if len(kept) == 1 and weight[kept[0]] == amax[kept[0]]:
+def _axis(found: Ranges, site: str, amax: np.ndarray, weight: np.ndarray) -> int | None:
+    """The axis that is kept: of the same rank, where amax is not one; else the one as long, of
+    several that whose largest values are nearest."""
+    if amax.ndim == weight.ndim:
+        kept = [at for at, size in enumerate(amax.shape) if size != 1]
+        if len(kept) == 1 and weight.shape[kept[0]] == amax.size:
             return kept[0]
         return None
-    if len(amax) == 1:
-        return next((at for at, size in enumerate(weight) if size == amax[0]), None)
-    return None
+    if amax.ndim != 1:
+        return None
+    fitting = [at for at, size in enumerate(weight.shape) if size == amax.size]
+    if len(fitting) > 1:
+
+        def off(axis: int) -> float:
+            others = tuple(at for at in range(weight.ndim) if at != axis)
+            return float(np.abs(np.abs(weight).max(others) - amax).max())
+
+        fitting.sort(key=off)
+        found.lost.append(
+            f"{site}: its {amax.size} ranges fit axes {', '.join(map(str, sorted(fitting)))}; "
+            f"taken for axis {fitting[0]}, whose largest values are nearest"
+        )
+    return fitting[0] if fitting else None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from granplugin.convert import to_pytorch_quantization, to_quant_cfg
-from granplugin.convert.checkpoint import is_quantizer_key, ranges_of
+from granplugin.convert.checkpoint import is_quantizer_key, ranges_of, unwrapped
 from granplugin.errors import RecipeError, RunError, UserError
 from granplugin.pipelines.plan import plan
 from granplugin.reading import check_file, reading
@@ -100,7 +100,8 @@ def _checkpoint(source: Path, path: Path, model: str | None) -> Conversion:
 
     from granplugin.network.weights import read_weights
 
-    arrays = {name: tensor.float().numpy() for name, tensor in read_weights(source).items()}
+    tensors = read_weights(source)
+    arrays = unwrapped({name: tensor.float().numpy() for name, tensor in tensors.items()})
     ranges = ranges_of(arrays, str(source))
     own = {name: array for name, array in arrays.items() if not is_quantizer_key(name)}
     amax, weights = path.with_suffix(".amax.json"), path.with_suffix(".safetensors")
