@@ -139,6 +139,10 @@ def naive(layer, rules):
                 {"granularity": "per_channel" if role == "weight" else "per_tensor",
                  "format": "float" if role == "output" else "int8"}.get(key),
             )  # fmt: skip
+        for rule in reversed(rules):  # a calibrator finds a pinned range again
+            if MATCHES[rule["match"]](layer) and {"calibrator", "amax"} & rule.get(role, {}).keys():
+                decided[role, "amax"] = rule[role].get("amax")
+                break
     return decided
 
 

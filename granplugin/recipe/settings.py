@@ -84,7 +84,9 @@ class Settings(Strict):
         examples=[{"percentile": 99.99}],
     )
     amax: Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(_range)] | None = Field(
-        default=None, description="Pins the range: no calibration.", examples=[6.0]
+        default=None,
+        description="Pins the range: no calibration, unless a later rule says a calibrator.",
+        examples=[6.0],
     )
 
     @model_validator(mode="after")
