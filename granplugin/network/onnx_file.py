@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -15,31 +17,56 @@ from granplugin.errors import ModelError
 from granplugin.graph.read.graph import ReadGraph, dequantizes, quantizes, read_graph
 from granplugin.graph.read.loading import read_model, reading, with_subgraphs
 from granplugin.network.onnx_shapes import infer_shapes
+from granplugin.network.onnx_strip import Stripped
+from granplugin.network.onnx_strip import strip as remove
 from granplugin.quant.site import Shape
 from granplugin.store.keys import content_key, file_key
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-_INTEGER = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
+_INTEGER = re.compile(
+    "(QLinear|QGemm|QAttention|QOrdered|QEmbed|QMoE|DynamicQuantizeMatMul|DynamicQuantizeLSTM"
+    "|MatMulInteger|ConvInteger|MatMulNBits|MatMulBnb4|GatherBlockQuantized).*"
+)
+"""Operators that compute with integers, of ONNX and of ONNX Runtime."""
 
 
-def read_float(path: Path, shapes: Mapping[str, Shape] = MappingProxyType({})) -> ReadGraph:
+def read_float(
+    path: Path, shapes: Mapping[str, Shape] = MappingProxyType({}), strip: bool = False
+) -> ReadGraph:
     """The graph of a file; what can be computed from constants alone is constant.
 
     `shapes` are those of inputs, or of other tensors, in a pass that is told about; the batch that a
     file leaves open is onnx_shapes.BATCH otherwise. Raises ModelError: no such file, not ONNX or
-    damaged, weights in files that are not there, or quantized already.
+    damaged, weights in files that are not there, or quantized already and not to `strip`.
     """
-    return read_graph(float_model(path), path, partial(infer_shapes, given=shapes))
+    return shaped(float_model(path, strip).model, path, shapes)
 
 
-def float_model(path: Path) -> onnx.ModelProto:
+def shaped(
+    model: onnx.ModelProto, path: Path, shapes: Mapping[str, Shape] = MappingProxyType({})
+) -> ReadGraph:
+    """The graph of a float file's model, with the shapes of read_float. Raises ModelError."""
+    return read_graph(model, path, partial(infer_shapes, given=shapes))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FloatModel:
+    """A file's float model; `stripped` is what was taken out for it."""
+
+    model: onnx.ModelProto
+    stripped: Stripped | None
+
+
+def float_model(path: Path, strip: bool = False) -> FloatModel:
     """The file's model, as read_float reads it. Raises ModelError as it does."""
     model = read_model(path)
+    stripped = None
     with reading(path):
         _check_whole(model, path)
-        _check_float(model, path)
+        if _is_quantized(model, path, strip):
+            model, stripped = remove(read_graph(model, path))
         _say_types(model, path)
-    return model
+    return FloatModel(model, stripped)
 
 
 def content_of(graph: ReadGraph) -> str:
@@ -72,18 +99,26 @@ def _check_whole(model: onnx.ModelProto, path: Path) -> None:
         )
 
 
-def _check_float(model: onnx.ModelProto, path: Path) -> None:
-    counts = Counter(
-        node.op_type
-        for node in with_subgraphs(model.graph.node)
-        if quantizes(node) or dequantizes(node) or node.op_type.endswith(_INTEGER)
-    )
-    if counts:
-        found = ", ".join(f"{count} {op}" for op, count in sorted(counts.items()))
+def _is_quantized(model: onnx.ModelProto, path: Path, strip: bool) -> bool:
+    """Whether there is something to strip. Raises ModelError where that is not what is asked for."""
+    nodes = list(with_subgraphs(model.graph.node))
+    integer = Counter(node.op_type for node in nodes if _INTEGER.match(node.op_type))
+    pairs = Counter(node.op_type for node in nodes if quantizes(node) or dequantizes(node))
+    found = ", ".join(f"{count} {op}" for op, count in sorted((integer + pairs).items()))
+    if integer:
+        raise ModelError(
+            f"{path}: it is quantized already ({found}), by nodes that compute with integers, and a "
+            "recipe starts from a float model: start from the file that it was made of"
+        )
+    if pairs and not strip:
         raise ModelError(
             f"{path}: it is quantized already ({found}), and a recipe starts from a float model; "
-            f"granplugin audit {path.name} tells what it quantizes"
+            f"granplugin audit {path.name} tells what it quantizes, and strip: true beside onnx: "
+            "takes its Q/DQ out"
         )
+    if strip and not pairs:
+        raise ModelError(f"{path}: there is no Q/DQ in it to strip; leave out strip: true")
+    return bool(pairs)
 
 
 def _say_types(model: onnx.ModelProto, path: Path) -> None:

@@ -12,7 +12,7 @@ from onnx import numpy_helper, version_converter
 
 from granplugin.errors import ModelError
 from granplugin.graph.read.graph import ReadGraph, read_graph, reads
-from granplugin.graph.read.loading import name_nodes, read_model, reading
+from granplugin.graph.read.loading import name_nodes, reading
 from granplugin.network.onnx_running import Running
 from granplugin.quant.layers import ONNX_PRODUCTS, PASSIVE
 from granplugin.quant.site import Shape
@@ -32,9 +32,10 @@ class Prepared:
     opened: tuple[str, ...]
 
 
-def prepare(path: Path) -> Prepared:
-    """The file made so; weights in other files stay there. Raises ModelError."""
-    model = read_model(path)
+def prepare(given: onnx.ModelProto, path: Path) -> Prepared:
+    """A file's float model made so; weights in other files stay there. Raises ModelError."""
+    model = onnx.ModelProto()
+    model.CopyFrom(given)
     with reading(path):
         model = _converted(model, path)
         opened = _open_batch(model.graph)

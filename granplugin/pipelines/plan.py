@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -106,7 +106,7 @@ def plan(loaded: Loaded, variant: str | None = None, out: Path | None = None) ->
         own = [job for job in jobs if job.kind != "baseline"]
         job = dict(zip(variants, own, strict=True))[name]
         # Of a file that tells its layers no data need be there.
-        notes: list[str] = []
+        notes: Sequence[str] = session.network.notes
         with suppress(DataError):
             notes = session.notes
         # Evaluation data that cannot be read are for apply to refuse.

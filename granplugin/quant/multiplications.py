@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,21 +36,6 @@ def multiplication_from_json(data: Mapping[str, Any]) -> Multiplication:
     """The inverse of multiplication_to_json."""
     weights = tuple((name, values) for name, values in data["weights"])
     return Multiplication(**{**data, "weights": weights})
-
-
-def multiplications(layers: Sequence[Layer]) -> tuple[Multiplication, ...]:
-    """Those of layers alone, where no pass shows more."""
-    return tuple(
-        Multiplication(
-            layer.name,
-            layer.type,
-            layer.kind.operation,
-            macs(layer),
-            ((f"{layer.name}.weight", layer.size),) if layer.size else (),
-        )
-        for layer in layers
-        if layer.kind is not None
-    )
 
 
 def macs(layer: Layer) -> int | None:

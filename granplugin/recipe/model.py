@@ -153,6 +153,11 @@ class OnnxModel(Strict):
     onnx: File = Field(
         description="The file; weights in other files lie beside it.", examples=["net.onnx"]
     )
+    strip: bool = Field(
+        default=False,
+        description="Take the Q/DQ of a quantized file out, which is refused otherwise.",
+        examples=[True],
+    )
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -167,7 +172,7 @@ class OnnxModel(Strict):
     @property
     def text(self) -> tuple[Any, ...]:
         """What the text says, but for where the files are."""
-        return ()
+        return ("strip",) if self.strip else ()
 
     @property
     def sizes(self) -> Sizes:

@@ -75,8 +75,8 @@ def check_data(session: Session) -> None:
             name, axis = scores
             metrics.check_labels(session.evaluation.labels(), outputs[name].shape[axis])
     if not outputs:
-        told = f"nothing can be measured: {'; '.join(session.notes)}"
-        raise session.loaded.error(("model",), told)
+        told = "; ".join(note for output in session.outputs if (note := output.note))
+        raise session.loaded.error(("model",), f"nothing can be measured: {told}")
     for index, name in enumerate(session.recipe.metrics):
         labels = np.zeros(len(next(iter(outputs.values()))), np.int64)
         try:

@@ -159,8 +159,9 @@ class Session:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know of the network's outputs."""
-        return [note for output in self.outputs if (note := output.note)]
+        """What a reader must know of the network and its outputs."""
+        told = [note for output in self.outputs if (note := output.note)]
+        return [*self.network.notes, *told]
 
     @cached_property
     def _planned(self) -> Ran:

@@ -17,21 +17,23 @@ from granplugin.graph.read.loading import reading
 from granplugin.measures.samples import joined
 from granplugin.network.norm_seen import NormSeen, norm_seen
 from granplugin.network.onnx_export import export_marked
-from granplugin.network.onnx_file import content_of, read_float
+from granplugin.network.onnx_file import content_of, float_model, shaped
 from granplugin.network.onnx_layers import Placed, attribute, place_layers
 from granplugin.network.onnx_prepared import Prepared, Shown, nodes_behind, prepare, to_show
+from granplugin.network.onnx_products import products_of
 from granplugin.network.onnx_rounded import rounded
 from granplugin.network.onnx_running import Running
+from granplugin.network.onnx_strip import Stripped
 from granplugin.network.onnx_watch import Watch
 from granplugin.planning.rows import Plan
 from granplugin.quant.layers import BATCH_NORMS, Layer
-from granplugin.quant.multiplications import multiplications
 from granplugin.quant.site import Shape
 from granplugin.recipe.loaded import Loaded, located
 from granplugin.recipe.model import OnnxModel
 from granplugin.sources.described import described
 from granplugin.sources.onnx_facts import Held
 from granplugin.sources.protocol import Batch, FakeQuantize, NetworkFacts, Outputs, Ran
+from granplugin.store.keys import content_key
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +51,14 @@ class OnnxNetwork:
 
     libraries = ("onnx", "onnx_ir", "onnxruntime")
 
-    def __init__(self, graph: ReadGraph) -> None:
+    def __init__(self, graph: ReadGraph, stripped: Stripped | None = None) -> None:
         self.graph, self.key = graph, content_of(graph)
         stored = {tensor.name for tensor in graph.model.graph.initializer}
         given = (value.name for value in graph.model.graph.input)
         self.input_names = tuple(name for name in given if name not in stored)
+        self.notes: tuple[str, ...] = ()
+        if stripped is not None:
+            self.key, self.notes = content_key(self.key, "stripped"), (stripped.said,)
         with reading(graph.path):
             self._placed = {placed.layer.name: placed for placed in place_layers(graph)}
         self._seen: _Seen | None = None
@@ -61,14 +66,16 @@ class OnnxNetwork:
     @classmethod
     def open(cls, loaded: Loaded) -> Self:
         with located(loaded, "model", "onnx"):
-            return cls(read_float(cast(OnnxModel, loaded.recipe.model).onnx))
+            said = cast(OnnxModel, loaded.recipe.model)
+            found = float_model(said.onnx, said.strip)
+            return cls(shaped(found.model, said.onnx), found.stripped)
 
     def alone(self) -> Ran:
         """What the graph tells; `open` where it leaves more lengths open than the batch's."""
         layers = self.untraced()
         return Ran(
             layers,
-            multiplications(layers),
+            products_of(self.graph, self._samples),
             open=any(each.varying or not (each.sites or each.unusable) for each in layers),
         )
 
@@ -78,7 +85,15 @@ class OnnxNetwork:
         if self._prepared.opened:
             self._check_several(example, found, {each.name: each.axis for each in outputs})
         layers = tuple(placed.layer for placed in self._shown(example).placed.values())
-        return Ran(layers, multiplications(layers), outputs)
+        sizes = {name: array.shape for name, array in example.items()}
+        graph = shaped(self.graph.model, self.graph.path, sizes)
+        return Ran(layers, products_of(graph, len(next(iter(example.values())))), outputs)
+
+    @property
+    def _samples(self) -> int:
+        """Of the shapes that the graph tells by itself."""
+        shapes = (self.graph.shape(name) for name in self.input_names)
+        return next((shape[0] for shape in shapes if shape and shape[0]), 1)
 
     def untraced(self) -> tuple[Layer, ...]:
         return tuple(placed.layer for placed in self._placed.values())
@@ -150,7 +165,7 @@ class OnnxNetwork:
 
     @cached_property
     def _prepared(self) -> Prepared:
-        return prepare(self.graph.path)
+        return prepare(self.graph.model, self.graph.path)
 
     @cached_property
     def _running(self) -> Running:

@@ -75,6 +75,8 @@ class Network(Protocol):
     """The distributions that compute what is asked of it."""
     key: str
     """A hash of everything its outputs depend on, the same in every process."""
+    notes: tuple[str, ...]
+    """What was done to make it a float network, for the reader of a plan or report."""
 
     @classmethod
     def open(cls, loaded: Loaded) -> Self:

@@ -53,6 +53,7 @@ class TorchNetwork:
     modelopt takes 7 s, and most second runs need no conversion."""
 
     libraries = ("nvidia-modelopt", "torch", "onnx", "onnx_ir", "onnxscript")
+    notes = ()
 
     def __init__(
         self,
