@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
 
 from granplugin.cli import From, Json, Out, Recipes, Settings, show, taking
 from granplugin.cli.gate import Annotations, Junit, gate
@@ -22,6 +24,10 @@ def apply(
     out: Out = None,
     junit: Junit = None,
     annotations: Annotations = None,
+    mlflow: Annotated[
+        Optional[str],
+        typer.Option(metavar="URI", help="Enter the run in this MLflow store, too."),
+    ] = None,
     json_: Json = False,
 ) -> int:
     """Build and measure baselines, recipes and variants, and compare them."""
@@ -31,12 +37,22 @@ def apply(
     with gate("apply", junit, annotations) as decided:
         loaded = [load_recipe(path, settings) for path in recipes]
 
+        store = None
+        if mlflow is not None:
+            from granplugin.runs.tracked import open_store
+
+            store = open_store(mlflow, loaded[0].recipe.name)
+
         from granplugin.pipelines.apply import apply
 
         applied = apply(loaded, out)
         decided.decide(applied.report)
     words = [typed(path, settings, out) for path in recipes]
     show_report(applied, json_, dict(zip((str(each.path) for each in loaded), words, strict=True)))
+    if store is not None:
+        entered = store.track(applied.report, applied.folder, applied.exit_code)
+        if not json_:
+            say(f"mlflow: run {entered} of experiment {loaded[0].recipe.name} in {mlflow}")
     return applied.exit_code
 
 
