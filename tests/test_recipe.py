@@ -112,7 +112,7 @@ MISTAKES = {
     "baselines: [half]": "5:13: unknown baseline 'half'; known: fp32, fp16, tensorrt@11",
     "precision: half": "5:1: unknown precision 'half'; known: fp32, fp16, bf16",
     "defaults: tensorrt@10": "5:1: unknown defaults 'tensorrt@10'; did you mean 'tensorrt@11'?",
-    "defaults: 3": "5:1: defaults are a preset (tensorrt@11, modelopt@0.47) or",
+    "defaults: 3": "5:1: defaults are a preset (tensorrt@11, modelopt@0.47, openvino@2026.4) or",
     "device: gpu": "5:1: unknown device 'gpu'; did you mean 'cuda'?",
     # matches
     "rules: [{match: [], bn: fold}]": "5:10: one at least is expected here",

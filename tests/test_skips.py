@@ -285,7 +285,7 @@ def planned(folder, model: nn.Module, example, **recipe) -> Plan:
 IMAGE = torch.randn(2, 1, 8, 8)
 
 
-def test_tensorrt_11_quantizes_the_skips_of_convolutions_and_modelopt_none(tmp_path):
+def test_which_preset_quantizes_the_skips_of_convolutions_and_what_is_added_to_them(tmp_path):
     model = MADE["residual"]()
     plan = planned(tmp_path, model, IMAGE)
     skips = [row for row in plan.quantized if row.operand == "skip"]
@@ -294,6 +294,12 @@ def test_tensorrt_11_quantizes_the_skips_of_convolutions_and_modelopt_none(tmp_p
     loaded = load_recipe(tmp_path / "r.yaml")
     bare = preset_plan("modelopt@0.47", layers_of(model, IMAGE), loaded)
     assert not [row for row in bare.quantized if row.operand == "skip"]
+    openvino = preset_plan("openvino@2026.4", layers_of(model, IMAGE), loaded)
+    added = {row.layer for row in openvino.quantized if row.operand == "output"}
+    assert added == {row.layer for row in skips}
+    assert {row.site for row in openvino.quantized} - {row.site for row in plan.quantized} == {
+        f"{layer}.output" for layer in added
+    }
     vit = MADE["from_transformers"](
         "ViT", image_size=16, patch_size=8, hidden_size=8, num_hidden_layers=1,
         num_attention_heads=2, intermediate_size=16,

@@ -79,7 +79,7 @@ def test_granularities_are_those_of_their_registry():
 def test_what_the_recipe_says_of_a_build_is_what_some_engine_takes():
     assert {key for each in ENGINES.values() for key in each.build} == set(Build.model_fields)
     for name, each in ENGINES.items():
-        assert set(each.without) == set(Build.model_fields) - set(each.build) or not each.build
+        assert set(each.without) == set(Build.model_fields) - set(each.build) or not each.targeted
         assert bool(each.targets) == (each.builds_for == "targets") == (name in taking("targets"))
 
 

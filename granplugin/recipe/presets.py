@@ -111,6 +111,20 @@ def _tensorrt(layer: Layer) -> Decision:
     return _TENSORRT_CONV if kind.operation == "convolution" else _TENSORRT
 
 
+def openvino_2026_4(layer: Layer) -> Decision:
+    """tensorrt@11, and the outputs that a residual add reads beside a quantized skip input
+    per_tensor. OpenVINO's INT8 convolution adds into itself what is stored as integers, and stores
+    the sum in 8 bits; with one of the two in float it stores float32, and adds in a kernel of its
+    own. NNCF, OpenVINO's own quantizer, places the same.
+
+    Source: observed with OpenVINO 2026.4.1 and NNCF 3.4.0 (bench/peers.py).
+    """
+    decision = tensorrt_11(layer)
+    if decision.skip is None or layer.site("skip") is None:
+        return decision
+    return decision.model_copy(update={"output": _PER_TENSOR})
+
+
 def _keys(layer: Layer) -> int:
     """How many keys an attention's product is over; 0 for any other product."""
     operand: Operand = "other" if SCORES in layer.traits else "input"
@@ -149,6 +163,7 @@ def _modelopt_excludes(layer: Layer) -> bool:
 PRESETS: dict[str, Callable[[Layer], Decision]] = {
     "tensorrt@11": tensorrt_11,
     "modelopt@0.47": modelopt_0_47,
+    "openvino@2026.4": openvino_2026_4,
 }
 DEFAULT = "tensorrt@11"
 """What a layer gets before any rule, where a recipe does not say."""
