@@ -43,6 +43,8 @@ def export_marked(
     tensors, as a pass over an example has shown them. Raises ModelError."""
     model = ir.from_proto(graph.model)
     external_data.set_base_dir(model.graph, graph.path.parent.resolve())
+    # What is written stands elsewhere than the files that the source has beside it.
+    external_data.load_to_model(model)
     _fix_lengths(model.graph, shapes)
     _note_types(model.graph, graph)
     nodes = {node.name: node for node in model.graph}
