@@ -40,6 +40,7 @@ from granplugin.runs.executor import run_tasks
 from granplugin.runs.jobs import plan_jobs
 from granplugin.runs.session import Session
 from granplugin.runs.variants import variant_task
+from granplugin.store.companions import put_beside
 from granplugin.store.keys import content_key, file_sha256, text_sha256
 from granplugin.store.run_folder import RunFolder
 
@@ -98,7 +99,7 @@ def _write(
     folder: Path, session: Session, built: Sequence[Built], engine: str, samples: int | None
 ) -> Manifest:
     name, batch = session.recipe.name, session.recipe.data.batch_size
-    graph = onnx.load(built[0].onnx.path).graph
+    graph = onnx.load(built[0].onnx.path, load_external_data=False).graph
     inputs = {each.name: _shape(each) for each in graph.input}
     if reasons := [said for name in inputs if (said := trtexec.why_unspoken(name))]:
         raise ModelError(reasons[0])
@@ -158,7 +159,9 @@ def _check_free(out: Path) -> None:
 def _write_variant(folder: Path, each: Built, session: Session, engine: str) -> ManifestVariant:
     own = folder / "variants" / each.job.name
     own.mkdir(parents=True)
-    shutil.copyfile(each.file(engine).path, own / "model.onnx")
+    onnx_file = each.file(engine).path
+    put_beside(onnx_file, own / "model.onnx")
+    shutil.copyfile(onnx_file, own / "model.onnx")
     plan = plan_file(session.key, session.text_key, session.layers, {each.job.name: each.job.plan})
     (own / "plan.json").write_text(plan)
     # Where the recipe lies, and which line says it, is no part of what was decided.

@@ -15,16 +15,21 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 
 from granplugin.translate import errors_of, translated
 
+_OUTSIDE = "session.model_external_initializers_file_folder_path"
 ERRORS = errors_of(onnxruntime_pybind11_state)
 """All that its calls may raise; they share no base."""
 
 
-def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
-    """Those of the reference."""
+def session_options(
+    threads: int | None = None, folder: Path | None = None
+) -> onnxruntime.SessionOptions:
+    """Those of the reference. What is outside of a serialized model is in `folder`."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # what it would print comes with the exception too
     options.intra_op_num_threads = threads or 0
+    if folder is not None:
+        options.add_session_config_entry(_OUTSIDE, str(folder))
     return options
 
 
@@ -40,10 +45,15 @@ def open_session(
 
 
 def run(
-    model: onnx.ModelProto, names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]
+    model: onnx.ModelProto,
+    names: Sequence[str] | None,
+    feeds: Mapping[str, np.ndarray],
+    folder: Path | None = None,
 ) -> list[np.ndarray]:
-    """The named outputs (None: all of them), in that order. Raises EngineError where ONNX Runtime
-    does not take the graph."""
+    """The named outputs (None: all of them), in that order; `folder` has the files of weights that
+    the model names. Raises EngineError where ONNX Runtime does not take the graph."""
     with translated("onnxruntime cannot run the graph", ERRORS):
-        found: list[np.ndarray] = open_session(model.SerializeToString()).run(names, dict(feeds))
+        options = session_options(folder=folder)
+        session = open_session(model.SerializeToString(), options=options)
+        found: list[np.ndarray] = session.run(names, dict(feeds))
         return found

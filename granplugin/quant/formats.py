@@ -9,6 +9,7 @@ is not free, which values share one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -136,6 +137,31 @@ def quantize(x: np.ndarray, scale: np.ndarray, block: Shape, fmt: Format) -> np.
     if fmt.integer:
         return np.clip(np.rint(ratio), fmt.smallest, fmt.largest).astype(np.int8).astype(fmt.dtype)
     return np.clip(ratio, fmt.smallest, fmt.largest).astype(fmt.dtype)
+
+
+_AT_ONCE = 2**22
+"""Values: what is computed on the way takes ten times their memory."""
+
+
+def quantize_in_parts(x: np.ndarray, scale: np.ndarray, block: Shape, fmt: Format) -> np.ndarray:
+    """As `quantize`, part by part along axis 0, so that little more is held than x and the result.
+
+    >>> x, scale = np.ones((2**21 + 1, 4), np.float32), np.full((1, 1), 0.5, np.float32)
+    >>> int(quantize_in_parts(x, scale, x.shape, FORMATS["int8"]).sum()) == 2 * x.size
+    True
+    """
+    if x.size <= _AT_ONCE:
+        return quantize(x, scale, block, fmt)
+    made = np.empty(x.shape, fmt.dtype)
+    rows = max(_AT_ONCE // math.prod(x.shape[1:]), 1)
+    lone = len(scale) == 1
+    step = rows if lone else -(-rows // block[0]) * block[0]
+    for start in range(0, len(x), step):
+        part = x[start : start + step]
+        cells = scale if lone else scale[start // block[0] : (start + step) // block[0]]
+        own = (len(part), *block[1:]) if lone else block
+        made[start : start + step] = quantize(part, cells, own, fmt)
+    return made
 
 
 def dequantize(q: np.ndarray, scale: np.ndarray, block: Shape) -> np.ndarray:

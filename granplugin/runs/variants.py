@@ -22,6 +22,7 @@ from granplugin.graph.edit.own_operators import own_operators
 from granplugin.graph.edit.precision import convert, too_large
 from granplugin.graph.edit.qdq import insert
 from granplugin.graph.files import load_float, save
+from granplugin.graph.mapped import let_go
 from granplugin.graph.methods import How
 from granplugin.graph.read.agreement import agreement
 from granplugin.graph.read.verify import read_back
@@ -315,6 +316,8 @@ def _range(
         return find_amax(row, statistics, weight)
     except UserError as err:
         raise type(err)(f"{row.where}: {err}") from err
+    finally:
+        let_go(weight)
 
 
 def site_samples(recipe: Recipe) -> int:

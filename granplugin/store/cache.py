@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from granplugin.errors import RunError
+from granplugin.store.companions import companions
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +36,14 @@ class Cache:
         path = self.path(f"{stage}-{key}{suffix}")
         if path.exists():
             log.debug("%s is reused: %s", stage, path.name)
+            self.used.update(companions(path))
             return path
         scratch = Path(tempfile.mkdtemp(dir=self.folder, prefix=".making-"))
         try:
             target = scratch / path.name
             make(target)
+            for other in companions(target):
+                os.replace(other, self.path(other.name))
             os.replace(target, path)
         except OSError as err:
             raise RunError(f"{path}: cannot be written: {err.strerror or err}") from err

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from granplugin.errors import LackError, RunError, Unhonoured, UserError
 from granplugin.machine import lacking
 from granplugin.store.cache import Cache
+from granplugin.store.companions import SUFFIX, companions, put_beside
 from granplugin.store.whole_file import write_whole
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class RunFolder:
         self.published: set[Path] = set()
 
     def publish(self, name: str, content: Path | str) -> Path:
-        """Put a result in place: a cached file (copied), or text."""
+        """Put a result in place: a cached file (copied, with what belongs to it), or text."""
         path = self.results / name
         scratch = path.with_name(f".{path.name}.new")
         try:
@@ -44,6 +45,7 @@ class RunFolder:
                 scratch.write_text(content, encoding="utf-8")
             else:
                 scratch.unlink(missing_ok=True)
+                self.published.update(put_beside(content, path))
                 shutil.copyfile(content, scratch)
             os.replace(scratch, path)
             self.published |= {path, path.parent}
@@ -79,6 +81,9 @@ class RunFolder:
         for path in (*self.cache.iterdir(), *self.results.glob("variants/*")):
             if path not in used:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        named = {each for file in self.results.glob("*.onnx") for each in companions(file)}
+        for path in set(self.results.glob(f"*{SUFFIX}")) - named:
+            path.unlink()
 
 
 _GATHERED, _DECIDED = ".publishing", ".published"

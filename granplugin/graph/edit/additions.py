@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
 
-from granplugin.graph.edit.nodes import add_constant, all_nodes, unique
+from granplugin.graph.edit.nodes import add_constant, add_made, all_nodes, unique
 
 
 class Additions:
@@ -45,6 +45,12 @@ class Additions:
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
         return add_constant(self.graph, unique(name, self.values), array)
+
+    def made(
+        self, name: str, shape: Sequence[int], dtype: np.dtype, make: Callable[[], np.ndarray]
+    ) -> ir.Value:
+        """A constant that is made whenever it is read (add_made)."""
+        return add_made(self.graph, unique(name, self.values), shape, dtype, make)
 
     def number(self, name: str, array: np.ndarray | float, like: ir.Value) -> ir.Value:
         """A constant to compute with `like`, and so of its type (float32 where it has none)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -82,6 +82,22 @@ def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     value = ir.Value(
         name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
     )
+    graph.register_initializer(value)
+    return value
+
+
+def add_made(
+    graph: ir.Graph,
+    name: str,
+    shape: Sequence[int],
+    dtype: np.dtype,
+    make: Callable[[], np.ndarray],
+) -> ir.Value:
+    """A new initializer that is made whenever it is read, and so takes no memory until it is
+    written."""
+    kind = ir.DataType.from_numpy(dtype)
+    tensor = ir.LazyTensor(lambda: ir.Tensor(make()), kind, ir.Shape(shape), name=name)
+    value = ir.Value(name=name, type=ir.TensorType(kind), shape=tensor.shape, const_value=tensor)
     graph.register_initializer(value)
     return value
 

@@ -36,13 +36,13 @@ _QDQ = ("QuantizeLinear", "DequantizeLinear")
 def too_large(path: Path, feeds: Mapping[str, np.ndarray]) -> list[str]:
     """The nodes of a float32 file that read or write, for these feeds, a magnitude beyond LARGEST
     and below INFINITE: computed in float16 they could overflow."""
-    model = onnx.load(path)
+    model, folder = onnx.load(path, load_external_data=False), path.parent
     constants = {tensor.name for tensor in model.graph.initializer}
     beyond = {
         tensor.name
         for tensor in model.graph.initializer
         if tensor.data_type == onnx.TensorProto.FLOAT
-        and _between(np.abs(onnx.numpy_helper.to_array(tensor))).any()
+        and _between(np.abs(_array(tensor, folder))).any()
     }
     floats = {
         value.name
@@ -66,13 +66,19 @@ def too_large(path: Path, feeds: Mapping[str, np.ndarray]) -> list[str]:
         ):  # fmt: skip
             model.graph.node.append(onnx.helper.make_node(op_type, inputs, [output], **more))
         model.graph.output.append(onnx.ValueInfoProto(name=largest))
-    found = reference.run(model, None, feeds)
+    found = reference.run(model, None, feeds, folder)
     beyond.update(n for n, value in zip(wanted, found, strict=True) if value > LARGEST)
     return [
         node.name
         for node in nodes
         if node.op_type not in _QDQ and beyond.intersection([*node.input, *node.output])
     ]
+
+
+def _array(tensor: onnx.TensorProto, folder: Path) -> np.ndarray:
+    held = onnx.TensorProto()
+    held.CopyFrom(tensor)  # what is read from outside would stay in it
+    return onnx.numpy_helper.to_array(held, str(folder))
 
 
 def _between(size: np.ndarray) -> np.ndarray:

@@ -25,9 +25,10 @@ from granplugin.graph.edit.nodes import (
     site_of,
 )
 from granplugin.graph.edit.pads import merge_pads
+from granplugin.graph.mapped import let_go
 from granplugin.graph.methods import How
 from granplugin.planning.rows import QuantizedRow, Row
-from granplugin.quant.formats import FORMATS, Format, quantize, scale_of
+from granplugin.quant.formats import FORMATS, Format, quantize_in_parts, scale_of
 from granplugin.quant.granularity import expand
 from granplugin.quant.site import Shape
 
@@ -172,8 +173,7 @@ class _Writer:
                 self._zero(fmt, scale.shape),
             ]
             if row.operand == "weight":
-                stored = quantize(weight_at(marker), cells, row.block, fmt)
-                y = self.additions.constant(f"{row.site}/{row.format}", stored)
+                y = self._stored(row, weight_at(marker), cells)
             else:
                 y = make("Reshape", [x, self._shape(row, flat)]) if flat else x
                 y = make("QuantizeLinear", [y, *constants], attributes)
@@ -185,6 +185,16 @@ class _Writer:
             self.done[y, key] = y  # quantizing again with the same scale changes nothing
         replace(marker.outputs[0], self.done[x, key])
         marker.graph.remove(marker, safe=True)
+
+    def _stored(self, row: QuantizedRow, weight: np.ndarray, cells: np.ndarray) -> ir.Value:
+        fmt = FORMATS[row.format]
+
+        def make() -> np.ndarray:
+            made = quantize_in_parts(weight, cells, row.block, fmt)
+            let_go(weight)
+            return made
+
+        return self.additions.made(f"{row.site}/{row.format}", weight.shape, fmt.dtype, make)
 
     def _shape(self, row: QuantizedRow, shape: Shape) -> ir.Value:
         return self.additions.constant(f"{row.site}/shape", np.array([-1, *shape], np.int64))

@@ -182,7 +182,7 @@ def _fetch(
     for name in computed:
         if name not in own:
             exposing.graph.output.append(onnx.ValueInfoProto(name=name))
-    results = reference.run(exposing, computed, feeds)
+    results = reference.run(exposing, computed, feeds, graph.path.parent)
     return known | dict(zip(computed, results, strict=True))
 
 

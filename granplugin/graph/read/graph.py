@@ -246,8 +246,13 @@ class ReadGraph:
 
     def array(self, name: str) -> np.ndarray:
         """What is stored under this name. Raises ModelError where it cannot be read."""
+        held = self.stored[name]
         try:
-            return np.asarray(numpy_helper.to_array(self.stored[name], str(self.path.parent)))
+            if held.data_location == TensorProto.EXTERNAL:
+                # onnx would keep what it reads in the model.
+                held = TensorProto()
+                held.CopyFrom(self.stored[name])
+            return np.asarray(numpy_helper.to_array(held, str(self.path.parent)))
         except Exception as err:  # other files too: of external data
             told = " ".join(str(err).split())[:200]
             raise ModelError(f"{self.path}: constant {name!r} cannot be read: {told}") from err

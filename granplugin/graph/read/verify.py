@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from granplugin.errors import Unhonoured
+from granplugin.graph.mapped import let_go
 from granplugin.graph.methods import How
 from granplugin.graph.read.file_graph import (
     FileGraph,
@@ -32,7 +33,7 @@ from granplugin.graph.read.verify_lowered import (
     unit,
 )
 from granplugin.planning.rows import QuantizedRow, Row
-from granplugin.quant.formats import FORMATS, quantize, scale_of
+from granplugin.quant.formats import FORMATS, quantize_in_parts, scale_of
 from granplugin.quant.granularity import PerTensor
 
 
@@ -172,7 +173,8 @@ def _compare(pair: Pair, row: QuantizedRow, cells: np.ndarray) -> None:
 
 def _compare_stored(pair: Pair, row: QuantizedRow, amax: np.ndarray, weight: np.ndarray) -> None:
     fmt = FORMATS[row.format]
-    expected = quantize(weight, scale_of(amax, fmt), row.block, fmt)
+    expected = quantize_in_parts(weight, scale_of(amax, fmt), row.block, fmt)
+    let_go(weight)
     stored = pair.stored
     if stored is None:
         raise not_quantized(row)

@@ -1,0 +1,90 @@
+"""Models beyond protobuf's 2 GB: their weights lie beside the file, wherever it goes. Here the limit
+is lowered, so that a small network goes that way."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from conftest import run_main
+
+from granplugin.graph import files
+from granplugin.graph.read.graph import read
+from granplugin.store.cache import Cache
+from granplugin.store.companions import companions
+
+
+@pytest.fixture
+def small_limit(monkeypatch):
+    monkeypatch.setattr(files, "EMBEDDED", 0)
+    monkeypatch.setattr(files, "_OUTSIDE", 32)
+
+
+def constants(path):
+    graph = read(path)
+    return {name: graph.array(name) for name in graph.stored}
+
+
+def test_the_same_network_is_written_with_its_weights_outside(
+    applied, project, small_limit, tmp_path
+):
+    project.recipe(variants={"half": {"set": {"precision": "fp16"}}})
+    project.exported, project.out = None, tmp_path / "outside"
+    done = project.apply()
+    assert done.code == 0, done.stderr
+    for name in ("fp32", "recipe"):
+        path = project.out / "variants" / name / "model.onnx"
+        assert len(companions(path)) == 1
+        found, held = constants(path), constants(applied.out / "variants" / name / "model.onnx")
+        assert found.keys() == held.keys()
+        assert all(np.array_equal(found[each], held[each]) for each in held)
+    report = json.loads((project.out / "report.json").read_text())
+    assert report["variants"][-1]["engines"][0]["metrics"]["sqnr_db"]["value"] > 20
+    again = project.apply()  # everything is taken from the cache, and put in place once more
+    assert again.code == 0, again.stderr
+    assert {p.name for p in project.out.rglob("*.weights")} >= {
+        each.name for path in project.out.glob("variants/*/model.onnx") for each in companions(path)
+    }
+    exported = run_main(
+        "export", project.folder / "recipe.yaml", "--engine", "tensorrt", "--run", project.out,
+        "--out", tmp_path / "export",
+    )  # fmt: skip
+    assert exported.code == 0, exported.stderr
+    onnx.checker.check_model(str(tmp_path / "export/variants/recipe/model.onnx"), full_check=True)
+    assert len(companions(tmp_path / "export/variants/recipe/model.onnx")) == 1
+
+
+def test_what_is_outside_is_named_by_its_content_and_goes_where_the_file_goes(
+    small_limit, tmp_path
+):
+    def model(fill):
+        weight = ir.Tensor(np.full((9, 7), fill, np.float32), name="w")
+        value = ir.Value(
+            name="w", const_value=weight, type=ir.TensorType(weight.dtype), shape=weight.shape
+        )
+        node = ir.node("Identity", [value], name="copy")
+        node.outputs[0].name = "y"
+        graph = ir.Graph(
+            [], node.outputs, nodes=[node], initializers=[value], opset_imports={"": 21}, name="g"
+        )
+        return ir.Model(graph, ir_version=10)
+
+    cache = Cache(tmp_path / "cache")
+    cache.folder.mkdir()
+    one, same, other = (
+        cache.made("net", key, ".onnx", lambda path, fill=fill: files.save(model(fill), path))
+        for key, fill in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert companions(one) == companions(same) != companions(other)
+    assert one.read_bytes() == same.read_bytes() != other.read_bytes()
+    assert cache.used >= {*companions(one), *companions(other)}
+    (kept,) = companions(one)
+    assert kept.stat().st_nlink == 1 and os.listdir(cache.folder).count(kept.name) == 1
+    loaded = files.load_float(one)
+    assert (loaded.graph.initializers["w"].const_value.numpy() == 1).all()
+    files.save(loaded, tmp_path / "copy.onnx")
+    assert companions(tmp_path / "copy.onnx")[0].read_bytes() == kept.read_bytes()
