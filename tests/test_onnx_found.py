@@ -214,3 +214,22 @@ def test_products_in_bodies_are_listed_with_the_reason_and_shapes_choose_branche
     assert [(each.products, each.places) for each in found.floats] == [
         (1, ("chosen/then_branch/inner",))
     ]
+
+
+ADDED = """
+<ir_version: 8, opset_import: ["" : 13]>
+g (float[N, 2, 4, 4] x) => (float[N, 2, 4, 4] z)
+<float[1, 2, 1, 1] b = {1, 2}, float[2] one = {1, 1}, float[2] nought = {0, 0}> {
+    w = Constant <value = float[2, 2, 1, 1] {1, 2, 3, 4}> ()
+    [conv] c = Conv (x, w, one)
+    y = Add (b, c)
+    z = BatchNormalization (y, one, nought, nought, one)
+}"""
+
+
+def test_a_batch_norm_folds_behind_a_constant_that_is_added_to_a_convolution(folder, loaded):
+    onnx.save(parser.parse_model(ADDED), folder / "added.onnx")
+    graph = read_float(folder / "added.onnx")
+    conv, norm = place_layers(graph)
+    assert conv.layer.bn == norm.layer.name and conv.output == "y"
+    assert graph.array(conv.node.input[2]).tolist() == [2, 3]

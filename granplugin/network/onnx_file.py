@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from granplugin.errors import ModelError
 from granplugin.graph.read.graph import ReadGraph, dequantizes, quantizes, read_graph
@@ -66,6 +67,7 @@ def float_model(path: Path, strip: bool = False) -> FloatModel:
         if _is_quantized(model, path, strip):
             model, stripped = remove(read_graph(model, path))
         _say_types(model, path)
+        _take_biases(model, path)
     return FloatModel(model, stripped)
 
 
@@ -132,3 +134,57 @@ def _say_types(model: onnx.ModelProto, path: Path) -> None:
                 node.op_type = "Cast"
                 del node.input[1:]
                 node.attribute.append(onnx.helper.make_attribute("to", kind))
+
+
+def _take_biases(model: onnx.ModelProto, path: Path) -> None:
+    """A constant that is added to a convolution, one number for each channel, becomes its bias: what
+    is behind the Add is then behind the convolution, such as a batch norm that can be folded."""
+    if not any(node.op_type.startswith("Conv") for node in model.graph.node):
+        return
+    graph = read_graph(model, path)
+    taken = {*graph.stored, *graph.producer, *(value.name for value in model.graph.input)}
+    gone: set[str] = set()
+    for node in graph.nodes:
+        if node.op_type in ("Conv", "ConvTranspose") and node.domain in ("", "ai.onnx"):
+            add = _added(graph, node)
+            bias = None if add is None else _bias(graph, node, add)
+            if add is not None and bias is not None:
+                name = f"{node.name}/bias"
+                while name in taken:
+                    name += "_"
+                taken.add(name)
+                model.graph.initializer.append(numpy_helper.from_array(bias, name))
+                node.input[:] = [*node.input[:2], name]
+                node.output[0] = add.output[0]
+                gone.add(add.name)
+    if gone:
+        kept = [node for node in model.graph.node if node.name not in gone]
+        del model.graph.node[:]
+        model.graph.node.extend(kept)
+
+
+def _added(graph: ReadGraph, node: onnx.NodeProto) -> onnx.NodeProto | None:
+    """The Add of a constant that is all that reads a node's output."""
+    made = node.output[0]
+    readers = graph.readers(made)
+    if len(readers) != 1 or made in graph.outputs or readers[0].op_type != "Add":
+        return None
+    return readers[0] if graph.constant.intersection(readers[0].input) else None
+
+
+def _bias(graph: ReadGraph, node: onnx.NodeProto, add: onnx.NodeProto) -> np.ndarray | None:
+    """The convolution's bias with what is added, which is None where that is no bias."""
+    weight = graph.shape(node.input[1])
+    held = graph.value(next(name for name in add.input if name in graph.constant))
+    own = graph.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    if weight is None or held is None or (own is None and len(node.input) > 2 and node.input[2]):
+        return None
+    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    channels = weight[0] if node.op_type == "Conv" else (weight[1] or 0) * groups
+    shape = (1,) * (len(weight) - held.ndim) + held.shape
+    if channels is None or len(shape) != len(weight) or shape[1] not in (1, channels):
+        return None
+    if any(length != 1 for axis, length in enumerate(shape) if axis != 1):
+        return None
+    added = np.broadcast_to(held.reshape(-1), (channels,)).copy()
+    return added if own is None else added + own
