@@ -2,7 +2,7 @@
 
 The commands as functions, with results that print as theirs and as tables in a notebook:
 load, plan, inspect, apply, analyze, audit. For scripts that call modelopt themselves:
-calibration_batches, prepare, modelopt_config, export_onnx. And every error they raise. Nothing
+calibration_batches, prepare, modelopt_config, export_onnx; to fine-tune: quantize. And every error they raise. Nothing
 heavy is imported until a function is used.
 """
 
@@ -22,7 +22,13 @@ from granplugin.errors import (
 )
 
 if TYPE_CHECKING:
-    from granplugin.api.scripts import calibration_batches, export_onnx, modelopt_config, prepare
+    from granplugin.api.scripts import (
+        calibration_batches,
+        export_onnx,
+        modelopt_config,
+        prepare,
+        quantize,
+    )
     from granplugin.api.verbs import analyze, apply, audit, inspect, load, plan
 
 try:
@@ -50,9 +56,10 @@ __all__ = [
     "modelopt_config",
     "plan",
     "prepare",
+    "quantize",
 ]
 
-_SCRIPTS = ("calibration_batches", "export_onnx", "modelopt_config", "prepare")
+_SCRIPTS = ("calibration_batches", "export_onnx", "modelopt_config", "prepare", "quantize")
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ import granplugin
 from granplugin import errors
 
 VERBS = ("analyze", "apply", "audit", "inspect", "load", "plan")
-SCRIPTS = ("calibration_batches", "export_onnx", "modelopt_config", "prepare")
+SCRIPTS = ("calibration_batches", "export_onnx", "modelopt_config", "prepare", "quantize")
 ERRORS = {
     name for name, found in vars(errors).items()
     if isinstance(found, type) and issubclass(found, Exception)
@@ -50,6 +50,7 @@ assert_type(granplugin.apply(recipe, "other.yaml", {"version": 1}), Applied)
 assert_type(granplugin.analyze("recipe.yaml", costs=False), Analyzed)
 assert_type(granplugin.audit("model.onnx", batch=2), FileAudit)
 assert_type(granplugin.prepare(Net(), {"version": 1}, {}), Net)
+assert_type(granplugin.quantize(Net(), {"version": 1}, []), Net)
 assert_type(granplugin.modelopt_config("{version: 1}", Net()), dict[str, Any])
 assert_type(granplugin.calibration_batches(recipe), Iterator[dict[str, np.ndarray]])
 assert_type(granplugin.export_onnx(Net(), {}, "model.onnx", precision="fp16"), Path)

@@ -9,7 +9,7 @@ granplugin.export_onnx(model, example, "model.onnx")
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,10 +18,10 @@ from torch import nn
 
 from granplugin.data.batches import SAME_BITS, Batch
 from granplugin.engines import PRECISIONS
-from granplugin.errors import ModelError
+from granplugin.errors import DataError, ModelError
 from granplugin.network.batch_norms import check_folding
-from granplugin.network.forward import Example, named_inputs
-from granplugin.network.suitable import is_quantizer
+from granplugin.network.forward import Example, call, inputs_of, named_inputs
+from granplugin.network.suitable import is_quantizer, wrapped
 from granplugin.network.trace import trace
 from granplugin.planning.plan import make_plan
 from granplugin.planning.row_json import row_from_json
@@ -108,6 +108,43 @@ def modelopt_config(recipe: RecipeForm | LoadedPart, model: nn.Module) -> dict[s
         )
     modelopt_bridge.want_quantizers(model, prepared.layers)
     return modelopt_bridge.config(plan.quantized, plan.folds(prepared.layers))
+
+
+def quantize(
+    model: Model,
+    recipe: RecipeForm | LoadedPart,
+    loader: Iterable[Any],
+    *,
+    example: Example | None = None,
+) -> Model:
+    """A model to fine-tune in a loop of one's own: modelopt's, quantized as the recipe says, ranges
+    calibrated on all batches of `loader`, in place.
+
+    Rounding is straight-through. Ranges stay as calibrated or are learned, batch norms that are kept
+    are updated or frozen: the recipe's section `qat`. The optimizer is made of its parameters
+    afterwards. A batch is a tensor, a tuple or list (its first tensors are forward's arguments, what
+    follows, such as labels, is left out) or a dict with these; `example`, one small batch, is by
+    default the first of them. Processes of torch.distributed calibrate on all their batches
+    together. Raises RecipeError, ModelError and DataError, as `prepare` and mtq.quantize do.
+    """
+    from granplugin import modelopt_bridge
+
+    if said := wrapped(model):
+        raise ModelError(said)
+    batches = [inputs_of(model, batch) for batch in loader]
+    if not batches:
+        raise DataError("the loader has no batch to calibrate on; is it an iterator, used up?")
+    loaded, training = _loaded(recipe), model.training
+    model = prepare(model.eval(), loaded, example if example is not None else batches[0])
+    config = modelopt_config(loaded, model)
+    config["algorithm"]["training"] = loaded.recipe.qat.model_dump()
+
+    def run(model: nn.Module) -> None:
+        for batch in batches:
+            call(model, batch)
+
+    modelopt_bridge.quantize(model, config, run)
+    return model.train(training)
 
 
 def export_onnx(

@@ -7,7 +7,7 @@ The only package that imports modelopt. Importing it registers the calibration m
 from granplugin.modelopt_bridge.apart import take_apart
 from granplugin.modelopt_bridge.chatter import quiet
 from granplugin.modelopt_bridge.marker import marked
-from granplugin.modelopt_bridge.mode import convert
+from granplugin.modelopt_bridge.mode import convert, quantize
 from granplugin.modelopt_bridge.observe import batches
 from granplugin.modelopt_bridge.places import want_quantizers
 from granplugin.modelopt_bridge.quantizers import fake_quantize, load_amax, sites_of
@@ -20,6 +20,7 @@ __all__ = [
     "fake_quantize",
     "load_amax",
     "marked",
+    "quantize",
     "quiet",
     "site_entry",
     "sites_of",

@@ -8,6 +8,7 @@ from torch import nn
 
 from granplugin.errors import ModelError
 from granplugin.modelopt_bridge.library import ModeloptStateManager, QuantModule, TensorQuantizer
+from granplugin.network import batch_norms
 from granplugin.network.call_quantizers import CallQuantizers
 from granplugin.network.copying import copy_of
 from granplugin.network.frames import Call
@@ -63,4 +64,5 @@ def _without(model: nn.Module) -> nn.Module:
 
 
 def _is_ours(hook: object) -> bool:
-    return isinstance(getattr(hook, "__self__", None), _OURS)
+    ours = getattr(hook, "__module__", "") == batch_norms.__name__
+    return ours or isinstance(getattr(hook, "__self__", None), _OURS)

@@ -17,10 +17,12 @@ with quiet():
         CalibrateModeRegistry,
     )
     from modelopt.torch.quantization.nn import QuantModule, QuantModuleRegistry, TensorQuantizer
+    from modelopt.torch.quantization.nn.modules.tensor_quantizer import register_quant_backend
     from modelopt.torch.quantization.plugins.custom import (
         CUSTOM_MODEL_PLUGINS,
         CUSTOM_POST_CONVERSION_PLUGINS,
     )
+    from modelopt.torch.quantization.tensor_quant import fake_tensor_quant, scaled_e4m3
 
 __all__ = [
     "CUSTOM_MODEL_PLUGINS",
@@ -34,7 +36,10 @@ __all__ = [
     "QuantizeAlgorithmConfig",
     "QuantizerAttributeConfig",
     "TensorQuantizer",
+    "fake_tensor_quant",
     "mto",
     "mtq",
+    "register_quant_backend",
     "restore_quantizer_state",
+    "scaled_e4m3",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from granplugin.calibration.statistics import Need, Statistics, find_amax, needs_of, share_amax
 from granplugin.errors import DataError
 from granplugin.modelopt_bridge.chatter import quiet
+from granplugin.modelopt_bridge.learned import learn
 from granplugin.modelopt_bridge.library import (
     BaseCalibrateModeDescriptor,
     CalibrateModeRegistry,
@@ -25,10 +26,15 @@ from granplugin.modelopt_bridge.library import (
     mtq,
     restore_quantizer_state,
 )
-from granplugin.modelopt_bridge.observe import ForwardLoop, observe, weights_seen
+from granplugin.modelopt_bridge.observe import (
+    ForwardLoop,
+    observe,
+    of_all_processes,
+    weights_seen,
+)
 from granplugin.modelopt_bridge.places import want_quantizers
 from granplugin.modelopt_bridge.quantizers import refuse_unfolded, set_quantizers
-from granplugin.network.batch_norms import fold_behind, is_folded, norm_of
+from granplugin.network.batch_norms import fold_behind, freeze_batch_norms, is_folded, norm_of
 from granplugin.network.modules import stored
 from granplugin.planning.quantize_config import METHOD, config
 from granplugin.planning.row_json import row_from_json
@@ -46,6 +52,9 @@ class CalibrationConfig(QuantizeAlgorithmConfig):
     folded: list[dict[str, Any]] = ModeloptField(
         default=[], title="The layers whose batch norms are folded.", validate_default=True
     )
+    training: dict[str, Any] = ModeloptField(
+        default={}, title="A recipe's section qat.", validate_default=True
+    )
 
 
 def calibrate(
@@ -54,10 +63,12 @@ def calibrate(
     *,
     sites: list[dict[str, Any]],
     folded: list[dict[str, Any]],
+    training: dict[str, Any],
 ) -> None:
     """Find the amax of each site, from its weight or from one run of `forward_loop(model)`, and
     set its quantizer; every other quantizer is off afterwards. Then fold the batch norms that are
-    to be: the network is calibrated as it is, as `apply` does. Raises DataError, ModelError.
+    to be: the network is calibrated as it is, as `apply` does. Processes of torch.distributed
+    calibrate on the data of all of them. Raises DataError, ModelError.
     """
     folding = {
         layer.name: (layer, norm)
@@ -76,7 +87,7 @@ def calibrate(
     statistics = Statistics({}, {}, 0)
     with weights_seen(model, [row.layer for row in rows if row.operand == "weight"]) as weights:
         if forward_loop is not None:
-            statistics = observe(model, needs, forward_loop)
+            statistics = of_all_processes(observe(model, needs, forward_loop))
     amax = {
         row.site: find_amax(row, statistics, _weight_of(model, row, weights, folding))
         for row in rows
@@ -84,12 +95,21 @@ def calibrate(
     }
     set_quantizers(model, rows, share_amax(rows, amax))
     fold_behind(model, [layer for layer, _ in folding.values()])
+    if training.get("learn_ranges"):
+        learn(model, [row for row in rows if row.share is None])
+    _freeze(model, training)
 
 
 def _restore(model: nn.Module, config: CalibrationConfig, metadata: dict[str, Any]) -> nn.Module:
     """A fresh model made what calibration made of the one that was saved, but for the tensors."""
     fold_behind(model, map(layer_from_json, config.folded))
+    _freeze(model, config.training)
     return restore_quantizer_state(model, config, metadata)
+
+
+def _freeze(model: nn.Module, training: Mapping[str, Any]) -> None:
+    if training.get("batch_norms") == "frozen":
+        freeze_batch_norms(model)
 
 
 @CalibrateModeRegistry.register_mode
@@ -128,6 +148,14 @@ def convert(
             model, config([]), lambda model: seen.append(observe(model, needs, forward_loop))
         )
     return model, seen[0]
+
+
+def quantize(
+    model: nn.Module, config: dict[str, Any], forward_loop: Callable[[nn.Module], object]
+) -> None:
+    """mtq.quantize, in place. Raises DataError, ModelError."""
+    with quiet():
+        mtq.quantize(model, config, forward_loop)
 
 
 def _weight_of(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import reduce
 
 import torch
 from torch import nn
@@ -84,6 +85,16 @@ def observe(model: nn.Module, needs: Iterable[Need], forward_loop: ForwardLoop) 
         {seen.need: seen.counts_grid() for seen in found if seen.need.histogram},
         samples,
     )
+
+
+def of_all_processes(own: Statistics) -> Statistics:
+    """The statistics of all processes of torch.distributed together, the same in each of them;
+    one's own where there is no other."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return own
+    every: list[Statistics] = [own] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(every, own)
+    return reduce(Statistics.merge, every)
 
 
 @contextmanager

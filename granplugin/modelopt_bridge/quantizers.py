@@ -17,6 +17,7 @@ from granplugin.modelopt_bridge.library import (
     QuantizerAttributeConfig,
     TensorQuantizer,
 )
+from granplugin.network.taken import LEARNED, cells_of, trained_amax
 from granplugin.planning.quantize_config import (
     METHOD,
     attributes,
@@ -142,10 +143,10 @@ def _part(row: QuantizedRow) -> Shape:
 
 
 def _grid(quantizer: TensorQuantizer, row: QuantizedRow) -> np.ndarray:
-    amax = quantizer.amax.detach().cpu().numpy()
-    if row.scales == 1:
-        return amax.reshape(row.grid)
-    return amax[tuple(slice(None, None, part) for part in _part(row))]
+    amax = quantizer.amax.detach().float().cpu().numpy()
+    if quantizer.backend == LEARNED:
+        amax = trained_amax(amax)
+    return cells_of(quantizer_name(row), row.shape, row.block, amax)
 
 
 def _forget(quantizer: TensorQuantizer) -> None:

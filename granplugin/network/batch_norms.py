@@ -57,6 +57,18 @@ def fold_behind(model: nn.Module, layers: Iterable[Layer]) -> None:
             _fold(model, layer, str(layer.bn))
 
 
+def freeze_batch_norms(model: nn.Module) -> None:
+    """Let every batch norm that is left normalize by the statistics it has, also in training; its
+    weight and bias are trained all the same."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and _frozen not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_frozen)
+
+
+def _frozen(norm: nn.Module, args: Any) -> None:
+    norm.training = False
+
+
 def norm_of(model: nn.Module, layer: Layer) -> nn.Module:
     """The batch norm behind the layer, or what folding put in its place. Raises ModelError where
     the model has none."""

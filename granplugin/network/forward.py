@@ -130,6 +130,28 @@ def named_inputs(model: nn.Module, example: Example) -> dict[str, Tensor]:
     return flatten(dict(bound.arguments), "input", ".")
 
 
+def inputs_of(model: nn.Module, batch: Any) -> Example:
+    """What of a loader's batch goes into the model: of a tuple or list the first tensors, as many
+    as forward has arguments without a default, of a dict what forward takes. Raises ModelError."""
+    if isinstance(batch, Tensor):
+        return batch
+    parameters = inspect.signature(model.forward).parameters.values()
+    if isinstance(batch, Mapping):
+        names = {p.name for p in parameters}
+        if any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return dict(batch)
+        return {name: value for name, value in batch.items() if name in names}
+    if isinstance(batch, (tuple, list)):
+        needed = sum(
+            p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.KEYWORD_ONLY)
+            for p in parameters
+        )
+        return tuple(batch[: max(needed, 1)])
+    raise ModelError(
+        f"a batch is a tensor, a tuple, a list or a dict, not of type {type(batch).__name__}"
+    )
+
+
 def batched_shape(tensor: Tensor) -> Shape:
     """The shape with 1 on axis 0, the batch."""
     return (1, *tensor.shape[1:]) if tensor.ndim else ()

@@ -82,6 +82,18 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def wrapped(model: nn.Module) -> str | None:
+    """Why a model that only wraps another is not quantized in place; None where it wraps none."""
+    if _inner(model) is None:
+        return None
+    if type(model).__name__ == "OptimizedModule":
+        return (
+            "the model is compiled (torch.compile), which fuses what quantizers round and does not "
+            "run their hooks: give what it was made of, and train that as it is"
+        )
+    return f"the model is wrapped in {type(model).__name__}: quantize its module, and wrap that"
+
+
 def _inner(module: nn.Module) -> nn.Module | None:
     for cls in type(module).__mro__:
         if cls.__module__.startswith("torch.") and cls.__name__ in _WRAPPED:

@@ -31,13 +31,17 @@ log = logging.getLogger(__name__)
 
 QUANTIZER = "_quantizer"
 MODE = f"{METHOD}_calibrate"
+LEARNED = "granplugin_learned"
+"""The backend of quantizers whose amax was trained: it computes what modelopt's own does."""
+LEAST = 2 * NO_RANGE
+"""The least amax that is learned."""
 _BITS = {fmt.num_bits: name for name, fmt in FORMATS.items() if fmt.block is None}
 _UNSAYABLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "_unsigned": ((False, None), "it is unsigned; set unsigned: False"),
     "_narrow_range": ((False, None), "its range is narrow (-127 to 127); set narrow_range: False"),
     "_bias": ((None, {}), "it has a bias, and zero points are 0 here; set bias: None"),
     "_rotate": ((False, None, {}), "it rotates its tensor first; set rotate: False"),
-    "backend": ((None, ""), "a backend of its own computes it; set backend: None"),
+    "backend": ((None, "", LEARNED), "a backend of its own computes it; set backend: None"),
     "_fake_quant": ((True, None), "its weight is compressed; save the model before mtq.compress"),
     "_use_constant_amax": ((False, None), "its amax is a constant; set use_constant_amax: False"),
 }
@@ -162,6 +166,8 @@ def _of_site(quantizers: Quantizers, name: str, site: Site) -> tuple[Given, np.n
             "mtq.calibrate(model, forward_loop=...), or mtq.disable_quantizer"
         )
     amax = np.asarray(amax, np.float32)
+    if state.get("backend") == LEARNED:
+        amax = trained_amax(amax)
     if not np.isfinite(amax).all() or (amax < 0).any():
         raise ModelError(
             f"{name}: its amax holds NaN, Inf or a negative number; calibrate it again"
@@ -170,9 +176,14 @@ def _of_site(quantizers: Quantizers, name: str, site: Site) -> tuple[Given, np.n
         block = recorded.granularity.block(site)
     else:
         block = _block(name, state, site)
-    cells = _cells(name, site, block, amax)
+    cells = cells_of(name, site.shape, block, amax)
     found = recorded or Given(fmt, named(site, block))
     return replace(found, ranges=content_key(cells.tobytes().hex(), list(cells.shape))), cells
+
+
+def trained_amax(amax: np.ndarray) -> np.ndarray:
+    """The range that a quantizer has whose amax was learned: an optimizer may step below zero."""
+    return np.maximum(np.abs(amax), np.float32(LEAST))
 
 
 def _recorded(quantizers: Quantizers, name: str, site: Site) -> Given | None:
@@ -251,9 +262,10 @@ def _block(name: str, state: Mapping[str, Any], site: Site) -> Shape:
     return block
 
 
-def _cells(name: str, site: Site, block: Shape, amax: np.ndarray) -> np.ndarray:
-    """The amax on the grid of these blocks: modelopt has it so, flat, or repeated over the block."""
-    cells = grid(site.shape, block)
+def cells_of(name: str, shape: Shape, block: Shape, amax: np.ndarray) -> np.ndarray:
+    """The amax on the grid of these blocks: modelopt has it so, flat, or repeated over the block.
+    Raises ModelError where it is none of these."""
+    cells = grid(shape, block)
     parts = tuple(part if n > 1 else 1 for part, n in zip(block, cells, strict=True))
     repeated = tuple(n * part for n, part in zip(cells, parts, strict=True))
     if amax.shape == repeated and repeated != cells:
@@ -264,7 +276,7 @@ def _cells(name: str, site: Site, block: Shape, amax: np.ndarray) -> np.ndarray:
         return amax.reshape(cells)
     raise ModelError(
         f"{name}: its amax of shape {list(amax.shape)} fits no granularity of a tensor "
-        f"{list(site.shape)}; is this the checkpoint of another model?"
+        f"{list(shape)}; is this the checkpoint of another model?"
     )
 
 

@@ -9,8 +9,9 @@ cut convolutions along the kernel's width, and its `axis` over all dims is silen
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from granplugin.planning.row_json import row_to_json
@@ -24,10 +25,14 @@ _MOST_ENTRIES = 500
 calibration mode alone sets the quantizers, from the same sites."""
 
 
-def config(rows: Iterable[Row], folded: Iterable[Layer] = ()) -> dict[str, Any]:
+def config(
+    rows: Iterable[Row],
+    folded: Iterable[Layer] = (),
+    training: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
     """The config for `mtq.quantize`: everything off, then the quantized rows; plain JSON values
     but for the tuples in `num_bits` and `axis`. The batch norms behind the layers `folded` are
-    folded when the ranges have been found."""
+    folded when the ranges have been found; `training` has the keys of a recipe's section `qat`."""
     quantized = [row for row in rows if row.quantized]
     entries = [
         {"quantizer_name": glob.escape(quantizer_name(row)), "cfg": attributes(row)}
@@ -41,7 +46,8 @@ def config(rows: Iterable[Row], folded: Iterable[Layer] = ()) -> dict[str, Any]:
         "algorithm": {
             "method": METHOD,
             "sites": [site_entry(row) for row in quantized],
-            "folded": [layer_to_json(replace(layer, sites=())) for layer in folded],
+            "folded": [layer_to_json(replace(layer, sites=(), given=None)) for layer in folded],
+            "training": dict(training),
         },
     }
 

@@ -67,6 +67,23 @@ class LatencySpec(Strict):
     )
 
 
+class QatSpec(Strict):
+    """What `granplugin.quantize` makes of a model for fine-tuning."""
+
+    learn_ranges: bool = Field(
+        default=False,
+        description="Ranges (amax) are parameters, trained with the weights; else they stay as "
+        "calibrated. Those that rules share stay too.",
+        examples=[True],
+    )
+    batch_norms: Annotated[str, OneOf("choice", ("updated", "frozen"))] = Field(
+        default="updated",
+        description="Of those that are not folded, while training: updated with each batch, or "
+        "frozen as they are.",
+        examples=["frozen"],
+    )
+
+
 class StatisticsSpec(Strict):
     """Ranges from and to a file."""
 
@@ -175,6 +192,11 @@ class RecipePart(Strict):
         default=StatisticsSpec(),
         description="Ranges (amax) from and to a JSON file.",
         examples=[{"export": "amax.json"}],
+    )
+    qat: QatSpec = Field(
+        default=QatSpec(),
+        description="Fine-tuning with granplugin.quantize.",
+        examples=[{"learn_ranges": True}],
     )
     optional_engines: list[Annotated[str, OneOf("engine", tuple(ENGINES))]] = Field(
         default=[],
