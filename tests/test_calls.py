@@ -235,3 +235,19 @@ def test_what_dispatch_counts_is_found(make):
         call(make(), torch.randn(2, 1, 8, 8), counted)
     flops = counted.get_total_flops() // 2  # of two samples, two a multiply-accumulate
     assert sum(product.macs for product in products) == flops // 2
+
+
+def test_the_shares_of_an_attention_may_be_its_second_factor():
+    class Net(nn.Module):
+        """As in YOLO11: values by shares, transposed."""
+
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v = (nn.Linear(4, 4) for _ in "qkv")
+
+        def forward(self, x):
+            shares = (self.q(x) @ self.k(x).mT).softmax(-1)
+            return self.v(x).mT @ shares.mT
+
+    layers = {layer.name: layer.traits for layer in trace(Net().eval(), torch.ones(2, 3, 4)).layers}
+    assert "attention_scores" in layers["matmul"] and "attention_values" in layers["matmul_1"]

@@ -286,7 +286,7 @@ def test_a_layer_has_its_shapes_with_one_for_the_batch_and_its_traits():
     assert layers["0"].traits == {"pointwise", "first"}
     assert layers["2"].traits == {"depthwise"}
     assert layers["3"].traits == {"grouped"}
-    assert layers["6"].traits == {"last"}
+    assert layers["6"].traits == {"head", "last"}
     assert traced.inputs == {"input": (1, 4, 6, 6)} and traced.outputs == {"output": (1, 3)}
 
 

@@ -12,11 +12,11 @@ from granplugin.network.flow import Flow
 from granplugin.quant.layers import SCORES, VALUES
 
 
-def find_attention(flow: Flow, products: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+def find_attention(flow: Flow, products: Mapping[str, tuple[int, int, int]]) -> dict[str, str]:
     """Layer -> its trait, of those that are part of an attention; `products` has the values of each
-    one's first factor and of its result."""
-    made = {result: name for name, (_, result) in products.items()}
-    takes = {first: name for name, (first, _) in products.items()}
+    one's two factors and of its result. The shares may be either factor."""
+    made = {result: name for name, (_, _, result) in products.items()}
+    takes = {factor: name for name, factors in products.items() for factor in factors[:2]}
     found: dict[str, str] = {}
     for op in flow.ops if products else ():
         if op.kind == "softmax":

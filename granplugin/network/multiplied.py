@@ -38,6 +38,11 @@ def _recurrence(args: tuple, result: Any) -> int:
     return int(math.prod(args[0].shape[:-1]) * weights)
 
 
+def _conv_tbc(args: tuple, result: Tensor) -> int:
+    """input [time, batch, in], weight [kernel, in, out]."""
+    return int(math.prod(result.shape[:2]) * args[1].numel())
+
+
 _aten = torch.ops.aten
 _MACS: dict[Any, Callable[[tuple, Any], int]] = {
     _aten.mm: lambda args, result: args[0].numel() * args[1].shape[-1],
@@ -46,6 +51,10 @@ _MACS: dict[Any, Callable[[tuple, Any], int]] = {
     _aten.baddbmm: lambda args, result: args[1].numel() * args[2].shape[-1],
     _aten.mv: lambda args, result: args[0].numel(),
     _aten.addmv: lambda args, result: args[1].numel(),
+    _aten.addbmm: lambda args, result: args[1].numel() * args[2].shape[-1],
+    _aten.dot: lambda args, result: args[0].numel(),
+    _aten._euclidean_dist: lambda args, result: args[0].numel() * args[1].shape[-2],
+    _aten.conv_tbc: _conv_tbc,
     _aten._trilinear: lambda args, result: args[0].numel() // args[1].shape[1] * args[1].numel(),
     _aten.convolution: _convolution,
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention,

@@ -280,7 +280,11 @@ def _joined(graph: ReadGraph, flow: GraphFlow, placed: list[Placed]) -> tuple[Pl
     attention = find_attention(
         values,
         {
-            each.layer.name: (number[each.node.input[0]], number[each.output])
+            each.layer.name: (
+                number[each.node.input[0]],
+                number[each.node.input[1]],
+                number[each.output],
+            )
             for each in placed
             if each.layer.shape("other")
         },

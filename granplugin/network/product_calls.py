@@ -58,10 +58,16 @@ _FORMS: dict[str, _Form] = {
     "matmul": _Form("Linear", _INPUT, _Argument(1, "other"), True),
     "mm": _Form("Linear", _INPUT, _MATRIX, True),
     "bmm": _Form("Linear", _INPUT, _MATRIX, True),
+    "mv": _Form("Linear", _INPUT, _Argument(1, "vec"), True),
+    "addmv": _Form("Linear", _Argument(1, "mat"), _Argument(2, "vec"), True),
     "addmm": _Form("Linear", _Argument(1, "mat1"), _Argument(2, "mat2"), True),
     "baddbmm": _Form("Linear", _Argument(1, "batch1"), _Argument(2, "batch2"), True),
 }
-_ALSO = {"__matmul__": "matmul"}
+_FORMS["linalg_matmul"] = _FORMS["matmul"]
+# It is called on the second factor.
+_FORMS["rmatmul"] = _Form("Linear", _Argument(1, "other"), _INPUT, True)
+_CALLED = {"linalg_matmul": "matmul", "rmatmul": "matmul"}
+"""Function -> what it is called in a layer's name."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,12 +141,11 @@ def _unusable_lookup(product: Product, weighted: bool) -> str | None:
 
 def product_of(function: Any, args: tuple, kwargs: Mapping[str, Any]) -> Product | None:
     """What a call multiplies, or None where it is no product of two tensors."""
-    name = name_of(function)
-    name = _ALSO.get(name, name)
+    name = name_of(function).strip("_")
     form = _FORMS.get(name)
     if form is None:
         return None
     factors = (form.first.of(args, kwargs), form.second.of(args, kwargs))
     if not all(isinstance(factor, Tensor) for factor in factors):
         return None
-    return Product(name, form, function, args, dict(kwargs))
+    return Product(_CALLED.get(name, name), form, function, args, dict(kwargs))

@@ -211,7 +211,7 @@ def _describe_calls(
     attention = find_attention(
         flow,
         {
-            name: (of_layer[0].input, of_layer[0].output)
+            name: (of_layer[0].input, of_layer[0].other, of_layer[0].output)
             for name, of_layer in calls.items()
             if of_layer[0].other is not None and of_layer[0].output is not None
         },

@@ -96,6 +96,19 @@ def coverage(
     )
 
 
+_RECURRENCE = "a recurrence is one node, and stays as it is"
+_INSIDE = "its products are inside one function"
+_WHOLE = {
+    **dict.fromkeys("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell".split(), _RECURRENCE),
+    **dict.fromkeys("LSTM GRU RNN".split(), _RECURRENCE),
+    **dict.fromkeys("linalg_multi_dot chain_matmul linalg_matrix_power cdist".split(), _INSIDE),
+    "einsum": "it is more than one matrix product of two factors",
+    "addbmm": "it sums its products over the batch",
+    "dot": "it multiplies two vectors",
+}
+"""Function, or operator of a file, that is no layer -> why."""
+
+
 def _reason(row: Row) -> str:
     """What leaves a site float."""
     return f"by {row.rule}: {row.note}" if row.note else f"by {row.rule}"
@@ -106,7 +119,7 @@ def _without_sites(product: Multiplication, layer: Layer | None) -> tuple[str, s
     if layer is None or not layer.multiplied:
         own = product.function == product.type  # a node of a file
         what = product.type if own else f"{product.function} in {product.type}"
-        return what, "no layer that can be quantized"
+        return what, _WHOLE.get(product.function, "no layer that can be quantized")
     why = (layer.unusable or "").partition(", which")[0]
     return product.type, why.removeprefix(f"its class {product.type} has its ")
 
