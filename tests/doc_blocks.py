@@ -145,7 +145,20 @@ def _load(block: Block, where: str) -> None:
     elif "model" in said and "data" in said:
         granplugin.load(block.text)
     else:
-        granplugin.load({**yaml.safe_load(BASE), **said})
+        _load_keys({**yaml.safe_load(BASE), **said})
+
+
+def _load_keys(values: dict[str, Any]) -> None:
+    """Files that keys shown alone name need not be there."""
+    try:
+        granplugin.load(values)
+    except granplugin.RecipeError as err:
+        missing = re.findall(r"no such file: ([^\s;]+)", str(err))
+        if not missing:
+            raise
+        for file in missing:
+            Path(file).touch()
+        granplugin.load(values)
 
 
 def parse(argv: list[str]) -> None:
