@@ -31,6 +31,14 @@ def unsuitable(model: nn.Module) -> str | None:
                 f"{f'its {name!r}' if name else 'it'} is a TorchScript module, which cannot be "
                 "quantized; return the nn.Module that it was made of"
             )
+    if older := [name for name in quantizers_in(model) if _is_older(modules[name])]:
+        others = len(quantizers_in(model)) - len(older)
+        both = f", beside {others} of modelopt" if others else ""
+        return (
+            f"it holds {counted(older, 'quantizer')} of pytorch-quantization ({first(older)}){both}; "
+            "save its state_dict, make a recipe of that with granplugin convert, and return the "
+            "float network"
+        )
     for name, parameter in model.named_parameters():
         if parameter.dtype in (torch.float16, torch.bfloat16):
             precision = "fp16" if parameter.dtype == torch.float16 else "bf16"
@@ -60,6 +68,10 @@ def quantizers_in(model: nn.Module) -> list[str]:
 def is_quantizer(module: nn.Module) -> bool:
     """Whether this is one of modelopt's, which is not imported to tell."""
     return any(cls.__name__ == "TensorQuantizer" for cls in type(module).__mro__)
+
+
+def _is_older(quantizer: nn.Module) -> bool:
+    return type(quantizer).__module__.startswith("pytorch_quantization.")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -107,8 +107,8 @@ def _checkpoint(source: Path, path: Path, model: str | None) -> Conversion:
     amax, weights = path.with_suffix(".amax.json"), path.with_suffix(".safetensors")
     files: dict[Path, bytes] = {weights: save(own)}
     if ranges.sites:
-        told = {"granplugin_amax": 1, "sites": ranges.sites}
-        files[amax] = json.dumps(told, indent=1).encode()
+        sites = ",\n".join(f"{json.dumps(s)}: {json.dumps(v)}" for s, v in ranges.sites.items())
+        files[amax] = f'{{"granplugin_amax": 1, "sites": {{\n{sites}\n}}}}\n'.encode()
     return _write(path, str(source), model, ranges.rules, ranges.lost, files)
 
 
