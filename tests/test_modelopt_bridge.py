@@ -14,7 +14,8 @@ from torch import nn
 
 from granplugin import modelopt_bridge as bridge
 from granplugin.calibration.statistics import Need, Statistics, find_amax
-from granplugin.errors import DataError, ModelError
+from granplugin.errors import DataError, ModelError, UserError
+from granplugin.modelopt_bridge import library
 from granplugin.modelopt_bridge.library import TensorQuantizer, mto, mtq
 from granplugin.modelopt_bridge.observe import observe
 from granplugin.planning.row_json import row_from_json
@@ -455,9 +456,13 @@ def test_markers_name_every_site_in_an_export_and_leave_no_trace(make):
     assert dict(model.named_modules(remove_duplicate=False)) == before
     nodes = [node for node in program.model.graph if node.op_type == "Site"]
     sites = [node.attributes["site"].as_string() for node in nodes]
-    quantizers = {n for n, m in before.items() if isinstance(m, TensorQuantizer)}
-    # The probabilities' quantizer has a path of its own that modelopt takes only when it is on.
-    expected = {n.removesuffix("_quantizer") for n in quantizers if "p_bmm" not in n}
+    quantizers = {n: m for n, m in before.items() if isinstance(m, TensorQuantizer)}
+    # An attention's probabilities have a path of their own that modelopt takes only when it is on.
+    called: set[str] = set()
+    for name, each in quantizers.items():
+        each.register_forward_pre_hook(lambda module, args, name=name: called.add(name))
+    model(images)
+    expected = {name.removesuffix("_quantizer") for name in called}
     assert len(sites) == len(set(sites)) and set(sites) == expected
     assert all(node.domain == "granplugin" for node in nodes)
 
@@ -494,3 +499,8 @@ def quantized():
             "(conv.input_quantizer, conv.output_quantizer, conv.weight_quantizer and 10 more), "
             "which would be lost; return it as it was before mtq.quantize" in done.stderr
         )
+
+
+def test_what_modelopt_no_longer_has_is_one_sentence():
+    with pytest.raises(UserError, match=r"has no Gone\.away, which granplugin uses; install a ver"):
+        library.check({type("Gone", (), {"here": 1}): ("here", "away")})

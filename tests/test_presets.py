@@ -2,6 +2,7 @@
 
 import copy
 import json
+from importlib import metadata
 
 import modelopt.torch.quantization as mtq
 import pytest
@@ -106,6 +107,8 @@ def test_tensorrt_11_quantizes_weighted_layers_alone(model, example, tmp_path):
 
 
 def test_the_names_modelopt_excludes_are_all_known():
+    if not metadata.version("nvidia-modelopt").startswith("0.47."):
+        pytest.skip("modelopt@0.47 is what 0.47 excludes, and another version is installed")
     names = [
         entry["quantizer_name"]
         for entry in mtq.INT8_DEFAULT_CFG["quant_cfg"]
