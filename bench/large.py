@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -124,9 +125,9 @@ def stages(args: dict[str, int]) -> dict[str, dict[str, Any]]:
         (folder / "large.yaml").write_text(RECIPE.replace("ARGS", json.dumps(args)))
         found = {}
         for stage in STAGES:
-            out = measure.run([sys.executable, __file__, stage, folder])
-            found[stage] = json.loads(out.splitlines()[-1])
-            print(stage, found[stage], file=sys.stderr)
+            command = [sys.executable, __file__, stage, str(folder)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            found[stage] = json.loads(done.stdout.splitlines()[-1])
         return found
 
 

@@ -20,10 +20,11 @@ from onnxscript.optimizer import fold_constants
 from granplugin.errors import ModelError
 from granplugin.graph.edit.nodes import bypass, constant, marker_body, markers, site_of
 from granplugin.graph.files import save
+from granplugin.network.custom_ops import translations
 from granplugin.network.forward import evaluating, flatten_outputs, named_inputs
 from granplugin.network.node_names import name_nodes, name_values
 from granplugin.network.unexportable import why_not
-from granplugin.recipe.model import Sizes
+from granplugin.recipe.model import Form
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +37,16 @@ def export_float(
     example: Any,
     path: Path,
     output_names: Sequence[str] | None = None,
-    sizes: Sizes = Sizes(),
+    form: Form = Form(),
 ) -> None:
-    """Write the model as float ONNX, with the axes that `sizes` leaves open: axis 0 of every input,
+    """Write the model as float ONNX, with the axes that `form` leaves open: axis 0 of every input,
     if nothing is said. Markers have a body, so that any runtime takes the file.
 
     `example` is a tensor, a tuple of arguments, or a dict of keyword arguments. Inputs are named
     after the parameters of `forward`, outputs after `output_names` (default: what
     `flatten_outputs` calls them), nodes `module.path/OpType`. Raises ModelError.
     """
-    args, kwargs = _arguments(example, sizes)
+    args, kwargs = _arguments(example, form)
     names: list[str] = []
 
     def flat(module: torch.nn.Module, args: Any, outputs: Any) -> tuple[torch.Tensor, ...]:
@@ -53,7 +54,8 @@ def export_float(
         names[:] = output_names or named
         return tuple(named.values())
 
-    shapes = _open_axes(model, args, kwargs, sizes)
+    own = translations(form.custom_ops)
+    shapes = _open_axes(model, args, kwargs, form)
     hook = model.register_forward_hook(flat)
     program = failed = None
     try:
@@ -68,12 +70,13 @@ def export_float(
                     verbose=False,
                     opset_version=OPSET,
                     dynamic_shapes=shapes,
+                    custom_translation_table=own or None,
                 )
             except Exception as error:  # tracing runs the user's code: anything can come out of it
                 failed = error
             if not names or program is None:
                 raise ModelError(
-                    f"{type(model).__name__} cannot be exported to ONNX with {sizes}: "
+                    f"{type(model).__name__} cannot be exported to ONNX with {form}: "
                     f"{why_not(model, args, kwargs, shapes, failed)}"
                 ) from failed
     finally:
@@ -132,13 +135,13 @@ def _drop_neutral_norms(graph: ir.Graph) -> None:
                 bypass(node)
 
 
-def _arguments(example: Any, sizes: Sizes) -> tuple[tuple, dict[str, Any]]:
+def _arguments(example: Any, form: Form) -> tuple[tuple, dict[str, Any]]:
     """Positional and keyword arguments; a batch of 1 that is open is doubled, since torch.export
     takes a length of 1 for a constant."""
 
     def doubled(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            alone = value.dim() and len(value) == 1 and not sizes.static_batch
+            alone = value.dim() and len(value) == 1 and not form.static_batch
             return torch.cat([value, value]) if alone else value
         if isinstance(value, Mapping):
             return {name: doubled(item) for name, item in value.items()}
@@ -150,13 +153,13 @@ def _arguments(example: Any, sizes: Sizes) -> tuple[tuple, dict[str, Any]]:
 
 
 def _open_axes(
-    model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], sizes: Sizes
+    model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], form: Form
 ) -> dict[str, Any]:
     """Argument of forward -> axis -> name, in the form of the argument."""
 
     def axes(value: Any, path: str) -> Any:
         if isinstance(value, torch.Tensor):
-            return {at: name for at, name in sizes.of(path).items() if at < value.dim()} or None
+            return {at: name for at, name in form.of(path).items() if at < value.dim()} or None
         if isinstance(value, Mapping):
             return {name: axes(item, f"{path}.{name}") for name, item in value.items()}
         if isinstance(value, (tuple, list)):

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any
 
 import torch
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from granplugin.errors import ModelError, UserError
-from granplugin.network.forward import call, copied
-from granplugin.network.raised import Raised, raised_in
+from granplugin.network.forward import call, copied, following
+from granplugin.network.raised import Raised, is_users, line_of, passed_on, raised_in
 from granplugin.translate import one_line
+from granplugin.words import first
 
-_BEFORE = "return the part before it from model.callable"
+_BEFORE = "return the part before it from model.callable, or export it yourself and name model.onnx"
+_BY_VALUES = frozenset(
+    "nms nonzero masked_select unique unique_dim _unique _unique2 unique_consecutive bincount "
+    "repeat_interleave".split()
+)
+"""Operators whose results are as large as values of the data say."""
+_TORCHS = ("aten", "prims", "torchvision", "quantized")
 _STATIC = re.compile(
     r"You marked L\['([^']+)'\].*?\.size\(\)\[(\d+)\].*?\(?constant \(?(\d+)", re.DOTALL
 )
@@ -41,12 +50,18 @@ def why_not(
         root = root.__cause__
     if missing := _MISSING.search(str(root)):
         at = _called(program, missing[1]) if program else ""
-        return f"the operator {missing[1]}{at} has no form in ONNX; {_BEFORE}"
+        domain = missing[1].partition(".")[0]
+        own = (
+            f"; for an engine that has a plugin for it, write model: custom_ops: [{domain}]"
+            if domain not in _TORCHS
+            else ""
+        )
+        return f"the operator {missing[1]}{at} has no form in ONNX; {_BEFORE}{own}"
     if isinstance(root, GuardOnDataDependentSymNode):
         return (
             "what it computes depends on values of the data - an if, a loop, a number taken out of "
-            f"a tensor - which a graph cannot follow{raised_in(model, error)}; write it with "
-            f"tensors (torch.where), or {_BEFORE}"
+            f"a tensor - which a graph cannot follow{raised_in(model, error)}"
+            f"{_by_values(model, args, kwargs)}; write it with tensors (torch.where), or {_BEFORE}"
         )
     if static := _STATIC.search(str(root)):
         name, axis, size = static[1], int(static[2]), static[3]
@@ -65,6 +80,39 @@ def why_not(
     if where.ours and not isinstance(error, UserError):
         raise error
     return f"{one_line(root)}{where}"
+
+
+def _by_values(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> str:
+    """The operators that make sizes or numbers of values, as one pass shows them."""
+    calls = _ByValues()
+    inside = [""]
+    try:
+        with following(model, lambda module, name: inside.append(name), inside.pop):
+            calls.inside = inside
+            call(model, copied(kwargs or args), calls)
+    except ModelError:
+        return ""
+    return f"; it has {first(list(calls.found))}" if calls.found else ""
+
+
+class _ByValues(TorchDispatchMode):
+    """`found`: each such operator, with its line and module; `inside` are the modules that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, None] = {}
+        self.inside: list[str] = [""]
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        space, _, name = func._schema.name.partition("::")
+        if name in _BY_VALUES:
+            frame = sys._getframe(1)
+            while frame.f_back is not None and not is_users(frame):
+                frame = frame.f_back
+            told = "torchvision.ops.nms" if space == "torchvision" else f"{space}.{name}"
+            at = Raised(False, line_of(frame.f_code, frame.f_lineno), self.inside[-1] or None)
+            self.found[f"{told}{at}"] = None
+        return passed_on(func, args, kwargs)
 
 
 def _dynamic(shapes: Any) -> Any:

@@ -31,16 +31,18 @@ def _axis(value: Any) -> Any:
 
 
 Axis = Annotated[int, BeforeValidator(_axis, json_schema_input_type=int)]
-AxisName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=100)]
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=100)]
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Which sizes of its inputs a network's file leaves open: the `dynamic` axes of an input, by
-    name, and the batch, axis 0, where that is not static."""
+class Form:
+    """How a network's file is written: which sizes of its inputs it leaves open, the `dynamic` axes of
+    an input, by name, and the batch, axis 0, where that is not static; and the domains of operators
+    that are in it as they are."""
 
     dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     static_batch: bool = False
+    custom_ops: tuple[str, ...] = ()
 
     def of(self, name: str) -> dict[int, str]:
         """The open axes of an input, each with its name."""
@@ -49,7 +51,7 @@ class Sizes:
     def __str__(self) -> str:
         """What is open, in words.
 
-        >>> str(Sizes({"image": {2: "height"}}))
+        >>> str(Form({"image": {2: "height"}}))
         'a dynamic batch and axis 2 of image dynamic'
         """
         batch = "a batch of one size" if self.static_batch else "a dynamic batch"
@@ -83,7 +85,7 @@ class CallableModel(Strict):
         description="What the weights' names begin with and the model's do not: module.",
         examples=["module."],
     )
-    dynamic: dict[str, dict[Axis, AxisName]] = Field(
+    dynamic: dict[str, dict[Axis, Identifier]] = Field(
         default={},
         description="Input -> axis -> its name, of axes that may have any size, as the batch "
         "may. Axes of one name have one size.",
@@ -94,6 +96,13 @@ class CallableModel(Strict):
         description="Files take data.batch_size samples, no more and no fewer: for a network that "
         "can only be exported so.",
         examples=[True],
+    )
+
+    custom_ops: list[Identifier] = Field(
+        default=[],
+        description="Domains of operators of one's own (torch.library), which files have as they "
+        "are: left float, and refused by engines that do not know them.",
+        examples=[["mylib"]],
     )
 
     @model_validator(mode="after")
@@ -140,9 +149,9 @@ class CallableModel(Strict):
         return str(self.callable), self.args, *told
 
     @property
-    def sizes(self) -> Sizes:
-        """Which sizes files leave open."""
-        return Sizes(self.dynamic, self.static_batch)
+    def form(self) -> Form:
+        """How files are written."""
+        return Form(self.dynamic, self.static_batch, tuple(self.custom_ops))
 
 
 class OnnxModel(Strict):
@@ -175,9 +184,9 @@ class OnnxModel(Strict):
         return ("strip",) if self.strip else ()
 
     @property
-    def sizes(self) -> Sizes:
-        """Which sizes files leave open: what the file itself does."""
-        return Sizes()
+    def form(self) -> Form:
+        """How files are written: as the file itself is."""
+        return Form()
 
 
 MODELS: dict[str, type[CallableModel | OnnxModel]] = {"callable": CallableModel, "onnx": OnnxModel}

@@ -63,7 +63,7 @@ def _shapes(
     where nothing is said and the engine need not be told: it takes any size, or nothing but the
     batch varies."""
     given, batch = recipe.build.shapes, recipe.data.batch_size
-    if not given and (module.facts.any_size or not recipe.model.sizes.dynamic):
+    if not given and (module.facts.any_size or not recipe.model.form.dynamic):
         return {}
     first = next(iter(given.values()), None)
     batches = (first.min[0], first.opt[0], first.max[0]) if first else (1, batch, batch)
@@ -106,7 +106,7 @@ def _check_shapes(session: Session, name: str, shapes: Shapes, first: tuple[str,
     """Refuse shapes of an input that the network, the `first` input that is named, or the data do
     not have."""
     error, data = session.loaded.error, session.recipe.data
-    at, open_axes = ("build", "shapes", name), session.recipe.model.sizes.of(name)
+    at, open_axes = ("build", "shapes", name), session.recipe.model.form.of(name)
     own = (data.batch_size, *session.example[name].shape[1:])
     takes = ", ".join(open_axes.get(axis, str(size)) for axis, size in enumerate(own))
     for key in ("min", "opt", "max"):
@@ -145,7 +145,7 @@ def cannot_run(recipe: Recipe, module: Backend) -> str | None:
 def latency_batches(recipe: Recipe, engine: str) -> list[int]:
     """The batch sizes that are timed: 1, where the file takes it and the engine is built for it,
     and data.batch_size."""
-    if recipe.model.sizes.static_batch:
+    if recipe.model.form.static_batch:
         return [recipe.data.batch_size]
     least = [shapes.min[0] for shapes in recipe.build.shapes.values() if engine in taking("shapes")]
     return sorted({max([1, *least]), recipe.data.batch_size})

@@ -50,9 +50,10 @@ def calibrate(session: Session, jobs: Sequence[Job]) -> Calibrated:
     kept = run.kept.path(f"statistics-{key}.safetensors")
     statistics = Statistics.load(kept, key) if kept.exists() else None
     shapes = {name: array.shape[1:] for name, array in session.example.items()}
-    sizes = session.recipe.model.sizes
-    batch = session.recipe.data.batch_size if sizes.static_batch else None
-    float_key = content_key(session.key, shapes, sizes.dynamic, batch, session.made_by())
+    form = session.recipe.model.form
+    batch = session.recipe.data.batch_size if form.static_batch else None
+    written = (form.dynamic, form.custom_ops, batch)
+    float_key = content_key(session.key, shapes, written, session.made_by())
     missing = {need for need in needs if statistics is None or not statistics.covers([need])}
     if missing:
         seen = session.collect(missing)

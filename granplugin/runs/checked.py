@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 
 from granplugin import backends
 from granplugin.engines import REFERENCE
+from granplugin.errors import EngineError, LackError
 from granplugin.graph.read.agreement import agreement
 from granplugin.measures import metrics
 from granplugin.measures.samples import sampled
@@ -20,6 +22,8 @@ from granplugin.results.values import Built
 from granplugin.runs.session import Session
 from granplugin.runs.variants import edited, first_samples, site_samples, writer
 from granplugin.store.keys import content_key, file_key
+
+log = logging.getLogger(__name__)
 
 
 def agreed(session: Session, built: Built) -> Built:
@@ -53,7 +57,13 @@ def agreed(session: Session, built: Built) -> Built:
         session.recipe.classes and session.recipe.classes.model_dump(),
         writer(), session.made_by(),
     )  # fmt: skip
-    found = session.run.kept.made_json("agreement", key, check)
+    try:
+        found = session.run.kept.made_json("agreement", key, check)
+    except LackError:
+        raise
+    except EngineError as err:  # of an operator of the user's own
+        log.warning("variant %s: nothing is compared with the reference: %s", built.job.name, err)
+        return built
     return replace(built, agreement=Agreement(**found))
 
 

@@ -187,9 +187,9 @@ def measure(
             # An `evaluate` that draws lots would tell one file from itself.
             found = replace(found, values=same.setdefault(found.engine.path, values))
         results[variant, task.engine] = found
-        _refuse_without(results, [FP32], len(engines))
+        _refuse_without(session.recipe, results, [FP32], len(engines))
     wanted = [each.job.name for each in built if each.job.kind != "baseline"]
-    _refuse_without(results, wanted, len(engines))
+    _refuse_without(session.recipe, results, wanted, len(engines))
     return results
 
 
@@ -222,12 +222,17 @@ def _values(
 
 
 def _refuse_without(
-    results: Mapping[tuple[str, str], Measured], names: Sequence[str], engines: int
+    recipe: Recipe,
+    results: Mapping[tuple[str, str], Measured],
+    names: Sequence[str],
+    engines: int,
 ) -> None:
     """Raises EngineError where each of so many engines refused all of these variants."""
     of = [(name, found.refused) for (name, _), found in results.items() if name in names]
     if len(of) == len(names) * engines and all(refused for _, refused in of):
-        raise EngineError("variant {}: {}".format(*of[0]))
+        own = ", ".join(recipe.model.form.custom_ops)
+        way = f"; granplugin export writes files for an engine that knows {own}" if own else ""
+        raise EngineError("variant {}: {}{}".format(*of[0], way))
 
 
 def build_engine(

@@ -73,7 +73,7 @@ class Session:
     def _data(self, role: str, batch_size: int) -> Batches:
         data, names = self.recipe.data, self.network.input_names
         with located(self.loaded, "data", role):
-            open_axes = self.recipe.model.sizes.dynamic
+            open_axes = self.recipe.model.form.dynamic
             found = open_data(getattr(data, role), batch_size, data.seed, role, names, open_axes)
         self._check_whole(found, role)
         return found
@@ -81,7 +81,7 @@ class Session:
     def _check_whole(self, data: Batches, role: str) -> None:
         """RecipeError where a network's batch is static and the last batch would be another."""
         most, counted = self.recipe.data.batch_size, data.samples
-        if self.recipe.model.sizes.static_batch and counted % most:
+        if self.recipe.model.form.static_batch and counted % most:
             asked = f"samples: {counted - counted % most}" if counted > most else "more of them"
             raise self.loaded.error(
                 ("data", role),
@@ -93,7 +93,7 @@ class Session:
     def example(self) -> Batch:
         """Two samples: torch.export takes a batch of one for a constant. A whole batch, where the
         network's is static."""
-        if self.recipe.model.sizes.static_batch:
+        if self.recipe.model.form.static_batch:
             with located(self.loaded, "data", "calibration"):
                 return next(iter(self._data("calibration", self.recipe.data.batch_size)))
         with located(self.loaded, "data", "calibration"):
@@ -111,7 +111,7 @@ class Session:
         """Input -> the smallest and the largest sizes of its axes behind the batch: the example's,
         and of axes that are dynamic those of all data that the network runs on."""
         seen = {name: [shape[1:]] for name, shape in self.input_shapes.items()}
-        if self.recipe.model.sizes.dynamic:
+        if self.recipe.model.form.dynamic:
             for data in (self.calibration, self.evaluation):
                 for name, shapes in data.shapes().items():
                     seen[name] += shapes
@@ -187,7 +187,7 @@ class Session:
                 "outputs": list(map(asdict, found.outputs)),
             }
 
-        dynamic = self.recipe.model.sizes.dynamic
+        dynamic = self.recipe.model.form.dynamic
         key = content_key(self.key, self.input_shapes, dynamic, self.made_by())
         kept = self.run.kept.made_json(LAYERS, key, traced)
         return Ran(
@@ -219,7 +219,7 @@ def open_calibration(loaded: Loaded, input_names: Sequence[str]) -> Batches:
             data.seed,
             "calibration",
             input_names,
-            loaded.recipe.model.sizes.dynamic,
+            loaded.recipe.model.form.dynamic,
         )
 
 

@@ -322,7 +322,7 @@ def _range(
 
 def site_samples(recipe: Recipe) -> int:
     """How many samples are compared at every site; a file with a static batch takes no other."""
-    return recipe.data.batch_size if recipe.model.sizes.static_batch else SITE_SAMPLES
+    return recipe.data.batch_size if recipe.model.form.static_batch else SITE_SAMPLES
 
 
 def first_samples(data: Batches, most: int) -> Batch:

@@ -32,7 +32,7 @@ from granplugin.planning.rows import Plan
 from granplugin.quant.layers import Layer
 from granplugin.quant.site import Operand, Shape
 from granplugin.recipe.loaded import Loaded, located
-from granplugin.recipe.model import CallableModel, Sizes
+from granplugin.recipe.model import CallableModel, Form
 from granplugin.sources.described import described
 from granplugin.sources.protocol import (
     Batch,
@@ -59,10 +59,10 @@ class TorchNetwork:
         self,
         model: nn.Module,
         key: str,
-        sizes: Sizes = Sizes(),
+        form: Form = Form(),
         quantizers: Quantizers | None = None,
     ) -> None:
-        self.model, self.sizes, self._quantizers = model, sizes, quantizers
+        self.model, self.form, self._quantizers = model, form, quantizers
         self.key = key if quantizers is None else content_key(key, quantizers.key)
         hold_inputs(model)
         self.input_names = input_names(model)
@@ -75,7 +75,7 @@ class TorchNetwork:
             where = device(loaded.recipe.device)
         with located(loaded, "model", "callable"):
             model, quantizers = build_model(spec, where, _take_apart)
-        return cls(model, model_key(spec, model), spec.sizes, quantizers)
+        return cls(model, model_key(spec, model), spec.form, quantizers)
 
     def alone(self) -> None:
         """None: only a pass shows the order, the shapes and what reads what."""
@@ -84,7 +84,7 @@ class TorchNetwork:
     def traced(self, example: Batch, most: int) -> Ran:
         found = trace(self.model, self.tensors(example))
         check_repeatable(self.model, self.tensors(example), found.values)
-        layers = self._varying(found.layers, example) if self.sizes.dynamic else found.layers
+        layers = self._varying(found.layers, example) if self.form.dynamic else found.layers
         if self._quantizers is not None:
             layers, _ = take(self._quantizers, layers, self._weight)
         outputs = {name: tensor.detach().cpu().numpy() for name, tensor in found.values.items()}
@@ -108,7 +108,7 @@ class TorchNetwork:
         """The layers, varying where another pass, with other sizes of the dynamic axes, shows other
         shapes; all of them where it takes no other that is tried."""
         shapes: dict[str, dict[Operand, Shape]] | None = None
-        for other in _of_other_sizes(example, self.sizes):
+        for other in _of_other_sizes(example, self.form):
             try:
                 again = trace(self.model, self.tensors(other))
                 shapes = {each.name: _shapes(each) for each in again.layers}
@@ -175,7 +175,7 @@ class TorchNetwork:
 
         converted = self._convert(layers)
         with modelopt_bridge.marked(converted):
-            export_float(converted, self.tensors(example), path, sizes=self.sizes)
+            export_float(converted, self.tensors(example), path, form=self.form)
 
     def quantized(
         self,
@@ -218,12 +218,12 @@ class TorchNetwork:
         return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
 
 
-def _of_other_sizes(batch: Batch, sizes: Sizes) -> Iterator[Batch]:
+def _of_other_sizes(batch: Batch, form: Form) -> Iterator[Batch]:
     """The batch with its dynamic axes twice as long, then half as long."""
     for num, den in ((2, 1), (1, 2)):
         other = dict(batch)
-        for name in sizes.dynamic.keys() & other.keys():
-            for axis in sizes.dynamic[name]:
+        for name in form.dynamic.keys() & other.keys():
+            for axis in form.dynamic[name]:
                 size = other[name].shape[axis]
                 other[name] = np.take(
                     other[name], np.arange(max(size * num // den, 1)) % size, axis
