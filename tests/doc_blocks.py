@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,10 +77,24 @@ rules:
 """What keys that a page shows alone are put into."""
 
 
-def run_page(page: Path) -> None:
-    """In the current folder, which has what a clone has."""
+def run_page(page: Path, but: str = "") -> None:
+    """In the current folder, which has what a clone has; blocks of the language `but` are left out."""
     names: dict[str, Any] = {"__name__": "__main__"}
+    path, modules = list(sys.path), set(sys.modules)
+    try:
+        _run_page(page, but, names)
+    finally:  # of another page a module may have the same name
+        sys.path[:] = path
+        for module in set(sys.modules) - modules:
+            file = getattr(sys.modules[module], "__file__", None) or ""
+            if Path(file).is_relative_to(Path.cwd()):
+                del sys.modules[module]
+
+
+def _run_page(page: Path, but: str, names: dict[str, Any]) -> None:
     for block in blocks(page):
+        if block.language == but:
+            continue
         where = f"{page.name}:{block.line}"
         if block.file:
             path = Path(block.file)
