@@ -157,7 +157,7 @@ def _of_engine(engine: EngineResult) -> Iterator[tuple[str, float | None]]:
     if engine.verdicts:
         yield "rows", len(engine.verdicts)
         yield "rows.honoured", engine.honoured
-    if engine.moved is not None:
+    if engine.moved is not None and engine.moved.total is not None:
         yield "moved_mb", engine.moved.total / 1e6
     if engine.kernels is not None:
         yield "kernels", engine.kernels
