@@ -42,6 +42,5 @@ def init(
     if started.data:
         say(f"data: {started.data}, to be filled in")
         why = f"once batches() in {started.data} is filled in"
-    verb = "apply" if started.runs else "plan"
-    say_next([Next((verb, *words), why if started.runs else "what each site gets")])
+    say_next([Next(("apply", *words), why)])
     return 0

@@ -17,6 +17,7 @@ from granplugin.graph.edit.nodes import (
     DOMAIN,
     SITE,
     add_constant,
+    bypass,
     constant,
     marker_body,
     unique,
@@ -25,6 +26,7 @@ from granplugin.graph.files import save
 from granplugin.graph.read.graph import ReadGraph
 from granplugin.network.onnx_layers import Placed, attribute
 from granplugin.network.onnx_prepared import BATCH
+from granplugin.network.onnx_rounded import bias_of
 from granplugin.quant.layers import Layer
 from granplugin.quant.site import Shape
 
@@ -57,7 +59,9 @@ def export_marked(
     for each in usable.values():
         _lay_weight(model.graph, nodes[each.node.name], each, writer)
         if each.bias is not None:
-            _lay_bias(nodes[each.bias.name])
+            values[each.output] = _lay_bias(
+                model.graph, nodes[each.node.name], nodes[each.bias.name], each, graph, writer
+            )
     for layer in layers:
         if layer.name in usable:
             _mark(layer, usable[layer.name], nodes, values, writer)
@@ -149,12 +153,32 @@ def _lay_weight(graph: ir.Graph, node: ir.Node, placed: Placed, writer: _Marker)
     node.replace_input_with(1, back.outputs[0])
 
 
-def _lay_bias(add: ir.Node) -> None:
-    """The bias is what is added, the second operand, as in torch's export."""
-    first, second = add.inputs
-    if constant(first) is not None:
-        add.replace_input_with(0, second)
-        add.replace_input_with(1, first)
+def _lay_bias(
+    graph: ir.Graph,
+    node: ir.Node,
+    add: ir.Node,
+    placed: Placed,
+    read: ReadGraph,
+    writer: _Marker,
+) -> ir.Value:
+    """The bias behind a MatMul is what is added, the second operand, as in torch's export; behind
+    another product it goes into its node. What the layer puts out then."""
+    if node.op_type == "MatMul":
+        first, second = add.inputs
+        if constant(first) is not None:
+            add.replace_input_with(0, second)
+            add.replace_input_with(1, first)
+        return add.outputs[0]
+    bias = bias_of(read, placed)
+    assert bias is not None
+    node.attributes.pop("beta", None)
+    node.resize_inputs(3)
+    name = writer.value(f"{placed.layer.name}.bias")
+    node.replace_input_with(2, add_constant(graph, name, np.ascontiguousarray(bias)))
+    if constant(add.inputs[0]) is not None:
+        add.replace_input_with(0, node.outputs[0])
+    bypass(add)
+    return node.outputs[0]
 
 
 def _untransposed(

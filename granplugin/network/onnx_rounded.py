@@ -70,19 +70,21 @@ def folded_of(graph: ReadGraph, placed: Placed) -> tuple[np.ndarray, np.ndarray]
 
 
 def bias_of(graph: ReadGraph, placed: Placed) -> np.ndarray | None:
-    """The stored bias of a layer, one number for each output channel; None without one."""
-    name = None
+    """What is added to each output channel of a layer (float32), in its node and behind it; None
+    where nothing is."""
+    weight, node = placed.layer.shape("weight"), placed.node
+    assert weight is not None
+    channels = weight[1] * placed.layer.groups if weight_axis(node) else weight[0]
+    parts = []
+    if node.op_type != "MatMul" and len(node.input) > 2 and node.input[2]:
+        factor = attribute(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
+        parts.append(graph.array(node.input[2]).reshape(-1) * np.float32(factor))
     if placed.bias is not None:
         name = next(name for name in placed.bias.input if name in graph.stored)
-    elif placed.node.op_type != "MatMul" and len(placed.node.input) > 2:
-        name = placed.node.input[2] or None
-    if name is None:
+        parts.append(graph.array(name).reshape(-1))
+    if not parts:
         return None
-    factor = attribute(placed.node, "beta", 1.0) if placed.node.op_type == "Gemm" else 1.0
-    weight = placed.layer.shape("weight")
-    assert weight is not None
-    channels = weight[1] * placed.layer.groups if weight_axis(placed.node) else weight[0]
-    return np.broadcast_to(graph.array(name).reshape(-1) * np.float32(factor), (channels,))
+    return np.broadcast_to(np.sum(parts, axis=0, dtype=np.float32), (channels,))
 
 
 @dataclass
@@ -134,13 +136,17 @@ class _Edit:
         bn = placed.bn
         assert bn is not None
         self.gone.add(bn.name)
-        name = self.constant(f"{placed.layer.name}/bias", bias)
         node = self.node(placed.node.name)
         if placed.bias is not None:
             add = self.node(placed.bias.name)
             at = next(i for i, x in enumerate(add.input) if x in self.graph.stored)
-            add.input[at] = name
-        elif node.op_type == "MatMul":
+            inner = [1] * (len(placed.layer.shape("weight") or ()) - 2)  # behind the channels
+            add.input[at] = self.constant(f"{placed.layer.name}/bias", bias.reshape(-1, *inner))
+            del node.input[2:]
+            self.renamed[placed.output] = bn.output[0]
+            return
+        name = self.constant(f"{placed.layer.name}/bias", bias)
+        if node.op_type == "MatMul":
             product = f"{placed.output}/product"
             added = helper.make_node("Add", [product, name], [placed.output])
             node.output[0] = product

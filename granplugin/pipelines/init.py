@@ -7,7 +7,7 @@ on made-up samples would say nothing.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,20 @@ from granplugin.errors import DataError, ModelError, RunError
 from granplugin.pipelines.inspect import Inspection
 from granplugin.pipelines.inspect import inspect as look
 from granplugin.recipe.load import load_recipe
-from granplugin.sources.torch_network import TorchNetwork
-from granplugin.starting.guess import Guess, guess_of, shapes_of
+from granplugin.sources import open_network
+from granplugin.sources.onnx_network import OnnxNetwork
+from granplugin.sources.protocol import Network
+from granplugin.starting.sample_shapes import Guess, shapes_of
 from granplugin.starting.text import DATA_FILE, Found, data_module, starter
 from granplugin.store.whole_file import write_whole
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """What was written: `data` is a module to be filled in, if one is needed. Of what the recipe
-    names, `runs` says whether `apply` takes it."""
+    """What was written: `data` is a module to be filled in, if one is needed."""
 
     recipe: Path
     data: Path | None
-    runs: bool
 
 
 def init(
@@ -52,17 +52,13 @@ def init(
     name = _name(target)
     path = out or Path(f"{name}.yaml")
     _free(path)
-    network = None
-    if "onnx" not in model:
-        spec = {"version": 1, "model": model, "data": _nothing()}
-        network = TorchNetwork.open(load_recipe(spec, data=False))
-    names = network.input_names if network else ()
+    spec = {"version": 1, "model": model, "data": _nothing()}
+    network = open_network(load_recipe(spec, data=False))
+    names = network.input_names
     section = None if data is None else _data(data, names)
-    guess = None
-    if network is not None and section is None:
-        guess = guess_of(network.model, names, shapes_of(shapes))
+    guess = _guess(network, shapes_of(shapes)) if section is None else None
     seen = _look(model, section, guess)
-    module = path.parent / DATA_FILE if section is None and network is not None else None
+    module = path.parent / DATA_FILE if section is None else None
     text = starter(Found(name, model, section, guess, names, seen.output()))
     files = {path: text}
     if module is not None:
@@ -74,7 +70,16 @@ def init(
             write_whole(file, content.encode())
         except OSError as err:
             raise RunError(f"{file}: cannot be written: {err.strerror}; give --out") from err
-    return Started(path, module, "onnx" not in model)
+    return Started(path, module)
+
+
+def _guess(network: Network, told: Mapping[str, tuple[int, ...]]) -> Guess | None:
+    """Shapes and types of one sample that the network runs with."""
+    if isinstance(network, OnnxNetwork):
+        return network.sample(told)
+    from granplugin.starting.guess import guess_of
+
+    return guess_of(network.module(), network.input_names, told)
 
 
 def _model(target: str, weights: Path | None) -> dict[str, Any]:
@@ -141,9 +146,9 @@ def _look(model: dict[str, Any], section: dict[str, Any] | None, guess: Guess | 
         if guess:
             rng, file = np.random.default_rng(0), Path(scratch) / "noise.npz"
             arrays: dict[str, np.ndarray] = {
-                name: np.zeros((2, *shape), np.int64)
-                if kind == "int64"
-                else rng.standard_normal((2, *shape)).astype(np.float32)
+                name: rng.standard_normal((2, *shape)).astype(kind)
+                if np.issubdtype(kind, np.floating)
+                else np.zeros((2, *shape), kind)
                 for name, (shape, kind) in guess.items()
             }
             np.savez(file, allow_pickle=False, **arrays)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self, cast
 
 import numpy as np
+from onnx import helper
 
 from granplugin.calibration.statistics import Need, Statistics, ranged
 from granplugin.errors import DataError, ModelError
@@ -78,6 +79,28 @@ class OnnxNetwork:
             products_of(self.graph, self._samples),
             open=any(each.varying or not (each.sites or each.unusable) for each in layers),
         )
+
+    def sample(
+        self, told: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, tuple[tuple[int, ...], str]] | None:
+        """Shape and type of one sample of each input, of those `told` as they are; None where the
+        file leaves a length of another open. Raises ModelError for one that it does not take."""
+        found = {}
+        for name in told:
+            if name not in self.input_names:
+                raise ModelError(
+                    f"{self.graph.path}: it has no input {name!r}; it has "
+                    f"{', '.join(self.input_names)}"
+                )
+        for value in self.graph.model.graph.input:
+            if value.name in self.input_names:
+                held = value.type.tensor_type
+                lengths = [dim.dim_value for dim in held.shape.dim]
+                shape = told.get(value.name, tuple(lengths[1:]))
+                if not all(length > 0 for length in shape):
+                    return None
+                found[value.name] = shape, str(helper.tensor_dtype_to_np_dtype(held.elem_type))
+        return found
 
     def traced(self, example: Batch, most: int) -> Ran:
         found = self._outputs_twice(example)

@@ -10,24 +10,11 @@ from torch import nn
 
 from granplugin.errors import RecipeError, UserError
 from granplugin.network.forward import call
-
-Guess = Mapping[str, tuple[tuple[int, ...], str]]
-"""Argument of forward -> the shape of one sample, and its type."""
+from granplugin.starting.sample_shapes import Guess
 
 _SIDES = (224, 32, 28, 64, 256, 299, 640)
 _LENGTHS = (16_000, 1024, 128)
 _TOKENS = 16
-
-
-def shapes_of(told: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """`image=3x224x224` -> sizes of one sample. Raises RecipeError."""
-    found = {}
-    for each in told:
-        name, sign, sizes = each.partition("=")
-        if not sign or not all(size.isdigit() for size in sizes.split("x")):
-            raise RecipeError(f"--shape {each}: write it as image=3x224x224, without the batch")
-        found[name] = tuple(map(int, sizes.split("x")))
-    return found
 
 
 def guess_of(

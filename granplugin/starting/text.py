@@ -69,16 +69,18 @@ def _model(found: Found) -> Iterator[str]:
 
 def _data(found: Found) -> Iterator[str]:
     yield "data:"
+    it = "the file" if "onnx" in found.model else "forward"
     if found.guess:
         wants = ", ".join(f"{n} {kind} {_sizes(shape)}" for n, (shape, kind) in found.guess.items())
-        yield f"  # forward runs with {wants}."
+        yield f"  # {it} runs with {wants}."
     elif found.data is None and found.names:
-        yield f"  # forward takes {', '.join(found.names)}; none of the usual shapes runs, so give yours:"
+        none = (
+            "whose lengths it leaves open" if it == "the file" else "none of the usual shapes runs"
+        )
+        yield f"  # {it} takes {', '.join(found.names)}; {none}, so give yours:"
         yield "  # granplugin init ... --shape image=3x224x224"
     if found.data is None:
         source: Mapping[str, Any] = {"callable": f"{DATA_FILE}:batches"}
-        if "onnx" in found.model:
-            source = {"npz": "calibration.npz", "inputs": {"input": "input"}}
     else:
         source = found.data
     yield f"  calibration: {flow(source)}"
