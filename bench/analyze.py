@@ -31,13 +31,15 @@ from measure import HERE, Figure, main, of_values, run
 
 from granplugin.analysis import measuring
 from granplugin.analysis import subject as of_analysis
-from granplugin.analysis.effects import Effects, alone_name, restored_name
+from granplugin.analysis.effects import Wanted, alone_name, restored_name
 from granplugin.analysis.local import LocalErrors
 from granplugin.analysis.questions import ask_all
 from granplugin.analysis.ranges import find_ranges, gather
-from granplugin.analysis.rounded import round_all
+from granplugin.analysis.replayed import Effects
 from granplugin.analysis.rounded import run as forward
+from granplugin.analysis.tried import round_all
 from granplugin.calibration.statistics import Statistics
+from granplugin.network.forward import flatten_outputs
 from granplugin.planning.plan import make_plan
 from granplugin.recipe.load import load_recipe
 from granplugin.runs.session import Session
@@ -125,10 +127,10 @@ class Stages:
         self.seen = gather(self.session, self.questions, self.subject, self.seen, self.clock)
 
     def ranges(self) -> None:
-        self.found = find_ranges(self.questions, self.subject.model, self.seen, None)
+        self.found = find_ranges(self.questions, self.subject.analyst, self.seen, None)
 
     def tried(self) -> None:
-        self.network = round_all(self.questions, self.subject.model, self.found.amax)
+        self.network = round_all(self.questions, self.subject.analyst.held, self.found.amax)
 
     def local(self) -> None:
         exact, seed = self.session.recipe.analyze.exact, self.session.recipe.data.seed
@@ -297,7 +299,7 @@ def on_device(network: str, samples: int, rounds: int, device: str) -> list[Figu
         stages = fresh(session).rounded()
         batches = [session.network.tensors(batch) for batch in session.analysis]
         local = LocalErrors(
-            stages.subject.model,
+            stages.subject.analyst.model,
             list(stages.network.tried.values()),
             frozenset(key for t in stages.network.tried.values() for key in t.figures()),
         )
@@ -306,7 +308,10 @@ def on_device(network: str, samples: int, rounds: int, device: str) -> list[Figu
         alone = {alone_name(network_, *each): each for each in top.items()}
         restored = {restored_name(network_, name): name for name in top}
         effects = Effects(
-            network_, {}, alone, restored, None, session.network.tensors(session.example)
+            stages.subject.analyst.model,
+            Wanted(network_, {}, alone, restored, None),
+            session.network.tensors(session.example),
+            lambda found: {name: t.cpu().numpy() for name, t in flatten_outputs(found).items()},
         )
 
         @contextmanager
@@ -319,11 +324,12 @@ def on_device(network: str, samples: int, rounds: int, device: str) -> list[Figu
         def passes() -> None:
             with lap("F"):
                 for batch in batches:
-                    forward(stages.subject.model, batch)
+                    forward(stages.subject.analyst.model, batch)
             with lap("exact"):
                 for batch in batches:
                     local.run(
-                        lambda: forward(stages.subject.model, batch), len(batch["pixel_values"])
+                        lambda: forward(stages.subject.analyst.model, batch),
+                        len(batch["pixel_values"]),
                     )
             for what, names in (("alone", alone), ("restored", restored)):
                 with lap(what):
@@ -331,7 +337,7 @@ def on_device(network: str, samples: int, rounds: int, device: str) -> list[Figu
                         effects.run(batch, None, frozenset(names))
             with lap("F"):
                 for batch in batches:
-                    forward(stages.subject.model, batch)
+                    forward(stages.subject.analyst.model, batch)
 
         passes()
         for seconds in (clock.wall, clock.process):

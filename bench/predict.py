@@ -24,9 +24,9 @@ from granplugin.analysis.effects import alone_name, predicted
 from granplugin.analysis.measuring import measure_effects
 from granplugin.analysis.questions import ask_all
 from granplugin.analysis.ranges import find_ranges, gather
-from granplugin.analysis.rounded import Choice, RoundedNetwork, round_all
 from granplugin.analysis.settings import same
 from granplugin.analysis.subject import Clock, open_subject
+from granplugin.analysis.tried import Choice, RoundedNetwork, round_all
 from granplugin.pipelines.apply import apply_in
 from granplugin.planning.plan import make_plan
 from granplugin.planning.rows import Plan
@@ -98,8 +98,8 @@ def random_recipes(
     )
     subject, clock = open_subject(session, questions), Clock()
     statistics = gather(session, questions, subject, None, clock)
-    ranges = find_ranges(questions, subject.model, statistics, None)
-    network = round_all(questions, subject.model, ranges.amax)
+    ranges = find_ranges(questions, subject.analyst, statistics, None)
+    network = round_all(questions, subject.analyst.held, ranges.amax)
     choices = {
         name: _choice(network, make_plan(loaded, session.layers))
         for name, loaded in load_variants(session.loaded).items()

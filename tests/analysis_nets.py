@@ -15,7 +15,7 @@ from granplugin.report.schema.analysis import Analysis, LayerAnalysis
 
 if TYPE_CHECKING:
     from granplugin.analysis.effects import Effect
-    from granplugin.analysis.rounded import RoundedNetwork
+    from granplugin.analysis.tried import RoundedNetwork
     from granplugin.planning.rows import Plan, Row
     from granplugin.runs.session import Session
 
@@ -214,16 +214,16 @@ def rounded(session: Session) -> Rounded:
     from granplugin.analysis.measuring import measure_effects
     from granplugin.analysis.questions import ask_all
     from granplugin.analysis.ranges import find_ranges, gather
-    from granplugin.analysis.rounded import round_all
     from granplugin.analysis.subject import Clock, open_subject
+    from granplugin.analysis.tried import round_all
     from granplugin.planning.plan import make_plan
 
     plan, clock = make_plan(session.loaded, session.layers), Clock()
     questions = ask_all(session.layers, plan, session.recipe.analyze, session.calibration.samples)
     subject = open_subject(session, questions)
     statistics = gather(session, questions, subject, None, clock)
-    ranges = find_ranges(questions, subject.model, statistics, None).amax
-    network = round_all(questions, subject.model, ranges)
+    ranges = find_ranges(questions, subject.analyst, statistics, None).amax
+    network = round_all(questions, subject.analyst.held, ranges)
     return Rounded(plan, ranges, network, partial(measure_effects, subject, network, clock))
 
 

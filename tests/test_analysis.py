@@ -491,7 +491,7 @@ def test_a_recipe_that_quantizes_nothing_is_told_so_and_gets_no_overrides(small)
 @pytest.fixture
 def forwards(monkeypatch):
     """The number of forward passes since, and at which of them to press ^C."""
-    from granplugin.analysis import effects, rounded, subject
+    from granplugin.analysis import by_torch, replayed, rounded
 
     run = rounded.run
 
@@ -503,7 +503,7 @@ def forwards(monkeypatch):
             raise KeyboardInterrupt
         return run(model, tensors)
 
-    for module in (subject, effects):
+    for module in (by_torch, replayed):
         monkeypatch.setattr(module, "run", counted)
     return told
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from granplugin.analysis import local
 from granplugin.analysis.figures import SUMS, FigureKey, sqnr, sums
-from granplugin.analysis.local import LocalErrors, channels_of, key, try_settings
+from granplugin.analysis.local import LocalErrors, held_of
 from granplugin.analysis.settings import ask
+from granplugin.analysis.tried import channels_of, key, try_settings
 from granplugin.calibration.statistics import Statistics, find_amax, needs_of
 from granplugin.errors import ModelError
 from granplugin.graph.read.verify_lowered import run_time_scales
@@ -172,7 +173,7 @@ def set_up(model, x, wanted=WANTED, names=None):
                 for row in each.inputs
                 if needs_of([row]) == {need}
             }
-    return asked, ranges, try_settings(asked, model, ranges, torch.device("cpu"))
+    return asked, ranges, try_settings(asked, partial(held_of, model), ranges)
 
 
 def measure(model, tried, batches):
@@ -332,7 +333,7 @@ def test_figures_depend_on_neither_batch_size_order_threads_nor_chunks(monkeypat
     torch.set_num_threads(2)
     same(measure(model, tried, [IMAGES]))
     torch.set_num_threads(1)
-    monkeypatch.setattr(local, "_CHUNK_BYTES", 5000)
+    monkeypatch.setattr("granplugin.analysis.local._CHUNK_BYTES", 5000)
     same(measure(model, tried, [IMAGES]))
 
 
@@ -496,7 +497,9 @@ def populations():
     names = ["features.0.conv", "features.3.depthwise.conv", "features.17.expand.conv"]
     _, _, tried = set_up(model, x, wanted, names)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local, "sums", lambda signal, error: np.concatenate([signal, error]))
+        patch.setattr(
+            "granplugin.analysis.tried.sums", lambda signal, error: np.concatenate([signal, error])
+        )
         found = measure(model, tried, [x])
     return {name: figure[: 2 * len(x)].reshape(2, -1) for name, figure in found.items()}
 

@@ -215,14 +215,54 @@ def test_nothing_on_the_way_imports_torch_or_modelopt(both):
 
         sys.meta_path.insert(0, Blocker())
         from granplugin.__main__ import main
-        code = main(["apply", "words-onnx.yaml", "--out", "blocked"])
-        sys.exit(code or main(["export", "words-onnx.yaml", "--out", "trt", "--run", "blocked"]))
+        code = main(["apply", "images-onnx.yaml", "--out", "blocked"])
+        code = code or main(["export", "images-onnx.yaml", "--out", "trt", "--run", "blocked"])
+        code = main(["analyze", "images-onnx.yaml", "--no-costs", "--out", "blocked"]) or code
+        sys.exit(0 if code == 4 else code)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
         cwd=both, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["images", "words"])
+def test_an_analysis_of_a_file_has_the_figures_of_its_torch_model(both, name):
+    """Layers by their place, since names differ; whole networks only as far as chaos allows."""
+    from granplugin.report.schema.analysis import Analysis
+
+    found = []
+    for kind in ("torch", "onnx"):
+        out = both / f"analysis-{name}-{kind}"
+        recipe = both / f"{name}-{kind}.yaml"
+        settings = ["--set", "analyze.exact=true", "--set", "analyze.top=2"]
+        done = run_main("analyze", recipe, "--no-costs", *settings, "--out", out)
+        assert done.code in (0, 4), done.stderr
+        found.append(Analysis.model_validate_json((out / "analysis.json").read_text()))
+    theirs, ours = found
+    figures = [
+        sorted(
+            (
+                setting.setting,
+                round(setting.weight.db if setting.weight else 0, 3),
+                setting.alone.db,
+            )
+            for layer in analysis.layers
+            for setting in (*layer.weights, *layer.inputs)
+            if setting.alone
+        )
+        for analysis in found
+    ]
+    assert len(figures[0]) == len(figures[1]) > 20
+    for (setting, weight, db), (same, as_weight, as_db) in zip(*figures, strict=True):
+        assert (setting, weight) == (same, as_weight) and db == pytest.approx(as_db, abs=0.05)
+    alone = [
+        sorted(layer.alone.sqnr.db for layer in analysis.layers if layer.alone)
+        for analysis in found
+    ]
+    assert alone[0] == pytest.approx(alone[1], abs=0.5)
+    assert ours.start.sqnr.db == pytest.approx(theirs.start.sqnr.db, abs=1.0)
 
 
 NET = "g (float[N, 4] x) => (float[N, 4] y) <float[4, 4] w> { [fc] y = MatMul (x, w) }"

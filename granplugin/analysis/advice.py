@@ -22,7 +22,7 @@ from typing import Literal
 
 from granplugin.analysis.effects import Effect, Mean
 from granplugin.analysis.losses import LayerLosses
-from granplugin.analysis.rounded import FLOATING, Choice, Pair
+from granplugin.analysis.tried import FLOATING, Choice, Pair
 
 NEAR_DB = 1.0
 """Output SQNRs closer than this are as good as equal."""

@@ -11,10 +11,10 @@ from granplugin.analysis.costs import Cost
 from granplugin.analysis.evidence import Evidence
 from granplugin.analysis.facts import Facts
 from granplugin.analysis.figures import Sqnr
-from granplugin.analysis.local import START
 from granplugin.analysis.losses import LayerLosses, SiteLosses
 from granplugin.analysis.promised import Promised, pairs_of
 from granplugin.analysis.settings import label
+from granplugin.analysis.tried import START
 from granplugin.capabilities import KINDS
 from granplugin.planning.coverage import coverage
 from granplugin.planning.rows import QuantizedRow

@@ -12,18 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from granplugin.analysis.passes import InMemory, Pace
+from granplugin.analysis.analyst import PEAK
+from granplugin.analysis.passes import InMemory, Pace, left
 from granplugin.calibration.seen import Seen
 from granplugin.calibration.statistics import Need, Statistics
 from granplugin.data.batches import Batch
-from granplugin.errors import DataError, ModelError, UserError
+from granplugin.errors import DataError, ModelError
 from granplugin.network.frames import passing
 from granplugin.network.torch_calls import tensors_in
 
 log = logging.getLogger(__name__)
-
-PEAK = "peak"
-"""`<layer>.peak` is the largest |x| of each sample of the layer's input, as a tensor (n, 1)."""
 
 
 def collect_resumably(
@@ -37,7 +35,7 @@ def collect_resumably(
     """What is needed at each site, over all batches; `kept` is where an interrupted pass for the
     same `key` was last saved. Raises ModelError naming the first layer that saw NaN or Inf."""
     needs = sorted(needs, key=lambda need: (need.site, need.block))
-    past, done = _left(kept, key)
+    past, done = left(kept, key)
     seen: dict[str, list[Seen]] = {}
     for need in needs:
         seen.setdefault(need.site, []).append(Seen(need))
@@ -120,18 +118,3 @@ def _peaks(x: Tensor) -> Tensor:
     rows = x.detach().flatten(1) if x.ndim > 1 else x.detach()[:, None]
     # Not abs().amax(): that writes and reads a copy of the activation.
     return torch.maximum(rows.amax(1), -rows.amin(1))[:, None]
-
-
-def _left(kept: Path, key: str) -> tuple[Statistics | None, int]:
-    """What an interrupted pass for this key left, and how many batches it had done."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(kept, "numpy") as file:
-            whose, _, done = (file.metadata() or {}).get("key", "").partition("+")
-        if whose != key or not done.isdecimal():
-            return None, 0
-        log.info("resuming the pass for ranges behind %s batches", done)
-        return Statistics.load(kept, f"{key}+{done}"), int(done)
-    except (OSError, SafetensorError, UserError):
-        return None, 0

@@ -28,7 +28,7 @@ from granplugin.planning.rows import Plan, Row
 from granplugin.planning.sharing import following, tensors_of
 from granplugin.progress import track
 from granplugin.quant.calibrators import Calibrator
-from granplugin.quant.layers import WEIGHTED, Layer
+from granplugin.quant.layers import Layer
 from granplugin.quant.site import MULTIPLIED, OPERANDS
 from granplugin.recipe.loaded import Loaded
 from granplugin.recipe.schema import Recipe, StatisticsSpec
@@ -358,7 +358,7 @@ def owners_of(
     """
     kernels = Kernels("", plan, {})
     at = {id(kernel): number for number, kernel in enumerate(plan.kernels)}
-    weighted = {layer.name for layer in layers if layer.type in WEIGHTED}
+    weighted = {layer.name for layer in layers if "weight" in layer.multiplied}
     multiplying: dict[int, str] = {}
     elsewhere: dict[str, str] = {}
     for node, module in sorted(products.items(), key=lambda each: each[1] not in weighted):

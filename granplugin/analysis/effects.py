@@ -1,30 +1,23 @@
 """What rounding does to the network's output: one layer alone, all but one, or any choice.
 
-Every figure is a row of sums over samples (granplugin.analysis.passes adds them up). A layer alone,
-and all but a layer, are replayed from that layer on.
+Every figure is a row of sums over samples (granplugin.analysis.passes adds them up).
 """
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from scipy.special import log_softmax, stdtrit
-from torch import Tensor, nn
 
 from granplugin.analysis.figures import SUMS, Sqnr, sqnr, sums
-from granplugin.analysis.replay import Diverged, Script
-from granplugin.analysis.rounded import Choice, Pair, RoundedNetwork, run
+from granplugin.analysis.tried import Choice, Pair, RoundedNetwork
 from granplugin.errors import ModelError
 from granplugin.measures.intervals import lost_interval, proportion_interval, tango_interval
 from granplugin.measures.metrics import METRICS, Classes, class_scores
 from granplugin.store.keys import content_key
-
-log = logging.getLogger(__name__)
 
 _PARTS = (
     "kl", "kl2", "agree", "agree2", "decided", "whole", "classes", "hits", "fp32_hits", "gained",
@@ -108,131 +101,27 @@ def effect(figure: np.ndarray, by_labels: bool = True) -> Effect:
     return Effect(found, kl, agreement, metric, fp32, loss, "metric", deviation, classes)
 
 
-class Effects:
-    """Measures effects batch by batch. `metric` is one of METRICS that takes labels, or None."""
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """Figures by name: of whole `choices`, of one layer `alone` with a pair of settings, and of the
+    recipe's own choice with one layer `restored` to float. `metric` is one of METRICS that takes
+    labels, or None; `classes` says where decisions are read."""
 
-    def __init__(
-        self,
-        network: RoundedNetwork,
-        choices: Mapping[str, Choice],
-        alone: Mapping[str, tuple[str, Pair]],
-        restored: Mapping[str, str],
-        metric: str | None,
-        example: Mapping[str, Tensor],
-        arrays: Callable[[object], dict[str, np.ndarray]],
-        classes: Classes | None = None,
-    ) -> None:
-        """Figures by name: of whole `choices`, of one layer `alone` with a pair of settings, and of
-        the recipe's own choice with one layer `restored` to float. `arrays` makes outputs by name,
-        samples on axis 0, of what forward returns; `classes` says where decisions are read."""
-        self.network, self.metric, self._arrays = network, metric, arrays
-        self.classes = classes
-        self.choices, self.alone, self.restored = choices, alone, restored
-        self.start = network.start()
-        self.script = Script(network.model)
-        self.replayed: set[str] = set()
-        self._learn(example)
+    network: RoundedNetwork
+    choices: Mapping[str, Choice]
+    alone: Mapping[str, tuple[str, Pair]]
+    restored: Mapping[str, str]
+    metric: str | None
+    classes: Classes | None = None
 
-    def _learn(self, example: Mapping[str, Tensor]) -> None:
-        layers = {*(layer for layer, _ in self.alone.values()), *self.restored.values()}
-        if not layers:
-            return
-        modules = {layer: self.network.tried[layer].module for layer in layers}
-        script = self.script
 
-        def forward() -> object:
-            return run(self.network.model, example)
-
-        with script.installed():
-            script.learn(forward, modules.values())
-            bad: set[str] = set()
-            for changes in ({}, self.network.changes(self.start)) if self.restored else ({},):
-                script.changes = changes
-                script.record(forward)
-                bad |= {n for n, m in modules.items() if not script.replayable(forward, m)}
-            script.changes = {}
-            script.forget()
-        if bad:
-            log.info("%d layers are run from the start: %s", len(bad), ", ".join(sorted(bad)[:3]))
-        self.replayed = layers - bad
-
-    def run(
-        self, tensors: Mapping[str, Tensor], labels: np.ndarray | None, wanted: frozenset[str]
-    ) -> dict[str, np.ndarray]:
-        """The wanted figures of one batch."""
-        script, network, found = self.script, self.network, {}
-
-        def forward() -> object:
-            return run(network.model, tensors)
-
-        def add(name: str, outputs: object, what: str) -> None:
-            whole = self._arrays(outputs)
-            if not all(np.isfinite(output).all() for output in whole.values()):
-                raise ModelError(
-                    f"with {what} the network's output holds NaN or Inf, and fp32's does not; "
-                    "leave float what it divides by"
-                )
-            found[name] = compare(reference, whole, labels, self.metric, self.classes)
-
-        with script.installed():
-            alone = {n: self.alone[n] for n in wanted if n in self.alone}
-            script.changes = {}
-            reference = self._arrays(script.record(forward) if alone else script.run(forward))
-            if not all(np.isfinite(output).all() for output in reference.values()):
-                raise ModelError(self._not_finite(forward))
-            for name, (layer, pair) in alone.items():
-                script.changes = network.changes({layer: pair}, others=False)
-                add(name, self._from(layer, forward), f"only {layer} quantized")
-            restored = {n: self.restored[n] for n in wanted if n in self.restored}
-            if restored:
-                whole = network.changes(self.start)
-                script.changes = whole
-                script.record(forward)
-                for name, layer in restored.items():
-                    own = network.modules_of(layer)
-                    script.changes = {m: change for m, change in whole.items() if m not in own}
-                    add(name, self._from(layer, forward), f"all but {layer} quantized")
-            script.forget()
-            for name, choice in self.choices.items():
-                if name in wanted:
-                    script.changes = network.changes(choice)
-                    add(name, script.run(forward), f"{len(choice)} layers quantized")
-            script.changes = {}
-        return found
-
-    def _not_finite(self, forward: Callable[[], object]) -> str:
-        """Where NaN or Inf first comes up."""
-        found: list[str] = []
-
-        def see(name: str, module: nn.Module, args: tuple, output: Tensor) -> None:
-            if not output.isfinite().all():
-                found.append(name)
-
-        hooks = [
-            tried.module.register_forward_hook(partial(see, name))
-            for name, tried in self.network.tried.items()
-        ]
-        try:
-            self.script.run(forward)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if not found:
-            return "the model's output holds NaN or Inf in the analysis data, and no layer's does"
-        return (
-            f"{found[0]}: its output holds NaN or Inf in the analysis data, and in no layer "
-            "before it"
+def check_whole(outputs: Mapping[str, np.ndarray], what: str) -> None:
+    """Raises ModelError where a rounded network's output is not finite."""
+    if not all(np.isfinite(output).all() for output in outputs.values()):
+        raise ModelError(
+            f"with {what} the network's output holds NaN or Inf, and fp32's does not; "
+            "leave float what it divides by"
         )
-
-    def _from(self, layer: str, forward: Callable[[], object]) -> object:
-        """The output with the script's changes, which begin at this layer."""
-        if layer in self.replayed:
-            try:
-                return self.script.replay(forward, self.network.tried[layer].module)
-            except Diverged:
-                log.info("%s: the model's calls differ from batch to batch; run whole", layer)
-                self.replayed.discard(layer)
-        return self.script.run(forward)
 
 
 def compare(

@@ -9,12 +9,10 @@ from granplugin.analysis import losses as shares
 from granplugin.analysis import why
 from granplugin.analysis.advice import LOUD_DB, judged
 from granplugin.analysis.evidence import Evidence
-from granplugin.analysis.local import START
 from granplugin.analysis.losses import LayerLosses, SiteLosses
 from granplugin.analysis.ranges import input_needs
-from granplugin.analysis.rounded import Pair
 from granplugin.analysis.settings import label
-from granplugin.network.modules import stored_of
+from granplugin.analysis.tried import START, Pair
 from granplugin.network.weight_facts import WeightFacts
 from granplugin.recipe.settings import FLOAT
 
@@ -36,7 +34,7 @@ def facts_of(each: LayerLosses, evidence: Evidence) -> Facts:
     """What is known of a layer besides its losses."""
     ranges, statistics = evidence.ranges, evidence.statistics
     tried = each.tried
-    weight = stored_of(tried.module).facts(tried.bn)
+    weight = tried.held.facts
     needs = input_needs(tried.asked)
     if needs is None:
         return Facts(weight, None, ())

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from granplugin.analysis.figures import FigureKey, Sqnr, sqnr
-from granplugin.analysis.local import START, Tried, channels_of
-from granplugin.analysis.tensors import TriedSite
+from granplugin.analysis.tried import START, Tried, TriedSite, channels_of
 from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.formats import FORMATS
 
@@ -181,7 +180,7 @@ def weight_sqnr(tried: Tried, index: int) -> Sqnr | None:
     rounded, row = tried.weights[index], tried.asked.weights[index]
     if rounded is None:
         return None
-    whole = _whole(tried, row).astype(np.float64)
+    whole = tried.whole(row).astype(np.float64)
     noise, signal = float(np.square(whole - rounded).sum()), float(np.square(whole).sum())
     if signal == 0:
         return Sqnr(None, None, None, 0, 0)
@@ -193,7 +192,7 @@ def weight_shares(tried: Tried, index: int, amax: np.ndarray) -> tuple[float, fl
     from granplugin.quant.granularity import expand
 
     row = tried.asked.weights[index]
-    whole = np.abs(_whole(tried, row))
+    whole = np.abs(tried.whole(row))
     clipped = float((whole > expand(amax, row.block)).mean())
     nonzero = whole > 0
     gone = float((tried.weights[index][nonzero] == 0).mean()) if nonzero.any() else 0.0
@@ -217,9 +216,3 @@ def input_shares(
     clipped = counts[np.searchsorted(EDGES, largest * 1.004) :].sum() / max(total, 1)
     below = counts[1 : max(int(np.searchsorted(EDGES, step / 2)), 1)].sum() / max(nonzero, 1)
     return 100 * float(clipped), 100 * float(below)
-
-
-def _whole(tried: Tried, row: QuantizedRow) -> np.ndarray:
-    if row.bn == "fold":
-        return tried.folded[0]
-    return tried.module.weight.detach().float().cpu().numpy()

@@ -6,21 +6,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from granplugin.analysis.analyst import EffectStep, LocalStep
 from granplugin.analysis.effects import (
     Effect,
-    Effects,
+    Wanted,
     alone_name,
     choice_name,
     effect,
     restored_name,
 )
 from granplugin.analysis.figures import FigureKey
-from granplugin.analysis.local import LocalErrors
 from granplugin.analysis.passes import accumulate
-from granplugin.analysis.rounded import Choice, Pair, RoundedNetwork
 from granplugin.analysis.subject import LABELS, Clock, Subject
-from granplugin.analysis.tensors import TensorErrors
-from granplugin.data.batches import Batch, length_of
+from granplugin.analysis.tried import Choice, Pair, RoundedNetwork
+from granplugin.data.batches import Batch
 from granplugin.progress import track
 from granplugin.store.keys import content_key
 
@@ -47,16 +46,12 @@ def local_errors(
     keys = [key for each in tried for key in each.figures()]
     keys += [key for site in sites for key in site.figures()]
     kept = subject.kept("local", content_key(drawn.tolist()))
-    made: list[tuple[LocalErrors, TensorErrors]] = []
+    made: list[LocalStep] = []
 
     def step(batch: Batch, wanted: frozenset[FigureKey]) -> Mapping[FigureKey, np.ndarray]:
         if not made:
-            layers = LocalErrors(subject.model, tried, wanted)
-            made.append((layers, TensorErrors(sites, wanted)))
-        ((layers, tensors),) = made
-        with tensors.watched(length_of(batch)):
-            found = layers.run(lambda: subject.forward(batch), length_of(batch))
-        return {**found, **tensors.flush()}
+            made.append(subject.analyst.local(network, wanted))
+        return made[0](_inputs(batch))
 
     with subject.located(), clock.timed("local errors"):
         batches = track(subject.batches(drawn), "local errors", subject.count(drawn))
@@ -86,14 +81,13 @@ def measure_effects(
     if classes is not None:
         part = (*part, content_key(classes.model_dump()))
     kept = subject.kept("effects", "-".join((str(metric), *part)))
-    made: list[Effects] = []
-    example = subject.tensors(subject.example)
+    asked = Wanted(network, by_choice, by_alone, by_restored, metric, classes)
+    made: list[EffectStep] = []
 
     def step(batch: Batch, wanted: frozenset[str]) -> Mapping[str, np.ndarray]:
         if not made:
-            of = (network, by_choice, by_alone, by_restored, metric, example, subject.outputs)
-            made.append(Effects(*of, classes))
-        return made[0].run(subject.inputs(batch), batch.get(LABELS), wanted)
+            made.append(subject.analyst.effects(asked))
+        return made[0](_inputs(batch), batch.get(LABELS), wanted)
 
     names = [*by_choice, *by_alone, *by_restored]
     with subject.located(), clock.timed(what):
@@ -101,3 +95,7 @@ def measure_effects(
         found = accumulate(kept, names, batches, step)
     by_labels = subject.distrust is None
     return {name: effect(figure, by_labels) for name, figure in found.items()}
+
+
+def _inputs(batch: Batch) -> Batch:
+    return {name: array for name, array in batch.items() if name != LABELS}

@@ -12,8 +12,8 @@ from granplugin.analysis.effects import Effect, alone_name, choice_name, restore
 from granplugin.analysis.losses import LayerLosses, Losses
 from granplugin.analysis.measuring import measure_effects
 from granplugin.analysis.promised import Promised
-from granplugin.analysis.rounded import FLOATING, Choice, Pair, RoundedNetwork
 from granplugin.analysis.subject import Clock, Subject
+from granplugin.analysis.tried import FLOATING, Choice, Pair, RoundedNetwork
 from granplugin.measures.labelled import one_class
 from granplugin.measures.metrics import METRICS
 from granplugin.recipe.analyze import Analyze

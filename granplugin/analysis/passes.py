@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from granplugin.calibration.statistics import Statistics
 from granplugin.data.batches import Batch
-from granplugin.errors import DataError, RunError
+from granplugin.errors import DataError, RunError, UserError
 from granplugin.store.whole_file import write_whole
 
 log = logging.getLogger(__name__)
@@ -122,6 +122,19 @@ class Pace:
             self.due = ended + max(_APART, (ended - begun) / _SHARE)
 
 
+def left(kept: Path, key: str) -> tuple[Statistics | None, int]:
+    """What an interrupted pass for this key left, and how many batches it had done."""
+    try:
+        with safe_open(kept, "numpy") as file:
+            whose, _, done = (file.metadata() or {}).get("key", "").partition("+")
+        if whose != key or not done.isdecimal():
+            return None, 0
+        log.info("resuming the pass for ranges behind %s batches", done)
+        return Statistics.load(kept, f"{key}+{done}"), int(done)
+    except (OSError, SafetensorError, UserError):
+        return None, 0
+
+
 class InMemory:
     """Runs batches whole, or in halves from the first one on for which there was no memory."""
 
@@ -158,7 +171,8 @@ class InMemory:
 
 
 def _out_of_memory(err: BaseException) -> bool:
-    if isinstance(err, (MemoryError, torch.cuda.OutOfMemoryError)):
+    # torch's, which is not imported to tell
+    if isinstance(err, MemoryError) or type(err).__name__ == "OutOfMemoryError":
         return True
     # What torch raises on a CPU has no class of its own.
     return "not enough memory" in str(err) or "can't allocate memory" in str(err)

@@ -16,10 +16,9 @@ from granplugin.analysis.costs import (
     setting_costs,
     whole_plans,
 )
-from granplugin.analysis.local import START, Tried
 from granplugin.analysis.losses import LayerLosses
 from granplugin.analysis.questions import Questions
-from granplugin.analysis.rounded import Pair, RoundedNetwork
+from granplugin.analysis.tried import START, Pair, RoundedNetwork, Tried
 from granplugin.calibration.statistics import Statistics
 from granplugin.capabilities import Promise
 from granplugin.engines import ENGINES

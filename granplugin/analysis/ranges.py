@@ -6,13 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
-from torch import nn
 
 import granplugin
-from granplugin.analysis.collect import PEAK, collect_resumably
+from granplugin.analysis.analyst import PEAK, Analyst
 from granplugin.analysis.questions import Questions
 from granplugin.analysis.settings import Asked
 from granplugin.analysis.subject import Clock, Subject
@@ -25,7 +23,6 @@ from granplugin.calibration.statistics import (
     share_amax,
 )
 from granplugin.errors import DataError
-from granplugin.network.modules import stored_of
 from granplugin.planning.rows import QuantizedRow
 from granplugin.recipe.loaded import located
 from granplugin.runs.session import Session
@@ -114,9 +111,7 @@ def gather(
         whose = content_key(key, session.recipe.data.batch_size, sorted(map(str, missing)))
         batches = session.calibrating("ranges")
         with located(session.loaded, "data", "calibration"), clock.timed("ranges"):
-            seen = collect_resumably(
-                subject.model, missing, batches, subject.forward, partial, whose
-            )
+            seen = subject.analyst.collect(missing, batches, partial, whose)
         found = found.join(seen) if found else seen
         found.save(path, key)
         partial.unlink(missing_ok=True)
@@ -125,22 +120,17 @@ def gather(
 
 
 def find_ranges(
-    questions: Questions,
-    model: nn.Module,
-    statistics: Statistics,
-    imported: Path | None,
-    weights: Mapping[str, np.ndarray] = MappingProxyType({}),
+    questions: Questions, analyst: Analyst, statistics: Statistics, imported: Path | None
 ) -> Ranges:
-    """Of every row that is tried; those of the recipe's own rows may come from the file `imported`,
-    `weights` are those of calls, by site. Raises DataError where the file does not fit the rows."""
+    """Of every row that is tried; those of the recipe's own rows may come from the file `imported`.
+    Raises DataError where the file does not fit the rows."""
+    weights = analyst.weights()
     amax: dict[QuantizedRow, np.ndarray | None] = {}
     for each in questions.layers:
-        module = model.get_submodule(each.layer.name)
-        own = module.weight.detach().float().cpu().numpy()
-        bn = model.get_submodule(each.layer.bn) if each.layer.bn else None
-        behind = own if bn is None else stored_of(module).folded(bn)[0]
+        held = analyst.held(each.layer)
         for row in each.weights:
-            amax[row] = find_amax(row, None, behind if row.bn == "fold" else own)
+            whole = held.folded[0] if row.bn == "fold" else held.weight
+            amax[row] = find_amax(row, None, whole)
         for row in each.inputs:
             if not row.dynamic:
                 amax[row] = find_amax(row, statistics)

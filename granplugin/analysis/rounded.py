@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from granplugin.analysis.local import Tried, key, try_settings
-from granplugin.analysis.questions import Questions
 from granplugin.analysis.replay import Change, Diverged
 from granplugin.analysis.rounding import Rounding, rounding
-from granplugin.analysis.tensors import TriedSite, module_of
+from granplugin.analysis.tensors import module_of
+from granplugin.analysis.tried import Choice, RoundedNetwork
 from granplugin.errors import ModelError, UserError
 from granplugin.network.batch_norms import fold_batch_norms
 from granplugin.network.call_quantizers import CallQuantizers, place_of, stands
@@ -25,14 +25,6 @@ from granplugin.network.torch_calls import tensors_in
 from granplugin.network.trace import Traced
 from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.layers import Layer
-from granplugin.recipe.settings import FLOAT
-
-Pair = tuple[int | None, int | None]
-"""Which weight and which input setting of a layer; None: float."""
-Choice = Mapping[str, Pair]
-"""Layer -> its settings; layers that are not named are float, with all that goes with them. Site of something else that the
-recipe quantizes -> (None, which of its settings); those not named have the recipe's own."""
-FLOATING: Pair = (None, None)
 
 
 def analysis_copy(
@@ -102,102 +94,53 @@ def run(model: nn.Module, tensors: Mapping[str, Tensor]) -> Any:
         raise ModelError(f"the model's forward raised {type(err).__name__}: {err}") from err
 
 
-class RoundedNetwork:
-    """Changes of modules, by settings. `sites` are what else the recipe quantizes: each goes with
-    the layer it is of."""
+@dataclass(frozen=True, eq=False)
+class Changes:
+    """What choices of settings change in an analysis copy `model`."""
 
-    def __init__(
-        self, model: nn.Module, tried: Sequence[Tried], sites: Sequence[TriedSite]
-    ) -> None:
-        self.model = model
-        self.tried = {each.name: each for each in tried}
-        self.sites = {each.own.site: each for each in sites}
+    model: nn.Module
+    network: RoundedNetwork
 
-    def start(self) -> dict[str, Pair]:
-        """What the recipe quantizes."""
-        choice: dict[str, Pair] = {}
-        for name, each in self.tried.items():
-            roles = {row.operand for row in each.asked.start}
-            pair = (0 if "weight" in roles else None, 0 if "input" in roles else None)
-            if pair != (None, None):
-                choice[name] = pair
-        return choice
+    def module_of(self, layer: str) -> nn.Module:
+        return self.model.get_submodule(layer)
 
     def modules_of(self, layer: str) -> set[nn.Module]:
         """The modules that change where this layer is quantized: it, and what goes with it."""
-        found = {self.tried[layer].module}
-        if self.tried[layer].bn is not None:
-            found.add(self.tried[layer].bn)
-        found |= {each.module for each in self.sites.values() if each.own.layer == layer}
-        return found
+        found = {self.module_of(layer)}
+        bn = self.network.tried[layer].asked.layer.bn
+        if bn is not None:
+            found.add(self.module_of(bn))
+        sites = self.network.sites.values()
+        return found | {module_of(self.model, s.own) for s in sites if s.own.layer == layer}
 
-    def changes(self, choice: Choice, others: bool = True) -> dict[nn.Module, Change]:
+    def of(self, choice: Choice, others: bool = True) -> dict[nn.Module, Change]:
         """What is called in place of modules; `others`: with those sites too whose layers are not
         analyzed."""
+        where = next(self.model.parameters()).device
         steps: dict[nn.Module, dict[str, Any]] = {}
         for layer, (weight, given) in choice.items():
-            if layer not in self.tried:
+            if layer not in self.network.tried:
                 continue
-            tried = self.tried[layer]
-            of_layer = steps.setdefault(tried.module, {})
-            if given is not None and tried.inputs[given] is not None:
-                of_layer["input"] = tried.inputs[given]
+            tried, module = self.network.tried[layer], self.module_of(layer)
+            of_layer = steps.setdefault(module, {})
+            if given is not None and (ranged := tried.inputs[given]) is not None:
+                of_layer["input"] = rounding(ranged.row, ranged.amax, where)
             if weight is not None and tried.weights[weight] is not None:
-                row = tried.asked.weights[weight]
                 values = {"weight": tried.weights[weight]}
-                if row.bn == "fold":
-                    values["bias"] = tried.folded[1]
-                    steps.setdefault(tried.bn, {})["folded"] = True
-                where = tried.module.weight.device
+                if tried.asked.weights[weight].bn == "fold":
+                    values["bias"] = tried.held.folded[1]
+                    bn = tried.asked.layer.bn
+                    assert bn is not None, f"{layer} has no batch norm to fold"
+                    steps.setdefault(self.module_of(bn), {})["folded"] = True
                 of_layer["values"] = {
                     name: nn.Parameter(torch.from_numpy(array).to(where), requires_grad=False)
                     for name, array in values.items()
                 }
-        for name, site in self.sites.items():
-            chosen = choice.get(name, (None, 0))[1]
-            layer = site.own.layer
-            goes = choice.get(layer, FLOATING) != FLOATING if layer in self.tried else others
-            if goes and chosen is not None and site.roundings[chosen] is not None:
-                role = "output" if site.own.operand == "output" else "input"
-                steps.setdefault(site.module, {})[role] = site.roundings[chosen]
+        for ranged in self.network.chosen_sites(choice, others):
+            role = "output" if ranged.row.operand == "output" else "input"
+            module = module_of(self.model, ranged.row)
+            steps.setdefault(module, {})[role] = rounding(ranged.row, ranged.amax, where)
         return {module: _change(module, **said) for module, said in steps.items()}
-
-    def names(self, choice: Choice) -> list[tuple[str, str, str]]:
-        """A choice in JSON-able words that tell it from others."""
-        found = []
-        for layer, (weight, given) in sorted(choice.items()):
-            if layer not in self.tried:
-                rows = self.sites[layer].rows
-                found.append((layer, "", FLOAT if given is None else key(rows[given])))
-                continue
-            asked = self.tried[layer].asked
-            found.append(
-                (
-                    layer,
-                    "" if weight is None else key(asked.weights[weight]),
-                    "" if given is None else key(asked.inputs[given]),
-                )
-            )
-        return found
-
-
-def round_all(
-    questions: Questions, model: nn.Module, ranges: Mapping[QuantizedRow, np.ndarray | None]
-) -> RoundedNetwork:
-    """Everything that is asked about, rounded by these ranges."""
-    device = next(model.parameters()).device
-    sites = []
-    for rows in questions.sites.values():
-        roundings = tuple(
-            rounding(row, ranges.get(row), device)
-            if row.dynamic or ranges[row] is not None
-            else None
-            for row in rows
-        )
-        axis = rows[0].at.channel_axis
-        axis = len(rows[0].shape) - 1 if axis is None else axis
-        sites.append(TriedSite(rows, roundings, module_of(model, rows[0]), axis))
-    return RoundedNetwork(model, try_settings(questions.layers, model, ranges, device), sites)
 
 
 def _change(

@@ -10,7 +10,7 @@ from granplugin.planning.rows import Plan, QuantizedRow, Row, as_quantized
 from granplugin.quant.calibrators import Calibrator, refusal
 from granplugin.quant.formats import FORMATS, block_of
 from granplugin.quant.granularity import DoesNotApply, PerTensor
-from granplugin.quant.layers import WEIGHTED, Layer
+from granplugin.quant.layers import Layer
 from granplugin.quant.site import Operand
 from granplugin.recipe.analyze import Analyze
 from granplugin.recipe.settings import FLOAT, Settings
@@ -59,7 +59,7 @@ def ask(
         rows.setdefault(row.layer, {})[row.operand] = row
     asked, skipped = [], []
     for layer in layers:
-        if layer.type not in WEIGHTED or layer.call:
+        if layer.call or not {"weight", "input"}.issubset(layer.multiplied):
             continue
         if layer.unusable or layer.name not in rows:
             reason = layer.unusable or "the recipe has no row for it"

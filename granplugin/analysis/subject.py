@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
 
-from granplugin.analysis.local import key
+from granplugin.analysis.analyst import Analyst, analyst_of, open_analyst
 from granplugin.analysis.passes import Kept
 from granplugin.analysis.questions import Questions
-from granplugin.analysis.rounded import analysis_copy, run
+from granplugin.analysis.tried import key
 from granplugin.data.batches import SAME_BITS, Batch, Batches, even_sizes, length_of, rebatched
 from granplugin.errors import RunError
 from granplugin.measures.metrics import METRICS
-from granplugin.measures.samples import sampled
-from granplugin.network.forward import flatten_outputs
 from granplugin.recipe.loaded import Loaded, located
 from granplugin.runs.session import Session
 from granplugin.store.keys import content_key, file_key
@@ -34,25 +30,17 @@ _MAKERS = ("granplugin.analysis.measuring", "granplugin.analysis.ranges")
 
 @dataclass(frozen=True)
 class Subject:
-    """`model` is a copy that passes may hook into; `tensors` puts a batch where it is. Passes run
-    on `data` in batches of at most `batch` samples; `example` is a small one. `folder` keeps the
-    figures of the model, data and recipe that `key` is of; `axes` tell where its outputs have their
-    samples. `distrust` says why the labels, where there are some, decide nothing."""
+    """`analyst` runs the network. Passes run on `data` in batches of at most `batch` samples.
+    `folder` keeps the figures of the model, data and recipe that `key` is of. `distrust` says why
+    the labels, where there are some, decide nothing."""
 
-    model: nn.Module
-    tensors: Callable[[Batch], dict[str, Tensor]]
-    example: Batch
+    analyst: Analyst
     data: Batches
     batch: int
     loaded: Loaded
     folder: Path
     key: str
-    axes: Mapping[str, int | None]
     distrust: str | None = None
-
-    @property
-    def device(self) -> Any:
-        return next(self.model.parameters()).device
 
     @property
     def metric(self) -> str | None:
@@ -61,17 +49,6 @@ class Subject:
             return None
         wanted = [name for name in self.loaded.recipe.metrics if METRICS[name].needs_labels]
         return wanted[0] if wanted else None
-
-    def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        return self.tensors({name: array for name, array in batch.items() if name != LABELS})
-
-    def outputs(self, found: object) -> dict[str, np.ndarray]:
-        """What forward returned, as far as samples can be told apart in it, with them on axis 0."""
-        arrays = {name: t.detach().cpu().numpy() for name, t in flatten_outputs(found).items()}
-        return sampled(arrays, self.axes)
-
-    def forward(self, batch: Batch) -> Any:
-        return run(self.model, self.inputs(batch))
 
     def batches(self, numbers: np.ndarray) -> Iterator[Batch]:
         """These samples of the analysis data, with their labels, in even batches."""
@@ -134,11 +111,8 @@ class Subject:
 def open_subject(session: Session, questions: Questions) -> Subject:
     """The subject of a session's analysis. Raises DataError where there are no such data."""
     imported = session.recipe.statistics.import_
-    example = session.network.tensors(session.example)
     return Subject(
-        model=analysis_copy(session.network.module(), questions.others, session.layers, example),
-        tensors=session.network.tensors,
-        example=session.example,
+        analyst=open_analyst(session, questions),
         data=session.analysis,
         batch=session.recipe.data.batch_size,
         loaded=session.loaded,
@@ -150,9 +124,8 @@ def open_subject(session: Session, questions: Questions) -> Subject:
             [(row.site, key(row)) for row in questions.others],
             [(row.site, row.share) for row in questions.plan.quantized if row.share],
             file_key(imported) if imported else None,
-            made_by(*_MAKERS, libraries=("nvidia-modelopt", "torch")),
+            made_by(*_MAKERS, analyst_of(session), libraries=session.network.libraries),
         ),
-        axes=session.axes,
     )
 
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import yaml
 
-from granplugin.analysis.local import Tried
-from granplugin.analysis.rounded import FLOATING, Pair, RoundedNetwork
+from granplugin.analysis.tried import FLOATING, Pair, RoundedNetwork, Tried
 from granplugin.planning.rows import QuantizedRow
 from granplugin.quant import calibrators, granularity
 from granplugin.quant.layers import Layer

@@ -13,41 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from granplugin.analysis.figures import FigureKey
-from granplugin.analysis.local import figure, key, per_sample
-from granplugin.analysis.rounding import Rounding
+from granplugin.analysis.rounding import Rounding, rounding
+from granplugin.analysis.tried import TriedSite, figure, per_sample
 from granplugin.errors import ModelError
 from granplugin.network.frames import passing
 from granplugin.network.torch_calls import tensors_in
 from granplugin.planning.rows import QuantizedRow
-
-
-@dataclass(frozen=True, eq=False)
-class TriedSite:
-    """One site with its settings, the recipe's own first; None for one without a range. `module`
-    is the one whose output the tensor is (role output), or whose input; `axis` has the channels."""
-
-    rows: tuple[QuantizedRow, ...]
-    roundings: tuple[Rounding | None, ...]
-    module: nn.Module
-    axis: int
-
-    @property
-    def own(self) -> QuantizedRow:
-        return self.rows[0]
-
-    def figure(self, index: int) -> FigureKey | None:
-        """That of a setting; None where it has no range, and for a weight, which has no samples."""
-        if self.roundings[index] is None or self.own.at.constant:
-            return None
-        return FigureKey(self.own.site, "site", (key(self.rows[index]),))
-
-    def figures(self) -> dict[FigureKey, Rounding]:
-        """What is measured."""
-        return {
-            figure: rounding
-            for n, rounding in enumerate(self.roundings)
-            if rounding is not None and (figure := self.figure(n)) is not None
-        }
 
 
 def module_of(model: nn.Module, row: QuantizedRow) -> nn.Module:
@@ -59,17 +30,26 @@ def module_of(model: nn.Module, row: QuantizedRow) -> nn.Module:
 class TensorErrors:
     """Measures them batch by batch, while the model runs for something else."""
 
-    def __init__(self, tried: Sequence[TriedSite], wanted: frozenset[FigureKey]) -> None:
+    def __init__(
+        self, model: nn.Module, tried: Sequence[TriedSite], wanted: frozenset[FigureKey]
+    ) -> None:
+        where = next(model.parameters()).device
         self.sites = [
-            _Site(each, asked)
+            _Site(each, module_of(model, each.own), asked)
             for each in tried
-            if (asked := {n: f for n, f in each.figures().items() if n in wanted})
+            if (
+                asked := {
+                    name: rounding(ranged.row, ranged.amax, where)
+                    for name, ranged in each.figures().items()
+                    if name in wanted
+                }
+            )
         ]
 
     @contextmanager
     def watched(self, samples: int) -> Iterator[None]:
         """Look at every site's tensor meanwhile."""
-        hooks = [_hook(each.tried, partial(each.see, samples)) for each in self.sites]
+        hooks = [_hook(each, partial(each.see, samples)) for each in self.sites]
         for each in self.sites:
             each.sums = {}
         try:
@@ -92,22 +72,23 @@ class TensorErrors:
 @dataclass
 class _Site:
     tried: TriedSite
+    module: nn.Module
     figures: Mapping[FigureKey, Rounding]
     sums: dict[FigureKey, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def see(self, samples: int, x: Tensor) -> None:
         x = x.detach().float()
         signal = _squares(x, self.tried.axis, samples)
-        for name, rounding in self.figures.items():
-            found = signal, _squares(rounding(x).sub_(x), self.tried.axis, samples)
+        for name, rounded in self.figures.items():
+            found = signal, _squares(rounded(x).sub_(x), self.tried.axis, samples)
             held = self.sums.get(name)
             self.sums[name] = found if held is None else (held[0] + found[0], held[1] + found[1])
 
 
-def _hook(tried: TriedSite, see: Callable[[Tensor], None]) -> torch.utils.hooks.RemovableHandle:
-    if tried.own.operand == "output":
-        return tried.module.register_forward_hook(lambda m, args, out: see(next(tensors_in(out))))
-    return tried.module.register_forward_pre_hook(
+def _hook(site: _Site, see: Callable[[Tensor], None]) -> torch.utils.hooks.RemovableHandle:
+    if site.tried.own.operand == "output":
+        return site.module.register_forward_hook(lambda m, args, out: see(next(tensors_in(out))))
+    return site.module.register_forward_pre_hook(
         lambda m, args, kwargs: see(next(tensors_in((args, kwargs)))), with_kwargs=True
     )
 

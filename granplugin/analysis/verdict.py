@@ -16,9 +16,9 @@ from granplugin.analysis.facts import Facts, reasons
 from granplugin.analysis.losses import LayerLosses, SiteLosses
 from granplugin.analysis.measuring import measure_effects
 from granplugin.analysis.outputs import OutputEffects
-from granplugin.analysis.rounded import FLOATING, Choice, Pair
 from granplugin.analysis.subject import Clock, Subject
 from granplugin.analysis.suggestion import suggest
+from granplugin.analysis.tried import FLOATING, Choice, Pair
 from granplugin.measures.power import samples_to_tell
 from granplugin.progress import stage
 from granplugin.quant.layers import Layer

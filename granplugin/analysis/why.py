@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from granplugin.analysis.local import START
 from granplugin.analysis.losses import LayerLosses, Loss
 from granplugin.analysis.settings import label
+from granplugin.analysis.tried import START
 from granplugin.network.weight_facts import OUTLIER, WeightFacts
 from granplugin.quant.calibrators import EDGES
 from granplugin.quant.folding import spread, typical

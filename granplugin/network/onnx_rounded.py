@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -38,16 +39,16 @@ def rounded(
     rows: Iterable[QuantizedRow],
     amax: Mapping[str, np.ndarray],
     folded: Iterable[str] = (),
+    made: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Rounded:
     """A prepared graph with these rows' sites rounded, by their `amax` where they are not dynamic,
-    and with the batch norms of the layers `folded` taken in."""
-    edit = _Edit(graph)
+    and with the batch norms of the layers `folded` taken in. `made` are weights that are rounded
+    already, by site."""
+    edit, rows = _Edit(graph), list(rows)
     weights = {row.layer: row for row in rows if row.operand == "weight"}
     folded = set(folded)
     for layer in dict.fromkeys([*weights, *folded]):
-        row = weights.get(layer)
-        found = None if row is None else amax[row.site]
-        edit.weigh(placed[layer], row, found, layer in folded)
+        edit.weigh(placed[layer], weights.get(layer), amax, made, layer in folded)
     # What a layer puts out is renamed first, or it would be rounded behind what reads it.
     for row in sorted(rows, key=lambda row: row.operand != "output"):
         if row.operand != "weight":
@@ -109,20 +110,28 @@ class _Edit:
         return name
 
     def weigh(
-        self, placed: Placed, row: QuantizedRow | None, amax: np.ndarray | None, folds: bool
+        self,
+        placed: Placed,
+        row: QuantizedRow | None,
+        amax: Mapping[str, np.ndarray],
+        made: Mapping[str, np.ndarray],
+        folds: bool,
     ) -> None:
         """Give a layer another weight, and the bias of its batch norm."""
         node, layer = self.node(placed.node.name), placed.layer.name
+        weight = None if row is None else made.get(row.site)
         if folds:
-            weight, bias = folded_of(self.graph, placed)
+            whole, bias = folded_of(self.graph, placed)
             self._bias(placed, bias)
-        else:
+        elif weight is None:
             held = weight_of(self.graph, placed.node)
             assert held is not None
-            weight = held
-        if row is not None and amax is not None:
-            fmt = FORMATS[row.format]
-            weight = fake_quantize(weight, scale_of(amax, fmt), row.block, fmt)
+            whole = held
+        if weight is None:
+            weight = whole
+            if row is not None:
+                fmt = FORMATS[row.format]
+                weight = fake_quantize(whole, scale_of(amax[row.site], fmt), row.block, fmt)
         name = self.constant(f"{layer}/weight", weight)
         if node.op_type == "MatMul":
             turned = helper.make_node("Transpose", [name], [f"{name}/turned"], perm=[1, 0])
@@ -164,8 +173,11 @@ class _Edit:
         """Round the tensor of an input, output or skip."""
         if row.operand == "output":
             # What reads it reads the same name.
-            last = placed.nodes[-1].name
-            name, plain = placed.output, f"{placed.output}/float"
+            last, name = placed.nodes[-1].name, placed.output
+            if row.bn == "fold" and not folds and placed.bn is not None:
+                # It is that of the batch norm, which is kept here.
+                last, name = placed.bn.name, placed.bn.output[0]
+            plain = f"{name}/float"
             behind = self.after.setdefault(last, [])
             producer = behind[-1] if behind else self.node(last)
             producer.output[list(producer.output).index(name)] = plain

@@ -16,6 +16,9 @@ from granplugin.network.onnx_prepared import nodes_behind
 from granplugin.network.onnx_running import Feeds, Running, parts_of
 from granplugin.quant.site import Operand
 
+PEAK = "peak"
+"""`<layer>.peak` is the largest |x| of each sample of the layer's input, as a tensor (n, 1)."""
+
 
 def tensor_of(placed: Placed, operand: Operand) -> str:
     """The name of what a layer reads as this operand, or puts out."""
@@ -41,14 +44,17 @@ class Watch:
         by_tensor: dict[str, list[Need]] = defaultdict(list)
         for need in sorted(needs, key=lambda need: (need.site, need.block)):
             layer, _, operand = need.site.rpartition(".")
-            by_tensor[tensor_of(placed[layer], operand)].append(need)  # type: ignore[arg-type]
+            of: Operand = "input" if operand == PEAK else operand  # type: ignore[assignment]
+            by_tensor[tensor_of(placed[layer], of)].append(need)
         nodes = enumerate(running.graph.nodes)
         order = {name: at for at, node in nodes for name in node.output}
         self._needs = {
             name: by_tensor[name] for name in sorted(by_tensor, key=lambda n: order.get(n, -1))
         }
         names = [name for name in self._needs if name in order]
-        self._values = sum(math.prod(self._needs[name][0].shape) for name in names)
+        self._values = sum(
+            max(math.prod(need.shape) for need in self._needs[name]) for name in names
+        )
         self._session = running.open(nodes_behind(running.graph, names), names) if names else None
 
     def see(self, batch: Feeds) -> None:
@@ -58,7 +64,10 @@ class Watch:
             found = {**part, **(self._session.run(part) if self._session else {})}
             for name, needs in self._needs.items():
                 for need in needs:
-                    if not self.seen[need].add(found[name].astype(np.float32, copy=False)):
+                    x = found[name].astype(np.float32, copy=False)
+                    if need.site.endswith(f".{PEAK}"):
+                        x = np.abs(x.reshape(len(x), -1)).max(1, keepdims=True)
+                    if not self.seen[need].add(x):
                         raise ModelError(
                             f"{need.site}: NaN or Inf during calibration, and in no layer before "
                             "it; look at this layer's weights and at the calibration data"

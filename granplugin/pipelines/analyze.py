@@ -21,9 +21,9 @@ from granplugin.analysis.outputs import contradiction, measure_outputs, rank
 from granplugin.analysis.promised import find_costs, find_promises
 from granplugin.analysis.questions import ask_all
 from granplugin.analysis.ranges import Ranges, find_ranges, gather, read_statistics
-from granplugin.analysis.rounded import round_all, weights_of_calls
 from granplugin.analysis.subject import Clock, open_subject
 from granplugin.analysis.suggested_file import check_target, write_recipe
+from granplugin.analysis.tried import round_all
 from granplugin.analysis.verdict import find_advice, say
 from granplugin.calibration.statistics import Statistics
 from granplugin.planning.plan import make_plan
@@ -37,7 +37,6 @@ from granplugin.runs.doubtful import doubts
 from granplugin.runs.layer_ranges import layer_ranges
 from granplugin.runs.pages import OF_ANALYSIS, PAGE, command, page_of, recipe_texts
 from granplugin.runs.session import Session
-from granplugin.sources import check_torch
 from granplugin.store.run_folder import default_folder, open_run
 
 log = logging.getLogger(__name__)
@@ -81,7 +80,6 @@ def analyze(
     and data left; `target` is where a suggested recipe will be written, so that it is refused at
     once where it cannot be. Raises UserError for what the user must change.
     """
-    check_torch(loaded, "analyze")
     # log.txt is the last apply's.
     with open_run(out or default_folder(loaded.recipe.name), "analyze_log.txt") as run:
         if target:
@@ -110,12 +108,9 @@ def analyze_in(
     subject = open_subject(session, questions)
     seen = gather(session, questions, subject, given, clock)
     with clock.timed("calibrators"), stage("finding ranges"):
-        weights = weights_of_calls(
-            subject.model, questions.others, subject.tensors(subject.example)
-        )
         imported = session.recipe.statistics.import_
-        ranges = find_ranges(questions, subject.model, seen, imported, weights)
-    network = round_all(questions, subject.model, ranges.amax)
+        ranges = find_ranges(questions, subject.analyst, seen, imported)
+    network = round_all(questions, subject.analyst.held, ranges.amax)
     drawn = draw(subject.data.samples, wanted.exact, session.recipe.data.seed)
     errors = local_errors(subject, network, drawn, clock)
     losses = all_losses(

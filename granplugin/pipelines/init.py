@@ -77,8 +77,10 @@ def _guess(network: Network, told: Mapping[str, tuple[int, ...]]) -> Guess | Non
     """Shapes and types of one sample that the network runs with."""
     if isinstance(network, OnnxNetwork):
         return network.sample(told)
+    from granplugin.sources.torch_network import TorchNetwork
     from granplugin.starting.guess import guess_of
 
+    assert isinstance(network, TorchNetwork), "it is a file, or torch's"
     return guess_of(network.module(), network.input_names, told)
 
 

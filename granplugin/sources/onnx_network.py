@@ -38,7 +38,7 @@ from granplugin.store.keys import content_key
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
+class Passed:
     """What a pass over an example of these sizes has shown."""
 
     sizes: Mapping[str, Shape]
@@ -62,7 +62,7 @@ class OnnxNetwork:
             self.key, self.notes = content_key(self.key, "stripped"), (stripped.said,)
         with reading(graph.path):
             self._placed = {placed.layer.name: placed for placed in place_layers(graph)}
-        self._seen: _Seen | None = None
+        self._seen: Passed | None = None
 
     @classmethod
     def open(cls, loaded: Loaded) -> Self:
@@ -107,7 +107,7 @@ class OnnxNetwork:
         outputs = tuple(described(found, self.outputs, example, most))
         if self._prepared.opened:
             self._check_several(example, found, {each.name: each.axis for each in outputs})
-        layers = tuple(placed.layer for placed in self._shown(example).placed.values())
+        layers = tuple(placed.layer for placed in self.shown(example).placed.values())
         sizes = {name: array.shape for name, array in example.items()}
         graph = shaped(self.graph.model, self.graph.path, sizes)
         return Ran(layers, products_of(graph, len(next(iter(example.values())))), outputs)
@@ -126,9 +126,9 @@ class OnnxNetwork:
             return Held(self.graph, self._placed).facts(layers)
 
     def outputs(self, batch: Batch) -> Outputs:
-        self._running.check(batch)
+        self.running.check(batch)
         try:
-            return self._running.outputs(batch)
+            return self.running.outputs(batch)
         except ModelError as err:
             if self._prepared.opened and len(next(iter(batch.values()))) > 1:
                 raise self._for_one(f"it fails ({err})") from err
@@ -138,7 +138,7 @@ class OnnxNetwork:
         return {}
 
     def first_norm(self, batch: Batch) -> NormSeen | None:
-        graph = self._running.graph
+        graph = self.running.graph
         norm = next((node for node in graph.nodes if node.op_type in BATCH_NORMS), None)
         if norm is None or not graph.stored.keys() >= {*norm.input[3:5]}:
             return None
@@ -146,10 +146,10 @@ class OnnxNetwork:
         if not mean.any() and (variance == 1).all():
             return None  # it was never trained
         given = norm.input[0]
-        self._running.check(batch)
+        self.running.check(batch)
         found = dict(batch)
         if given not in batch:
-            found = self._running.open(nodes_behind(graph, [given]), [given]).run(batch)
+            found = self.running.open(nodes_behind(graph, [given]), [given]).run(batch)
         return norm_seen(norm.name, found[given], mean, variance, attribute(norm, "epsilon", 1e-5))
 
     def collect(
@@ -158,16 +158,16 @@ class OnnxNetwork:
         watch: Watch | None = None
         for batch in batches:
             if watch is None:
-                self._running.check(batch)
-                placed = self._shown({name: array[:2] for name, array in batch.items()}).placed
-                watch = Watch(self._running, placed, needs)
+                self.running.check(batch)
+                placed = self.shown({name: array[:2] for name, array in batch.items()}).placed
+                watch = Watch(self.running, placed, needs)
             watch.see(batch)
         if watch is None:
             raise DataError("there are no calibration samples")
         return watch.statistics()
 
     def export(self, layers: Sequence[Layer], example: Batch, path: Path) -> None:
-        seen = self._shown(example)
+        seen = self.shown(example)
         export_marked(seen.graph, seen.placed, layers, seen.sizes, path)
 
     def fake_quantize(self) -> FakeQuantize | None:
@@ -181,28 +181,29 @@ class OnnxNetwork:
         layers: Sequence[Layer],
         example: Batch,
     ) -> Callable[[Batch], Outputs]:
-        seen = self._shown(example)
+        seen = self.shown(example)
         change = rounded(seen.graph, seen.placed, ranged(plan.rows, amax), amax, plan.folded)
         outputs = list(seen.graph.outputs)
-        return self._running.open(change.nodes, outputs, change.constants).run
+        return self.running.open(change.nodes, outputs, change.constants).run
 
     @cached_property
     def _prepared(self) -> Prepared:
         return prepare(self.graph.model, self.graph.path)
 
     @cached_property
-    def _running(self) -> Running:
+    def running(self) -> Running:
+        """The prepared graph, to be run."""
         return Running(self._prepared.graph)
 
-    def _shown(self, example: Batch) -> _Seen:
+    def shown(self, example: Batch) -> Passed:
         """The prepared graph with the shapes of a pass over the example, and its layers."""
         sizes = {name: array.shape for name, array in example.items()}
         if self._seen is None or self._seen.sizes != sizes:
-            plain = self._running.graph
-            graph = Shown(plain, self._running.shapes(to_show(plain), example))
+            plain = self.running.graph
+            graph = Shown(plain, self.running.shapes(to_show(plain), example))
             with reading(graph.path):
                 placed = {each.layer.name: each for each in place_layers(graph)}
-            self._seen = _Seen(sizes, graph, placed)
+            self._seen = Passed(sizes, graph, placed)
         return self._seen
 
     def _outputs_twice(self, example: Batch) -> Outputs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 import numpy as np
 
@@ -18,8 +18,6 @@ from granplugin.quant.multiplications import Multiplication
 from granplugin.recipe.loaded import Loaded
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from granplugin.network.norm_seen import NormSeen
 
 Batch = Mapping[str, np.ndarray]
@@ -131,10 +129,3 @@ class Network(Protocol):
 
     def fake_quantize(self) -> FakeQuantize | None:
         """Who rounds, besides the oracle, what a Q/DQ file's sites are compared with."""
-
-    def module(self) -> nn.Module:
-        """The network as torch runs it, for what looks at it module by module (analyze). Raises
-        ModelError where it is none."""
-
-    def tensors(self, batch: Batch) -> dict[str, Any]:
-        """A batch where the module is, by argument of its forward."""

@@ -172,7 +172,7 @@ def agreement_sentences(report: Report) -> Iterator[str]:
         same = [a.network_agreement for a in checked if a.network_agreement is not None]
         quality = [a.network_sqnr_db for a in checked if a.network_sqnr_db is not None]
         told = [
-            *([f"SQNR at least {min(quality):.0f} dB"] if quality else []),
+            *([_same(min(map(float, quality)))] if quality else []),
             *([f"same class for at least {min(same):.0f} %"] if same else []),
         ]
         if told:
@@ -182,6 +182,10 @@ def agreement_sentences(report: Report) -> Iterator[str]:
                 f"{checked[0].network_samples} samples: {', '.join(told)}; two right computations "
                 "differ too, as last bits can flip roundings (granplugin explain sqnr)."
             )
+
+
+def _same(db: float) -> str:
+    return "the same numbers" if math.isinf(db) else f"SQNR at least {db:.0f} dB"
 
 
 def warnings(report: Report) -> Iterator[Item]:
