@@ -497,7 +497,7 @@ def quantized():
         assert (
             "nets.py:quantized: the model holds 13 quantizers of modelopt already "
             "(conv.input_quantizer, conv.output_quantizer, conv.weight_quantizer and 10 more), "
-            "which would be lost; return it as it was before mtq.quantize" in done.stderr
+            "which would be lost; write model.quantized: keep" in done.stderr
         )
 
 
