@@ -50,11 +50,10 @@ def _timm(name: str, **args: Any) -> nn.Module:
     return timm.create_model(name, pretrained=False, num_classes=10, **args)
 
 
-def _yolo11n(fused: bool) -> nn.Module:
+def _yolo11n() -> nn.Module:
     from ultralytics.nn.tasks import DetectionModel
 
-    model = DetectionModel("yolo11n.yaml", ch=3, nc=8, verbose=False)
-    return model.eval().fuse(verbose=False) if fused else model
+    return DetectionModel("yolo11n.yaml", ch=3, nc=8, verbose=False)
 
 
 def _hidden() -> dict[str, int]:
@@ -116,8 +115,7 @@ def _named(name: str) -> tuple[_Make, dict[str, tuple[int, ...]]]:
     """How a network is made, and the shapes of one sample; integers are tokens."""
     hf, h = _transformers, _hidden()
     special: dict[str, tuple[_Make, dict[str, tuple[int, ...]]]] = {
-        "yolo11n": (lambda: _yolo11n(False), {"x": (3, 128, 128)}),
-        "yolo11n, fused": (lambda: _yolo11n(True), {"x": (3, 128, 128)}),
+        **dict.fromkeys(ULTRALYTICS, (_yolo11n, {"x": (3, 128, 128)})),
         "r3d_18": (lambda: _torchvision("r3d_18"), {"x": (3, 8, 32, 32)}),
         "googlenet": (
             lambda: _torchvision("googlenet", aux_logits=False, init_weights=True),
@@ -222,7 +220,8 @@ TIMM = (
     "tf_efficientnet_b0", "nf_resnet26", "mobilenetv4_conv_small", "ghostnet_100",
     "efficientvit_b0", "fastvit_t8", "vit_small", "swin_tiny",
 )  # fmt: skip
-ULTRALYTICS = ("yolo11n", "yolo11n, fused")
+FUSED = "yolo11n, fused"
+ULTRALYTICS = ("yolo11n", FUSED)
 TRANSFORMERS = (
     "bert", "distilbert", "vit", "swin", "detr", "clip", "whisper encoder", "t5", "gpt2", "llama",
     "qwen3", "mixtral", "qwen3-moe", "wav2vec2", "segformer",
@@ -231,10 +230,14 @@ NAMES = (*TORCHVISION, *TIMM, *ULTRALYTICS, *TRANSFORMERS)
 
 
 def build(name: str) -> nn.Module:
-    """The network in eval mode; its batch norms have seen 64 random samples."""
+    """The network in eval mode; its batch norms have seen 64 random samples, and what its maker
+    sets to zero, for training to begin with, is drawn."""
     torch.manual_seed(0)
     make, _ = _named(name)
     model = make()
+    for parameter in model.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.momentum = None
@@ -243,7 +246,7 @@ def build(name: str) -> nn.Module:
     with torch.no_grad():
         for batch in data(name, 64 if norms else 0):
             model(**{key: torch.from_numpy(values) for key, values in batch.items()})
-    return model.eval()
+    return model.eval().fuse(verbose=False) if name == FUSED else model.eval()
 
 
 def data(name: str, samples: int = SAMPLES, seed: int = 0) -> Iterator[dict[str, np.ndarray]]:

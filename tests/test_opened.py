@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+import granplugin
+import granplugin.modelopt_bridge as bridge
+from granplugin.modelopt_bridge.library import mto, mtq
 from granplugin.network.forward import call
 from granplugin.network.opened import opened
 from granplugin.network.trace import trace
@@ -161,3 +164,43 @@ def test_rows_of_an_embedding_are_stored_in_integers_and_all_is_as_modelopt_comp
     assert (variant.coverage.quantized, variant.coverage.products) == (6, 7)
     assert variant.agreement.oracle_differs == variant.agreement.modelopt_differs == 0
     assert variant.agreement.network_sqnr_db > 50
+
+
+def test_ranges_that_were_changed_and_weights_that_were_trained_come_back(net, tmp_path):
+    """As after fine-tuning: of modules, calls and what is opened."""
+    names: dict = {}
+    exec(NETS, names)
+    image = torch.randn(16, 1, 8, 8)
+    recipe = {
+        "version": 1,
+        "rules": [{"match": {"trait": "embedding"}, "format": "int8"}],
+    }
+    model = granplugin.prepare(names["Net"]().eval(), recipe, image)
+    model = mtq.quantize(
+        model, granplugin.modelopt_config(recipe, model), lambda module: module(image)
+    )
+    calibrated = model(image)
+    quantizers = {
+        name: module for name, module in model.named_modules() if hasattr(module, "_amax")
+    }
+    assert {"words.weight_quantizer", "bag.weight_quantizer", "matmul_3.other_quantizer"} <= (
+        quantizers.keys()
+    )
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model(image).square().mean().backward()
+    assert model.words.weight.grad.any() and model.heads.grad.any() and model.each.grad.any()
+    optimizer.step()
+    for quantizer in quantizers.values():
+        quantizer.amax = quantizer.amax * 0.9
+    with torch.no_grad():
+        trained = model(image)
+    mto.save(model, tmp_path / "model.pt")
+    restored = mto.restore(names["Net"]().eval(), tmp_path / "model.pt").eval()
+    with torch.no_grad():
+        assert torch.equal(restored(image), trained)
+    assert not torch.equal(calibrated, trained)
+    assert quantizers.keys() == {
+        name for name, module in restored.named_modules() if hasattr(module, "_amax")
+    }
+    for site, other in zip(bridge.sites_of(model), bridge.sites_of(restored), strict=True):
+        assert site["quantizer"] == other["quantizer"] and (site["grid"] == other["grid"]).all()
