@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from granplugin.analysis.settings import ask
 from granplugin.graph.read.graph import read_graph
 from granplugin.network.export import export_float
 from granplugin.network.onnx_layers import place_layers
@@ -15,6 +16,7 @@ from granplugin.network.trace import trace
 from granplugin.planning.coverage import coverage
 from granplugin.planning.plan import make_plan
 from granplugin.quant.layers import Layer
+from granplugin.recipe.analyze import Analyze
 from granplugin.recipe.load import load_part
 
 ROLES = {"head", "vocabulary", "router", "embedding", "detection"}
@@ -163,3 +165,13 @@ def test_the_defaults_leave_these_float_and_say_why_and_a_rule_switches_them_on(
     rows = {row.site: str(row.granularity) for row in switched.quantized}
     assert (rows["out.weight"], rows["out.input"]) == ("per_channel", "per_tensor")
     assert "router.weight" not in rows
+
+
+def test_analyze_takes_an_embedding_for_a_site_and_tries_the_layers_that_multiply():
+    loaded = load_part(
+        {"version": 1, "rules": [{"match": {"trait": "embedding"}, "format": "int8"}]}
+    )
+    layers = trace(Decoder().eval(), TOKENS).layers
+    asked, skipped = ask(layers, make_plan(loaded, layers), Analyze(), 64)
+    assert {each.layer.name for each in asked} == {"router", "pair", "out"}
+    assert not any("words" in each.site for each in skipped)

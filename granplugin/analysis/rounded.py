@@ -33,11 +33,11 @@ def analysis_copy(
     layers: Sequence[Layer],
     example: Mapping[str, Tensor],
 ) -> nn.Module:
-    """A copy of the model in which the skip inputs, and all operands of the layers that are calls,
-    go through a child module where these rows quantize them. Batch norms behind calls are folded
+    """A copy of the model in which the skip inputs, and all operands of the layers that are calls or
+    lookups, go through a child module where these rows quantize them. Batch norms behind calls are folded
     where rows say so: their weights are tried as they are then, and no other way."""
     copied = copy_of(model).eval()
-    calls = {layer.name for layer in layers if layer.call}
+    calls = {layer.name for layer in layers if layer.multiplied and not layer.is_module}
     norms = {
         row.layer: row.bn_name
         for row in rows

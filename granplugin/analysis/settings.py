@@ -44,8 +44,8 @@ class Skipped:
 def ask(
     layers: Sequence[Layer], plan: Plan, wanted: Analyze, samples: int
 ) -> tuple[tuple[Asked, ...], tuple[Skipped, ...]]:
-    """What to try at each module with a weight, in the plan's order, and what does not apply there.
-    Operands of calls are sites of their own (ask_of_site).
+    """What to try at each module that multiplies by its weight, in the plan's order, and what does
+    not apply there. Operands of calls, and embeddings, are sites of their own (ask_of_site).
 
     `samples` is the number of calibration samples. A layer that cannot be quantized is skipped
     whole, with its reason.
@@ -59,7 +59,7 @@ def ask(
         rows.setdefault(row.layer, {})[row.operand] = row
     asked, skipped = [], []
     for layer in layers:
-        if layer.call or not {"weight", "input"}.issubset(layer.multiplied):
+        if not layer.is_module:
             continue
         if layer.unusable or layer.name not in rows:
             reason = layer.unusable or "the recipe has no row for it"

@@ -125,6 +125,11 @@ class Layer:
         return _kind_of(self.type, self.site("weight") is not None)
 
     @property
+    def is_module(self) -> bool:
+        """Whether it is a module that multiplies what it is given by its weight."""
+        return not self.call and self.type in WEIGHTED - LOOKUPS
+
+    @property
     def multiplied(self) -> tuple[Operand, ...]:
         """The operands of its product; none for what is no product."""
         return self.kind.multiplied if self.kind else ()
