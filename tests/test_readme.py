@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT, run_main
 from doc_blocks import blocks, pages, run_page
 
@@ -35,6 +37,24 @@ def test_the_two_commands_are_in_the_readme_and_ci_takes_its_own_from_there():
     assert 'pip install -c constraints.txt -e ".[test]" && pytest' in commands
     pattern = re.search(r"grep -m1 -oE '(.*)' README.md", (ROOT / ".ci/run").read_text()).group(1)
     assert re.search(pattern, README.read_text(encoding="utf-8"))
+
+
+def test_the_readme_is_short_and_what_it_names_is_there():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    for name in re.findall(r"\]\(([^)#]+)", text):
+        assert (ROOT / name).exists(), name
+    pictures = [ROOT / name for name in re.findall(r"!\[[^]]*\]\((\S+\.png)\)", text)]
+    assert len(pictures) == 2
+    assert all(picture.stat().st_size < 150_000 for picture in pictures)
+
+
+def test_the_citation_is_of_this_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    told = config["metadata"]
+    assert (cited["version"], cited["license"]) == (told["version"], told["license"])
 
 
 def test_the_quickstart_recovers_what_coarse_weights_lose(quickstart):
