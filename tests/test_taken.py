@@ -17,6 +17,7 @@ import torch
 from conftest import Project, run_main
 from onnx import numpy_helper
 
+import granplugin
 from granplugin.errors import ModelError
 from granplugin.network.taken import Quantizers, take
 from granplugin.quant.layers import Layer, sites_of
@@ -92,6 +93,25 @@ def test_rules_on_top_change_what_they_name_and_nothing_else(taken):
     }  # fmt: skip
     assert changed == {"depthwise.weight/scale", "head.input/scale", "conv.weight/scale"}
     assert found["depthwise.weight/scale"].shape == ()
+
+
+def test_a_live_model_is_taken_over_and_left_alone(taken):
+    project, images = taken.project, torch.from_numpy(taken.project.arrays["images"])
+    before = {name: values.clone() for name, values in taken.model.state_dict().items()}
+    recipe = granplugin.load(
+        project.recipe(model=None), ["variants.coarse.set.defaults=tensorrt@11"], model=taken.model
+    )
+    assert str(granplugin.plan(recipe, out=project.out)).count("as given") == 6
+    granplugin.apply(recipe, out=project.out)
+    own = granplugin.export_onnx(taken.model, images[:2], project.folder / "own.onnx").read_bytes()
+    assert own == project.onnx()
+    (logits,) = onnxruntime.InferenceSession(own).run(None, {"image": images.numpy()})
+    np.testing.assert_allclose(logits, taken.logits, atol=1e-5)
+    after = taken.model.state_dict()
+    assert after.keys() == before.keys() and all(after[n].equal(before[n]) for n in before)
+    with torch.no_grad():
+        np.testing.assert_array_equal(taken.model(images).numpy(), taken.logits)
+    project.recipe()
 
 
 def test_a_quantized_checkpoint_or_model_is_refused_with_its_count_unless_it_is_to_be_kept(taken):

@@ -9,11 +9,13 @@ granplugin.export_onnx(model, example, "model.onnx")
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from torch import nn
 
 from granplugin.data.batches import SAME_BITS, Batch
@@ -21,10 +23,13 @@ from granplugin.engines import PRECISIONS
 from granplugin.errors import DataError, ModelError
 from granplugin.network.batch_norms import check_folding
 from granplugin.network.forward import Example, call, inputs_of, named_inputs
+from granplugin.network.modules import weight_of
 from granplugin.network.suitable import is_quantizer, wrapped
+from granplugin.network.taken import take
 from granplugin.network.trace import trace
 from granplugin.planning.plan import make_plan
 from granplugin.planning.row_json import row_from_json
+from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.layers import Layer
 from granplugin.recipe.forms import RecipeForm
 from granplugin.recipe.load import load_part, load_recipe
@@ -150,13 +155,14 @@ def quantize(
 def export_onnx(
     model: nn.Module, example: Example, path: str | Path, precision: str = FP32
 ) -> Path:
-    """Write a model that was quantized with `modelopt_config` as Q/DQ ONNX, dynamic batch.
+    """Write a model that modelopt has quantized - as `quantize` or `modelopt_config` say, or any
+    config of its own - as Q/DQ ONNX, dynamic batch.
 
     `precision` is that of the float part: fp32, fp16 or bf16. In fp16, nodes stay float32 whose
     values on the first 16 samples of `example` are too large for it; `apply` looks at the first
     ones of its calibration data. The file is read back and compared with the plan before it gets
-    its name. Raises ModelError for a model that granplugin did not quantize and for another
-    precision, Unhonoured where the file is not the plan's.
+    its name. Raises ModelError for a model that modelopt did not quantize, or in ways that no
+    plan says, and for another precision, Unhonoured where the file is not the plan's.
     """
     if precision not in PRECISIONS:
         raise ModelError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
@@ -169,12 +175,12 @@ def export_onnx(
     from granplugin.network.export import export_float
 
     path = Path(path)
-    sites = modelopt_bridge.sites_of(model)
-    # Whatever is folded has been folded in the model itself.
-    rows = [replace(row_from_json(site), bn=None) for site in sites]
-    grids = {row.site: site["grid"] for row, site in zip(rows, sites, strict=True)}
-    amax = {site: grid for site, grid in grids.items() if grid is not None}
-    rows = [row for row in rows if row.site in amax or row.dynamic]
+    if said := wrapped(model):
+        raise ModelError(said)
+    if modelopt_bridge.is_ours(model):
+        rows, amax = _recorded(modelopt_bridge.sites_of(model))
+    else:
+        model, rows, amax = _taken(model, example)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".granplugin-") as folder:
         scratch = Path(folder) / path.name
         with modelopt_bridge.marked(model):
@@ -189,6 +195,37 @@ def export_onnx(
             read_back(scratch, rows, amax, weights, precision=precision, keep=keep)
         scratch.replace(path)
     return path
+
+
+def _recorded(
+    sites: Sequence[Mapping[str, Any]],
+) -> tuple[list[QuantizedRow], dict[str, np.ndarray]]:
+    """The rows that granplugin's mode recorded, and the ranges that their quantizers have."""
+    # Whatever is folded has been folded in the model itself.
+    rows = [replace(row_from_json(site), bn=None) for site in sites]
+    grids = {row.site: site["grid"] for row, site in zip(rows, sites, strict=True)}
+    amax = {site: grid for site, grid in grids.items() if grid is not None}
+    return [row for row in rows if row.quantized and (row.site in amax or row.dynamic)], amax
+
+
+def _taken(
+    model: nn.Module, example: Example
+) -> tuple[nn.Module, list[QuantizedRow], dict[str, np.ndarray]]:
+    """A copy of a model that modelopt has quantized by another config, with quantizers where
+    granplugin has sites; rows and ranges as they were taken over."""
+    from granplugin import modelopt_bridge
+
+    plain, quantizers = modelopt_bridge.take_apart(model)
+    if not quantizers.on:
+        raise ModelError(
+            "the model was not quantized: call granplugin.quantize(model, recipe, loader), or "
+            "mtq.quantize, first"
+        )
+    traced = trace(plain, example)
+    layers, amax = take(quantizers, traced.layers, partial(weight_of, plain))
+    rows = list(make_plan(load_part({"version": 1}), layers).quantized)
+    converted, _ = modelopt_bridge.convert(plain, (), lambda model: None, layers)
+    return converted, rows, amax
 
 
 def _first(model: nn.Module, example: Example) -> Batch:

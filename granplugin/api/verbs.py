@@ -22,6 +22,8 @@ from granplugin.recipe.load import load_recipe
 from granplugin.recipe.loaded import Loaded
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from granplugin.audits.audit_file import FileAudit
     from granplugin.pipelines.analyze import Analyzed
     from granplugin.pipelines.apply import Applied
@@ -29,8 +31,12 @@ if TYPE_CHECKING:
     from granplugin.pipelines.plan import Planned
 
 
-def load(recipe: RecipeForm, settings: Sequence[str] = ()) -> Loaded:
-    """Read and validate a recipe; `settings` change single keys, as `data.batch_size=8`.
+def load(
+    recipe: RecipeForm, settings: Sequence[str] = (), *, model: nn.Module | None = None
+) -> Loaded:
+    """Read and validate a recipe; `settings` change single keys, as `data.batch_size=8`. A `model`
+    stands in place of the recipe's, as it is: verbs leave it alone, and take over how modelopt has
+    quantized it.
 
     Its files must be there. Raises RecipeError, a line per mistake.
 
@@ -40,7 +46,12 @@ def load(recipe: RecipeForm, settings: Sequence[str] = ()) -> Loaded:
     <recipe>:1:1: key 'data' is missing
     <recipe>:1:36: unknown key 'wieght'; did you mean 'weight'?
     """
-    return load_recipe(recipe, settings)
+    if model is None:
+        return load_recipe(recipe, settings)
+    from granplugin.network.suitable import quantizers_in
+
+    quantized = bool(quantizers_in(model))
+    return load_recipe(recipe, settings, live=model, quantized=quantized)
 
 
 def plan(

@@ -10,7 +10,7 @@ from granplugin.modelopt_bridge.marker import marked
 from granplugin.modelopt_bridge.mode import convert, quantize
 from granplugin.modelopt_bridge.observe import batches
 from granplugin.modelopt_bridge.places import want_quantizers
-from granplugin.modelopt_bridge.quantizers import fake_quantize, load_amax, sites_of
+from granplugin.modelopt_bridge.quantizers import fake_quantize, is_ours, load_amax, sites_of
 from granplugin.planning.quantize_config import config, site_entry
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "config",
     "convert",
     "fake_quantize",
+    "is_ours",
     "load_amax",
     "marked",
     "quantize",

@@ -83,7 +83,8 @@ def _summed(x: Tensor, amax: Tensor) -> Tensor:
     """x summed over what each amax is for."""
     if not amax.ndim:
         return x.sum()
-    split, within = [], []
+    split: list[int] = []
+    within: list[int] = []
     for axis, cells in enumerate(amax.shape):
         within.append(len(split) + 1)
         split += [cells, x.shape[axis] // cells]

@@ -156,6 +156,18 @@ def _forget(quantizer: TensorQuantizer) -> None:
         del quantizer._amax
 
 
+def is_ours(model: nn.Module) -> bool:
+    """Whether granplugin's mode has the last word on every quantizer that is on."""
+    states = (
+        ModeloptStateManager(model).state_dict() if ModeloptStateManager.is_converted(model) else []
+    )
+    configs = [state["config"] for mode, state in states if mode == f"{METHOD}_calibrate"]
+    ours = {site["quantizer"] for site in configs[-1]["sites"]} if configs else set()
+    return bool(configs) and all(
+        name in ours for name, quantizer in _quantizers(model).items() if quantizer.is_enabled
+    )
+
+
 def _record(model: nn.Module) -> dict[str, Any]:
     """The config of the last granplugin mode in modelopt's own state of the model."""
     if ModeloptStateManager.is_converted(model):

@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 from granplugin.errors import ModelError
 from granplugin.network.batch_norms import fold_behind
 from granplugin.network.computed import compute_once
+from granplugin.network.copying import copy_of
 from granplugin.network.suitable import quantizers_in, refuse_quantizers, unsuitable, unwrapped
 from granplugin.network.taken import Quantizers, arrays_of, is_of_quantizer, quantizers_of
 from granplugin.network.weights import check_finite, fit_weights, load_weights, read_checkpoint
@@ -48,10 +50,13 @@ TakeApart = Callable[[nn.Module], tuple[nn.Module, Quantizers]]
 
 
 def build_model(
-    spec: CallableModel, device: torch.device, take_apart: TakeApart | None = None
+    spec: CallableModel,
+    device: torch.device,
+    take_apart: TakeApart | None = None,
+    live: nn.Module | None = None,
 ) -> tuple[nn.Module, Quantizers | None]:
     """The model with its weights, in eval mode on `device`, and the quantizers that it came with
-    where the recipe keeps them.
+    where the recipe keeps them: what the callable returns, or a copy of a `live` one.
 
     Weights that the callable draws at random are the same at each call. What only wraps a module
     (DataParallel, torch.compile) is taken off, and weights that torch computes before each call are
@@ -59,7 +64,7 @@ def build_model(
     quantized, when the weights cannot be read without running code or do not fit, when a
     parameter is not finite, and for a quantized model or checkpoint that is not to be kept.
     """
-    factory = resolve(spec.callable)
+    factory = resolve(spec.callable) if live is None else partial(copy_of, live)
     # The caller's random numbers do not depend on whether a model was built.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -144,6 +144,12 @@ def stored(model: nn.Module, layer: Layer) -> Stored | None:
     return Stored(layer.type, layer.groups, weight, bias[0] if bias else None)
 
 
+def weight_of(model: nn.Module, layer: Layer) -> np.ndarray | None:
+    """The weight that the model holds of a layer, float32; None where it is computed."""
+    held = stored(model, layer)
+    return None if held is None else held.array
+
+
 def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().numpy()
 

@@ -32,19 +32,31 @@ from granplugin.recipe.yaml_text import MAX_VALUES, Location, Mark
 
 AnyRecipe = TypeVar("AnyRecipe", bound=RecipePart)
 
+_GIVEN = "granplugin:load"
+"""Where a model came from that was given live."""
 RECIPE = "recipe"
 """The name of the variant that is the recipe itself."""
 
 
-def load_recipe(form: RecipeForm, settings: Sequence[str] = (), data: bool = True) -> Loaded:
+def load_recipe(
+    form: RecipeForm,
+    settings: Sequence[str] = (),
+    data: bool = True,
+    live: object = None,
+    quantized: bool = False,
+) -> Loaded:
     """Read and validate a recipe: a file, its text or a dict (see forms.RecipeForm); `settings` are
-    the `key=value` of `--set`.
+    the `key=value` of `--set`. A `live` model stands in place of what the recipe says of one; it is
+    kept as it is where it is `quantized`.
 
     Without `data`, the files of its data need not be there. Raises RecipeError, one line per
     mistake, each with file:line:column.
     """
     document, path = _read(form, settings)
-    return _loaded(document, path, tuple(settings), data)
+    if live is not None:
+        model = {"callable": _GIVEN, "quantized": "keep" if quantized else "refuse"}
+        document = with_value(document, "model", model, {}, Mark("model", 0, 0))
+    return _loaded(document, path, tuple(settings), data, live)
 
 
 def load_part(form: RecipeForm, settings: Sequence[str] = ()) -> LoadedPart:
@@ -84,7 +96,9 @@ def load_variants(loaded: Loaded) -> dict[str, Loaded]:
         document = without_rules(document, dropped)
         for index in range(len(variant.rules)):
             document = with_rule(document, loaded.document, (*at, "rules", index))
-        variants[name] = _loaded(document, loaded.path, loaded.settings, data=True)
+        variants[name] = _loaded(
+            document, loaded.path, loaded.settings, data=True, live=loaded.live
+        )
     return variants
 
 
@@ -165,8 +179,10 @@ def _extended(own: Document, path: Path, chain: tuple[Path, ...], bases: _Bases)
     return merge(below, own, MODELS) if below else own
 
 
-def _loaded(document: Document, path: Path, settings: tuple[str, ...], data: bool) -> Loaded:
-    loaded = Loaded(_validated(Recipe, document, path), document, path, settings)
+def _loaded(
+    document: Document, path: Path, settings: tuple[str, ...], data: bool, live: object = None
+) -> Loaded:
+    loaded = Loaded(_validated(Recipe, document, path), document, path, settings, live)
     check_keys(loaded)
     check_files(loaded, data)
     return loaded

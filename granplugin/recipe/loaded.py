@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from granplugin.errors import DataError, ModelError, RecipeError
 from granplugin.recipe.decisions import of_base
@@ -48,9 +49,11 @@ class LoadedPart:
 
 @dataclass(frozen=True)
 class Loaded(LoadedPart):
-    """A validated recipe with its model and data, and the text it came from."""
+    """A validated recipe with its model and data, and the text it came from; `live` is the
+    torch.nn.Module that was given with it."""
 
     recipe: Recipe
+    live: Any = None
 
 
 @contextmanager

@@ -189,7 +189,7 @@ def spelt_out(decision: Decision) -> Callable[[Layer], Decision]:
 
 def as_given(given: Sequence[tuple[Operand, Given]]) -> Decision:
     """What a network that comes quantized has of a layer: that, and nothing else, kept as it is."""
-    settings = {
+    settings: dict[str, Settings] = {
         operand: Settings(
             format=each.format, granularity=each.granularity, calibrator=each.calibrator or _MAX
         )

@@ -47,7 +47,8 @@ class Session:
         self.run, self.loaded, self.recipe = run, loaded, loaded.recipe
         with stage("opening the network"):
             self.network = open_network(loaded)
-        self.text_key = text_key(loaded.recipe)
+        # What a live model is, no text says.
+        self.text_key = text_key(loaded.recipe) if loaded.live is None else self.key
 
     @property
     def key(self) -> str:

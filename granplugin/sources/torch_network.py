@@ -6,6 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -22,7 +23,7 @@ from granplugin.network.export import export_float
 from granplugin.network.first_norm import first_norm
 from granplugin.network.forward import call, flatten_outputs
 from granplugin.network.models import build_model, device, input_names, model_key
-from granplugin.network.modules import stored, untraced
+from granplugin.network.modules import stored, untraced, weight_of
 from granplugin.network.nested import hold_inputs, nested
 from granplugin.network.norm_seen import NormSeen
 from granplugin.network.repeatable import check_repeatable
@@ -74,7 +75,7 @@ class TorchNetwork:
         with located(loaded, "device"):
             where = device(loaded.recipe.device)
         with located(loaded, "model", "callable"):
-            model, quantizers = build_model(spec, where, _take_apart)
+            model, quantizers = build_model(spec, where, _take_apart, loaded.live)
         return cls(model, model_key(spec, model), spec.form, quantizers)
 
     def alone(self) -> None:
@@ -86,7 +87,7 @@ class TorchNetwork:
         check_repeatable(self.model, self.tensors(example), found.values)
         layers = self._varying(found.layers, example) if self.form.dynamic else found.layers
         if self._quantizers is not None:
-            layers, _ = take(self._quantizers, layers, self._weight)
+            layers, _ = take(self._quantizers, layers, partial(weight_of, self.model))
         outputs = {name: tensor.detach().cpu().numpy() for name, tensor in found.values.items()}
         return Ran(
             layers,
@@ -98,11 +99,11 @@ class TorchNetwork:
         )
 
     def ranges(self, layers: Sequence[Layer]) -> Mapping[str, np.ndarray]:
-        return {} if self._quantizers is None else take(self._quantizers, layers, self._weight)[1]
-
-    def _weight(self, layer: Layer) -> np.ndarray | None:
-        held = stored(self.model, layer)
-        return None if held is None else held.array
+        return (
+            {}
+            if self._quantizers is None
+            else take(self._quantizers, layers, partial(weight_of, self.model))[1]
+        )
 
     def _varying(self, layers: tuple[Layer, ...], example: Batch) -> tuple[Layer, ...]:
         """The layers, varying where another pass, with other sizes of the dynamic axes, shows other
