@@ -91,8 +91,9 @@ def taking(settings: Sequence[str] | None, checkpoint: Path | None) -> list[str]
     """The settings with those that take a quantized checkpoint over."""
     if checkpoint is None:
         return [*(settings or ())]
-    # As YAML, in which a path may need quotes.
-    path = str(checkpoint) if _PLAIN.fullmatch(str(checkpoint)) else json.dumps(str(checkpoint))
+    # Paths of a recipe start at it, those of a command line here. As YAML it may need quotes.
+    path = str(checkpoint.absolute())
+    path = path if _PLAIN.fullmatch(path) else json.dumps(path)
     return [f"model.weights={path}", "model.quantized=keep", *(settings or ())]
 
 
