@@ -12,6 +12,8 @@ import re
 from collections import defaultdict
 from collections.abc import Callable
 
+from granplugin.recipe.regex import matcher_of
+
 _PARTS = re.compile(r"\*\*\.|\*\*|\*|\?|[^*?]", re.DOTALL)
 
 
@@ -29,7 +31,8 @@ _MEANING = {"**.": r"(?:.*\.)?", "**": r".*", "*": r"[^.]*", "?": r"[^.]"}
 @functools.lru_cache(maxsize=4096)
 def matcher(pattern: str) -> Callable[[str], bool]:
     """Whether a whole name matches a glob (`*` within one level, `**` across levels, `?` a
-    character but the dot; `**.` is also nothing), or `re:` and a regular expression.
+    character but the dot; `**.` is also nothing), or `re:` and a regular expression, for which it
+    may raise ValueError.
 
     >>> [matcher("features.*.conv")(name) for name in ("features.3.conv", "features.3.0.conv")]
     [True, False]
@@ -37,7 +40,7 @@ def matcher(pattern: str) -> Callable[[str], bool]:
     [True, True, False]
     """
     if pattern.startswith("re:"):
-        return functools.partial(_found, re.compile(pattern[3:]))
+        return matcher_of(pattern[3:])
     parts = _parts(pattern)
     if sum("*" in part for part in parts) > _FEW_STARS:
         return automaton(pattern).matches

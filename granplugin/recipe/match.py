@@ -43,10 +43,7 @@ def _names(value: Any) -> Any:
         if isinstance(name, str) and len(name) > MAX_LENGTH:
             raise ValueError(f"a pattern of over {MAX_LENGTH:,} characters, which no name has")
         if isinstance(name, str) and name.startswith("re:"):
-            try:
-                re.compile(name[3:])
-            except (re.error, OverflowError, RecursionError) as err:
-                raise ValueError(f"not a regular expression: {name[3:]!r}: {err}") from None
+            matcher(name)
     return words(value)
 
 
