@@ -2,7 +2,8 @@
 
 The commands as functions, with results that print as theirs and as tables in a notebook:
 load, plan, inspect, apply, analyze, audit. For scripts that call modelopt themselves:
-calibration_batches, prepare, modelopt_config, export_onnx; to fine-tune: quantize. And every error they raise. Nothing
+calibration_batches, prepare, modelopt_config, export_onnx; to fine-tune: quantize; a network with
+the weights of modelopt's smoothquant or awq_lite: run_algorithm. And every error they raise. Nothing
 heavy is imported until a function is used.
 """
 
@@ -22,6 +23,7 @@ from granplugin.errors import (
 )
 
 if TYPE_CHECKING:
+    from granplugin.api.algorithms import run_algorithm
     from granplugin.api.scripts import (
         calibration_batches,
         export_onnx,
@@ -57,6 +59,7 @@ __all__ = [
     "plan",
     "prepare",
     "quantize",
+    "run_algorithm",
 ]
 
 _SCRIPTS = ("calibration_batches", "export_onnx", "modelopt_config", "prepare", "quantize")
@@ -64,7 +67,8 @@ _SCRIPTS = ("calibration_batches", "export_onnx", "modelopt_config", "prepare", 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        module = "scripts" if name in _SCRIPTS else "verbs"
+        module = "algorithms" if name == "run_algorithm" else "verbs"
+        module = "scripts" if name in _SCRIPTS else module
         return getattr(import_module(f"granplugin.api.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -16,7 +16,8 @@ import granplugin
 from granplugin import errors
 
 VERBS = ("analyze", "apply", "audit", "inspect", "load", "plan")
-SCRIPTS = ("calibration_batches", "export_onnx", "modelopt_config", "prepare", "quantize")
+SCRIPTS = ("calibration_batches", "export_onnx", "modelopt_config", "prepare", "quantize",
+           "run_algorithm")  # fmt: skip
 ERRORS = {
     name for name, found in vars(errors).items()
     if isinstance(found, type) and issubclass(found, Exception)

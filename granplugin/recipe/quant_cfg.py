@@ -13,6 +13,9 @@ from granplugin.quant.layers import CALL, PASSIVE, PRODUCTS
 from granplugin.recipe.quotient import as_match, without_suffix
 
 ROLES = ("weight", "input", "output")
+MOVING = ("smoothquant", "awq_lite")
+"""modelopt's algorithms that multiply an input by a scale for each channel and divide the weight by
+it. (awq_clip changes ranges alone; svdquant adds products of its own.)"""
 _FORMATS = {8: "int8", 4: "int4", (4, 3): "fp8"}
 _EXMY = re.compile(r"[Ee]([0-9]+)[Mm]([0-9]+)")
 _KNOWN = {"num_bits", "axis", "block_sizes", "type", "enable", "constant_amax"}
@@ -65,6 +68,11 @@ def rules_of(config: Any, where: str) -> Converted:
         told = (
             f"{method!r} changes weights or ranges; a recipe says a calibrator of each site, and "
             "the rules have max"
+            + (
+                "; granplugin.run_algorithm gives the network its weights"
+                if method in MOVING
+                else ""
+            )
         )
         found.lost.append(Loss("algorithm", told, stops=False))
     for number, place, entry in _entries(config["quant_cfg"], where):
