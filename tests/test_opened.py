@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
-from conftest import Project
+from conftest import Project, run_main
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -204,3 +206,11 @@ def test_ranges_that_were_changed_and_weights_that_were_trained_come_back(net, t
     }
     for site, other in zip(bridge.sites_of(model), bridge.sites_of(restored), strict=True):
         assert site["quantizer"] == other["quantizer"] and (site["grid"] == other["grid"]).all()
+
+
+def test_inspect_tells_the_ranges_of_weights_that_are_computed(project, net):
+    told = run_main("inspect", project.folder / "recipe.yaml", "--out", project.out, "--json")
+    layers = {layer["name"]: layer for layer in json.loads(told.stdout)["layers"]}
+    held = net.heads.detach().flatten(1).abs().amax(0)  # (in, out), as einsum has it
+    assert layers["matmul_2"]["weight"]["amax"] == pytest.approx(held.max().item(), rel=1e-3)
+    assert layers["bilinear"]["weight"]["spread"] > 1

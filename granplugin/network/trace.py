@@ -31,7 +31,7 @@ from granplugin.network.forward import (
     named_inputs,
 )
 from granplugin.network.frames import Frames
-from granplugin.network.modules import describe, layer_type, sited, weighted
+from granplugin.network.modules import Stored, describe, layer_type, sited, weighted
 from granplugin.network.multiplied import Multiplied
 from granplugin.network.residuals import find_concats, find_same, find_skips
 from granplugin.network.role_traits import Product, find_roles
@@ -51,7 +51,8 @@ class Traced:
     `layers` are in the order of their first call, those that never run at the end. `batch_norms`
     maps a layer to the batch norm that can be folded into it. `inputs` and `outputs` map names to
     shapes with 1 on axis 0 (the batch). `products` are all that is multiplied, by layers or not.
-    `values` are the outputs, and `left_out` what of them is no tensor, with its type's name.
+    `values` are the outputs, and `left_out` what of them is no tensor, with its type's name;
+    `computed` has what layers hold whose weights are computed from others.
     """
 
     layers: tuple[Layer, ...]
@@ -61,6 +62,7 @@ class Traced:
     products: tuple[Multiplication, ...] = ()
     values: Mapping[str, Tensor] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    computed: Mapping[str, Stored] = field(default_factory=dict)
 
 
 def trace(model: nn.Module, example: Example) -> Traced:
@@ -110,6 +112,11 @@ def trace(model: nn.Module, example: Example) -> Traced:
         ),
         values=outputs,
         left_out=left_out(output),
+        computed={
+            name: of_layer
+            for name, layer in called.items()
+            if not layer.parameters and (of_layer := layer.stored)
+        },
     )
 
 

@@ -92,7 +92,8 @@ def _look(session: Session) -> Inspection:
     except DataError as err:
         missing = str(err)
     layers = session.network.untraced() if missing else session.layers
-    facts, loaded = session.network.facts(layers), session.loaded
+    example = None if missing or session.network.alone() is not None else session.example
+    facts, loaded = session.network.facts(layers, example), session.loaded
     said = loaded.recipe.base or loaded.recipe.defaults
     defaults, _ = _rows(lambda: plan_before_rules(loaded, layers))
     # A rule may ask for what only a forward pass shows.

@@ -121,7 +121,7 @@ class OnnxNetwork:
     def untraced(self) -> tuple[Layer, ...]:
         return tuple(placed.layer for placed in self._placed.values())
 
-    def facts(self, layers: Sequence[Layer]) -> NetworkFacts:
+    def facts(self, layers: Sequence[Layer], example: Batch | None = None) -> NetworkFacts:
         with reading(self.graph.path):
             return Held(self.graph, self._placed).facts(layers)
 

@@ -86,8 +86,9 @@ class Network(Protocol):
     def untraced(self) -> tuple[Layer, ...]:
         """The layers, as far as they can be told without running it."""
 
-    def facts(self, layers: Sequence[Layer]) -> NetworkFacts:
-        """What these layers, and what is no layer, hold."""
+    def facts(self, layers: Sequence[Layer], example: Batch | None = None) -> NetworkFacts:
+        """What these layers, and what is no layer, hold; with an example also of weights that the
+        network computes."""
 
     input_names: tuple[str, ...]
     """What it takes; empty where it takes any name."""

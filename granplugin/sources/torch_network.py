@@ -23,7 +23,7 @@ from granplugin.network.export import export_float
 from granplugin.network.first_norm import first_norm
 from granplugin.network.forward import call, flatten_outputs
 from granplugin.network.models import build_model, device, input_names, model_key
-from granplugin.network.modules import stored, untraced, weight_of
+from granplugin.network.modules import Stored, stored, untraced, weight_of
 from granplugin.network.nested import hold_inputs, nested
 from granplugin.network.norm_seen import NormSeen
 from granplugin.network.repeatable import check_repeatable
@@ -126,8 +126,11 @@ class TorchNetwork:
     def untraced(self) -> tuple[Layer, ...]:
         return untraced(self.model)
 
-    def facts(self, layers: Sequence[Layer]) -> NetworkFacts:
-        known = {layer.name: self._facts(layer) for layer in layers}
+    def facts(self, layers: Sequence[Layer], example: Batch | None = None) -> NetworkFacts:
+        computed: Mapping[str, Stored] = {}
+        if example is not None and any(map(_is_computed, layers)):
+            computed = trace(self.model, self.tensors(example)).computed
+        known = {layer.name: self._facts(layer, computed.get(layer.name)) for layer in layers}
         others: dict[str, list[int]] = defaultdict(list)
         called = {name for layer in layers for name in layer.parameters}
         for name, module in self.model.named_modules():
@@ -143,9 +146,9 @@ class TorchNetwork:
             tuple(Unsited(cls, len(counts), sum(counts)) for cls, counts in others.items()),
         )
 
-    def _facts(self, layer: Layer) -> LayerFacts:
+    def _facts(self, layer: Layer, computed: Stored | None) -> LayerFacts:
         bn = self.model.get_submodule(layer.bn) if layer.bn else None
-        held = stored(self.model, layer) if layer.site("weight") else None
+        held = computed or (stored(self.model, layer) if layer.site("weight") else None)
         module = dict(self.model.named_modules()).get(layer.name)
         if module is not None:
             own = _parameters(module)
@@ -235,6 +238,10 @@ def _of_other_sizes(batch: Batch, form: Form) -> Iterator[Batch]:
 def _shapes(layer: Layer) -> dict[Operand, Shape]:
     """Of what it reads and puts out, but for weights."""
     return {site.operand: site.shape for site in layer.sites if not site.constant}
+
+
+def _is_computed(layer: Layer) -> bool:
+    return layer.call and layer.site("weight") is not None and not layer.parameters
 
 
 def _parameters(module: nn.Module) -> int:
