@@ -161,6 +161,20 @@ def test_the_answer_needs_no_framework(argv, tmp_path):
     assert done.stderr.strip().endswith("[]")
 
 
+def test_files_lists_a_base_of_which_no_key_is_left(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.yaml").write_text("version: 1\n")
+    (tmp_path / "middle.yaml").write_text("extends: base.yaml\nversion: 1\n")
+    (tmp_path / "r.yaml").write_text(
+        "version: 1\nextends: [middle.yaml]\nmodel: {callable: torchvision:f}\n"
+        "data: {calibration: {callable: torchvision:g}}\n"
+    )
+    found = check_recipe(Path("r.yaml"), (), None, files=True)
+    assert [each.file for each in found.files if each.key == "extends"] == [
+        "middle.yaml", "base.yaml",
+    ], found  # fmt: skip
+
+
 def test_files_lists_what_a_recipe_names_and_what_lies_outside_its_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +42,7 @@ from granplugin.runs.variants import variant_task
 from granplugin.store.companions import put_beside
 from granplugin.store.keys import content_key, file_sha256, text_sha256
 from granplugin.store.run_folder import RunFolder
+from granplugin.store.whole_folder import put_in_place
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +79,7 @@ def export(
         raise RunError(f"{out}: cannot be written: {err.strerror or err}; give --out") from err
     try:
         manifest = _write(scratch / "new", session, built, engine, samples)
-        if out.exists():
-            os.replace(out, scratch / "old")
-        os.replace(scratch / "new", out)
+        put_in_place(scratch / "new", out)
     except OSError as err:
         raise RunError(f"{out}: cannot be written: {err.strerror or err}; give --out") from err
     finally:

@@ -39,7 +39,9 @@ def named(loaded: Loaded) -> list[tuple[str, str, bool]]:
     from beside it are listed, installed modules by their name."""
     recipe, own = loaded.recipe, loaded.path.resolve()
     told = dict.fromkeys(mark.file for mark in loaded.document.marks.values())
-    texts = dict.fromkeys(Path(t).resolve() for t in told if not t.startswith(f"{LIBRARY}/"))
+    marked = (Path(file).resolve() for file in told if not file.startswith(f"{LIBRARY}/"))
+    # What is read need not have a key left that none of those above it overrides.
+    texts = dict.fromkeys((*loaded.document.files, *marked))
     found = [("recipe", own), *(("extends", text) for text in texts if text != own)]
     for at, file in needed(loaded, data=True):
         key = ".".join(map(str, at))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ MAX_BYTES = 1_000_000
 @dataclass(frozen=True)
 class Document:
     """Plain values, where each was written - `marks[("rules", 0, "match")]` - the folder its
-    paths start from, and what is to be said of it."""
+    paths start from, what is to be said of it, and the files that were read for it."""
 
     value: Any
     marks: Mapping[Location, Mark]
     folder: Path
     notes: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
 
     def mark(self, location: Sequence[str | int]) -> Mark:
         """The mark of a location; parts that are not in the text are skipped, so a validator's
@@ -44,7 +45,8 @@ def read_document(path: Path) -> Document:
     yaml_text.parse raises.
     """
     text = read_text(path, RecipeError, MAX_BYTES)
-    return parse_document(text, str(path), path.resolve().parent)
+    found = parse_document(text, str(path), path.resolve().parent)
+    return replace(found, files=(path.resolve(),))
 
 
 def parse_document(text: str, file: str, folder: Path) -> Document:
@@ -68,7 +70,8 @@ def merge(base: Document, own: Document, kinds: Collection[str]) -> Document:
     value, marks = _merge(base, own, (), frozenset(kinds))
     if len(marks) > MAX_VALUES:
         raise own.error(("extends",), f"with what it extends it has over {MAX_VALUES:,} values")
-    return Document(value, marks, own.folder)
+    files = tuple(dict.fromkeys((*own.files, *base.files)))
+    return Document(value, marks, own.folder, own.notes, files)
 
 
 _WHOLE = (
