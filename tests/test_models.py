@@ -18,6 +18,7 @@ from granplugin.network.models import device, input_names, model_key
 from granplugin.network.trace import trace
 from granplugin.network.weights import load_weights
 from granplugin.recipe.callables import resolve
+from granplugin.recipe.load import load_recipe
 from granplugin.recipe.model import CallableModel
 from granplugin.recipe.strict import Target
 
@@ -514,3 +515,14 @@ def test_of_several_sets_of_weights_one_is_asked_for_and_a_prefix_is_found(tmp_p
     load_weights(net, path, "model", "module.")
     with pytest.raises(ModelError, match="is no prefix of weight, bias"):
         load_weights(net, path, "ema.shadow", "module.")
+
+
+def test_a_module_beside_the_recipe_is_its_file(tmp_path):
+    (tmp_path / "my_own_nets.py").write_text("from torch.nn import Identity as Net\n")
+    (tmp_path / "recipe.yaml").write_text(
+        "version: 1\nmodel: {callable: my_own_nets:Net}\n"
+        "data: {calibration: {callable: my_own_nets:data}}\n"
+    )
+    recipe = load_recipe(tmp_path / "recipe.yaml").recipe
+    assert recipe.model.callable.path == tmp_path / "my_own_nets.py"
+    assert recipe.data.calibration.callable.path == tmp_path / "my_own_nets.py"

@@ -604,8 +604,11 @@ def test_an_error_of_a_hook_of_ours_is_not_the_users(raised):
 @pytest.mark.parametrize(
     ("x", "told"),
     [
-        (torch.zeros(2, 8, 8, 3), "the channels of input come last"),
+        (torch.zeros(2, 8, 8, 3), "input has 8 channels on axis 1, and forward takes 4"),
+        (torch.zeros(2, 8, 8, 4), "the channels of input come last"),
+        (torch.zeros(8, 16, 16), "input has 3 axes: one is missing, of the 4 channels on axis 1"),
         (torch.zeros(2, 4, 8, 8, dtype=torch.uint8), "input is in 0..255"),
+        (torch.zeros(2, 4, 8, 8, dtype=torch.int64), "input is int64, and forward takes floats"),
     ],
 )
 def test_images_in_another_layout_or_type_are_told_so(x, told):

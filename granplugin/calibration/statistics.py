@@ -195,7 +195,9 @@ def find_amax(
         amax = np.full(row.grid, row.amax, np.float32)
     elif row.at.constant:
         cells = _cells(row, np.asarray(weight, np.float32))
-        amax = _calibrate(row, fmt, cells.max(-1), lambda cell: histogram(cells[cell]))
+        amax = _calibrate(
+            row, fmt, _largest(row, cells), lambda cell: histogram(cells[_within(cell)])
+        )
     else:
         largest, counts = statistics.of(_need(row))
         amax = _calibrate(row, fmt, largest, lambda cell: counts[cell])
@@ -255,16 +257,28 @@ def _calibrate(
 
 
 def _cells(row: QuantizedRow, weight: np.ndarray) -> np.ndarray:
-    """|weight| as grid + (values of the block,)."""
+    """A view of the weight as (cells, values of the block) of each axis in turn."""
     if weight.shape != row.shape:
         raise ModelError(
             f"{row.site}: its shape is {list(weight.shape)}, the plan says {list(row.shape)}"
         )
-    if not np.isfinite(weight).all():
+    return weight.reshape([n for pair in zip(row.grid, row.block, strict=True) for n in pair])
+
+
+def _within(cell: Shape) -> tuple[int | slice, ...]:
+    """The index of one cell's values."""
+    return tuple(each for at in cell for each in (at, slice(None)))
+
+
+def _largest(row: QuantizedRow, cells: np.ndarray) -> np.ndarray:
+    """The largest |value| of each cell; without a copy, as a weight may be most of the memory."""
+    values = tuple(range(1, cells.ndim, 2))
+    with np.errstate(invalid="ignore"):
+        ends = [np.abs(cells.max(values)), np.abs(cells.min(values))]
+    largest = np.maximum(*ends)
+    if not np.isfinite(largest).all():
         raise ModelError(f"{row.site}: NaN or Inf among the weights")
-    split = [part for pair in zip(row.grid, row.block, strict=True) for part in pair]
-    axes = range(len(split))
-    return np.abs(weight).reshape(split).transpose(*axes[::2], *axes[1::2]).reshape(*row.grid, -1)
+    return largest
 
 
 def export_amax(path: Path, rows: Iterable[Row], amax: Mapping[str, np.ndarray]) -> None:

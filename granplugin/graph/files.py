@@ -33,12 +33,13 @@ def load_float(path: Path) -> ir.Model:
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """Write a model, with weights that protobuf cannot hold in a file beside it. These are made and
-    written one by one."""
+    """Write a model, with weights that protobuf cannot hold in a file beside it, and so those of a
+    model whose were. These are made and written one by one."""
     path = Path(path)
     held = [value for value in model.graph.initializers.values() if value.const_value is not None]
-    if sum(value.const_value.nbytes for value in held) > EMBEDDED:
-        large = [value for value in held if value.const_value.nbytes >= _OUTSIDE]
+    mapped = [value for value in held if isinstance(value.const_value, ir.ExternalTensor)]
+    if mapped or sum(value.const_value.nbytes for value in held) > EMBEDDED:
+        large = [v for v in held if v.const_value.nbytes >= _OUTSIDE or v in mapped]
         with _outside(large, path):
             write_whole(path, ir.to_proto(model).SerializeToString(deterministic=True))
     else:

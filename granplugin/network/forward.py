@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from granplugin.errors import ModelError, UserError
+from granplugin.network.mistaken import mistaken
 from granplugin.network.raised import raised_in
 from granplugin.quant.site import Shape
 
@@ -85,22 +86,12 @@ def call(model: nn.Module, example: Example, within: AbstractContextManager = nu
         told = ", ".join(f"{key} {_kind(tensor)}" for key, tensor in given.items())
         raise ModelError(
             f"the model's forward raised {type(err).__name__}: {err}{at}; it was given {told}"
-            f"{_mistaken(given)}"
+            f"{mistaken(given, str(err))}"
         ) from err
 
 
 def _kind(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-
-
-def _mistaken(given: Mapping[str, Tensor]) -> str:
-    """What may be wrong with images."""
-    for name, tensor in given.items():
-        if tensor.ndim == 4 and tensor.shape[-1] in (1, 3, 4) and tensor.shape[1] > 4:
-            return f"; the channels of {name} come last, and torch takes them on axis 1"
-        if tensor.ndim == 4 and tensor.dtype == torch.uint8:
-            return f"; {name} is in 0..255: make floats of it as in training, in the data or in forward"
-    return ""
 
 
 def flatten_outputs(output: Any) -> dict[str, Tensor]:

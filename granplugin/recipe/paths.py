@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 from collections.abc import Mapping
 from itertools import islice
@@ -14,7 +15,7 @@ from granplugin.recipe.configs import ENDINGS
 from granplugin.recipe.data import SOURCES
 from granplugin.recipe.model import MODELS
 from granplugin.recipe.source import Document
-from granplugin.recipe.strict import Strict, paths_of
+from granplugin.recipe.strict import Strict, is_pythons_own, paths_of
 from granplugin.recipe.yaml_text import Location
 
 
@@ -49,14 +50,34 @@ def anchored(document: Document) -> Document:
             parent[place[-1]] = [str(folder / x) if isinstance(x, str) else x for x in given]
         elif isinstance(given, str) and _is_file(place[-1], given):
             parent[place[-1]] = str(folder / given)
+        elif isinstance(given, str) and place[-1] in _CALLABLES:
+            parent[place[-1]] = _beside(folder, given)
     return document
 
 
 def _is_file(key: str | int, given: str) -> bool:
     """Whether a value that may be a name is a file's."""
-    if key in ("callable", "evaluate"):
+    if key in _CALLABLES:
         return given.rpartition(":")[0].endswith(".py")
     return key != "base" or (":" not in given and given.endswith(ENDINGS))
+
+
+_CALLABLES = ("callable", "evaluate")
+
+
+def _beside(folder: Path, given: str) -> str:
+    """`mynet:MyNet` is `mynet.py:MyNet` where that lies beside the recipe and no other module of the
+    name is installed."""
+    module, _, name = given.rpartition(":")
+    file = folder / f"{module}.py"
+    if not module.isidentifier() or is_pythons_own(module) or not file.is_file():
+        return given
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return given
+    other = spec is not None and spec.origin != str(file.resolve())
+    return given if other else f"{file}:{name}"
 
 
 def _peek(value: Any, at: Location, default: Any) -> Any:

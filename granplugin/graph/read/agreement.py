@@ -81,22 +81,23 @@ def agreement(
         for place in chunk:
             row, result = place.row, fetched[place.result]
             fmt = FORMATS[row.format]
-            given = place.stored
+            held = place.held is not None
+            given = place.held() if place.held else None
             if given is None:
                 given = fetched[place.source].astype(np.float32, copy=False)
             scale = plan.scale(row)
-            if place.stored is not None:
+            if held:
                 row, own_amax, _ = plan.weight(row, weights)
                 scale = scale_of(own_amax, fmt)
             scale, block = run_time_scales(row, given) if scale is None else _broadcast(row, scale)
-            stored = given if place.stored is not None else quantize(given, scale, block, fmt)
+            stored = given if held else quantize(given, scale, block, fmt)
             left = np.full_like(scale, unit(row, plan.scale(row))) if place.divided else scale
             expected = dequantize(stored, left, block).astype(result.dtype, copy=False)
             values += result.size
             same = np.array_equal if place.simulated else _same_bits  # but for the sign of zeros
             if not same(expected, result):
                 raise Unhonoured(f"{row.site}: ONNX Runtime and the numpy oracle differ")
-            if fake_quantize is not None and place.stored is None:
+            if fake_quantize is not None and not held:
                 theirs = fake_quantize(given, row, plan.amax.get(row.site))
                 steps = _steps(row, given, stored, theirs, scale, block)
                 differs += int(np.count_nonzero(steps))
@@ -109,7 +110,7 @@ def agreement(
 
 @dataclass(frozen=True)
 class _Place:
-    """A row's tensor before (or a weight's stored numbers) and after it is quantized; before
+    """A row's tensor before (or what reads a weight's stored numbers) and after it is quantized; before
     arithmetic in float32, as cast for it: ONNX Runtime's cast may skip the rounding to float16 in
     front of it.
 
@@ -119,7 +120,7 @@ class _Place:
     row: QuantizedRow
     source: str
     result: str
-    stored: np.ndarray | None = None
+    held: Callable[[], np.ndarray] | None = None
     divided: bool = False
     simulated: bool = False
 
@@ -138,7 +139,7 @@ def _places(graph: FileGraph, plan: Intended, row: QuantizedRow) -> list[_Place]
     if method is None:
         # QuantizeLinear takes any precision; a Reshape in front of it is float32.
         return [
-            _Place(row, raised(pair.source) if pair.flat else pair.source, pair.result, pair.stored)
+            _Place(row, raised(pair.source) if pair.flat else pair.source, pair.result, pair.held)
             for pair in pairs
         ]
     sources = [check_division(graph, pair, row, plan.scale(row)) for pair in pairs]
@@ -171,7 +172,7 @@ def _fetch(
     wanted = {
         name
         for place in places
-        for name in ([place.source] if place.stored is None else []) + [place.result]
+        for name in ([place.source] if place.held is None else []) + [place.result]
     }
     known = {name: feeds[name] for name in wanted & feeds.keys()}
     known |= {name: graph.array(name) for name in wanted & graph.stored.keys()}

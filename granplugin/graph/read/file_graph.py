@@ -7,8 +7,9 @@ names, which begin with their module, and from the data flow.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +38,14 @@ class Pair:
     """One QuantizeLinear and DequantizeLinear, or a stored weight and its DequantizeLinear.
 
     `source` and `result` are the float tensors before and after it, `low` what it says of the
-    latter's type (0: that of the scale); `flat` is the shape of one
+    latter's type (0: that of the scale); `held` reads a weight's numbers; `flat` is the shape of one
     sample between the Reshapes around it, and `sample` the shape after them, where it has them.
     """
 
     name: str
     source: str
     result: str
-    stored: np.ndarray | None
+    held: Callable[[], np.ndarray] | None
     scale: np.ndarray
     zero: np.ndarray
     axis: int
@@ -116,7 +117,7 @@ class FileGraph(ReadGraph):
             name=dq.name,
             source=source,
             result=result,
-            stored=self.array(source) if q is None else None,
+            held=partial(self.array, source) if q is None else None,
             scale=self.array(dq.input[1]),
             zero=self._signed(self.array(dq.input[2]), q),
             axis=attributes.get("axis", 1),
@@ -163,7 +164,7 @@ class FileGraph(ReadGraph):
             name=dq.name,
             source=pair.source,
             result=pair.result,
-            stored=stored,
+            held=lambda: stored,
             scale=scale,
             zero=np.zeros(scale.shape, stored.dtype),
             axis=attributes.get("axis", 1),
@@ -212,7 +213,7 @@ def tensors_of(graph: FileGraph, row: QuantizedRow) -> list[str]:
         held = [(n, _weight_at(n)) for n in nodes]
         return [_origin(graph, n.input[at]) for n, at in held if at is not None]
     if row.operand == "input":
-        fixed = graph.stored.keys() | {p.result for p in graph.pairs if p.stored is not None}
+        fixed = graph.stored.keys() | {p.result for p in graph.pairs if p.held is not None}
         products = [n for n in nodes if n.op_type in ONNX_PRODUCTS]
         return sorted({n.input[0] for n in products or nodes if n.input} - own - fixed)
     if row.operand == "other":
@@ -249,9 +250,7 @@ def pairs_of(graph: FileGraph, row: QuantizedRow) -> list[Pair]:
             pairs = graph.by_source[name]
         else:
             pairs = [graph.by_result[name]] if name in graph.by_result else []
-            pairs = [
-                pair for pair in pairs if (pair.stored is not None) == (row.operand == "weight")
-            ]
+            pairs = [pair for pair in pairs if (pair.held is not None) == (row.operand == "weight")]
         if len(pairs) != 1:
             raise not_quantized(row)
         found[pairs[0].name] = pairs[0]
