@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import onnx
 import pytest
 import torch
@@ -9,6 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from granplugin.analysis.settings import ask
+from granplugin.analysis.suggestion import suggest
+from granplugin.analysis.tried import FLOATING
 from granplugin.graph.read.graph import read_graph
 from granplugin.network.export import export_float
 from granplugin.network.onnx_layers import place_layers
@@ -175,3 +179,16 @@ def test_analyze_takes_an_embedding_for_a_site_and_tries_the_layers_that_multipl
     asked, skipped = ask(layers, make_plan(loaded, layers), Analyze(), 64)
     assert {each.layer.name for each in asked} == {"router", "pair", "out"}
     assert not any("words" in each.site for each in skipped)
+
+
+def test_a_rule_that_leaves_one_factor_of_a_call_float_can_be_planned():
+    class Net(nn.Module):
+        def forward(self, x):
+            return (x @ x.mT).softmax(-1) @ x
+
+    layers = trace(Net(), torch.ones(2, 3, 4)).layers
+    own = next(row for row in make_plan(load_part({"version": 1}), layers).quantized)
+    network = SimpleNamespace(sites={own.site: SimpleNamespace(rows=[own], own=own)}, tried={})
+    (found,) = suggest({own.site: FLOATING}, {}, network, {}, {own.site: "so"}, layers)
+    plan = make_plan(load_part({"version": 1, "rules": [found.rule]}), layers)
+    assert own.site not in {row.site for row in plan.quantized}

@@ -45,11 +45,15 @@ def suggest(
     """
     groups: dict[str, list[str]] = {}
     bodies: dict[str, dict[str, Any]] = {}
+    factors = {layer.name: layer.multiplied for layer in layers}
     for name, pair in overrides.items():
         if name in network.sites:
             rows = network.sites[name].rows
             settings = FLOAT if pair == FLOATING else _settings(rows[0], rows[pair[1]])
             body = {rows[0].operand: settings}
+            multiplied = factors[rows[0].layer]
+            if pair == FLOATING and rows[0].operand in multiplied and len(multiplied) > 1:
+                body["half"] = "allow"
         else:
             body = _body(network.tried[name], start[name], pair)
         if lowered.get(name):
