@@ -155,7 +155,7 @@ class CallableModel(Strict):
 
 
 class OnnxModel(Strict):
-    """A float ONNX file, whose nodes are the layers: for plan and inspect, which need no data."""
+    """A float ONNX file, whose nodes are the layers; plan and inspect of it need no data."""
 
     reads_data: ClassVar[bool] = False
 
