@@ -1,5 +1,5 @@
-"""Who runs a network for an analysis: ANALYSTS has one for each kind of source, imported when it is
-asked for."""
+"""Who runs a network for an analysis: each kind of source names its own (Network.analyst), which is
+imported when it is asked for."""
 
 from __future__ import annotations
 
@@ -17,16 +17,10 @@ from granplugin.analysis.tried import Held, RoundedNetwork
 from granplugin.calibration.statistics import Need, Statistics
 from granplugin.data.batches import Batch
 from granplugin.quant.layers import Layer
-from granplugin.recipe.model import kind_of
 from granplugin.runs.session import Session
 
 PEAK = "peak"
 """`<layer>.peak` is the largest |x| of each sample of the layer's input, as a tensor (n, 1)."""
-
-ANALYSTS = {
-    "callable": "granplugin.analysis.by_torch:TorchAnalyst",
-    "onnx": "granplugin.analysis.by_onnx:OnnxAnalyst",
-}
 
 LocalStep = Callable[[Batch], Mapping[FigureKey, np.ndarray]]
 EffectStep = Callable[[Batch, np.ndarray | None, frozenset[str]], Mapping[str, np.ndarray]]
@@ -58,11 +52,11 @@ class Analyst(Protocol):
 
 def analyst_of(session: Session) -> str:
     """The module that has the analyst of a session's network."""
-    return ANALYSTS[kind_of(session.recipe.model)].partition(":")[0]
+    return session.network.analyst.partition(":")[0]
 
 
 def open_analyst(session: Session, questions: Questions) -> Analyst:
     """That of a session's network."""
-    name = ANALYSTS[kind_of(session.recipe.model)].partition(":")[2]
+    name = session.network.analyst.partition(":")[2]
     opened: Analyst = getattr(import_module(analyst_of(session)), name).open(session, questions)
     return opened

@@ -51,6 +51,7 @@ class OnnxNetwork:
     when first needed."""
 
     libraries = ("onnx", "onnx_ir", "onnxruntime")
+    analyst = "granplugin.analysis.by_onnx:OnnxAnalyst"
 
     def __init__(self, graph: ReadGraph, stripped: Stripped | None = None) -> None:
         self.graph, self.key = graph, content_of(graph)

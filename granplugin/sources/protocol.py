@@ -71,6 +71,8 @@ class Network(Protocol):
 
     libraries: ClassVar[tuple[str, ...]]
     """The distributions that compute what is asked of it."""
+    analyst: ClassVar[str]
+    """The class that runs it for an analysis (analysis.analyst.Analyst), as module:name."""
     key: str
     """A hash of everything its outputs depend on, the same in every process."""
     notes: tuple[str, ...]

@@ -54,6 +54,7 @@ class TorchNetwork:
     modelopt takes 7 s, and most second runs need no conversion."""
 
     libraries = ("nvidia-modelopt", "torch", "onnx", "onnx_ir", "onnxscript")
+    analyst = "granplugin.analysis.by_torch:TorchAnalyst"
     notes = ()
 
     def __init__(
