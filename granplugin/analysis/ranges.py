@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -120,10 +121,14 @@ def gather(
 
 
 def find_ranges(
-    questions: Questions, analyst: Analyst, statistics: Statistics, imported: Path | None
+    questions: Questions,
+    analyst: Analyst,
+    statistics: Statistics,
+    imported: Path | None,
+    given: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Ranges:
-    """Of every row that is tried; those of the recipe's own rows may come from the file `imported`.
-    Raises DataError where the file does not fit the rows."""
+    """Of every row that is tried; those of the recipe's own rows may come from the file `imported`,
+    or be what the network came with, `given` by site. Raises DataError where the file does not fit the rows."""
     weights = analyst.weights()
     amax: dict[QuantizedRow, np.ndarray | None] = {}
     for each in questions.layers:
@@ -138,7 +143,8 @@ def find_ranges(
         if not row.dynamic:
             amax[row] = find_amax(row, statistics, weights.get(row.site))
     start = [row for row in questions.plan.quantized if row in amax]
-    by_site = import_amax(imported, start) if imported else {}
+    by_site = {row.site: given[row.site] for row in start if row.given is not None}
+    by_site |= import_amax(imported, start) if imported else {}
     amax |= {row: by_site[row.site] for row in start if row.site in by_site}
     shared = share_amax(start, {row.site: amax[row] for row in start})
     said = {r.site for r in start if r.amax is not None or r.share is not None}

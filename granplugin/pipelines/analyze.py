@@ -109,7 +109,8 @@ def analyze_in(
     seen = gather(session, questions, subject, given, clock)
     with clock.timed("calibrators"), stage("finding ranges"):
         imported = session.recipe.statistics.import_
-        ranges = find_ranges(questions, subject.analyst, seen, imported)
+        kept = session.network.ranges(session.layers)
+        ranges = find_ranges(questions, subject.analyst, seen, imported, kept)
     network = round_all(questions, subject.analyst.held, ranges.amax)
     drawn = draw(subject.data.samples, wanted.exact, session.recipe.data.seed)
     errors = local_errors(subject, network, drawn, clock)

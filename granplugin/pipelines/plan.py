@@ -17,6 +17,7 @@ from granplugin.planning.plan_file import plan_file
 from granplugin.planning.quantize_config import config
 from granplugin.planning.row_json import decided, plan_key
 from granplugin.planning.rows import Plan
+from granplugin.planning.settle import GIVEN
 from granplugin.planning.story import why as story
 from granplugin.quant.layers import Layer
 from granplugin.quant.multiplications import Multiplication
@@ -60,7 +61,8 @@ class Planned(Result):
         told = [doubt.said for doubt in self.doubts]
         plan = replace(self.plan, notes=(*self.plan.notes, *told))
         if self._changes_nothing():
-            before = self.loaded.before_rules
+            taken = any(layer.given is not None for layer in self.layers)
+            before = f"the {GIVEN}" if taken else self.loaded.before_rules
             nothing = f"the rules change nothing: the plan is that of {before} alone"
             plan = replace(plan, notes=(*plan.notes, nothing))
         path = str(self.loaded.path)
