@@ -175,7 +175,7 @@ def _sentence(advice: Advice, evidence: Evidence, subject: Subject) -> str:
     if advice.final is None:
         return (
             f"The recipe loses {lost}, and no setting that was tried on its "
-            f"{len(outputs.top)} worst layers, nor leaving them float, wins any of it back.{first}"
+            f"{len(outputs.top)} worst layers, nor leaving them float, wins any of it back.{first or _TRAIN}"
         )
     many = f"{len(advice.overrides)} layer{'s' if len(advice.overrides) > 1 else ''}"
     floats = sum(pair == FLOATING for pair in advice.overrides.values())
@@ -191,8 +191,12 @@ def _sentence(advice: Advice, evidence: Evidence, subject: Subject) -> str:
     return (
         f"The recipe loses {lost}; with {many} changed{left} it loses {final.loss.value:.2f}"
         f"{_interval(final)} on {_counted(final.sqnr.samples)}{unseen}{reaches}. "
-        f"{per_tensor} of {weights} weights are per_tensor then.{first}"
+        f"{per_tensor} of {weights} weights are per_tensor then."
+        f"{first or (_TRAIN if advice.promise == 'above' else '')}"
     )
+
+
+_TRAIN = " What no setting wins back, fine-tuning may: granplugin.quantize (docs/qat.md)."
 
 
 def _counted(samples: int) -> str:
