@@ -12,9 +12,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 import granplugin
-from granplugin.deploy.manifest import built_file, exports_of
+from granplugin.deploy.manifest import Exported, built_file, exports_of
 from granplugin.deploy.measured import with_engine
-from granplugin.deploy.returned import Files, files_of, folder_of, gather, kind_of
+from granplugin.deploy.returned import RESULTS, Files, files_of, folder_of, gather, kind_of
 from granplugin.errors import RunError, UserError
 from granplugin.report.schema.run import Report
 from granplugin.report.show import as_markdown
@@ -26,8 +26,9 @@ def import_results(run: RunFolder, paths: Sequence[Path], variant: str | None = 
     """Read results folders and single files, audit and measure, and enter them into the report.
 
     A results folder replaces all that came of its variants before, a single file only files of its
-    kind. Raises UserError, and leaves everything as it was, for files that are truncated, foreign,
-    or of another export.
+    kind. What of a folder is truncated or foreign is left out and noted. Raises UserError, and
+    leaves everything as it was, for such a single file, where nothing is good, and for what is of
+    another export.
     """
     report = _read_report(run)
     exports = exports_of(run)
@@ -38,8 +39,9 @@ def import_results(run: RunFolder, paths: Sequence[Path], variant: str | None = 
         )
     fresh: dict[tuple[str, str], dict[str, str]] = {}
     single: dict[tuple[str, str], dict[str, str]] = {}
+    left: list[str] = []
     for path in paths:
-        for engine, name, found in gather(path, variant, exports):
+        for engine, name, found in gather(path, variant, exports, left):
             if path.is_dir():
                 fresh[engine, name] = found
             else:
@@ -54,8 +56,13 @@ def import_results(run: RunFolder, paths: Sequence[Path], variant: str | None = 
             raise UserError(
                 f"{run.path}: {name}'s ONNX file is not the one that was exported; export it again"
             )
+    if not single:
+        fresh = _usable(run, report, exports, fresh, left)
     with run.publishing():
         report = enter(run, report, fresh)
+        report = report.model_copy(
+            update={"notes": [*report.notes, *(f"results (imported): left out: {t}" for t in left)]}
+        )
         for (engine, name), files in fresh.items():
             folder = folder_of(run, engine, name)
             for file, text in files.items():
@@ -67,6 +74,40 @@ def import_results(run: RunFolder, paths: Sequence[Path], variant: str | None = 
         run.publish("report.md", as_markdown(report))
         run.publish("report.json", report.model_dump_json(indent=1))
     return report
+
+
+def _usable(
+    run: RunFolder,
+    report: Report,
+    exports: Mapping[str, Exported],
+    fresh: Mapping[tuple[str, str], dict[str, str]],
+    left: list[str],
+) -> dict[tuple[str, str], dict[str, str]]:
+    """Of these files those that can be entered; others are `left` out, with why. Where all can, none
+    is looked at twice; else each kind of a variant is tried upon those before it (a profile needs
+    its layers). UserError where none can."""
+    try:
+        enter(run, report, fresh)
+    except UserError as err:
+        told = err
+    else:
+        return dict(fresh)
+    good: dict[tuple[str, str], dict[str, str]] = {}
+    for (engine, name), files in fresh.items():
+        onnx = {name: path} if (path := built_file(run, exports[engine], name)) else {}
+        kept: dict[str, str] = {}
+        for kind in sorted(set(map(kind_of, files))):
+            more = {file: text for file, text in files.items() if kind_of(file) == kind}
+            try:
+                with_engine(report, exports[engine], onnx, {name: kept | more})
+            except UserError as err:
+                left.append(str(err))
+            else:
+                kept |= more
+        good[engine, name] = kept
+    if not any(kind_of(file) in RESULTS for files in good.values() for file in files):
+        raise told
+    return {key: files for key, files in good.items() if files}
 
 
 def enter(
@@ -100,4 +141,7 @@ def _read_report(run: RunFolder) -> Report:
     except FileNotFoundError:
         raise RunError(f"{run.path} has no report; granplugin apply RECIPE makes it") from None
     except (OSError, ValidationError) as err:
-        raise RunError(f"{path}: not a report of this version; apply the recipe again") from err
+        raise RunError(
+            f"{path}: not a report of granplugin {granplugin.__version__}, or damaged; apply the "
+            "recipe again"
+        ) from err

@@ -16,6 +16,8 @@ from granplugin.suggest import did_you_mean
 from granplugin.words import first
 
 _EXTRAS = ("build.log", "engine_bytes.txt")
+RESULTS = ("layers", "profile", "times", "output")
+"""Kinds of files that say something by themselves."""
 
 Files = Mapping[str, str]
 """Stored name -> text: layers.json, profile.json, times-b<size>-<round>.json, output-<batch>.json,
@@ -23,9 +25,10 @@ and what the script notes of the build."""
 
 
 def gather(
-    path: Path, variant: str | None, exports: Mapping[str, Exported]
+    path: Path, variant: str | None, exports: Mapping[str, Exported], left: list[str]
 ) -> list[tuple[str, str, dict[str, str]]]:
-    """(engine, variant, files) of a results folder, a variant's folder or a single file."""
+    """(engine, variant, files) of a results folder, a variant's folder or a single file. What of a
+    folder is none of them is `left` out, with why; UserError where nothing else is in it."""
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder")
     if (path / "inputs").is_dir() and (path / "variants").is_dir():
@@ -35,12 +38,17 @@ def gather(
     if path.is_dir() and (path / "manifest.json").exists() and not variant:
         exported = _checked(path / "manifest.json", exports)
         folders = sorted(each for each in path.iterdir() if each.is_dir())
-        found = [
-            (_named(each, each.name, exported), _folder_files(each, exported)) for each in folders
-        ]
+        found = []
+        for each in folders:
+            try:
+                found.append(
+                    (_named(each, each.name, exported), _folder_files(each, exported, left))
+                )
+            except UserError as err:
+                left.append(str(err))
         found = [(name, files) for name, files in found if files]
         if not found:
-            raise UserError(f"{path}: there are no results in it")
+            raise UserError(left[0] if left else f"{path}: there are no results in it")
         return [(exported.manifest.engine, name, files) for name, files in found]
     folder = path if path.is_dir() else path.parent
     beside = [up / "manifest.json" for up in (folder, folder.parent)]
@@ -55,9 +63,9 @@ def gather(
             "results folder" + (", or --variant NAME" if len(exports) == 1 else "")
         )
     name = _named(path, variant or folder.name, exported)
-    files = _folder_files(path, exported) if path.is_dir() else _file(path, exported)
+    files = _folder_files(path, exported, left) if path.is_dir() else _file(path, exported)
     if not files:
-        raise UserError(f"{path}: there are no results in it")
+        raise UserError(left[0] if left else f"{path}: there are no results in it")
     return [(exported.manifest.engine, name, files)]
 
 
@@ -93,11 +101,14 @@ def _checked(path: Path, exports: Mapping[str, Exported]) -> Exported:
     return exports[theirs.engine]
 
 
-def _folder_files(folder: Path, exported: Exported) -> dict[str, str]:
+def _folder_files(folder: Path, exported: Exported, left: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix == ".json" and path.name != "manifest.json":
-            found |= _file(path, exported)
+            try:
+                found |= _file(path, exported)
+            except UserError as err:
+                left.append(str(err))
         elif path.name in _EXTRAS:
             found[path.name] = _text(path)
     return found if any(name not in _EXTRAS for name in found) else {}
