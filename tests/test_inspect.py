@@ -137,7 +137,8 @@ def test_inspect_finds_the_layer_that_the_shipped_recipe_rescues(mobilenet):
 def test_inspect_prints_every_layer_with_a_weight_in_80_columns(mobilenet):
     told, text = mobilenet
     lines = text.splitlines()
-    assert all(len(line) <= 80 for line in lines)
+    # A line to paste is as long as it is.
+    assert all(len(line) <= 80 for line in lines if not line.startswith("next: "))
     for layer in told["layers"]:
         if layer["weight"]:
             shape = "x".join(map(str, layer["weight_shape"]))
@@ -188,7 +189,7 @@ def test_inspect_imports_no_modelopt_and_reads_one_batch(project, forks):
     done = forks.run(["-c", script, *argv])
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "False"
-    assert "multiply-accumulates" in done.stdout
+    assert "parameters" in done.stdout
 
 
 def test_without_its_data_the_weights_are_told_all_the_same(project):
