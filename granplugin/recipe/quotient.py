@@ -71,4 +71,6 @@ def as_match(patterns: frozenset[str]) -> str:
         if not re.search(r"[?\[]|\*\.", pattern):
             return pattern.replace("*", "**")
     told = [re.sub(r"\\[zZ]$", "", fnmatch.translate(each)) for each in sorted(patterns)]
-    return "re:" + "|".join(told)
+    # Its atomic groups save Python's matcher work, and match what plain ones do: the first place
+    # where a part between stars fits leaves most to the rest.
+    return "re:" + "|".join(told).replace("(?>", "(?:")
