@@ -3,6 +3,7 @@ recipe's own rules override it."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 
@@ -10,17 +11,19 @@ import modelopt.torch.quantization as mtq
 import pytest
 import torch
 from conftest import run_main
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from modelopt.torch.quantization.nn import TensorQuantizer
 from torch import nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2Model
 
-from granplugin.errors import RecipeError
+from granplugin.errors import RecipeError, UserError
 from granplugin.network.trace import trace
 from granplugin.planning.plan import make_plan
 from granplugin.recipe.configs import _library, presets, read_config
 from granplugin.recipe.load import load_part, load_recipe
-from granplugin.recipe.quant_cfg import _bits
+from granplugin.recipe.quant_cfg import _bits, rules_of
 
 PRESETS = presets(_library())
 
@@ -218,3 +221,26 @@ def test_a_damaged_file_is_one_sentence(tmp_path, monkeypatch, text, said):
     (tmp_path / "b.yaml").write_text(text)
     with pytest.raises(RecipeError, match=said):
         load_part({"version": 1, "base": "b.yaml"})
+
+
+ANY = st.sampled_from(
+    [None, True, 0, -1, 8, 2.5, float("nan"), "", "*", "e4m3", "dynamic", [], [4, 3], ["a"], {},
+     {"-1": 16}, {"-1": None}, {"a": 1}, {"0": -4}, {"-1": 16, "-2": 16}]
+)  # fmt: skip
+KEYS = st.sampled_from(
+    ["num_bits", "axis", "block_sizes", "type", "constant_amax", "calibrator", "unsigned", "other"]
+)
+ENTRY = st.fixed_dictionaries(
+    {"quantizer_name": st.sampled_from(["*", "*weight_quantizer", "*[!", "stem.*"]) | ANY},
+    optional={"cfg": st.dictionaries(KEYS, ANY) | ANY, "enable": ANY, "parent_class": ANY},
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.fixed_dictionaries({"quant_cfg": st.lists(ENTRY, max_size=3) | st.dictionaries(KEYS, ANY),
+                              "algorithm": ANY}))  # fmt: skip
+def test_whatever_a_config_holds_is_rules_or_one_sentence(config):
+    with contextlib.suppress(UserError):
+        found = rules_of(config, "config")
+        assert all(str(loss) for loss in found.lost)
+        load_part({"version": 1, "rules": found.rules})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -180,7 +181,8 @@ class _Entry:
 
     def _format(self, cfg: Mapping[str, Any]) -> str | None:
         bits = _bits(cfg.get("num_bits", 8))
-        scale = _bits(_inside(cfg.get("block_sizes")).get("scale_bits"))
+        scaled_by = _inside(cfg.get("block_sizes")).get("scale_bits")
+        scale = None if scaled_by is None else _bits(scaled_by)
         if scale is None:
             found = _FORMATS.get(bits)
         else:
@@ -195,7 +197,11 @@ class _Entry:
         if "dynamic" in str(granularity):
             return {}
         amax = cfg.get("constant_amax")
-        return {"calibrator": "max"} if amax is None else {"amax": float(amax)}
+        if isinstance(amax, (int, float)) and not isinstance(amax, bool) and 0 < amax < math.inf:
+            return {"amax": float(amax)}
+        if amax is not None:
+            self.lose(f"{amax!r:.60} is no range", "cfg.constant_amax")
+        return {"calibrator": "max"}
 
     def _granularity(self, cfg: Mapping[str, Any]) -> Any:
         blocks, axis = cfg.get("block_sizes"), cfg.get("axis")
@@ -253,7 +259,8 @@ def _bits(said: Any) -> Any:
     """Bits as modelopt has them in Python: e4m3 is (4, 3)."""
     if isinstance(said, str) and (told := _EXMY.fullmatch(said)):
         return int(told[1]), int(told[2])
-    return tuple(said) if isinstance(said, list) else said
+    listed = isinstance(said, (list, tuple)) and all(isinstance(each, int) for each in said)
+    return tuple(said) if listed else said if isinstance(said, (int, str)) else f"{said!r:.60}"
 
 
 def _shown(bits: Any) -> str:
