@@ -35,6 +35,15 @@ def resnet_50() -> PreTrainedModel:
     return _randomized(ResNetForImageClassification(ResNetConfig(num_labels=1000)))
 
 
+def vit_s_16() -> PreTrainedModel:
+    """ViT-S/16, 22 million parameters."""
+    torch.manual_seed(0)
+    config = ViTConfig(
+        num_labels=1000, hidden_size=384, num_attention_heads=6, intermediate_size=1536
+    )
+    return ViTForImageClassification(config).eval()
+
+
 def vit_b_16() -> PreTrainedModel:
     """ViT-B/16, 86 million parameters."""
     torch.manual_seed(0)
