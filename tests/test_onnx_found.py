@@ -14,9 +14,11 @@ import yaml
 from onnx import numpy_helper, parser
 from onnx_nets import NETS, Several, make
 
+from granplugin.errors import ModelError
 from granplugin.graph.read.graph import ReadGraph, reads
 from granplugin.network.onnx_file import read_float
 from granplugin.network.onnx_layers import place_layers
+from granplugin.network.onnx_prepared import prepare
 from granplugin.network.onnx_products import products_of
 from granplugin.network.trace import trace
 from granplugin.planning.coverage import coverage
@@ -25,6 +27,7 @@ from granplugin.quant.layers import Layer
 from granplugin.quant.multiplications import Multiplication
 from granplugin.recipe.load import load_recipe
 from granplugin.recipe.loaded import Loaded
+from granplugin.sources.onnx_network import OnnxNetwork
 
 EXPORTERS = ("legacy", "legacy folded", "dynamo", "dynamo folded")
 MODES = (torch.onnx.TrainingMode.PRESERVE, torch.onnx.TrainingMode.EVAL)
@@ -233,3 +236,38 @@ def test_a_batch_norm_folds_behind_a_constant_that_is_added_to_a_convolution(fol
     conv, norm = place_layers(graph)
     assert conv.layer.bn == norm.layer.name and conv.output == "y"
     assert graph.array(conv.node.input[2]).tolist() == [2, 3]
+
+
+OWN = """
+<ir_version: 8, opset_import: ["" : {opset}, "{domain}" : 1]>
+g (float[N, 4] x) => (float[N, 4] y)
+<float[4, 4] w = {{1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7}}> {{
+    [a] p = MatMul (x, w)
+    [own] q = {domain}.{op} (p)
+    [b] y = MatMul (q, w)
+}}"""
+
+
+def test_behind_an_operator_that_onnx_does_not_know_only_the_shape_is_missing(folder):
+    model = parser.parse_model(OWN.format(opset=13, domain="com.microsoft", op="Gelu"))
+    onnx.save(model, folder / "own.onnx")
+    network = OnnxNetwork(read_float(folder / "own.onnx"))
+    assert network.alone().open
+    samples = np.zeros((2, 4), np.float32)
+    assert [each.unusable for each in network.traced({"x": samples}, 2).layers] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (OWN.format(opset=13, domain="my.ops", op="Swish"), r"1 node .*\(my\.ops\.Swish\)"),
+        (
+            '<ir_version: 3, opset_import: ["" : 8]> g (float[2, 4] x) => (float[2, 4] y) {'
+            "n = Shape (x) [c] z = ConstantOfShape (n) y = Add (x, z) }",
+            r"opset 8, and 1 node of ConstantOfShape \(c\) cannot be written in 21",
+        ),
+    ],
+)
+def test_nodes_that_a_file_cannot_run_with_are_named(folder, text, said):
+    with pytest.raises(ModelError, match=said):
+        prepare(parser.parse_model(text), folder / "net.onnx")

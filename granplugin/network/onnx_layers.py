@@ -176,13 +176,15 @@ def _with_channels(
 def _unusable(graph: ReadGraph, node: onnx.NodeProto) -> str | None:
     """Why quantizers at this node would have no effect, or None."""
     if node.op_type not in ONNX_PRODUCTS:
-        return None if known(graph.shape(node.input[0])) else _UNSHAPED
+        return None if known(graph.shape(node.input[0])) else UNSHAPED
     first, second = node.input[:2]
     if first in graph.constant:
         return "its weight is its first operand, and engines quantize a weight that is the second"
     if attribute(node, "transA", 0):
         return "it transposes its input, which granplugin does not plan for"
-    if not is_float(graph.element_type(first)):
+    # Operands are of one type; of what another's operator puts out, it is not known.
+    kind = graph.element_type(first) or graph.element_type(second)
+    if kind and not is_float(kind):
         return "it multiplies integers"
     if second in graph.constant:
         shape = _weight_shape(graph, node)
@@ -191,11 +193,12 @@ def _unusable(graph: ReadGraph, node: onnx.NodeProto) -> str | None:
         if not node.op_type.startswith("Conv") and len(shape) != 2:
             return f"its weight has {len(shape)} axes, and a linear layer's has 2"
     if not all(known(graph.shape(name)) for name in (first, second)):
-        return _UNSHAPED
+        return UNSHAPED
     return None
 
 
-_UNSHAPED = "the shape of what it reads cannot be inferred"
+UNSHAPED = "the shape of what it reads cannot be inferred"
+"""Why a layer is unusable of which a pass would show more."""
 
 
 def _traits(node: onnx.NodeProto, weight: Shape | None, groups: int) -> frozenset[str]:

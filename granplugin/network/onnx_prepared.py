@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ from onnx import numpy_helper, version_converter
 
 from granplugin.errors import ModelError
 from granplugin.graph.read.graph import ReadGraph, read_graph, reads
-from granplugin.graph.read.loading import name_nodes, reading
+from granplugin.graph.read.loading import name_nodes, name_of, reading, with_subgraphs
 from granplugin.network.onnx_running import Running
 from granplugin.quant.layers import ONNX_PRODUCTS, PASSIVE
 from granplugin.quant.site import Shape
+from granplugin.words import counted, first
 
 OPSET = 21
 """The first with blocked Q/DQ and INT4."""
@@ -37,6 +39,7 @@ def prepare(given: onnx.ModelProto, path: Path) -> Prepared:
     model = onnx.ModelProto()
     model.CopyFrom(given)
     with reading(path):
+        _check_operators(model, path)
         model = _converted(model, path)
         opened = _open_batch(model.graph)
     graph = read_graph(model, path)
@@ -73,14 +76,39 @@ def _converted(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         try:
             model = version_converter.convert_version(model, OPSET)
         except Exception as err:  # a node without such a form, in the converter's words
-            told = " ".join(str(err).split())[:200]
             raise ModelError(
-                f"{path}: it is of opset {opset}, and its nodes cannot be written in {OPSET}, which "
-                f"Q/DQ needs ({told}); export it anew with opset {OPSET}"
+                f"{path}: it is of opset {opset}, and {_in_the_way(model, str(err))} cannot be "
+                f"written in {OPSET}, which Q/DQ needs; export it anew with a newer opset "
+                f"(17, or {OPSET})"
             ) from err
     name_nodes(model.graph.node)  # the converter adds some without
     model.ir_version = max(model.ir_version, 10)
     return model
+
+
+def _check_operators(model: onnx.ModelProto, path: Path) -> None:
+    """Raises ModelError for operators that ONNX Runtime, which runs the file, does not have."""
+    own = [
+        node
+        for node in with_subgraphs(model.graph.node)
+        if not node.domain.startswith(("ai.onnx", "com.microsoft", "com.ms")) and node.domain
+    ]
+    if own:
+        kinds = first(sorted({f"{node.domain}.{node.op_type}" for node in own}))
+        raise ModelError(
+            f"{path}: {counted(own, 'node')} of own operators ({kinds}) cannot run in ONNX Runtime, "
+            "where a file is calibrated; start from the torch model (callable:), or from the part of "
+            "the network before them"
+        )
+
+
+def _in_the_way(model: onnx.ModelProto, told: str) -> str:
+    """The nodes that the converter has no newer form of, as it tells it, or what it tells."""
+    found = re.search(r"[Aa]dapter.* for (\w+)", told)
+    nodes = [node for node in model.graph.node if found and node.op_type == found[1]]
+    if found is None or not nodes:
+        return f"its nodes ({' '.join(told.split())[:200]})"
+    return f"{counted(nodes, 'node')} of {found[1]} ({first([name_of(node) for node in nodes])})"
 
 
 def _open_batch(graph: onnx.GraphProto) -> tuple[str, ...]:

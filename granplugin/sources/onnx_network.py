@@ -19,7 +19,7 @@ from granplugin.measures.samples import joined
 from granplugin.network.norm_seen import NormSeen, norm_seen
 from granplugin.network.onnx_export import export_marked
 from granplugin.network.onnx_file import content_of, float_model, shaped
-from granplugin.network.onnx_layers import Placed, attribute, place_layers
+from granplugin.network.onnx_layers import UNSHAPED, Placed, attribute, place_layers
 from granplugin.network.onnx_prepared import Prepared, Shown, nodes_behind, prepare, to_show
 from granplugin.network.onnx_products import products_of
 from granplugin.network.onnx_rounded import rounded
@@ -78,7 +78,10 @@ class OnnxNetwork:
         return Ran(
             layers,
             products_of(self.graph, self._samples),
-            open=any(each.varying or not (each.sites or each.unusable) for each in layers),
+            open=any(
+                each.varying or each.unusable == UNSHAPED or not (each.sites or each.unusable)
+                for each in layers
+            ),
         )
 
     def sample(
