@@ -3,7 +3,7 @@
 #   PYTHON=.venv/bin/python bench/run_all.sh
 set -e
 cd "$(dirname "$0")/.."
-for name in startup quickstart calibration plan convert preset_sets engine_plans latency rtx analyze predict rounding_chaos page audit_matrix; do
+for name in startup quickstart calibration plan convert preset_sets engine_plans latency rtx analyze predict rounding_chaos page audit_matrix qat; do
     "${PYTHON:-python}" "bench/$name.py" --save
     echo
 done

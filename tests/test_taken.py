@@ -194,3 +194,17 @@ def test_granularity_is_what_the_attributes_say_and_ranges_are_kept_to_the_bit(
     (layer,), ranges = take(quantizers, [FC], lambda layer: np.ones((4, 32), np.float32))
     assert str(dict(layer.given)["weight"].granularity) == granularity
     assert ranges["fc.weight"].tobytes() == amax.tobytes()
+
+
+def test_analyze_measures_the_ranges_that_came_with_the_network(taken):
+    project = taken.project
+    narrow = copy.deepcopy(taken.model)
+    narrow.head.input_quantizer.amax *= 1e-4
+    mto.save(narrow, project.folder / "narrow.pth")
+    recipe, found = project.recipe(), {}
+    for name in ("trained", "narrow"):
+        saved = project.folder / f"{name}.pth"
+        loaded = granplugin.load(recipe, [f"model.weights={saved}", "model.quantized=keep"])
+        analyzed = granplugin.analyze(loaded, costs=False, out=project.folder / name)
+        found[name] = analyzed.analysis.start.sqnr.db
+    assert found["trained"] > 20 > found["narrow"]
