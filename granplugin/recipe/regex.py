@@ -157,7 +157,8 @@ class _Automaton:
 
     def _part(self, code: Any, given: Any, before: int, flags: int) -> int:
         if code in _REPEATS:
-            return self._repeat(*given, before, flags)
+            least, most, inner = given
+            return self._repeat(least, most, inner, before, flags)
         if code is op.SUBPATTERN:
             _, more, less, inner = given
             return self._add(inner, before, (flags | more) & ~less)
