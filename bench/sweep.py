@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ RESULTS = HERE.parent / "results"
 SAMPLES = 16
 ENGINES = ("openvino", "tensorrt_rtx")
 LIMIT_S = 900
+PACKAGES = (
+    "torch", "torchvision", "timm", "ultralytics", "transformers", "nvidia-modelopt", "onnxruntime",
+    "openvino", "tensorrt_rtx_cu13",
+)  # fmt: skip
 
 
 def _torchvision(name: str, **args: Any) -> nn.Module:
@@ -361,7 +366,7 @@ def table(results: dict[str, Any]) -> str:
     """The results as text, one network a line."""
     head = f"{'network':29} {'found':>5} {'there':>5} {'quantized':>9}"
     head += "".join(f" {name:>22}" for name in ("onnxruntime dB", *ENGINES)) + "  float, or failed"
-    lines = [head]
+    lines = [results.get("with", ""), "", head]
     for name in NAMES:
         told = results.get(name)
         if told is None:
@@ -384,6 +389,16 @@ def _cell(of: dict[str, Any] | None) -> str:
     db = "" if of["db"] is None else f"{of['db']:.1f}"
     told = f"{of['honoured']}/{of['told']}" if of["told"] else ""
     return " ".join(part for part in (db, told, "WRONG" if of["wrong"] else "") if part) or "-"
+
+
+def _versions() -> str:
+    told = []
+    for package in PACKAGES:
+        try:
+            told.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            told.append(f"no {package}")
+    return ", ".join(told)
 
 
 def _child(name: str) -> dict[str, Any]:
@@ -414,6 +429,7 @@ def run(argv: list[str] | None = None) -> None:
         return
     saved = RESULTS / "sweep.json"
     results = json.loads(saved.read_text()) if saved.exists() else {}
+    results["with"] = _versions()
     for name in given.names or NAMES:
         results[name] = _child(name)
         saved.write_text(json.dumps(results, indent=1) + "\n")

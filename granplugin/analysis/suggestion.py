@@ -50,7 +50,7 @@ def suggest(
         if name in network.sites:
             rows = network.sites[name].rows
             settings = FLOAT if pair == FLOATING else _settings(rows[0], rows[pair[1]])
-            body = {rows[0].operand: settings}
+            body: dict[str, Any] = {rows[0].operand: settings}
             multiplied = factors[rows[0].layer]
             if pair == FLOATING and rows[0].operand in multiplied and len(multiplied) > 1:
                 body["half"] = "allow"
