@@ -152,6 +152,13 @@ def _compare(pair: Pair, row: QuantizedRow, cells: np.ndarray) -> None:
         axis = varying[0]
         require(pair.axis == axis, f"axis is {pair.axis}, not {axis}")
         expected = cells.reshape(-1)[np.arange(row.shape[axis]) // row.block[axis]]
+    elif pair.flat is None and row.block == (
+        *[1] * pair.axis,
+        pair.block_size,
+        *[1] * (len(row.block) - pair.axis - 1),
+    ):
+        # Blocks along one axis, as the row has them: spelt out, they take as much as the weight.
+        expected = cells
     else:
         index = np.indices(row.shape, sparse=True)
         expected = cells[tuple(i // part for i, part in zip(index, row.block, strict=True))]
