@@ -211,7 +211,8 @@ def _named(name: str) -> tuple[_Make, dict[str, tuple[int, ...]]]:
     if name in special:
         return special[name]
     if name in TORCHVISION:
-        return lambda: _torchvision(name, **SEGMENTS.get(name, {})), _IMAGE
+        shapes = {"input": _IMAGE["x"]} if name.startswith("lraspp") else _IMAGE
+        return lambda: _torchvision(name, **SEGMENTS.get(name, {})), shapes
     return lambda: _timm(name), _IMAGE
 
 
