@@ -3,6 +3,8 @@
     python bench/rounding_chaos.py
     python bench/rounding_chaos.py --save
 
+With ImageNet's weights too where bench/imagenet/prepare.py has fetched them.
+
 One Q/DQ file in ONNX Runtime (optimizations off) is compared with modelopt's fake-quant of the same
 plan, and with itself where values are moved by units in the last place (ulp): all of the
 network's input, or all that convolutions put out, as another order of their sums might. The float
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 import onnx
 import yaml
+from imagenet.nets import FETCHED
 from measure import HERE, Figure, main
 from onnx import numpy_helper
 
@@ -37,6 +40,8 @@ from granplugin.store.run_folder import RunFolder, open_run
 RECIPES = HERE.parent / "recipes"
 DIGITS = {"npz": str(RECIPES / "data/digits.npz"), "inputs": {"image": "test_images"}}
 IMAGES = {"callable": f"{HERE / 'networks.py'}:images"}
+IMAGENET = HERE / "imagenet" / "nets.py"
+PICTURES, SCALE = {"callable": f"{IMAGENET}:pictures"}, {"scale": "imagenet"}
 NETWORKS: dict[str, dict[str, Any]] = {
     "digits, trained": {
         "model": {
@@ -58,6 +63,15 @@ NETWORKS: dict[str, dict[str, Any]] = {
         },
     },
 }
+if FETCHED.exists():
+    NETWORKS["224, ImageNet"] = {
+        "model": {"callable": f"{IMAGENET}:mobilenet_v2"},
+        "data": {
+            "calibration": {**PICTURES, "args": {**SCALE, "part": "calibration", "samples": 32}},
+            "evaluation": {**PICTURES, "args": {**SCALE, "part": "evaluation", "samples": 4}},
+            "batch_size": 4,
+        },
+    }
 """MobileNetV2 x0.5 at 32x32 and x1.0 at 224, with their data."""
 WEIGHTS = ("per_channel", "per_tensor")
 ULPS = (1, 8)

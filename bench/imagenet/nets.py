@@ -14,6 +14,7 @@ from torch import nn
 FOLDER = Path(
     os.environ.get("GRANPLUGIN_BENCH", Path.home() / ".cache" / "granplugin-bench" / "imagenet")
 )
+FETCHED = FOLDER / "evaluation.npz"
 _MEAN, _STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 # Filters in front of the depthwise convolution for each one behind it, filters, repeats, stride.
 _BLOCKS = (
