@@ -160,20 +160,20 @@ def _load(block: Block, where: str) -> None:
     elif "model" in said and "data" in said:
         granplugin.load(block.text)
     else:
-        _load_keys({**yaml.safe_load(BASE), **said})
+        _load_keys(yaml.safe_dump({**yaml.safe_load(BASE), **said}, sort_keys=False))
 
 
-def _load_keys(values: dict[str, Any]) -> None:
+def _load_keys(text: str) -> None:
     """Files that keys shown alone name need not be there."""
     try:
-        granplugin.load(values)
+        granplugin.load(text)
     except granplugin.RecipeError as err:
         missing = re.findall(r"no such file: ([^\s;]+)", str(err))
         if not missing:
             raise
         for file in missing:
             Path(file).touch()
-        granplugin.load(values)
+        granplugin.load(text)
 
 
 def parse(argv: list[str]) -> None:
