@@ -63,7 +63,7 @@ class OpenVino(Backend):
     def build(self, onnx: Path, out: Path, options: base.Options | None = None) -> Engine:
         """Converts and, to know what it runs in what, compiles; `bytes` are those of the IR."""
         shapes = options.shapes if isinstance(options, Options) else {}
-        made_of = {"library": self.name, "version": self.version()}
+        made_of: dict[str, Any] = {"library": self.name, "version": self.version()}
         if shapes:
             made_of["shapes"] = {name: [list(each) for each in of] for name, of in shapes.items()}
 

@@ -85,10 +85,10 @@ def _outside(values: list[ir.Value], path: Path) -> Iterator[None]:
             value.const_value = tensor
 
 
-def _bytes(tensor: ir.TensorProtocol) -> bytes | np.ndarray:
+def _bytes(tensor: ir.TensorProtocol) -> memoryview:
     """As ONNX stores it: no copy is made where the numbers lie so already."""
     if tensor.dtype.bitwidth < 8:
-        return tensor.tobytes()
+        return memoryview(tensor.tobytes())
     array = tensor.numpy()
     little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-    return little.reshape(-1).view(np.uint8)
+    return little.reshape(-1).view(np.uint8).data

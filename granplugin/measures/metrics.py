@@ -148,7 +148,7 @@ def agreement(
     else:
         name, axis = _decides("agreement", outputs, classes)
         same = _chosen(outputs[name], axis) == _chosen(reference[name], axis)
-        there = present(reference[name]).any(axis)
+        there = np.asarray(present(reference[name]).any(axis))
     if same.ndim == 1:
         return Score(100 * float(same.mean()), same)
     same, there = (each.reshape(len(same), -1) for each in (same, there))

@@ -67,16 +67,14 @@ def _shapes(
         return {}
     first = next(iter(given.values()), None)
     batches = (first.min[0], first.opt[0], first.max[0]) if first else (1, batch, batch)
-    shapes = {}
+    shapes: dict[str, tuple[Shape, Shape, Shape]] = {}
     for name, (low, high) in sizes.items():
         own = given.get(name)
-        each = (
-            (tuple(own.min), tuple(own.opt), tuple(own.max))
-            if own
-            else tuple((n, *of) for n, of in zip(batches, (low, high, high), strict=True))
-        )
+        least, usual, most = ((n, *of) for n, of in zip(batches, (low, high, high), strict=True))
+        each = (tuple(own.min), tuple(own.opt), tuple(own.max)) if own else (least, usual, most)
         only_one = fixed or (seen_fixed and not given)
-        shapes[name] = ((batch, *each[1][1:]),) * 3 if only_one else each
+        one = (batch, *each[1][1:])
+        shapes[name] = (one, one, one) if only_one else each
     return shapes
 
 

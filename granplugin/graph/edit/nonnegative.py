@@ -51,8 +51,9 @@ def _is_least(node: ir.Node) -> bool:
     return least is not None and bool((least >= 0).all())
 
 
-def _asking(model: ir.Model) -> Iterator[ir.Node]:
-    """Quantizes what is not negative to int8, with one scale and 0 for 0, for DequantizeLinear."""
+def _asking(model: ir.Model) -> Iterator[tuple[ir.Node, np.ndarray]]:
+    """What quantizes values that are not negative to int8, with one scale and 0 for 0, for
+    DequantizeLinear alone; and that scale."""
     positive: set[ir.Value] | None = None
     for node in model.graph:
         if node.op_type != "QuantizeLinear" or len(node.inputs) < 3:
@@ -64,7 +65,7 @@ def _asking(model: ir.Model) -> Iterator[ir.Node]:
             continue
         positive = _not_negative(model.graph) if positive is None else positive
         if node.inputs[0] in positive:
-            yield node
+            yield node, scale
 
 
 def quantizes_nonnegative(model: ir.Model) -> bool:
@@ -78,7 +79,7 @@ def _requires(model: ir.Model) -> str | None:
 
 def _ensures(result: ir.Model, model: ir.Model) -> str | None:
     left = next(_asking(result), None)
-    return f"{left.name} still writes int8" if left else None
+    return f"{left[0].name} still writes int8" if left else None
 
 
 @seam(_requires, _ensures)
@@ -86,12 +87,11 @@ def nonnegative_unsigned(model: ir.Model) -> ir.Model:
     """A copy in which what cannot be negative and is quantized to int8 with one scale is quantized
     to uint8. Ensures that none is left."""
     model = model.clone()
-    if any(node.inputs[0].dtype is None for node in _asking(model)):
+    if any(node.inputs[0].dtype is None for node, _ in _asking(model)):
         passes.ShapeInferencePass(data_prop=False)(model)
     additions = Additions(model.graph)
     zero = None
-    for node in list(_asking(model)):
-        scale = constant(node.inputs[1])
+    for node, scale in list(_asking(model)):
         if zero is None:
             zero = additions.constant("zero_point/uint8_0", np.zeros((), np.uint8))
         # In the type of what is clipped, be it float16: half an integer is far more than a rounding.
@@ -131,7 +131,7 @@ def _clip(additions: Additions, node: ir.Node, highest: np.ndarray) -> None:
 def _bounds(node: ir.Node) -> tuple[np.ndarray, np.ndarray] | None:
     """Of a ReLU or a Clip by two constants."""
     if node.op_type == "Relu":
-        return np.float32(0), np.float32(np.inf)
+        return np.zeros((), np.float32), np.full((), np.inf, np.float32)
     if node.op_type != "Clip" or len(node.inputs) < 3:
         return None
     least, most = constant(node.inputs[1]), constant(node.inputs[2])
