@@ -185,8 +185,10 @@ def test_an_input_that_shapes_leave_out_has_the_batch_of_the_others():
     from granplugin.recipe.build import Build, Shapes
 
     shape = Shapes(min=[1, 3], opt=[2, 3], max=[4, 3])
-    recipe = SimpleNamespace(build=Build(shapes={"a": shape}))
-    assert build_options._shapes(recipe, {"a": (2, 3), "b": (2, 5, 7)}) == {
+    recipe = SimpleNamespace(build=Build(shapes={"a": shape}), data=SimpleNamespace(batch_size=2))
+    sizes = {"a": ((3,), (3,)), "b": ((5, 7), (5, 7))}
+    rtx = backends.load("tensorrt_rtx")
+    assert build_options._shapes(recipe, sizes, rtx, False, False) == {
         "a": ((1, 3), (2, 3), (4, 3)),
         "b": ((1, 5, 7), (2, 5, 7), (4, 5, 7)),
     }
