@@ -173,7 +173,7 @@ def test_an_error_says_where_in_each_form(project, monkeypatch, form, where):
     [
         ({"version": 1, "rules": [{"match": "x", "wieght": "float"}]}, "<recipe>:rules[0].wieght:"),
         ({"version": 1, "model": {"args": {"n": {1, 2}}}}, "<recipe>:model.args.n:"),
-        ({"version": 1, 3: 4}, "<recipe>: a key must be a word, not 3"),
+        ({"version": 1, 2.5: 4}, "<recipe>: a key must be a word, not 2.5"),
         ("version: 1\nrules:\n- {match: x, wieght: float}", "<recipe>:3:14: unknown key"),
         ("{version: 1, rules: [}", "<recipe>:1:22: not YAML"),
         ("a_name_of_a_file", "a_name_of_a_file: no such file"),

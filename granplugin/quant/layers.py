@@ -126,8 +126,10 @@ class Layer:
 
     @property
     def is_module(self) -> bool:
-        """Whether it is a module that multiplies what it is given by its weight."""
-        return not self.call and self.type in WEIGHTED - LOOKUPS
+        """Whether it is a module, or a node of a file, that multiplies what it is given by its
+        weight."""
+        weighted = {"weight", "input"}.issubset(self.multiplied)
+        return weighted and not self.call and self.type not in LOOKUPS
 
     @property
     def multiplied(self) -> tuple[Operand, ...]:

@@ -46,7 +46,7 @@ def is_text(form: str) -> bool:
 def document_of(values: Mapping[str, Any]) -> Document:
     """A recipe written as Python values: str, numbers, bool, None, paths, mappings and sequences.
 
-    Raises RecipeError for others, for keys that are no str, and beyond MAX_DEPTH levels or
+    Raises RecipeError for others, for keys that are no str or int, and beyond MAX_DEPTH levels or
     MAX_VALUES values.
     """
     marks: dict[Location, Mark] = {}
@@ -61,9 +61,11 @@ def _plain(value: Any, at: Location, marks: dict[Location, Mark]) -> Any:
         raise RecipeError(f"{mark}: nested over {MAX_DEPTH} levels deep")
     if isinstance(value, Mapping):
         for key in value:
-            if not isinstance(key, str):
+            # A number is an axis; in YAML it is a word as it stands.
+            if not isinstance(key, (str, int)) or isinstance(key, bool):
                 raise RecipeError(f"{mark}: a key must be a word, not {key!r}")
-        return {key: _plain(inside, (*at, key), marks) for key, inside in value.items()}
+        words = {str(key): inside for key, inside in value.items()}
+        return {key: _plain(inside, (*at, key), marks) for key, inside in words.items()}
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return [_plain(inside, (*at, index), marks) for index, inside in enumerate(value)]
     if isinstance(value, Path):
