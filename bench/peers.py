@@ -62,7 +62,7 @@ PEERS = {
     # Its own requirements would bring another torch, and what runs on NVIDIA's cards.
     "AIMET 2.42.0": Peer(
         "aimet_default",
-        ("--no-deps", "aimet-onnx==2.42.0", "bokeh==3.8.1", "tornado==6.5.2", "psutil==7.1.3"),
+        ("--no-deps", "aimet-onnx==2.42.0", "bokeh==3.9.2", "tornado==6.6.1", "psutil==7.2.2"),
     ),
 }
 RECIPES = {

@@ -20,7 +20,7 @@ def quantize():
         def get_next(self):
             return next(self.left, None)
 
-    quant_pre_process(onnx, out)
+    quant_pre_process(onnx, out, skip_symbolic_shape=True)
     quantize_static(
         out,
         out,
