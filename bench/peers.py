@@ -234,7 +234,8 @@ def lines(name: str, recipe: Path) -> str:
         text = recipe.read_text().splitlines()
         return f"{sum(bool(line.strip()) and line[0] != '#' for line in text)} lines of recipe"
     tree = ast.parse((HERE / "peer_tools" / f"{PEERS[name].script}.py").read_text())
-    (body,) = (node for node in ast.walk(tree) if getattr(node, "name", "") == "quantize")
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    body = next(node for node in functions if node.name == "quantize")
     return f"{body.end_lineno - body.lineno} lines of Python"
 
 
