@@ -20,25 +20,14 @@ def find_attention(flow: Flow, products: Mapping[str, tuple[int, int, int]]) -> 
     found: dict[str, str] = {}
     for op in flow.ops if products else ():
         if op.kind == "softmax":
-            scores = {made[number] for number in _behind(flow, op.reads) if number in made}
+            scores = {
+                made[number]
+                for number in flow.made_of(op.reads, ("product", "softmax"))
+                if number in made
+            }
             values = {takes[number] for number in _ahead(flow, op.writes) if number in takes}
             if scores and values:
                 found |= dict.fromkeys(scores, SCORES) | dict.fromkeys(values, VALUES)
-    return found
-
-
-def _behind(flow: Flow, numbers: tuple[int, ...]) -> set[int]:
-    """What these values are computed from without a product, and products' results there."""
-    found: set[int] = set()
-    waiting = [number for number in numbers if flow.data[number]]
-    while waiting:
-        number = waiting.pop()
-        if number in found:
-            continue
-        found.add(number)
-        op = flow.producer[number]
-        if op is not None and op.kind not in ("product", "softmax"):
-            waiting += [each for each in op.reads if flow.data[each]]
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -55,6 +55,21 @@ class Flow:
             self.consumers[number].append(op)
         for number in op.writes:
             self.producer[number] = op
+
+    def made_of(self, numbers: Iterable[int], barred: tuple[Kind, ...] = ("product",)) -> set[int]:
+        """What these values are computed from, by operations that are none of the `barred` ones,
+        and what those put out."""
+        found: set[int] = set()
+        waiting = [number for number in numbers if self.data[number]]
+        while waiting:
+            number = waiting.pop()
+            if number in found:
+                continue
+            found.add(number)
+            op = self.producer[number]
+            if op is not None and op.kind not in barred:
+                waiting += [each for each in op.reads if self.data[each]]
+        return found
 
     def reached_from(self, numbers: set[int]) -> set[int]:
         """What is computed from these values by operations on one value, products left out."""

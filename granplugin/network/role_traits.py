@@ -69,7 +69,7 @@ def _routers(flow: Flow, products: Mapping[str, Product]) -> set[str]:
     found = set()
     for op in flow.ops:
         if op.kind == "choice":
-            behind = _behind(flow, op.reads)
+            behind = flow.made_of(op.reads)
             names = {made[number] for number in behind if number in made}
             if names and _multiplied(flow, op.writes):
                 found |= names
@@ -77,7 +77,7 @@ def _routers(flow: Flow, products: Mapping[str, Product]) -> set[str]:
 
 
 def _detection(flow: Flow, products: Mapping[str, Product], ends: set[int]) -> set[str]:
-    leading = _behind(flow, ends)
+    leading = flow.made_of(ends)
     softmax = {
         moved
         for op in flow.ops
@@ -91,7 +91,7 @@ def _detection(flow: Flow, products: Mapping[str, Product], ends: set[int]) -> s
         and leading.issuperset(product.results)
         and softmax.issuperset(product.reads)
     }
-    leading |= _behind(flow, [n for name in expectations for n in products[name].reads])
+    leading |= flow.made_of([n for name in expectations for n in products[name].reads])
     joined = {
         name
         for name, product in products.items()
@@ -102,7 +102,7 @@ def _detection(flow: Flow, products: Mapping[str, Product], ends: set[int]) -> s
     }
     if len(joined) < 2:
         return set()
-    needed = _behind(flow, [n for name in joined for n in products[name].reads], ())
+    needed = flow.made_of([n for name in joined for n in products[name].reads], ())
     others = {
         name
         for name, product in products.items()
@@ -118,24 +118,6 @@ def _is_joined(flow: Flow, result: int, leading: set[int]) -> bool:
     moved = _ahead(flow, (result,), ("copy", "move"))
     readers = [op for number in moved for op in flow.consumers[number]]
     return any(op.kind == "concat" and not leading.isdisjoint(op.writes) for op in readers)
-
-
-def _behind(
-    flow: Flow, numbers: Iterable[int], barred: tuple[Kind, ...] = ("product",)
-) -> set[int]:
-    """What these values are computed from, by operations that are none of the `barred` ones, and
-    what those put out."""
-    found: set[int] = set()
-    waiting = [number for number in numbers if flow.data[number]]
-    while waiting:
-        number = waiting.pop()
-        if number in found:
-            continue
-        found.add(number)
-        op = flow.producer[number]
-        if op is not None and op.kind not in barred:
-            waiting += [each for each in op.reads if flow.data[each]]
-    return found
 
 
 def _ahead(flow: Flow, numbers: Iterable[int], kinds: tuple[Kind, ...]) -> set[int]:
