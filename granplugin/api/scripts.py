@@ -59,7 +59,7 @@ def calibration_batches(recipe: RecipeForm | Loaded) -> Iterator[Batch]:
     RecipeError, ModelError, and DataError, also while iterating, as `apply` does.
     """
     loaded = recipe if isinstance(recipe, Loaded) else load_recipe(recipe)
-    calibration = open_calibration(loaded, open_network(loaded).input_names)
+    calibration = open_calibration(loaded, open_network(loaded))
     return batches_of(calibration, loaded.recipe.data.batch_size)
 
 

@@ -15,6 +15,7 @@ def check_keys(loaded: LoadedPart) -> None:
     """Raises RecipeError, at its line, for the first key that does not go with the others."""
     _check_rules(loaded)
     _check_build(loaded)
+    _check_mask(loaded)
 
 
 def check_files(loaded: Loaded, data: bool) -> None:
@@ -52,6 +53,16 @@ def _check_rules(loaded: LoadedPart) -> None:
             ("limits", "latency_vs"),
             "latency_vs needs an engine that measures latency, and "
             f"{' and '.join(sorted(named))} is a reference only",
+        )
+
+
+def _check_mask(loaded: LoadedPart) -> None:
+    recipe = loaded.recipe
+    if recipe.data and recipe.data.mask and recipe.model and recipe.model.form.static_batch:
+        raise loaded.error(
+            ("data", "mask"),
+            "samples without their padding are of several lengths, and with model.static_batch "
+            "the network takes whole batches alone; leave one of the two out",
         )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from granplugin.recipe.strict import Callable, File, Strict, at_key
+from granplugin.recipe.strict import Callable, File, OrAlone, Strict, at_key
 from granplugin.suggest import did_you_mean
 
 Samples = Annotated[
@@ -129,6 +129,12 @@ class DataSpec(Strict):
         description="What `granplugin analyze` measures on; default: the calibration data. "
         "Suggestions are chosen by it, so it must not be the evaluation data.",
         examples=[{"npz": "more.npz", "inputs": {"image": "images"}}],
+    )
+    mask: Annotated[list[str], OrAlone(least=0)] = Field(
+        default=[],
+        description="Inputs that say of each position, by 1 or 0, whether it is real or padding: "
+        "ranges are of samples that are cut to what is real.",
+        examples=["attention_mask"],
     )
     batch_size: int = Field(default=32, ge=1, description="Samples in a batch.", examples=[16])
     seed: int = Field(default=0, ge=0, description="Decides which samples are drawn.", examples=[7])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import logging
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
@@ -18,7 +19,8 @@ from granplugin.data.batches import (
     same_bits,
 )
 from granplugin.data.open import open_data
-from granplugin.errors import DataError
+from granplugin.data.unpadded import cut_inputs, unpadded
+from granplugin.errors import DataError, ModelError
 from granplugin.measures.samples import Output, output_from_json
 from granplugin.planning.plan_file import text_key
 from granplugin.progress import stage, track
@@ -31,10 +33,12 @@ from granplugin.quant.multiplications import (
 from granplugin.quant.site import Shape
 from granplugin.recipe.loaded import Loaded, located
 from granplugin.sources import open_network
-from granplugin.sources.protocol import Ran
+from granplugin.sources.protocol import Network, Ran
 from granplugin.store.keys import content_key
 from granplugin.store.maker import made_by
 from granplugin.store.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 LAYERS = "layers"
 """The stage whose files tell what one forward pass shows."""
@@ -56,7 +60,7 @@ class Session:
 
     @cached_property
     def calibration(self) -> Batches:
-        found = open_calibration(self.loaded, self.network.input_names)
+        found = open_calibration(self.loaded, self.network)
         self._check_whole(found, "calibration")
         return found
 
@@ -74,8 +78,9 @@ class Session:
     def _data(self, role: str, batch_size: int) -> Batches:
         data, names = self.recipe.data, self.network.input_names
         with located(self.loaded, "data", role):
-            open_axes = self.recipe.model.form.dynamic
-            found = open_data(getattr(data, role), batch_size, data.seed, role, names, open_axes)
+            found = open_data(
+                getattr(data, role), batch_size, data.seed, role, names, self.network.open_axes
+            )
         self._check_whole(found, role)
         return found
 
@@ -112,7 +117,7 @@ class Session:
         """Input -> the smallest and the largest sizes of its axes behind the batch: the example's,
         and of axes that are dynamic those of all data that the network runs on."""
         seen = {name: [shape[1:]] for name, shape in self.input_shapes.items()}
-        if self.recipe.model.form.dynamic:
+        if any(self.network.open_axes.values()):
             for data in (self.calibration, self.evaluation):
                 for name, shapes in data.shapes().items():
                     seen[name] += shapes
@@ -136,8 +141,10 @@ class Session:
         samples, most = self.calibration.samples, self.recipe.data.batch_size
         # Where the last bits depend on it, ranges of another batch size are others.
         one_shape = all(len(shapes) == 1 for shapes in self.calibration.shapes().values())
-        batches = [] if same_bits(samples, most) and one_shape else [most]
-        return content_key(self.key, self.calibration.key(), maker, *batches)
+        masks = self.recipe.data.mask
+        batches = [] if same_bits(samples, most) and one_shape and not masks else [most]
+        masked = [masks, self.network.open_axes] if masks else []
+        return content_key(self.key, self.calibration.key(), maker, *batches, *masked)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -204,14 +211,45 @@ class Session:
             return self.network.collect(needs, self.layers, batches)
 
     def calibrating(self, stage: str) -> Iterator[Batch]:
-        """The calibration data in batches of calibration_sizes, with the stage's progress told."""
-        most = self.recipe.data.batch_size
+        """The calibration data in batches of calibration_sizes, without their padding where a mask
+        tells it, with the stage's progress told."""
+        most, masks = self.recipe.data.batch_size, self.recipe.data.mask
         count = len(calibration_sizes(self.calibration.samples, most))
-        yield from track(calibration_batches(self.calibration, most), stage, count)
+        batches = track(calibration_batches(self.calibration, most), stage, count)
+        return self._unpadded(batches, masks) if masks else batches
+
+    def _unpadded(self, batches: Iterable[Batch], masks: Sequence[str]) -> Iterator[Batch]:
+        axes = self.network.open_axes
+        with located(self.loaded, "data", "mask"):
+            cut = cut_inputs(self.example, masks, axes)
+            told = (f"axis {axis} of {name}" for name in cut for axis in cut[name])
+            log.info("ranges are of samples without padding: %s cut", ", ".join(told))
+            found = unpadded(batches, masks, axes)
+            # Before the pass: while it runs, whatever the network computes is seen.
+            first = next(found)
+            self._try(first)
+
+        def all_of_them() -> Iterator[Batch]:
+            yield first
+            with located(self.loaded, "data", "mask"):
+                yield from found
+
+        return all_of_them()
+
+    def _try(self, batch: Batch) -> None:
+        """DataError where the network takes no samples of these sizes, as it does the example's."""
+        try:
+            self.network.outputs(batch)
+        except ModelError as err:
+            shapes = ", ".join(f"{name} {list(x.shape[1:])}" for name, x in batch.items())
+            raise DataError(
+                f"the network takes no samples without their padding, as of {shapes}: {err}; where "
+                "it takes one length alone, leave data.mask out and give samples without padding"
+            ) from err
 
 
-def open_calibration(loaded: Loaded, input_names: Sequence[str]) -> Batches:
-    """The calibration data of a recipe whose network's forward takes these arguments."""
+def open_calibration(loaded: Loaded, network: Network) -> Batches:
+    """The calibration data of a recipe, for its network."""
     data = loaded.recipe.data
     with located(loaded, "data", "calibration"):
         return open_data(
@@ -219,8 +257,8 @@ def open_calibration(loaded: Loaded, input_names: Sequence[str]) -> Batches:
             min(data.batch_size, SAME_BITS),
             data.seed,
             "calibration",
-            input_names,
-            loaded.recipe.model.form.dynamic,
+            network.input_names,
+            network.open_axes,
         )
 
 

@@ -58,6 +58,15 @@ class OnnxNetwork:
         stored = {tensor.name for tensor in graph.model.graph.initializer}
         given = (value.name for value in graph.model.graph.input)
         self.input_names = tuple(name for name in given if name not in stored)
+        self.open_axes = {
+            value.name: {
+                axis: dim.dim_param
+                for axis, dim in enumerate(value.type.tensor_type.shape.dim)
+                if axis and dim.dim_param
+            }
+            for value in graph.model.graph.input
+            if value.name in self.input_names
+        }
         self.notes: tuple[str, ...] = ()
         if stripped is not None:
             self.key, self.notes = content_key(self.key, "stripped"), (stripped.said,)

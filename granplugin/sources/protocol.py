@@ -94,6 +94,8 @@ class Network(Protocol):
 
     input_names: tuple[str, ...]
     """What it takes; empty where it takes any name."""
+    open_axes: Mapping[str, Mapping[int, str]]
+    """Input -> axis behind the batch's, of those that may have any length -> its name."""
 
     def traced(self, example: Batch, most: int) -> Ran:
         """The layers and what reads what, and the products; at most `most` samples, or those of the

@@ -67,7 +67,7 @@ class TorchNetwork:
         self.model, self.form, self._quantizers = model, form, quantizers
         self.key = key if quantizers is None else content_key(key, quantizers.key)
         hold_inputs(model)
-        self.input_names = input_names(model)
+        self.input_names, self.open_axes = input_names(model), form.dynamic
         self._converted: nn.Module | None = None
 
     @classmethod
