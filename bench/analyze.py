@@ -138,7 +138,8 @@ class Stages:
         measuring.local_errors(self.subject, self.network, drawn, self.clock)
 
     def effects(self, **wanted: Sequence) -> None:
-        measuring.measure_effects(self.subject, self.network, self.clock, **wanted)
+        task = measuring.effects_task(self.subject, self.network, **wanted)
+        measuring.measure_effects(task, self.clock)
 
     def rounded(self) -> Stages:
         """Itself, behind the stages that the passes need."""

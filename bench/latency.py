@@ -82,7 +82,7 @@ def write_variants(session: Session) -> dict[str, Path]:
     jobs = plan_jobs([session.loaded], session.layers)
     calibrated = calibrate(session, jobs)
     tasks = [variant_task(session, job, calibrated) for job in jobs]
-    return {each.job.name: each.onnx.path for each in run_tasks(tasks, session.run)}
+    return {each.job.name: each.onnx.path for each in run_tasks(tasks, session.run.kept)}
 
 
 def export_own(session: Session, image: dict[str, np.ndarray], path: Path) -> None:

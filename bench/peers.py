@@ -132,7 +132,7 @@ def ours(session: Session) -> dict[str, Path]:
     ]
     calibrated = calibrate(session, jobs)
     tasks = [variant_task(session, job, calibrated, ["openvino"]) for job in jobs]
-    built = run_tasks(tasks, session.run)
+    built = run_tasks(tasks, session.run.kept)
     return {each.job.name: each.own.get("openvino", each.onnx).path for each in built}
 
 

@@ -74,7 +74,9 @@ def write(recipe: Path, run: RunFolder, goal: float, rounds: int) -> list[Figure
     session = Session(loaded, run)
     jobs = [job for job in plan_jobs([loaded], session.layers) if job.name in (FP32, PRESET)]
     calibrated = calibrate(session, jobs)
-    fp32, int8 = run_tasks([variant_task(session, job, calibrated) for job in jobs], session.run)
+    fp32, int8 = run_tasks(
+        [variant_task(session, job, calibrated) for job in jobs], session.run.kept
+    )
     size = int8.onnx.path.stat().st_size / fp32.onnx.path.stat().st_size
     megabytes = (
         f"{int8.onnx.path.stat().st_size / 1e6:.2f} of {fp32.onnx.path.stat().st_size / 1e6:.2f} MB"

@@ -21,7 +21,7 @@ from measure import HERE, Figure, main, of_values
 from scipy.stats import spearmanr
 
 from granplugin.analysis.effects import alone_name, predicted
-from granplugin.analysis.measuring import measure_effects
+from granplugin.analysis.measuring import effects_task, measure_effects
 from granplugin.analysis.questions import ask_all
 from granplugin.analysis.ranges import find_ranges, gather
 from granplugin.analysis.settings import same
@@ -106,7 +106,7 @@ def random_recipes(
         if name in variants
     }
     pairs = dict.fromkeys(pair for choice in choices.values() for pair in choice.items())
-    alone = measure_effects(subject, network, clock, alone=list(pairs))
+    alone = measure_effects(effects_task(subject, network, alone=list(pairs)), clock)
     report = apply_in(run, [session.loaded])
     drawn = [variant for variant in report.variants if variant.name in choices]
     measured = {v.name: v.engines[0].metrics["sqnr_db"].value for v in drawn}

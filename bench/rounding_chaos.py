@@ -97,7 +97,7 @@ def _of_network(
     session = Session(load_recipe(path), run)
     jobs = plan_jobs([session.loaded], session.layers)
     calibrated = calibrate(session, jobs)
-    fp32, *built = run_tasks([variant_task(session, job, calibrated) for job in jobs], run)
+    fp32, *built = run_tasks([variant_task(session, job, calibrated) for job in jobs], run.kept)
     batch = next(iter(session.evaluation))
     floats, moved = _computed(fp32, batch)
     for name, (outputs, _) in moved.items():

@@ -15,6 +15,7 @@ from granplugin.report.schema.analysis import Analysis, LayerAnalysis
 
 if TYPE_CHECKING:
     from granplugin.analysis.effects import Effect
+    from granplugin.analysis.measuring import MeasureEffects
     from granplugin.analysis.tried import RoundedNetwork
     from granplugin.planning.rows import Plan, Row
     from granplugin.runs.session import Session
@@ -208,10 +209,11 @@ class Rounded:
     ranges: Mapping[Row, np.ndarray | None]
     network: RoundedNetwork
     effects: Callable[..., dict[str, Effect]]
+    task: Callable[..., MeasureEffects]
 
 
 def rounded(session: Session) -> Rounded:
-    from granplugin.analysis.measuring import measure_effects
+    from granplugin.analysis.measuring import effects_task, measure_effects
     from granplugin.analysis.questions import ask_all
     from granplugin.analysis.ranges import find_ranges, gather
     from granplugin.analysis.subject import Clock, open_subject
@@ -224,7 +226,13 @@ def rounded(session: Session) -> Rounded:
     statistics = gather(session, questions, subject, None, clock)
     ranges = find_ranges(questions, subject.analyst, statistics, None).amax
     network = round_all(questions, subject.analyst.held, ranges)
-    return Rounded(plan, ranges, network, partial(measure_effects, subject, network, clock))
+
+    task = partial(effects_task, subject, network)
+
+    def effects(*asked: Any, **named: Any) -> dict[str, Effect]:
+        return measure_effects(task(*asked, **named), clock)
+
+    return Rounded(plan, ranges, network, effects, task)
 
 
 def layer_of(analysis: Analysis, name: str) -> LayerAnalysis:

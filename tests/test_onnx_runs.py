@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -225,6 +226,35 @@ def test_nothing_on_the_way_imports_torch_or_modelopt(both):
         cwd=both, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_effects_measured_elsewhere_in_parts_are_the_same(both, tmp_path, kind):
+    """A layer's effect is a task: it runs from its pickle, of one layer or of a part of samples."""
+    from analysis_nets import rounded
+
+    from granplugin.runs.executor import perform
+
+    with session_of(both / f"images-{kind}.yaml") as session:
+        stages = rounded(session)
+        start = stages.network.start()
+        layer = next(iter(start))
+        whole = stages.task([start], list(start.items()), [layer])
+        parts = [
+            stages.task(alone=[(layer, start[layer])]),
+            stages.task([start], restored=[layer], numbers=np.arange(16)),
+            stages.task([start], restored=[layer], numbers=np.arange(16, 48)),
+        ]
+        here, files = perform(whole, tmp_path)
+        assert {file.parent for file in files} == {tmp_path}
+        pickles = [pickle.dumps(part) for part in parts]
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    alone, first, second = (perform(pickle.loads(each), folder)[0] for each in pickles)
+    for name, figure in alone.items():
+        np.testing.assert_array_equal(figure, here[name])
+    for name in first:
+        np.testing.assert_allclose(first[name] + second[name], here[name], rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["images", "words"])

@@ -4,9 +4,11 @@ imported when it is asked for."""
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,8 +18,12 @@ from granplugin.analysis.questions import Questions
 from granplugin.analysis.tried import Held, RoundedNetwork
 from granplugin.calibration.statistics import Need, Statistics
 from granplugin.data.batches import Batch
+from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.layers import Layer
+from granplugin.recipe.loaded import Loaded
 from granplugin.runs.session import Session
+from granplugin.sources import open_network
+from granplugin.sources.protocol import Network
 
 PEAK = "peak"
 """`<layer>.peak` is the largest |x| of each sample of the layer's input, as a tensor (n, 1)."""
@@ -50,13 +56,46 @@ class Analyst(Protocol):
         """What measures the named effects of a batch with these labels (effects.compare)."""
 
 
-def analyst_of(session: Session) -> str:
-    """The module that has the analyst of a session's network."""
-    return session.network.analyst.partition(":")[0]
+@dataclass(frozen=True, eq=False)
+class AnalyzedNetwork:
+    """The float network of an analysis. Its pickle has the recipe, which opens the network again in
+    the process that a task is taken to. `others` are the recipe's own rows of sites that are no
+    factor of an analyzed layer's product; `axes` tell where outputs have their samples."""
+
+    network: Network
+    loaded: Loaded
+    layers: tuple[Layer, ...]
+    others: tuple[QuantizedRow, ...]
+    example: Batch
+    axes: Mapping[str, int | None]
+
+    @cached_property
+    def analyst(self) -> Analyst:
+        """Who runs it. Raises ModelError where it cannot run."""
+        _, _, name = self.network.analyst.partition(":")
+        opened: Analyst = getattr(import_module(analyst_of(self.network)), name).open(self)
+        return opened
+
+    def __reduce__(self) -> tuple[Callable[..., AnalyzedNetwork], tuple[object, ...]]:
+        return _reopened, (self.loaded, self.layers, self.others, self.example, self.axes)
 
 
-def open_analyst(session: Session, questions: Questions) -> Analyst:
-    """That of a session's network."""
-    name = session.network.analyst.partition(":")[2]
-    opened: Analyst = getattr(import_module(analyst_of(session)), name).open(session, questions)
-    return opened
+def _reopened(loaded: Loaded, *rest: Any) -> AnalyzedNetwork:
+    return AnalyzedNetwork(open_network(loaded), loaded, *rest)
+
+
+def analyst_of(network: Network) -> str:
+    """The module that has a network's analyst."""
+    return network.analyst.partition(":")[0]
+
+
+def analyzed_network(session: Session, questions: Questions) -> AnalyzedNetwork:
+    """That of a session."""
+    return AnalyzedNetwork(
+        session.network,
+        session.loaded,
+        session.layers,
+        questions.others,
+        session.example,
+        session.axes,
+    )

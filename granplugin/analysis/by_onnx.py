@@ -9,13 +9,12 @@ from typing import Self, cast
 
 import numpy as np
 
-from granplugin.analysis.analyst import EffectStep, LocalStep
+from granplugin.analysis.analyst import AnalyzedNetwork, EffectStep, LocalStep
 from granplugin.analysis.cut import Effects
 from granplugin.analysis.effects import Wanted
 from granplugin.analysis.figures import FigureKey
 from granplugin.analysis.node_errors import NodeErrors
 from granplugin.analysis.passes import Pace, left
-from granplugin.analysis.questions import Questions
 from granplugin.analysis.tried import Held, RoundedNetwork, factor_of
 from granplugin.calibration.statistics import Need, Statistics
 from granplugin.data.batches import Batch
@@ -27,7 +26,6 @@ from granplugin.network.onnx_watch import Watch
 from granplugin.network.weight_facts import weight_facts
 from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.layers import Layer
-from granplugin.runs.session import Session
 from granplugin.sources.onnx_network import OnnxNetwork, Passed
 
 
@@ -43,11 +41,10 @@ class OnnxAnalyst:
     axes: Mapping[str, int | None]
 
     @classmethod
-    def open(cls, session: Session, questions: Questions) -> Self:
-        """That of a session with an ONNX file."""
-        network = cast(OnnxNetwork, session.network)
-        passed = network.shown(session.example)
-        return cls(network.running, passed, questions.others, session.example, session.axes)
+    def open(cls, of: AnalyzedNetwork) -> Self:
+        """That of an ONNX file."""
+        network = cast(OnnxNetwork, of.network)
+        return cls(network.running, network.shown(of.example), of.others, of.example, of.axes)
 
     def held(self, layer: Layer) -> Held:
         graph, placed = self.passed.graph, self.passed.placed[layer.name]

@@ -10,12 +10,11 @@ from typing import Any, Self, cast
 import numpy as np
 from torch import Tensor, nn
 
-from granplugin.analysis.analyst import EffectStep, LocalStep
+from granplugin.analysis.analyst import AnalyzedNetwork, EffectStep, LocalStep
 from granplugin.analysis.collect import collect_resumably
 from granplugin.analysis.effects import Wanted
 from granplugin.analysis.figures import FigureKey
 from granplugin.analysis.local import LocalErrors, held_of
-from granplugin.analysis.questions import Questions
 from granplugin.analysis.replayed import Effects
 from granplugin.analysis.rounded import analysis_copy, run, weights_of_calls
 from granplugin.analysis.tensors import TensorErrors
@@ -26,7 +25,6 @@ from granplugin.measures.samples import sampled
 from granplugin.network.forward import flatten_outputs
 from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.layers import Layer
-from granplugin.runs.session import Session
 from granplugin.sources.torch_network import TorchNetwork
 
 
@@ -42,13 +40,11 @@ class TorchAnalyst:
     axes: Mapping[str, int | None]
 
     @classmethod
-    def open(cls, session: Session, questions: Questions) -> Self:
-        """That of a session with a torch model."""
-        network = cast(TorchNetwork, session.network)
-        example = network.tensors(session.example)
-        others = questions.others
-        copied = analysis_copy(network.module(), others, session.layers, example)
-        return cls(copied, network.tensors, session.example, others, session.axes)
+    def open(cls, of: AnalyzedNetwork) -> Self:
+        """That of a torch model."""
+        network = cast(TorchNetwork, of.network)
+        copied = analysis_copy(network.module(), of.others, of.layers, network.tensors(of.example))
+        return cls(copied, network.tensors, of.example, of.others, of.axes)
 
     def held(self, layer: Layer) -> Held:
         return held_of(self.model, layer)

@@ -10,7 +10,7 @@ import numpy as np
 from granplugin.analysis.advice import LOUD_DB, finest, judged
 from granplugin.analysis.effects import Effect, alone_name, choice_name, restored_name
 from granplugin.analysis.losses import LayerLosses, Losses
-from granplugin.analysis.measuring import measure_effects
+from granplugin.analysis.measuring import effects_task, measure_effects
 from granplugin.analysis.promised import Promised
 from granplugin.analysis.subject import Clock, Subject
 from granplugin.analysis.tried import FLOATING, Choice, Pair, RoundedNetwork
@@ -70,7 +70,7 @@ def measure_outputs(
     floating = {each.tried.own.site: FLOATING for each in losses.sites}
     alone = [(name, pair) for name in top for pair in _measured(network, start[name], name, wanted)]
     candidates: list[Choice] = [best, {**best, **floating}]
-    found = measure_effects(subject, network, clock, [*candidates, start], alone, top)
+    found = measure_effects(effects_task(subject, network, [*candidates, start], alone, top), clock)
 
     def harm(choice: Choice) -> tuple[float, float]:
         effect = found[choice_name(network, choice)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from granplugin.analysis.analyst import Analyst, analyst_of, open_analyst
+from granplugin.analysis.analyst import Analyst, AnalyzedNetwork, analyst_of, analyzed_network
 from granplugin.analysis.passes import Kept
 from granplugin.analysis.questions import Questions
 from granplugin.analysis.tried import key
@@ -19,6 +19,7 @@ from granplugin.errors import RunError
 from granplugin.measures.metrics import METRICS
 from granplugin.recipe.loaded import Loaded, located
 from granplugin.runs.session import Session
+from granplugin.store.cache import Cache
 from granplugin.store.keys import content_key, file_key
 from granplugin.store.maker import made_by
 
@@ -30,17 +31,26 @@ _MAKERS = ("granplugin.analysis.measuring", "granplugin.analysis.ranges")
 
 @dataclass(frozen=True)
 class Subject:
-    """`analyst` runs the network. Passes run on `data` in batches of at most `batch` samples.
-    `folder` keeps the figures of the model, data and recipe that `key` is of. `distrust` says why
-    the labels, where there are some, decide nothing."""
+    """A value that can be pickled. Passes run on `data` in batches of at most `batch` samples;
+    `folder` keeps figures here, and `key` is of the model, data and recipe that they are of.
+    `distrust` says why the labels, where there are some, decide nothing."""
 
-    analyst: Analyst
+    network: AnalyzedNetwork
     data: Batches
     batch: int
-    loaded: Loaded
     folder: Path
     key: str
     distrust: str | None = None
+
+    @property
+    def analyst(self) -> Analyst:
+        """Who runs the network."""
+        return self.network.analyst
+
+    @property
+    def loaded(self) -> Loaded:
+        """The recipe that is analyzed."""
+        return self.network.loaded
 
     @property
     def metric(self) -> str | None:
@@ -96,26 +106,32 @@ class Subject:
         role = "analysis" if self.loaded.recipe.data.analysis else "calibration"
         return located(self.loaded, "data", role)
 
-    def kept(self, what: str, of: str) -> Kept:
-        """Figures of this model and these data; those of others that are in the way go."""
+    def cache(self) -> Cache:
+        """Where tasks that run here keep figures. Raises RunError where it cannot be written."""
         try:
             self.folder.mkdir(exist_ok=True)
-            for old in self.folder.glob(f"{what}-*"):
+        except OSError as err:
+            raise RunError(f"{self.folder}: cannot be written: {err.strerror}; give --out") from err
+        return Cache(self.folder)
+
+    def kept(self, cache: Cache, what: str, of: str) -> Kept:
+        """Figures of this model and these data; those of others that are in the way go."""
+        try:
+            for old in cache.folder.glob(f"{what}-*"):
                 if not old.name.startswith(f"{what}-{self.key}-"):
                     old.unlink()
         except OSError as err:
-            raise RunError(f"{self.folder}: cannot be written: {err.strerror}; give --out") from err
-        return Kept(self.folder / f"{what}-{self.key}-{of}.safetensors")
+            raise RunError(f"{old}: cannot be deleted: {err.strerror}; give --out") from err
+        return Kept(cache.path(f"{what}-{self.key}-{of}.safetensors"))
 
 
 def open_subject(session: Session, questions: Questions) -> Subject:
     """The subject of a session's analysis. Raises DataError where there are no such data."""
     imported = session.recipe.statistics.import_
     return Subject(
-        analyst=open_analyst(session, questions),
+        network=analyzed_network(session, questions),
         data=session.analysis,
         batch=session.recipe.data.batch_size,
-        loaded=session.loaded,
         folder=session.run.path / "analysis",
         key=content_key(
             session.key,
@@ -124,7 +140,7 @@ def open_subject(session: Session, questions: Questions) -> Subject:
             [(row.site, key(row)) for row in questions.others],
             [(row.site, row.share) for row in questions.plan.quantized if row.share],
             file_key(imported) if imported else None,
-            made_by(*_MAKERS, analyst_of(session), libraries=session.network.libraries),
+            made_by(*_MAKERS, analyst_of(session.network), libraries=session.network.libraries),
         ),
     )
 

@@ -14,7 +14,7 @@ from granplugin.analysis.effects import Effect, choice_name
 from granplugin.analysis.evidence import Evidence
 from granplugin.analysis.facts import Facts, reasons
 from granplugin.analysis.losses import LayerLosses, SiteLosses
-from granplugin.analysis.measuring import measure_effects
+from granplugin.analysis.measuring import effects_task, measure_effects
 from granplugin.analysis.outputs import OutputEffects
 from granplugin.analysis.subject import Clock, Subject
 from granplugin.analysis.suggestion import suggest
@@ -40,9 +40,8 @@ def find_advice(
     with stage("measuring what to suggest") as running:
 
         def measure(choices: Sequence[Choice], numbers: np.ndarray = chosen_by) -> list[Effect]:
-            found = measure_effects(
-                subject, network, clock, choices, what="suggestions", numbers=numbers
-            )
+            task = effects_task(subject, network, choices, stage="suggestions", numbers=numbers)
+            found = measure_effects(task, clock)
             running.done(len(choices))
             return [found[choice_name(network, choice)] for choice in choices]
 

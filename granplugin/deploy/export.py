@@ -70,7 +70,9 @@ def export(
     check_build(session)
     calibrated = calibrate(session, jobs)
     names = [job.name for job in jobs]
-    writing = run_tasks([variant_task(session, job, calibrated, [engine]) for job in jobs], run)
+    writing = run_tasks(
+        [variant_task(session, job, calibrated, [engine]) for job in jobs], run.kept
+    )
     built = [agreed(session, each) for each in track(writing, "writing Q/DQ", names=names)]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

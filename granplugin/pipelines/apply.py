@@ -105,7 +105,7 @@ def apply_in(run: RunFolder, recipes: Sequence[Loaded]) -> Report:
         log.warning("%s", doubt.said)
     calibrated = calibrate(session, jobs)
     names = [job.name for job in jobs]
-    writing = run_tasks([variant_task(session, job, calibrated) for job in jobs], run)
+    writing = run_tasks([variant_task(session, job, calibrated) for job in jobs], run.kept)
     built = [agreed(session, each) for each in track(writing, "writing Q/DQ", names=names)]
     results = held_to_reference(session, built, measure(session, built, engines))
     built, results = left_float_where_wrong(session, calibrated, built, results, engines)

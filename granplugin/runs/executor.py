@@ -8,16 +8,15 @@ from typing import TypeVar
 
 from granplugin.runs.tasks import Task
 from granplugin.store.cache import Cache
-from granplugin.store.run_folder import RunFolder
 
 T = TypeVar("T")
 
 
-def run_tasks(tasks: Iterable[Task[T]], run: RunFolder) -> Iterator[T]:
-    """What each task makes, in order; the run remembers what they used."""
+def run_tasks(tasks: Iterable[Task[T]], cache: Cache) -> Iterator[T]:
+    """What each task makes, in order; the cache remembers what they used."""
     for task in tasks:
-        made, used = perform(task, run.cache)
-        run.kept.used |= used
+        made, used = perform(task, cache.folder)
+        cache.used |= used
         yield made
 
 

@@ -179,7 +179,7 @@ def measure(
     results: dict[tuple[str, str], Measured] = {}
     same: dict[Path, Mapping[str, metrics.Score]] = {}  # engine's folder -> values
     names = [f"{task.built.job.name} on {task.engine}" for task in tasks]
-    done = track(run_tasks(tasks, session.run), "building and measuring", names=names)
+    done = track(run_tasks(tasks, session.run.kept), "building and measuring", names=names)
     for task, found in zip(tasks, done, strict=True):
         variant = task.built.job.name
         if found.ran:
@@ -195,7 +195,7 @@ def measure(
 
 def measure_again(session: Session, built: Built, module: Backend, results: Results) -> Measured:
     """One variant on one engine, beside the others' results."""
-    (found,) = run_tasks([_task(session, built, module)], session.run)
+    (found,) = run_tasks([_task(session, built, module)], session.run.kept)
     if not found.ran:
         return found
     return replace(found, values=_values(session, built.job.name, found, results))

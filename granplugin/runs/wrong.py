@@ -100,7 +100,7 @@ def _without(
         made={**old.made, **dict.fromkeys(sites, COMPUTED_WRONGLY)},
     )
     job = replace(built.job, written={**built.job.written, engine: written})
-    (again,) = run_tasks([variant_task(session, job, calibrated)], session.run)
+    (again,) = run_tasks([variant_task(session, job, calibrated)], session.run.kept)
     return replace(again, agreement=built.agreement)
 
 
