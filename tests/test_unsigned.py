@@ -75,3 +75,34 @@ def test_only_a_graph_with_a_quantized_concatenation_asks_for_it():
 def test_another_zero_point_is_refused():
     with pytest.raises(PreconditionError, match="the zero point of a/Q is not 0"):
         unsigned(joined([1, 1, 1], np.int8(1)))
+
+
+def product(behind_concat):
+    """A product of two activations; a concatenation makes the first, or stands apart."""
+    nodes = [
+        helper.make_node("Concat", ["x", "x"], ["c"], name="c/Concat", axis=1),
+        helper.make_node("Tanh", ["c" if behind_concat else "x"], ["t"], name="t/Tanh"),
+        *pair("t", "a", "s", "z"),
+        *pair("w", "b", "s", "z"),
+        helper.make_node("MatMul", ["a", "b"], ["m"], name="m/MatMul"),
+        *pair("c", "y", "s", "z"),
+    ]
+    inner = 6 if behind_concat else 3
+    return model_of(
+        nodes,
+        {"x": ["n", 3], "w": [inner, 4]},
+        {"m": ["n", 4], "y": ["n", 6]},
+        {"s": np.float32(1), "z": np.int8(0)},
+    )
+
+
+@pytest.mark.parametrize(("behind_concat", "signed"), [(False, {"a/Q", "b/Q"}), (True, {"b/Q"})])
+def test_factors_of_two_activations_stay_int8_unless_a_concatenation_is_behind(
+    behind_concat, signed
+):
+    kinds = {
+        node.name: node.inputs[2].dtype
+        for node in unsigned(product(behind_concat)).graph
+        if node.op_type == "QuantizeLinear"
+    }
+    assert {name for name, kind in kinds.items() if kind == ir.DataType.INT8} == signed

@@ -99,7 +99,8 @@ class OpenVino(Backend):
     ) -> Iterator[_Runner]:
         """One compiled model, with a dynamic batch or with a static one of size `batch`. The static
         one took 0.7-0.8 of the time for a MobileNetV2 on 32x32 images, 0.9-1.1 for nets at 224. Of
-        a ViT it runs 7 products of 38 in INT8, where the dynamic one runs all: such stay dynamic.
+        a file that is not in the form that it needs (graph.edit.apart_zeros) it may run fewer
+        products in INT8 than the dynamic one: such stay dynamic.
         """
         card, ov = card_of(engine), self.library()
         outputs = tuple(card["outputs"])

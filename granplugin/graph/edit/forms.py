@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from granplugin.graph.edit.apart_zeros import apart_from_shared_zeros, shared_zeros
 from granplugin.graph.edit.extrema import apart_from_extrema, quantized_extrema
 from granplugin.graph.edit.nonnegative import nonnegative_unsigned, quantizes_nonnegative
 from granplugin.graph.edit.unsigned import concatenates, unsigned
@@ -35,6 +36,7 @@ FORMS: dict[str, Form] = {
     "unsigned-nonnegative": Form(quantizes_nonnegative, nonnegative_unsigned),
     "unsigned-concat": Form(concatenates, unsigned),
     "zero-bias": Form(lambda model: bool(unbiased(model)), _biased),
+    "apart-zeros": Form(lambda model: bool(shared_zeros(model)), apart_from_shared_zeros),
     "extremum": Form(lambda model: bool(quantized_extrema(model)), apart_from_extrema),
 }
 

@@ -2,7 +2,9 @@
 
 An integer q of int8 is q + 128 of uint8, and DequantizeLinear takes the 128 off before it
 multiplies, so every float of the graph stays the same to the bit. Of two equal forms an engine may
-compute one wrongly (OpenVINO: int8 around concatenations); it is given the other.
+compute one wrongly (OpenVINO: int8 around concatenations); it is given the other. The factors of
+a product of two activations stay int8 where no concatenation is behind them: with another zero
+point OpenVINO multiplies them in float.
 """
 
 from __future__ import annotations
@@ -16,11 +18,60 @@ from granplugin.graph.edit.contract import seam
 from granplugin.graph.edit.nodes import constant
 
 ZERO = 128
+# What a weight goes through on its way to a product.
+_MOVING = ("DequantizeLinear", "Transpose", "Reshape", "Cast", "Identity")
+
+
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 
 
 def _signed(model: ir.Model) -> list[ir.Node]:
-    quantizing = (node for node in model.graph if node.op_type == "QuantizeLinear")
-    return [node for node in quantizing if node.inputs[2].dtype == ir.DataType.INT8]
+    """What writes int8, but for factors of products of two activations far from concatenations."""
+    return [
+        node
+        for node in model.graph
+        if node.op_type == "QuantizeLinear"
+        and node.inputs[2].dtype == ir.DataType.INT8
+        and not (_is_factor(node) and not _joined(node.inputs[0]))
+    ]
+
+
+def _is_factor(node: ir.Node) -> bool:
+    """Whether only products of two activations read what is quantized."""
+    dequantized = [user.outputs[0] for user, _ in node.outputs[0].uses()]
+    readers = [user for value in dequantized for user, _ in value.uses()]
+    return (
+        bool(readers)
+        and not any(value.is_graph_output() for value in dequantized)
+        and all(user.op_type == "MatMul" and not any(map(_stored, user.inputs)) for user in readers)
+    )
+
+
+def _stored(value: ir.Value) -> bool:
+    """Whether a value is a constant, or dequantized from one, in whatever order of its axes."""
+    while (node := value.producer()) is not None and node.op_type in _MOVING:
+        value = node.inputs[0]
+    return constant(value) is not None
+
+
+def _joined(value: ir.Value) -> bool:
+    """Whether a concatenation is among what computes a value behind the last products."""
+    left, seen = [value], {value}
+    while left:
+        node = left.pop().producer()
+        if node is None or node.op_type in _PRODUCTS:
+            continue
+        if node.op_type == "Concat":
+            return True
+        new = {each for each in node.inputs if each is not None and _may_be_float(each)} - seen
+        seen |= new
+        left += new
+    return False
+
+
+def _may_be_float(value: ir.Value) -> bool:
+    """Shapes and masks are none: what is concatenated there is not what is quantized."""
+    return value.dtype is None or value.dtype.is_floating_point()
 
 
 def concatenates(model: ir.Model) -> bool:
@@ -46,8 +97,9 @@ def _ensures(result: ir.Model, model: ir.Model) -> str | None:
 @seam(_requires, _ensures)
 def unsigned(model: ir.Model) -> ir.Model:
     """A copy whose QuantizeLinear write uint8 where they wrote int8; stored weights and other
-    formats stay. Requires zero points of 0 and that what is quantized is only dequantized. Ensures
-    that no QuantizeLinear writes int8."""
+    formats stay, and so do factors of products of two activations that no concatenation is behind.
+    Requires zero points of 0 and that what is quantized is only dequantized. Ensures that no other
+    QuantizeLinear writes int8."""
     model = model.clone()
     additions = Additions(model.graph)
     zeros: dict[tuple[int, ...], ir.Value] = {}
