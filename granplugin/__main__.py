@@ -59,6 +59,10 @@ def run() -> None:
         # Names of files and what is printed are UTF-8, whatever the locale can spell.
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     results = own_streams()
+    if _verb(sys.argv[1:]) not in _ALONE:
+        from granplugin.crashes import outlived
+
+        outlived(_tell)
     ended: list[int] = []
 
     def end(number: int, _: FrameType | None) -> None:
@@ -71,6 +75,14 @@ def run() -> None:
             signal.signal(number, end)
     code = main(stdout=results)
     sys.exit(128 + ended[0] if ended else code)
+
+
+_ALONE = {None, "check", "explain", "report", "runs", "clean", "schema"}
+"""Verbs that run nothing of the user's or of an engine."""
+
+
+def _verb(argv: Sequence[str]) -> str | None:
+    return next((word for word in argv if not word.startswith("-")), None)
 
 
 def _check_names(argv: Sequence[str]) -> None:

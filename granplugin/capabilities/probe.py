@@ -19,6 +19,7 @@ import onnx
 import onnx_ir as ir
 
 from granplugin import backends
+from granplugin.backends import calls
 from granplugin.backends.engine_plan import EnginePlan
 from granplugin.backends.nvidia.builder import Builder
 from granplugin.backends.nvidia.kernels import Kernels
@@ -148,8 +149,10 @@ def _compared(
     outputs = []
     for each in (reference, module):
         try:
-            with each.open(each.build(folder / "structure.onnx", folder / each.name)) as runner:
-                outputs.append(runner.run({INPUT: example()})["y"].astype(np.float64))
+            engine = calls.build(each, folder / "structure.onnx", folder / each.name)
+            with calls.opened(each, engine) as runner:
+                y = calls.run(runner, {INPUT: example()})["y"]
+                outputs.append(y.astype(np.float64))
         except EngineError as err:
             return "error", str(err)
     expected, y = outputs
@@ -235,15 +238,15 @@ def _run(
         values = random.standard_normal([dim.dim_value for dim in kind.shape.dim])
         feeds[given.name] = values.astype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
     try:
-        engine = module.build(path, out)
-        with module.open(engine) as runner:
-            y = runner.run(feeds)["relu"].astype(np.float64)
+        engine = calls.build(module, path, out)
+        with calls.opened(module, engine) as runner:
+            y = calls.run(runner, feeds)["relu"].astype(np.float64)
     except EngineError as err:
         return "error", str(err)
     layers = {layer.layer: layer for layer in module.layers(engine)}
     try:
-        with reference.open(reference.build(path, out)) as runner:
-            expected = runner.run(feeds)["relu"].astype(np.float64)
+        with calls.opened(reference, calls.build(reference, path, out)) as runner:
+            expected = calls.run(runner, feeds)["relu"].astype(np.float64)
     except EngineError as err:
         return "error", f"no reference: {err}"
     error = float(np.linalg.norm(y - expected) / np.linalg.norm(expected))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from granplugin import backends
+from granplugin.backends import calls
 from granplugin.engines import REFERENCE
 from granplugin.errors import EngineError, LackError
 from granplugin.graph.read.agreement import agreement
@@ -43,8 +44,8 @@ def agreed(session: Session, built: Built) -> Built:
             quantized = session.network.quantized(plan, amax, session.layers, session.example)
         theirs = sampled(quantized(batch), session.axes)
         reference = backends.load(REFERENCE)
-        with reference.open(reference.build(onnx, onnx.parent)) as runner:
-            ours = sampled(runner.run(batch), session.axes)
+        with calls.opened(reference, calls.build(reference, onnx, onnx.parent)) as runner:
+            ours = sampled(calls.run(runner, batch), session.axes)
         return {
             **{field: getattr(sites, field) for field in sites.__dataclass_fields__},
             "network_samples": len(next(iter(batch.values()))),

@@ -15,6 +15,7 @@ from time import monotonic
 
 import onnx_ir as ir
 
+from granplugin.backends import calls
 from granplugin.backends.base import Backend, BuildFailed, Options
 from granplugin.errors import EngineError, LackError
 from granplugin.graph.files import load_float
@@ -129,7 +130,7 @@ def _search(
             running.now(f"with {len(kept)} of {len(wheres)} layers quantized")
             write_quantized(built, module.name, kept, onnx)
             try:
-                module.build(onnx, Path(name) / "engine", replace(options, seconds=limit))
+                calls.build(module, onnx, Path(name) / "engine", replace(options, seconds=limit))
             except LackError:
                 raise
             except EngineError as err:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from granplugin import backends
+from granplugin.backends import calls
 from granplugin.backends.base import Backend, Engine
 from granplugin.data.batches import length_of
 from granplugin.engines import ENGINES, REFERENCE
@@ -83,9 +84,9 @@ def first_outputs(backend: Backend, engine: Engine, session: Session) -> dict[st
     """An engine's outputs on the first SAMPLES samples."""
     batches: list[dict[str, np.ndarray]] = []
     samples = 0
-    with backend.open(engine) as runner:
+    with calls.opened(backend, engine) as runner:
         for batch in session.evaluation:
-            batches.append(runner.run(batch))
+            batches.append(calls.run(runner, batch))
             samples += length_of(batch)
             if samples >= SAMPLES:
                 break
@@ -97,7 +98,7 @@ def _reference(session: Session, onnx: Path) -> dict[str, np.ndarray]:
 
     def run(path: Path) -> None:
         backend = backends.load(REFERENCE)
-        np.savez(path, **first_outputs(backend, backend.build(onnx, onnx.parent), session))
+        np.savez(path, **first_outputs(backend, calls.build(backend, onnx, onnx.parent), session))
 
     backend = type(backends.load(REFERENCE)).__module__
     key = content_key(

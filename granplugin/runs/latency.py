@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from granplugin.backends.base import Backend, DeviceRunner, Engine, ResidentCall
+from granplugin.backends import calls
+from granplugin.backends.base import Backend, DeviceRunner, Engine, ResidentCall, Runner
 from granplugin.backends.card import CARD
 from granplugin.backends.gpu import clocks
 from granplugin.engines import ENGINES
@@ -65,7 +66,15 @@ def measure_latency(
             with timing, ExitStack() as stack:
                 runs, second = (_opened(stack, module, of, feeds, told) for of in (own, again))
                 second = {variant: second[variant] for variant in second if variant in runs}
-                found = _timings(session, runs, second) if runs else {}
+                try:
+                    with calls.timing(name, [own[v] for v in runs], batch):
+                        found = _timings(session, runs, second) if runs else {}
+                except LackError:
+                    raise
+                except EngineError as err:
+                    log.warning("%s", err)
+                    untimed |= {(variant, name): str(err) for variant in runs}
+                    found = {}
             timings |= {(v, name, batch): found[once] for v, once in same.items() if once in found}
         untimed |= {
             (v, name): untimed[once, name] for v, once in same.items() if (once, name) in untimed
@@ -98,13 +107,20 @@ def _opened(
     """Variant -> its engine's call for these feeds, open until the stack is closed; of those that
     can be called."""
     batch = len(next(iter(feeds.values())))
-    calls: dict[str, Call] = {}
+    found: dict[str, Call] = {}
     for variant, engine in engines.items():
         with told(variant):
-            call = stack.enter_context(module.open(engine, batch=batch)).repeated(feeds)
-            call()
-            calls[variant] = call
-    return calls
+            runner = stack.enter_context(calls.opened(module, engine, batch))
+            call = calls.called(engine, partial(_first, runner, feeds), batch)
+            found[variant] = call
+    return found
+
+
+def _first(runner: Runner, feeds: dict[str, np.ndarray]) -> Call:
+    """The runner's call for these feeds, which was made once."""
+    call = runner.repeated(feeds)
+    call()
+    return call
 
 
 def _second(session: Session, built: Built, module: Backend) -> Engine:
@@ -154,9 +170,10 @@ def profile(
 
         def write(folder: Path, name: str = name, engine: Engine = result.engine) -> None:
             folder.mkdir()
-            with engines[name].open(engine) as runner:
+            feeds = _feeds(session, session.recipe.data.batch_size)
+            with calls.opened(engines[name], engine) as runner:
                 assert isinstance(runner, DeviceRunner), f"{name} runs on a GPU, says its entry"
-                runner.profile(_feeds(session, session.recipe.data.batch_size), folder)
+                calls.called(engine, partial(runner.profile, feeds, folder))
 
         key = content_key(file_key(result.engine.path / CARD))
         try:

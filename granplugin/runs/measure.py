@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from granplugin import backends
 from granplugin.audits.audit import audit
 from granplugin.audits.audit_file import examine
+from granplugin.backends import calls
 from granplugin.backends.base import Backend, BuildFailed, Engine, LayerPrecision, Options
 from granplugin.capabilities.legality import Written
 from granplugin.data.batches import Batches
@@ -131,8 +133,9 @@ class MeasureVariant:
         values: dict[str, metrics.Score] = {}
         evaluate = self.loaded.recipe.evaluate
         if evaluate:
-            with located(self.loaded, "evaluate"), module.open(built.engine) as runner:
-                values = user_metrics(evaluate, runner.run, self.evaluation)
+            with located(self.loaded, "evaluate"), calls.opened(module, built.engine) as runner:
+                predict = partial(calls.run, runner)
+                values = user_metrics(evaluate, predict, self.evaluation)
         return replace(built, outputs=outputs, values=values)
 
     def _layers(self, engine: Engine, module: Backend, cache: Cache) -> tuple[LayerPrecision, ...]:
@@ -143,8 +146,8 @@ class MeasureVariant:
 
     def _outputs(self, engine: Engine, module: Backend, cache: Cache) -> dict[str, np.ndarray]:
         def run_all(path: Path) -> None:
-            with module.open(engine) as runner:
-                batches = [runner.run(batch) for batch in self.evaluation]
+            with calls.opened(module, engine) as runner:
+                batches = [calls.run(runner, batch) for batch in self.evaluation]
             outputs = joined(batches, self.axes)
             what = f"{self.built.job.name} on {engine.backend}: output"
             try:
@@ -243,7 +246,7 @@ def build_engine(
     onnx = built.file(module.name).path
     folder = cache.path(engine_name(onnx, module.name, again))
     try:
-        return module.build(onnx, folder, options)
+        return calls.build(module, onnx, folder, options)
     except BuildFailed as err:
         raise explain(built, module, options, cache.folder, err) from err
 

@@ -16,6 +16,7 @@ from time import monotonic
 import numpy as np
 
 from granplugin import backends
+from granplugin.backends import calls
 from granplugin.backends.base import Backend
 from granplugin.capabilities.legality import COMPUTED_WRONGLY, Written
 from granplugin.engines import REFERENCE
@@ -215,7 +216,7 @@ class _Search:
         sites = {site for part in parts for site in self.parts[part].sites}
         onnx, reference = self.folder / "model.onnx", backends.load(REFERENCE)
         plain = write_quantized(self.built, self.module.name, sites, onnx)
-        engine = self.module.build(onnx, self.folder / "engine", self.options)
+        engine = calls.build(self.module, onnx, self.folder / "engine", self.options)
         ours = first_outputs(self.module, engine, self.session)
-        theirs = first_outputs(reference, reference.build(plain, self.folder), self.session)
+        theirs = first_outputs(reference, calls.build(reference, plain, self.folder), self.session)
         return faithful(ours, theirs, self.floats).wrong

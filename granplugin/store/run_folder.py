@@ -86,6 +86,9 @@ class RunFolder:
             path.unlink()
 
 
+ENDING_SECONDS = 2.0
+"""How long another run may take to end: a process that was killed holds its lock until it is gone."""
+
 _GATHERED, _DECIDED = ".publishing", ".published"
 _TREE = "variants"
 _REPORTS = ("report.", "analysis.")
@@ -213,7 +216,7 @@ def _held(path: Path) -> Iterator[RunFolder]:
     lock = FileLock(path / ".lock")
     try:
         run.cache.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=ENDING_SECONDS)
     except Timeout:
         raise RunError(f"{path}: in use by another run; wait for it, or give --out") from None
     except OSError as err:

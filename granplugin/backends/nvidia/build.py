@@ -7,7 +7,6 @@ layers.json), log.txt, and last of all build.json, which says how it went.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import os
@@ -26,6 +25,7 @@ from typing import Any
 from granplugin.backends import base
 from granplugin.backends.base import BuildFailed, Shape
 from granplugin.backends.nvidia.libraries import LIBRARIES, Library
+from granplugin.crashes import LACKING, die_with_parent
 from granplugin.errors import EngineError, LackError
 from granplugin.machine import lacking
 from granplugin.translate import one_line
@@ -117,7 +117,7 @@ def _lack(
     if over is not None:
         # Whoever sets a limit asks for what is in the graph that goes over it.
         return over.said if over.memory and options.memory_mb is None else None
-    if code == _LACKING:
+    if code == LACKING:
         return last
     if code == -signal.SIGKILL:
         return "its process was killed, most likely for want of memory"
@@ -161,19 +161,6 @@ def _ending(code: int, printed: list[str]) -> str:
     if code >= 0:
         return f"its process ended with code {code}{last}"
     return f"the compiler crashed ({signal.Signals(-code).name}){last}"
-
-
-_LACKING = 74
-"""The exit code (sysexits' EX_IOERR) of a build that the machine lacks something for."""
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the system end this process with the one that started it, whatever that dies of."""
-    if sys.platform == "linux":
-        death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(death_signal, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before this was said
-        sys.exit(_LACKING)
 
 
 def answer(request: Mapping[str, Any]) -> bool:
@@ -372,7 +359,7 @@ def main(request: Mapping[str, Any]) -> int:
     except (OSError, MemoryError) as err:
         if said := lacking(err):
             print(said, file=sys.stderr)
-            return _LACKING
+            return LACKING
         raise
 
 

@@ -19,6 +19,7 @@ import onnx
 from granplugin.backends.engine_plan import EnginePlan
 from granplugin.backends.nvidia import build as building
 from granplugin.backends.nvidia.plan_reader import read_plan
+from granplugin.crashes import die_with_parent
 from granplugin.errors import EngineError
 
 _DONE = "done"
@@ -99,7 +100,7 @@ def _pipe(process: subprocess.Popen[bytes]) -> IO[bytes]:
 
 def main() -> None:
     """Builds what each line of the standard input says, and marks its folder when that is done."""
-    building.die_with_parent(int(sys.argv[1]))
+    die_with_parent(int(sys.argv[1]))
     for line in sys.stdin:
         request = json.loads(line)
         building.answer(request)
