@@ -18,6 +18,7 @@ from test_audit import needs_rtx
 from test_qdq import edit, marker, model_of, node_named, row_of
 
 import granplugin
+from granplugin.audits.audit_file import notes_of
 from granplugin.errors import EngineError, Unhonoured
 from granplugin.graph.edit.qdq import insert
 from granplugin.graph.files import save
@@ -27,6 +28,8 @@ from granplugin.graph.read.verify import read_back
 from granplugin.pipelines.audit import audit
 from granplugin.quant.granularity import grid, parse_granularity
 from granplugin.quant.site import Site
+from granplugin.report.schema.verbs import AuditedSite
+from granplugin.report.view.audit import sites_table
 
 PLANS = Path(__file__).parent / "data" / "engine_plans"
 
@@ -298,6 +301,28 @@ def test_uint8_is_wrong_whatever_the_engine_says(tmp_path):
     (given_,) = [site for site in found.sites if site.row.operand == "input"]
     assert given_.verdict.kind == "wrong" and "saturates" in given_.verdict.detail
     assert found.exit_code == 3
+
+
+def test_a_quantize_without_a_zero_point_is_noted(tmp_path):
+    net = Net()
+    scale = net.constant(np.float16(0.03))
+    q = net.node("QuantizeLinear", "x", scale)
+    path = written(net.model(net.conv(net.node("DequantizeLinear", q, scale))), tmp_path)
+    notes = list(notes_of(find(read_model(path), path), None, None))
+    assert len(notes) == 1 and notes[0].startswith("1 QuantizeLinear without a zero point: ")
+
+
+def test_what_is_unknown_is_one_row_for_each_reason():
+    def site(layer: str, role: str, detail: str) -> AuditedSite:
+        return AuditedSite(
+            layer=layer, type="Conv", role=role, format="int8", granularity="per_tensor",
+            promise=None, verdict="unknown", detail=detail, where=None, ms=None,
+        )  # fmt: skip
+
+    sites = [site(f"c{at}", role, "why") for at in range(30) for role in ("weight", "input")]
+    table = sites_table([*sites, site("other", "input", "why not")])
+    assert [row.cells[0].more for row in table.rows] == [59, 0]
+    assert table.rows[0].notes == ("why", "c0, c1, c2 and 27 more")
 
 
 # -- engines built here ------------------------------------------------------------------------

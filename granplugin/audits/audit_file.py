@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import onnx
+
 from granplugin import capabilities
 from granplugin.audits.engine_plans import installed
 from granplugin.audits.lint import lint
@@ -26,6 +28,7 @@ from granplugin.report.build.verbs import audit_output
 from granplugin.report.result import Result
 from granplugin.report.schema.verbs import AuditOutput
 from granplugin.results.audited import Finding, Verdict
+from granplugin.words import counted
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,17 @@ def notes_of(found: Found, plan: EnginePlan | None, layers: Path | None) -> Iter
             f"no node of the file is in {layers.name}: it is of another model, or was built "
             "without --profilingVerbosity=detailed"
         )
+    untyped = [pair for pair in found.pairs if pair.pair.q is not None and _untyped(pair.pair.q)]
+    if untyped:
+        yield (
+            f"{counted(untyped, 'QuantizeLinear')} without a zero point: TensorRT rounds to int8 "
+            "there, and ONNX, as ONNX Runtime has it, to uint8; write a zero point of int8"
+        )
+
+
+def _untyped(q: onnx.NodeProto) -> bool:
+    said = any(attribute.name == "output_dtype" and attribute.i for attribute in q.attribute)
+    return q.op_type == "QuantizeLinear" and not any(q.input[2:3]) and not said
 
 
 def promises_of(found: Found, backend: str, version: str | None) -> dict[str, Promise]:

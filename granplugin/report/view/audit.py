@@ -35,7 +35,7 @@ def audit_view(audit: AuditOutput) -> Section:
     )
     refusals = findings_items(audit.refusals)
     parts = [
-        (_table(audit.sites),) if audit.sites else (),
+        (sites_table(audit.sites),) if audit.sites else (),
         (
             *refusals,
             *findings_items(audit.findings),
@@ -56,7 +56,8 @@ def _summary(audit: AuditOutput) -> str:
     return f"{told or 'no site'} of {len(audit.sites)}; {audit.kernels} kernels{moved}"
 
 
-def _table(sites: Sequence[AuditedSite]) -> Table:
+def sites_table(sites: Sequence[AuditedSite]) -> Table:
+    """What came of each site: those alike on one line, and what is not known once for each reason."""
     groups: dict[tuple[str | None, ...], list[AuditedSite]] = {}
     for site in sites:
         how = site.detail
@@ -65,17 +66,28 @@ def _table(sites: Sequence[AuditedSite]) -> Table:
         told = site.verdict in ("degraded", "honoured") and how
         verdict = f"{site.verdict}: {how}" if told else site.verdict
         reason = site.detail if site.verdict in ("wrong", "unknown") else ""
-        alike = (site.role, f"{site.format} {site.granularity}", site.promise, verdict, reason)
-        groups.setdefault(alike, []).append(site)
+        # What is not known is not known of any of them: why is all there is to tell.
+        of = ("", "", "") if site.verdict == "unknown" else _of(site)
+        groups.setdefault((*of, verdict, reason), []).append(site)
     return Table(
         columns(
             Column("layer", "name", fills=True),
             *(Column(head) for head in ("role", "scales", "promise", "verdict")),
             "ms",
         ),
-        tuple(_row(alike, found) for alike, found in groups.items()),
+        tuple(_row((*_common(found), *alike[-2:]), found) for alike, found in groups.items()),
         spaced=True,
     ).known
+
+
+def _of(site: AuditedSite) -> tuple[str | None, ...]:
+    return site.role, f"{site.format} {site.granularity}", site.promise
+
+
+def _common(sites: Sequence[AuditedSite]) -> Iterator[str | None]:
+    """What sites have in common of role, scales and promise; where they differ, that they do."""
+    for values in zip(*map(_of, sites), strict=True):
+        yield values[0] if len(set(values)) == 1 else "several"
 
 
 def _row(alike: tuple[str | None, ...], found: Sequence[AuditedSite]) -> Row:
@@ -98,8 +110,8 @@ def _notes(reason: str, found: Sequence[AuditedSite]) -> Iterator[str]:
     if reason:
         yield reason
     if found[0].verdict not in ("honoured", None):
-        where = [site.where for site in found]
-        layers = [site.layer for site in found]
+        named = dict.fromkeys((site.layer, site.where) for site in found)
+        layers, where = [layer for layer, _ in named], [where for _, where in named]
         if len(found) > 1 or any(where):
             yield with_lines(layers, where)
         elif len(layers[0]) > 40:
