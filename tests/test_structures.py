@@ -83,3 +83,78 @@ def test_the_reference_and_engines_that_cannot_run_have_no_structures_to_probe()
     rtx = backends.load("tensorrt_rtx")
     if not rtx.unavailable() and rtx.can_run():
         assert probe.probe_structures("tensorrt_rtx") == ()
+
+
+def joint(scales=48, op="MatMul", cut="Split", between="Transpose"):
+    """An attention of two heads over 5 tokens, its one linear layer cut in three."""
+    rng, n = np.random.default_rng(0), helper.make_node
+    constants = {
+        "w": rng.integers(-127, 128, (16, 48)).astype(np.int8),
+        "ws": rng.uniform(0.001, 0.01, scales).astype(np.float32), "wz": np.zeros(scales, np.int8),
+        "s": np.float32(0.02), "z": np.int8(0), "b": rng.standard_normal(48).astype(np.float32),
+        "shape": np.array([-1, 5, 3, 2, 8]), "axes": np.array([0]),
+        **{f"at{number}": np.array([number]) for number in range(4)},
+    }  # fmt: skip
+    product = [n("MatMul", ["d", "wd"], ["m"], name="qkv/MatMul"), n("Add", ["m", "b"], ["p"])]
+    if op == "Gemm":
+        product = [n("Gemm", ["d", "wd", "b"], ["p"], name="qkv/Gemm")]
+    turned = {"perm": [2, 0, 3, 1, 4]} if between == "Transpose" else {}
+    pieces = [
+        n("Slice", ["t", f"at{at}", f"at{at + 1}", "axes"], [f"{name}0"])
+        for at, name in enumerate("qkv")
+    ]
+    if cut == "Split":
+        pieces = [n("Split", ["t"], ["q0", "k0", "v0"], axis=0, num_outputs=3)]
+    elif cut == "Neg":
+        pieces = [n("Neg", ["t"], [f"{name}0"]) for name in "qkv"]
+    squeezed = "Identity" if cut == "Neg" else "Squeeze"
+    nodes = [
+        n("QuantizeLinear", ["x", "s", "z"], ["xq"]),
+        n("DequantizeLinear", ["xq", "s", "z"], ["d"], name="x/DQ"),
+        n("DequantizeLinear", ["w", "ws", "wz"], ["wd"], name="w/DQ", axis=1),
+        *product,
+        n("Reshape", ["p", "shape"], ["r"]),
+        n(between, ["r"], ["t"], **turned),
+        *pieces,
+        *(n(squeezed, [f"{k}0", "axes"][: 2 - (cut == "Neg")], [k]) for k in "qkv"),
+        n("Transpose", ["k"], ["kt"], perm=[0, 1, 2, 4, 3] if cut == "Neg" else [0, 1, 3, 2]),
+        n("MatMul", ["q", "kt"], ["scores"]),
+        n("Softmax", ["scores"], ["shares"]),
+        n("MatMul", ["shares", "v"], ["y"]),
+    ]
+    given = ["n", 16] if op == "Gemm" else ["n", 5, 16]
+    return model_of(nodes, {"x": given}, {"y": None}, constants)
+
+
+@pytest.mark.parametrize(
+    ("network", "asked"),
+    [
+        ({}, True), ({"op": "Gemm"}, True), ({"cut": "Slice"}, True), ({"cut": "Neg"}, False),
+        ({"scales": ()}, False), ({"between": "Relu"}, False),
+    ],
+)  # fmt: skip
+def test_a_product_that_is_cut_gets_a_maximum_that_changes_no_number(tmp_path, network, asked):
+    plain = joint(**network)
+    assert bool(asked_forms(plain, ["uncut"])) == asked
+    if not asked:
+        return
+    equal = in_forms(plain, ["uncut"])
+    assert not asked_forms(equal, ["uncut"])
+    shape = (10, 16) if network.get("op") == "Gemm" else (2, 5, 16)
+    x, outputs = np.random.default_rng(1).standard_normal(shape).astype(np.float32), []
+    for model in (plain, equal):
+        save(model, tmp_path / "model.onnx")
+        outputs.append(run(tmp_path / "model.onnx", {"x": x}, "y")[0])
+    assert np.array_equal(*outputs)
+
+
+def test_the_maximum_keeps_tensorrt_rtx_from_cutting_the_weight(tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    from granplugin.backends.nvidia.builder import Builder
+
+    assert "uncut" in load_table("tensorrt_rtx").forms
+    with Builder("tensorrt_rtx", tmp_path) as builder:
+        for model, kind in ((joint(), "runtime_fusion"), (in_forms(joint(), ["uncut"]), "gemm")):
+            plan = builder.build(ir.to_proto(model))
+            kinds = [each.kind for each in plan.layers if "qkv/MatMul" in each.onnx_nodes]
+            assert kind in kinds

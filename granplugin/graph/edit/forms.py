@@ -14,6 +14,7 @@ import onnx_ir as ir
 from granplugin.graph.edit.apart_zeros import apart_from_shared_zeros, shared_zeros
 from granplugin.graph.edit.extrema import apart_from_extrema, quantized_extrema
 from granplugin.graph.edit.nonnegative import nonnegative_unsigned, quantizes_nonnegative
+from granplugin.graph.edit.uncut import apart_from_cuts, cut_products
 from granplugin.graph.edit.unsigned import concatenates, unsigned
 from granplugin.graph.edit.zero_bias import add_zero_biases, unbiased
 
@@ -37,6 +38,7 @@ FORMS: dict[str, Form] = {
     "unsigned-concat": Form(concatenates, unsigned),
     "zero-bias": Form(lambda model: bool(unbiased(model)), _biased),
     "apart-zeros": Form(lambda model: bool(shared_zeros(model)), apart_from_shared_zeros),
+    "uncut": Form(lambda model: bool(cut_products(model)), apart_from_cuts),
     "extremum": Form(lambda model: bool(quantized_extrema(model)), apart_from_extrema),
 }
 

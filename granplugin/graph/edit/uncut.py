@@ -1,0 +1,97 @@
+"""A maximum with -inf behind quantized products whose result is cut in pieces.
+
+The larger of a number and -inf is the number. It keeps the cut of a joint projection (queries, keys
+and values of one linear layer) behind the product: TensorRT-RTX moves it in front, onto the weight,
+whose scales for each channel it then dequantizes by, and multiplies in float.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from granplugin.graph.edit.additions import Additions
+from granplugin.graph.edit.contract import seam
+from granplugin.graph.edit.nodes import constant
+
+_PRODUCTS = ("MatMul", "Gemm")
+_CUTS = ("Slice", "Split", "Gather")
+_MOVED = (
+    "Add", "Sub", "Mul", "Div", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity",
+)  # fmt: skip
+"""What a cut can be moved in front of; of two operands one is a constant."""
+
+
+def cut_products(model: ir.Model) -> list[ir.Node]:
+    """The products with a weight that is stored with several scales, of which a part alone goes on
+    somewhere."""
+    return [
+        node
+        for node in model.graph
+        if node.op_type in _PRODUCTS and _scale(node) is not None and _is_cut(node.outputs[0])
+    ]
+
+
+def _scale(node: ir.Node) -> ir.Value | None:
+    """The scales of the product's weight, where it has several."""
+    weight = node.inputs[1].producer()
+    while weight is not None and weight.op_type == "Transpose":
+        weight = weight.inputs[0].producer()
+    if weight is None or weight.op_type != "DequantizeLinear":
+        return None
+    scale = weight.inputs[1]
+    several = constant(scale)
+    return scale if several is not None and several.size > 1 else None
+
+
+def _is_cut(value: ir.Value) -> bool:
+    left = [value]
+    while left:
+        for user, at in left.pop().uses():
+            if user.op_type in _CUTS and at == 0:
+                return True
+            if user.op_type in _MOVED and _alone(user):
+                left += user.outputs
+    return False
+
+
+def _alone(node: ir.Node) -> bool:
+    """Whether a node has but one operand that is no constant."""
+    return sum(each is not None and constant(each) is None for each in node.inputs) == 1
+
+
+def _requires(model: ir.Model) -> str | None:
+    return None
+
+
+def _ensures(result: ir.Model, model: ir.Model) -> str | None:
+    left = cut_products(result)
+    return f"{left[0].name} is still cut" if left else None
+
+
+@seam(_requires, _ensures)
+def apart_from_cuts(model: ir.Model) -> ir.Model:
+    """A copy with the maximum behind each of them, or behind the bias that is added to it. Ensures
+    that no product is cut as it is."""
+    model = model.clone()
+    additions = Additions(model.graph)
+    for node in cut_products(model):
+        scale = _scale(node)
+        assert scale is not None, "it is one of them"
+        last = _with_bias(node)
+        kind = (scale.dtype or ir.DataType.FLOAT).numpy()
+        name = node.name.rpartition("/")[0] or node.name
+        least = additions.constant(f"{name}.least", np.asarray(-np.inf, kind))
+        behind = additions.node(name, "Max", [last.outputs[0], least], after=last)
+        for user, at in list(last.outputs[0].uses()):
+            if user is not behind.producer():
+                user.replace_input_with(at, behind)
+    return model
+
+
+def _with_bias(node: ir.Node) -> ir.Node:
+    """The add of a constant that alone reads the product; else the product."""
+    value = node.outputs[0]
+    users = [user for user, _ in value.uses()]
+    alone = len(users) == 1 and not value.is_graph_output()
+    return users[0] if alone and users[0].op_type == "Add" and _alone(users[0]) else node
