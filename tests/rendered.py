@@ -31,7 +31,8 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         assert tag in TAGS
-        assert {name for name, _ in attrs} <= {"style", "scope", "colspan"}
+        assert {name for name, _ in attrs} <= {"style", "scope", "colspan", "class"}
+        assert dict(attrs).get("class", "key") in ("interval", "comment", "string", "key")
         self.open.append(tag)
         if tag in ("td", "th"):
             self.cells.append("")

@@ -12,7 +12,7 @@ import pytest
 from browser import CHROMIUM, browser
 from conftest import run_main
 from page_values import big_run, kept
-from report_values import report
+from report_values import HOSTILE, report
 
 from granplugin.report.schema.page import KeptForPage
 from granplugin.report.show import as_page
@@ -173,6 +173,22 @@ def test_in_a_browser_nothing_is_logged_asked_for_or_hacked_and_it_works(tab, tm
     assert tab.ask("document.querySelectorAll('#layer .plot svg.main-svg').length") > 0
     fragment = tab.ask("location.hash")
     assert fragment.startswith("#layer=")
+    # So does a click on a cell; a figure below is of a layer with its calibrators' lines.
+    tab.ask("document.querySelectorAll('#heat tbody tr')[3].querySelector('td.hot').click()")
+    tab.ask("new Promise(done => setTimeout(done, 50))")
+    assert tab.ask("location.hash") not in ("", fragment)
+    assert HOSTILE in tab.ask(
+        "[...document.querySelectorAll('#layer .legendtext')].map(e => e.dataset.unformatted).join()"
+    ).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    # Variants are sorted by any column, each with its notes below it.
+    name = "document.querySelector('.verdict tbody td').textContent"
+    before = tab.ask(name)
+    tab.ask("document.querySelector('.verdict thead th').click()")
+    tab.ask("document.querySelector('.verdict thead th').click()")
+    assert tab.ask(name) != before
+    # Two plans side by side, place by place.
+    assert tab.ask("document.querySelectorAll('#plan-both .kernel').length") == 80
+    assert tab.ask("document.querySelectorAll('#plan-both .differs').length") == 0
     assert not tab.logged
     assert tab.ask("window.hacked === undefined")
     # The address opens it again; on a phone nothing is wider than the screen.

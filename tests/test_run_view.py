@@ -5,6 +5,8 @@ from report_values import report
 
 from granplugin.report.schema.run import Interval, MetricValue
 from granplugin.report.show import as_markdown, as_text
+from granplugin.report.view.elements import Table
+from granplugin.report.view.page.overview import overview, spots
 from granplugin.results.agreed import Agreement
 
 EQUAL, WORSE = "no measurable difference", "worse"
@@ -111,3 +113,27 @@ def test_the_report_has_as_many_decimals():
 @pytest.mark.parametrize("value", [float("inf"), 3e-9, 4e12])
 def test_a_figure_of_any_size_is_told(value):
     assert as_text(run_of(mine=metric(value, {}, "")))
+
+
+def test_the_page_marks_what_intervals_do_not_tell_from_the_best_and_knows_which_way_is_better():
+    error = metric(3.0, against(1.0, WORSE), unit="%").model_copy(update={"lower_is_better": True})
+    made = run_of(error=error)
+    fp32 = made.variants[0]
+    better = error.model_copy(update={"value": 2.0, "low": 1.9, "high": 2.1, "vs": {}})
+    first, *rest = fp32.engines
+    fp32 = fp32.model_copy(
+        update={"engines": [first.model_copy(update={"metrics": {"error": better}}), *rest]}
+    )
+    made = made.model_copy(update={"variants": [fp32, *made.variants[1:]]})
+    table = next(block for block in overview(made) if isinstance(block, Table))
+    assert [row.cells[1].text.partition(" [")[0] for row in table.rows] == ["2.00 ★", "3.00"]
+    notes = [note for row in table.rows for note in row.notes]
+    assert any("accuracy only on tensorrt_rtx" in note for note in notes)
+    x, y, points = spots(made)
+    assert [each.better for each in y] == ["less"]
+    ratio = points[1].figures["part of fp32's time, batch 1, openvino"]
+    assert (ratio.low, ratio.high) == (0.8, 1.1)
+    assert "not measured" in next(each.title for each in x if each.title.startswith("MB moved"))
+    assert points[1].says == [
+        "<script>alert('x')</script>|`*\"&lt;: weight per_channel -> per_tensor, 5 layers"
+    ]

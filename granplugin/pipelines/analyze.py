@@ -35,7 +35,7 @@ from granplugin.report.schema.page import KeptForPage
 from granplugin.report.show import as_markdown
 from granplugin.runs.doubtful import doubts
 from granplugin.runs.layer_ranges import layer_ranges
-from granplugin.runs.pages import OF_ANALYSIS, PAGE, command, page_of, recipe_texts
+from granplugin.runs.pages import OF_ANALYSIS, PAGE, command, files_read, page_of, recipe_texts
 from granplugin.runs.session import Session
 from granplugin.store.run_folder import default_folder, open_run
 
@@ -171,6 +171,7 @@ def _for_page(session: Session, seen: Statistics, ranges: Ranges) -> KeptForPage
     return KeptForPage(
         layers=layer_ranges(weights, seen, clips),
         recipes=recipe_texts([session.loaded]),
+        files=files_read([session.loaded]),
         command=command("analyze", [session.loaded], session.run.path),
         seeds={"data.seed": session.recipe.data.seed},
     )

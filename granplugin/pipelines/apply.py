@@ -41,7 +41,7 @@ from granplugin.runs.jobs import plan_jobs
 from granplugin.runs.latency import measure_latency, profile
 from granplugin.runs.layer_ranges import facts_of_file, layer_ranges
 from granplugin.runs.measure import check_data, measure, open_backends
-from granplugin.runs.pages import OF_RUN, PAGE, command, page_of, recipe_texts
+from granplugin.runs.pages import OF_RUN, PAGE, command, files_read, page_of, recipe_texts
 from granplugin.runs.session import Session
 from granplugin.runs.variants import variant_task
 from granplugin.runs.wrong import left_float_where_wrong
@@ -209,6 +209,7 @@ def publish(
         KeptForPage(
             layers=layer_ranges(facts, calibrated.statistics, clips),
             recipes=recipe_texts(recipes),
+            files=files_read(recipes),
             command=command("apply", recipes, run.path),
             seeds={"data.seed": session.recipe.data.seed},
         ).model_dump_json(),

@@ -16,7 +16,10 @@ from granplugin.errors import RunError, UserError
 from granplugin.planning.row_json import row_from_json
 from granplugin.planning.rows import Row
 from granplugin.reading import read_json
+from granplugin.recipe.code_key import code_files
 from granplugin.recipe.loaded import Loaded
+from granplugin.recipe.paths import shown
+from granplugin.recipe.strict import paths_of
 from granplugin.report.schema.analysis import Analysis
 from granplugin.report.schema.page import EnginePlanOf, KeptForPage, Kernel, RecipeText
 from granplugin.report.schema.run import Report
@@ -98,6 +101,22 @@ def recipe_texts(recipes: Sequence[Loaded]) -> list[RecipeText]:
         for file in files
         if Path(file).is_file()
     ]
+
+
+def files_read(recipes: Sequence[Loaded]) -> dict[str, str]:
+    """The files of weights, data and code that recipes name -> their SHA-256. A folder of images
+    has none."""
+    found: list[Path] = []
+    for recipe in (loaded.recipe for loaded in recipes):
+        data = recipe.data
+        sources = [each for each in (data.calibration, data.evaluation, data.analysis) if each]
+        found += recipe.model.files
+        found += (getattr(each, key) for each in sources for key in paths_of(type(each))
+                  if isinstance(getattr(each, key), Path))  # fmt: skip
+        callables = [getattr(each, "callable", None) for each in sources]
+        for target in (*recipe.model.code, *callables, recipe.evaluate):
+            found += code_files(target.path) if target is not None and target.path else ()
+    return {shown(path): file_sha256(path) for path in dict.fromkeys(found) if path.is_file()}
 
 
 def command(verb: str, recipes: Sequence[Loaded], folder: Path) -> str:

@@ -297,7 +297,13 @@ def _metric(
             )
         vs[baseline] = Interval(**vars(found))
     return MetricValue(
-        value=value.value, unit=unit, low=low, high=high, vs=vs, outputs=dict(value.of_outputs)
+        value=value.value,
+        unit=unit,
+        low=low,
+        high=high,
+        lower_is_better=not value.higher_is_better,
+        vs=vs,
+        outputs=dict(value.of_outputs),
     )
 
 

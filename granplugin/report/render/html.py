@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby
@@ -65,10 +66,26 @@ def _block(block: Block, level: int) -> Iterator[str]:
             yield from (f"<dt>{_text(w)}</dt><dd>{_text(t)}</dd>" for w, t in block.pairs)
             yield "</dl>"
         case Verbatim():
-            lines = "\n".join(escape(visible_line(line)) for line in block.lines)
+            told = _yaml if block.language == "yaml" else escape
+            lines = "\n".join(told(visible_line(line)) for line in block.lines)
             yield f"<pre><code>{lines}\n</code></pre>"
         case Table():
             yield from _table(block)
+
+
+_YAML = re.compile(
+    r"(?P<comment>(?:^|(?<=\s))#.*)|(?P<string>\"[^\"]*\"|'[^']*')|(?P<key>(?<![\w.*/-])[\w.*/-]++(?=:(?:\s|$)))"
+)
+
+
+def _yaml(line: str) -> str:
+    """A line of YAML with its comments, texts and keys as spans, for a page that colours them."""
+    told, at = [], 0
+    for found in _YAML.finditer(line):
+        told.append(escape(line[at : found.start()]))
+        told.append(f'<span class="{found.lastgroup}">{escape(found[0])}</span>')
+        at = found.end()
+    return "".join((*told, escape(line[at:])))
 
 
 def _items(items: Sequence[Item]) -> Iterator[str]:
@@ -106,7 +123,12 @@ def _row(table: Table, row: Row) -> Iterator[str]:
 
 
 def _cell(column: Column, cell: Cell) -> str:
-    return f"<td{_side(column)}>{_sensed(cell.whole, cell.sense)}</td>"
+    """An interval behind a figure stands apart, so that a page can put it below."""
+    value, opening, interval = cell.whole.partition(" [")
+    if column.kind != "figure" or not interval.endswith("]"):
+        return f"<td{_side(column)}>{_sensed(cell.whole, cell.sense)}</td>"
+    told = f' <span class="interval">{_text(opening[1:] + interval)}</span>'
+    return f"<td{_side(column)}>{_sensed(value, cell.sense)}{told}</td>"
 
 
 _LEFT = ' style="text-align: left"'

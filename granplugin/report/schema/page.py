@@ -52,6 +52,9 @@ class KeptForPage(Part):
     recipes: list[RecipeText] = []
     command: str = ""
     seeds: dict[str, int] = {}
+    files: dict[str, str] = Field(
+        default={}, description="Weights, data and code that were read -> their SHA-256."
+    )
 
 
 class Figure(Part):
@@ -115,6 +118,7 @@ class PageFinding(Part):
     code: str
     says: str
     instead: str
+    rule: str = Field(description="The same as a rule to paste; empty where it is no key's value.")
 
 
 class PageLayer(Part):

@@ -42,6 +42,7 @@ class MetricValue(Part):
     unit: str
     low: float | None = Field(default=None, description="95 % interval of the value itself.")
     high: float | None = None
+    lower_is_better: bool = False
     vs: dict[str, Interval] = Field(default={}, description="Baseline -> this minus baseline.")
     outputs: dict[str, Number] = Field(
         default={}, description="The figure of each output by itself, where there are several."

@@ -47,8 +47,10 @@
     const go = () => Plotly.react(element, traces(), {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: colour("--text"), size: 12 }, margin: { l: 60, r: 20, t: 30, b: 50 },
-      hoverlabel: { align: "left" }, ...layout(),
-    }, { responsive: true, displaylogo: false, displayModeBar: element.id === "plane-plot" ? "hover" : false });
+      hoverlabel: { align: "left" }, modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--soft"), activecolor: colour("--accent") },
+      ...layout(),
+    }, { responsive: true, displaylogo: false, displayModeBar: element.id === "plane-plot" ? "hover" : false,
+      modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] });
     go();
     drawn.push([element, go]);
   }
@@ -61,11 +63,17 @@
   const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
   // ---------------------------------------------------------------- accuracy against cost
-  function front(points) {
-    const sorted = [...points].sort((a, b) => a.x - b.x || b.y - a.y);
+  function front(points, less) {
+    const gain = (point) => (less ? -point.y : point.y);
+    const sorted = [...points].sort((a, b) => a.x - b.x || gain(b) - gain(a));
     let best = -Infinity;
-    return sorted.filter((point) => point.y > best && (best = point.y, true));
+    return sorted.filter((point) => gain(point) > best && (best = gain(point), true));
   }
+
+  const arms = (of, figure, value) => ({ type: "data", symmetric: false, color: colour("--soft"), thickness: 1, width: 3,
+    array: of.map((p) => (figure(p).high === null ? 0 : figure(p).high - value(p))),
+    arrayminus: of.map((p) => (figure(p).low === null ? 0 : value(p) - figure(p).low)) });
+  const called = (of) => plain(`${of?.title ?? ""} (${of?.better ?? "more"} is better)`);
 
   function plane() {
     if (!at("plane")) return;
@@ -75,15 +83,15 @@
       const x = at("plane-x").value, y = at("plane-y").value;
       const there = data.spots.filter((spot) => spot.figures[x] && spot.figures[y]);
       const points = there.map((spot) => {
-        const up = spot.figures[y];
-        return { spot, x: spot.figures[x].value, y: number(up.value), up };
+        const up = spot.figures[y], across = spot.figures[x];
+        return { spot, x: across.value, y: number(up.value), up, across };
       }).filter((point) => Number.isFinite(point.y));
       const left = data.spots.filter((spot) => !points.some((point) => point.spot === spot));
       at("plane-said").textContent = left.length
         ? `Not drawn, since one of the two is not known or not finite: ${left.map((spot) => spot.name).join(", ")}.` : "";
       const style = { baseline: ["square-open", "--soft"], recipe: ["star", "--accent"], variant: ["circle", "--low"] };
       draw(at("plane-plot"), () => {
-        const edge = front(points.filter((point) => !point.spot.wrong));
+        const edge = front(points.filter((point) => !point.spot.wrong), data.y.find((each) => each.key === y)?.better === "less");
         const traces = [{
           x: edge.map((p) => p.x), y: edge.map((p) => p.y), mode: "lines", name: "front",
           line: { shape: "hv", dash: "dot", color: colour("--soft"), width: 1 }, hoverinfo: "skip",
@@ -93,23 +101,20 @@
         const series = few ? points.map((point) => [point]) : Object.keys(style).map((kind) => points.filter((point) => point.spot.kind === kind));
         series.filter((of) => of.length).forEach((of, index) => {
           const [symbol, shade] = style[of[0].spot.kind];
-          const called = (of[0].spot.wrong ? "WRONG " : "") + of[0].spot.name;
+          const name = (of[0].spot.wrong ? "WRONG " : "") + of[0].spot.name;
           traces.push({
-            x: of.map((p) => p.x), y: of.map((p) => p.y), name: plain(few ? called : of[0].spot.kind), mode: few ? "markers+text" : "markers",
+            x: of.map((p) => p.x), y: of.map((p) => p.y), name: few ? `${index + 1} ${plain(name)}` : of[0].spot.kind, mode: few ? "markers+text" : "markers",
             text: few ? [`${index + 1}`] : [], textposition: index % 2 ? "bottom right" : "top left", cliponaxis: false,
             hovertext: of.map((p) => [p.spot.name, ...p.spot.says].map(plain).join("<br>")), hoverinfo: "text+x+y",
             marker: { symbol, size: 12, color: of.map((p) => colour(p.spot.wrong ? "--bad" : shade)) },
-            error_y: { type: "data", symmetric: false, color: colour("--soft"), thickness: 1,
-              array: of.map((p) => (p.up.high === null ? 0 : p.up.high - p.y)),
-              arrayminus: of.map((p) => (p.up.low === null ? 0 : p.y - p.up.low)) },
+            error_y: arms(of, (p) => p.up, (p) => p.y), error_x: arms(of, (p) => p.across, (p) => p.x),
           });
-          if (few) traces[traces.length - 1].name = `${index + 1} ${plain(called)}`;
         });
         return traces;
       }, () => ({
-        xaxis: axis(plain(at("plane-x").selectedOptions[0]?.text ?? ""), {}),
-        yaxis: axis(plain(at("plane-y").selectedOptions[0]?.text ?? "")),
-        legend: { orientation: "h", y: 1.12 },
+        xaxis: axis(called(data.x.find((each) => each.key === x))),
+        yaxis: axis(called(data.y.find((each) => each.key === y))),
+        legend: { orientation: "h", y: 1.03, yanchor: "bottom" }, showlegend: true,
       }));
     };
     ["plane-x", "plane-y"].forEach((id) => at(id).addEventListener("change", redraw));
@@ -127,8 +132,13 @@
   }
 
   const variants = [...new Set(data.layers.flatMap((layer) => layer.decided.map((each) => each.variant)))];
-  const heads = [...new Set(data.layers.flatMap((layer) => layer.cells.map((cell) => `${cell.role}: ${cell.setting}`)))];
+  const heads = [...new Map(data.layers.flatMap((layer) => layer.cells.map((cell) => [`${cell.role}: ${cell.setting}`, [cell.role, cell.setting]]))).values()]
+    .sort(([a], [b]) => (a === b ? 0 : b.localeCompare(a)));
   const roles = [...new Set(data.layers.flatMap((layer) => layer.decided.map((each) => each.role)))];
+  const ASKED = "asked";
+  const quantized = (of) => of !== undefined && of.asked.split(",")[0] !== "float";
+  // A batch norm, say, that no variant quantizes; a product that stays float is told.
+  const idle = (layer) => layer.cells.length === 0 && !layer.decided.some((each) => each.role === "weight" || quantized(each));
   let sorted = null;
   let open = null;
 
@@ -138,27 +148,32 @@
       columns.push({ head: `loss alone, ${data.loss}`, loss: true, value: (layer) => (layer.loss ? number(layer.loss.value) : null) });
     }
     const variant = at("layer-variant").value;
-    roles.forEach((role) => columns.push({
-      head: role, decided: role,
-      value: (layer) => (layer.decided.find((each) => each.variant === variant && each.role === role) || {}).asked || null,
-    }));
-    heads.forEach((head) => columns.push({
-      head, cell: head,
-      value: (layer) => {
-        const cell = layer.cells.find((each) => `${each.role}: ${each.setting}` === head);
-        return cell ? number(cell.figures[measure]) : null;
-      },
-    }));
+    const of = (layer, role) => layer.decided.find((each) => each.variant === variant && each.role === role);
+    const used = roles.filter((role) => data.layers.some((layer) => quantized(of(layer, role))));
+    if (measure === ASKED) {
+      used.forEach((role) => columns.push({ head: role, decided: role, value: (layer) => of(layer, role)?.asked ?? null }));
+    } else {
+      heads.forEach(([role, setting]) => columns.push({
+        head: setting, group: role, cell: `${role}: ${setting}`,
+        value: (layer) => {
+          const cell = layer.cells.find((each) => each.role === role && each.setting === setting);
+          return cell ? number(cell.figures[measure]) : null;
+        },
+      }));
+    }
     return columns;
   }
+
+  const keyOf = (column) => column.cell || column.head;
 
   function heat() {
     const measure = at("measure").value, columns = columnsOf(measure);
     const wanted = at("layer-filter").value.toLowerCase().split(/\s+/).filter(Boolean);
     const spoken = (layer) => [layer.name, layer.type, ...layer.traits, ...layer.decided.flatMap((d) => [d.rule, d.asked])].join(" ").toLowerCase();
-    let layers = data.layers.filter((layer) => wanted.every((word) => spoken(layer).includes(word)));
+    const all = data.layers.filter((layer) => at("layer-idle").checked || !idle(layer));
+    let layers = all.filter((layer) => wanted.every((word) => spoken(layer).includes(word)));
     if (sorted) {
-      const column = columns.find((each) => each.head === sorted.head);
+      const column = columns.find((each) => keyOf(each) === sorted.head);
       if (column) {
         const order = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true }));
         layers = [...layers].sort((a, b) => {
@@ -177,20 +192,31 @@
 
     const table = at("heat");
     table.replaceChildren();
-    const row = made("tr");
+    const groups = [...new Set(columns.map((each) => each.group).filter(Boolean))];
+    const row = made("tr"), below = groups.length ? made("tr", null, "below") : null;
     columns.forEach((column) => {
-      const head = made("th", column.head, "sorts");
+      if (column.group && groups[0] === column.group) {
+        const span = made("th", groups.shift(), "group");
+        span.colSpan = columns.filter((each) => each.group === column.group).length;
+        span.scope = "colgroup";
+        row.append(span);
+      }
+      const head = made("th", column.head, column.cell || column.loss ? "sorts" : "sorts text");
+      const key = keyOf(column);
       head.scope = "col";
       head.tabIndex = 0;
-      if (sorted && sorted.head === column.head) head.setAttribute("aria-sort", sorted.down ? "descending" : "ascending");
+      if (below && !column.group) head.rowSpan = 2;
+      if (sorted && sorted.head === key) head.setAttribute("aria-sort", sorted.down ? "descending" : "ascending");
+      head.dataset.key = key;
       const sort = () => {
         const numeric = column.loss || column.cell;
-        sorted = { head: column.head, down: sorted && sorted.head === column.head ? !sorted.down : Boolean(numeric) };
+        sorted = { head: key, down: sorted && sorted.head === key ? !sorted.down : Boolean(numeric) };
         heat();
+        [...table.querySelectorAll("th")].find((each) => each.dataset.key === key)?.focus();
       };
       head.addEventListener("click", sort);
       head.addEventListener("keydown", (event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), sort()));
-      row.append(head);
+      (column.group ? below : row).append(head);
     });
     const body = made("tbody");
     layers.forEach((layer) => {
@@ -206,6 +232,7 @@
           cell.append(name);
         } else if (column.loss) {
           cell.textContent = value === null ? "" : shown(value);
+          if (layer.loss && layer.loss.low !== null) cell.title = `${shown(layer.loss.low)} to ${shown(layer.loss.high)} (95 %)\n${layer.why}`;
           if (value > 0) {
             const bar = made("i", null, "bar");
             bar.style.width = `${Math.max(1, 60 * value / most)}px`;
@@ -216,9 +243,9 @@
           const told = of ? Object.entries(of.engines) : [];
           const bad = told.find(([, each]) => each[1] === "bad") || told.find(([, each]) => each[1] === "doubtful");
           cell.textContent = value || "";
-          cell.style.textAlign = "left";
+          cell.className = "text";
           if (of) cell.title = [`${of.rule} (${of.where})`, ...told.map(([engine, each]) => `${engine}: ${each[0]}`)].join("\n");
-          if (bad) { cell.className = bad[1][1]; cell.textContent += bad[1][1] === "bad" ? " ✗" : " ?"; }
+          if (bad) { cell.classList.add(bad[1][1]); cell.textContent += bad[1][1] === "bad" ? " ✗" : " ?"; }
           else if (told.length) cell.textContent += " ✓";
         } else if (column.cell) {
           const of = layer.cells.find((each) => `${each.role}: ${each.setting}` === column.cell);
@@ -226,6 +253,7 @@
           if (of) {
             cell.title = [column.cell, of.says, of.start ? "the recipe's own" : "", layer.why].filter(Boolean).join("\n");
             cell.classList.add("hot");
+            cell.addEventListener("click", () => { location.hash = `layer=${encodeURIComponent(layer.name)}`; });
             if (of.start) cell.classList.add("start");
             if (of.chosen) cell.classList.add("chosen");
           }
@@ -233,16 +261,21 @@
             const place = value === Infinity ? 1 : value === -Infinity ? 0 : (value - low) / (high - low || 1);
             [cell.style.background, cell.style.color] = shade(less ? 1 - place : place);
           }
-        } else cell.textContent = value === null ? "" : value;
+        } else {
+          cell.textContent = value === null ? "" : value;
+          cell.className = "text";
+        }
         line.append(cell);
       });
       body.append(line);
     });
-    put(table, put(made("thead"), row), body);
-    at("layer-count").textContent = `${layers.length} of ${data.layers.length} layers`;
-    at("heat-key").textContent = heads.length
-      ? "Solid frame: what the advice comes to; dashed: the recipe's own where the advice changes it. Bright is better. A click on a layer opens it."
-      : "✓ as asked on every engine that tells, ✗ not, ? not known. A click on a layer opens it; `granplugin analyze` adds what other settings would give.";
+    put(table, put(made("thead"), row, below), body);
+    const hidden = data.layers.length - all.length;
+    at("layer-count").textContent = `${layers.length} of ${data.layers.length} layers` + (hidden ? `; ${hidden} that nothing quantizes are not listed` : "");
+    at("heat-key").textContent = measure === ASKED
+      ? "✓ as asked on every engine that tells, ✗ not, ? not known. A click on a layer opens it."
+        + (heads.length ? "" : " `granplugin analyze` adds what other settings would give.")
+      : "Solid frame: what the advice comes to; dashed: the recipe's own where the advice changes it. Bright is better. A click opens the layer.";
   }
 
   function layerOf(name) {
@@ -254,6 +287,8 @@
     panel.hidden = false;
     panel.replaceChildren(made("h3", layer.name));
     put(panel, made("p", [layer.type, ...layer.traits].join(", "), "said"));
+    const title = panel.querySelector("h3");
+    title.tabIndex = -1;
     if (layer.why) put(panel, made("p", layer.why));
     const plots = put(panel, made("div", null, "plots")).lastChild;
     if (layer.ranges) channelPlot(plots, layer.ranges);
@@ -262,12 +297,13 @@
     settings(panel, layer);
     findings(panel, layer);
     kernels(panel, layer);
-    panel.scrollIntoView({ block: "nearest" });
+    title.focus({ preventScroll: true });
+    panel.scrollIntoView({ block: "start" });
   }
 
   function channelPlot(parent, ranges) {
     if (!ranges.before.length) return;
-    const element = put(parent, made("div", null, "plot")).lastChild;
+    const element = plotIn(parent, "Weight: largest |value| by output channel");
     const label = ranges.before.map((_, i) => (ranges.group > 1 ? `${i * ranges.group} to ${(i + 1) * ranges.group - 1}` : `${i}`));
     const series = (name, y, mark, shadeName) => ({
       name, y: y.map((value) => (value > 0 ? value : null)), text: label, mode: "markers", type: "scatter",
@@ -277,24 +313,38 @@
       series("as the model has it", ranges.before, "circle-open", "--soft"),
       ...(ranges.after ? [series("batch norm folded in", ranges.after, "circle", "--accent")] : []),
     ], () => ({
-      title: { text: "weight: largest |value| by output channel", font: { size: 13 } },
-      yaxis: axis("", { type: "log" }), xaxis: axis("output channel"), legend: { orientation: "h", y: -0.25 },
+      yaxis: axis("largest |w|", { type: "log", dtick: 1 }), xaxis: axis("output channel"), legend: { orientation: "h", y: 1.03, yanchor: "bottom" }, showlegend: true,
     }));
   }
 
+  function plotIn(parent, title) {
+    const element = made("div", null, "plot");
+    put(parent, put(made("div"), made("h4", title), element));
+    return element;
+  }
+
+  // Okabe and Ito's colours, told apart by the colour-blind; the dashes by a printer too.
+  const lines = [["#d55e00", "solid"], ["#0072b2", "dash"], ["#009e73", "dot"], ["#cc79a7", "dashdot"], ["#e69f00", "longdash"], ["#56b4e9", "longdashdot"]];
+  const DECADES = 2.5;
+
   function inputPlot(parent, ranges) {
-    const element = put(parent, made("div", null, "plot")).lastChild;
     const { edges, counts } = ranges.input;
-    const lines = Object.entries(ranges.clips);
+    const clips = Object.entries(ranges.clips).sort(([, a], [, b]) => b - a);
+    const most = Math.max(edges[edges.length - 1], ...clips.map(([, value]) => value)), least = most / 10 ** DECADES;
+    const small = counts.reduce((sum, count, i) => sum + (edges[i + 1] <= least ? count : 0), 0);
+    const all = counts.reduce((sum, count) => sum + count, 0), top = Math.max(...counts);
+    const element = plotIn(parent, "Input: |x| over the calibration data, and where each calibrator clips it");
     draw(element, () => [{
       type: "bar", x: counts.map((_, i) => Math.sqrt(Math.max(edges[i], edges[i + 1] / 1.2) * edges[i + 1])), y: counts,
-      width: counts.map((_, i) => edges[i + 1] - Math.max(edges[i], edges[i + 1] / 2)),
+      width: counts.map((_, i) => edges[i + 1] - Math.max(edges[i], edges[i + 1] / 2)), showlegend: false,
       marker: { color: colour("--moves") }, hovertemplate: "|x| about %{x:.3g}: %{y} values<extra></extra>",
-    }], () => ({
-      title: { text: "input: |x| over the calibration data, and where it is clipped", font: { size: 13 } },
-      xaxis: axis("|x|", { type: "log" }), yaxis: axis("values", { type: "log" }), bargap: 0,
-      shapes: lines.map(([, value]) => ({ type: "line", x0: value, x1: value, yref: "paper", y0: 0, y1: 1, line: { color: colour("--bad"), width: 1.5 } })),
-      annotations: lines.map(([name, value], i) => ({ x: Math.log10(value), y: 1 - 0.09 * i, yref: "paper", text: plain(name), showarrow: false, xanchor: "right", font: { size: 11 } })),
+    }, ...clips.map(([name, value], i) => ({
+      x: [value, value], y: [0.5, 2 * top], mode: "lines", name: `${plain(name)}: ${shown(value)}`, hoverinfo: "name+x",
+      line: { color: lines[i % lines.length][0], dash: lines[i % lines.length][1], width: 2 },
+    }))], () => ({
+      xaxis: axis(`|x|${small ? `; ${(100 * small / all).toPrecision(2)} % of the values are smaller than shown` : ""}`,
+        { type: "log", range: [Math.log10(least), Math.log10(most * 1.1)] }),
+      yaxis: axis("values", { type: "log", dtick: 2 }), bargap: 0, showlegend: true, legend: { orientation: "h", y: 1.03, yanchor: "bottom", font: { size: 11 } },
     }));
   }
 
@@ -334,26 +384,33 @@
   }
 
   function findings(panel, layer) {
-    tableOf(panel, "What costs, and what to write instead", ["engine", "variant", "code", "costs", "instead"],
-      layer.findings.map((each) => [each.engine, each.variant, each.code, each.says, each.instead]));
+    tableOf(panel, "What costs, and what to write instead", ["engine", "variant", "code", "costs", "instead", "to paste below rules:"],
+      layer.findings.map((each) => [each.engine, each.variant, each.code, each.says, each.instead,
+        each.rule ? put(made("td"), made("code", each.rule)) : ""]));
   }
 
   function kernels(panel, layer) {
+    const asked = (variant) => layer.decided.filter((each) => each.variant === variant && quantized(each))
+      .map((each) => `${each.role} ${each.asked}`).join("; ") || "float";
     const rows = data.plans.flatMap((plan) => plan.kernels
       .filter((kernel) => kernel.nodes.some((node) => node === layer.name || node.startsWith(`${layer.name}/`)))
-      .map((kernel) => [plan.engine, plan.variant, kernel.arithmetic, kernel.bytes === null ? "" : (kernel.bytes / 1e6).toFixed(3), kernel.name, kernel.nodes.join(", ")]));
-    tableOf(panel, "Its kernels", ["engine", "variant", "reads > writes", "MB", "kernel", "ONNX nodes"], rows);
+      .map((kernel) => [plan.engine, plan.variant, asked(plan.variant), kernel.arithmetic, kernel.bytes === null ? "" : (kernel.bytes / 1e6).toFixed(3), kernel.name, kernel.nodes.join(", ")]));
+    tableOf(panel, "Its kernels: what is asked, and what they read and write", ["engine", "variant", "asked", "reads > writes", "MB", "kernel", "ONNX nodes"], rows);
   }
 
   function layersPart() {
     if (!at("layers")) return;
-    fill(at("measure"), data.measures.map((each) => [each.key, each.title]), (data.measures[0] || {}).key);
+    const asks = variants.length ? [[ASKED, "what a variant asks, and what became of it"]] : [];
+    fill(at("measure"), [...data.measures.map((each) => [each.key, each.title]), ...asks], (data.measures[0] || {}).key);
     at("measure-label").hidden = data.measures.length === 0;
+    at("idle-label").hidden = !data.layers.some(idle);
     fill(at("layer-variant"), variants.map((name) => [name, name]), variants[variants.length - 1]);
     const recipe = data.spots.find((spot) => spot.kind === "recipe");
     if (recipe && variants.includes(recipe.name)) at("layer-variant").value = recipe.name;
-    at("variant-label").hidden = variants.length === 0;
-    ["measure", "layer-variant"].forEach((id) => at(id).addEventListener("change", heat));
+    const shownFor = () => { at("variant-label").hidden = at("measure").value !== ASKED; };
+    shownFor();
+    at("measure").addEventListener("change", shownFor);
+    ["measure", "layer-variant", "layer-idle"].forEach((id) => at(id).addEventListener("change", heat));
     at("layer-filter").addEventListener("input", heat);
     heat();
   }
@@ -372,44 +429,76 @@
       });
       compare();
     };
+    const own = (kernel) => kernel.nodes.filter((node) => !/\/(Dequantize|Quantize)Linear/.test(node));
+    const titled = (kernel) => own(kernel)[0] || kernel.nodes[0] || kernel.name;
+    const megabytes = (bytes) => (bytes === null ? "size not known" : `${(bytes / 1e6).toFixed(3)} MB`);
+    // What two kernels of one place do otherwise, in words.
+    const apart = (a, b) => [
+      own(a).join() === own(b).join() ? "" : "fused nodes",
+      a.arithmetic === b.arithmetic ? "" : "arithmetic",
+      a.bytes === b.bytes ? "" : "bytes",
+    ].filter(Boolean);
     const compare = () => {
       const found = ["plan-a", "plan-b"].map((id) => data.plans.find((plan) => plan.engine === at("plan-engine").value && plan.variant === at(id).value));
-      const key = (kernel) => JSON.stringify([kernel.nodes.filter((node) => !/\/(Dequantize|Quantize)Linear/.test(node)), kernel.arithmetic, kernel.bytes]);
       const most = Math.max(1, ...found.flatMap((plan) => (plan ? plan.kernels.map((kernel) => kernel.bytes || 0) : [])));
       const only = at("plan-changed").checked;
       const both = at("plan-both");
       both.replaceChildren();
-      found.forEach((plan, side) => {
-        const column = made("div");
-        if (plan) {
-          const other = new Set((found[1 - side] || { kernels: [] }).kernels.map(key));
-          const sum = plan.kernels.some((kernel) => kernel.bytes === null) ? "not all sizes known"
-            : `${(plan.kernels.reduce((total, kernel) => total + kernel.bytes, 0) / 1e6).toFixed(1)} MB`;
-          column.append(made("div", `${plan.variant}: ${plan.kernels.length} kernels, ${sum}`, "head"));
-          plan.kernels.forEach((kernel) => {
-            const differs = found[0] !== found[1] && !other.has(key(kernel));
-            if (only && !differs) return;
-            const line = made("div", null, `kernel ${kernel.does}${differs ? " differs" : ""}`);
-            const bar = made("i");
-            bar.style.width = `${100 * (kernel.bytes || 0) / most}%`;
-            const main = kernel.nodes.find((node) => !/\/(Dequantize|Quantize)Linear/.test(node)) || kernel.nodes[0] || kernel.name;
-            line.title = [kernel.name, kernel.arithmetic, kernel.bytes === null ? "size not known" : `${(kernel.bytes / 1e6).toFixed(3)} MB`, ...kernel.nodes].join("\n");
-            column.append(put(line, bar, made("span", `${main}  ${kernel.arithmetic}`)));
-          });
-        }
-        both.append(column);
+      found.forEach((plan) => {
+        const sum = !plan ? "" : plan.kernels.some((kernel) => kernel.bytes === null) ? "not all sizes known"
+          : `${(plan.kernels.reduce((total, kernel) => total + kernel.bytes, 0) / 1e6).toFixed(1)} MB`;
+        both.append(made("div", plan ? `${plan.variant}: ${plan.kernels.length} kernels, ${sum}` : "", "head"));
       });
+      const bar = (kernel, differs, what) => {
+        if (!kernel) return made("div", null, "kernel none");
+        const line = made("div", null, `kernel ${kernel.does}${differs ? " differs" : ""}`);
+        const length = made("i");
+        length.style.width = `${100 * (kernel.bytes || 0) / most}%`;
+        line.title = [kernel.name, kernel.arithmetic, megabytes(kernel.bytes), ...kernel.nodes].join("\n");
+        return put(line, length, made("span", `${titled(kernel)}  ${kernel.arithmetic}`), what ? made("em", what) : null);
+      };
+      const same = found[0] === found[1];
+      let differing = 0;
+      aligned(found[0]?.kernels ?? [], found[1]?.kernels ?? [], (kernel) => `${kernel.does} ${titled(kernel)}`).forEach(([a, b]) => {
+        const what = same ? [] : a && b ? apart(a, b) : ["only here"];
+        if (what.length) differing += 1;
+        if (only && !what.length) return;
+        both.append(bar(a, what.length > 0, a && !b ? "only here" : ""), bar(b, what.length > 0, b ? what.join(", ") : ""));
+      });
+      at("plan-said").textContent = same ? "" : `${differing} places differ, each marked ≠ with what differs.`;
     };
     at("plan-engine").addEventListener("change", choose);
     ["plan-a", "plan-b", "plan-changed"].forEach((id) => at(id).addEventListener("change", compare));
     choose();
   }
 
+  // Pairs of both lists in order: the longest run of equal names side by side, the others alone.
+  function aligned(a, b, name) {
+    const [n, m] = [a.length, b.length], wide = m + 1;
+    const names = [a.map(name), b.map(name)];
+    const length = new Uint16Array((n + 1) * wide);
+    for (let i = n - 1; i >= 0; i -= 1) {
+      for (let j = m - 1; j >= 0; j -= 1) {
+        length[i * wide + j] = names[0][i] === names[1][j] ? length[(i + 1) * wide + j + 1] + 1
+          : Math.max(length[(i + 1) * wide + j], length[i * wide + j + 1]);
+      }
+    }
+    const pairs = [];
+    for (let i = 0, j = 0; i < n || j < m;) {
+      if (i < n && j < m && names[0][i] === names[1][j]) pairs.push([a[i++], b[j++]]);
+      else if (j >= m || (i < n && length[(i + 1) * wide + j] >= length[i * wide + j + 1])) pairs.push([a[i++], null]);
+      else pairs.push([null, b[j++]]);
+    }
+    return pairs;
+  }
+
   // ---------------------------------------------------------------- tables, links, theme
   function sortable(table) {
     const heads = [...table.querySelectorAll("thead th")];
     const body = table.tBodies[0];
-    if (!heads.length || !body || body.rows.length < 2 || [...body.rows].some((row) => row.cells.length !== heads.length)) return;
+    // A note spans the columns and goes with the row above it; a heading over rows forbids sorting.
+    const notes = (row) => row.cells.length === 1 && row.cells[0].colSpan === heads.length && row.cells[0].tagName === "TD";
+    if (!heads.length || !body || body.rows.length < 2 || [...body.rows].some((row) => row.cells.length !== heads.length && !notes(row))) return;
     heads.forEach((head, column) => {
       if (!head.textContent) return;
       head.classList.add("sorts");
@@ -420,13 +509,15 @@
         const down = head.getAttribute("aria-sort") !== "descending";
         heads.forEach((each) => each.removeAttribute("aria-sort"));
         head.setAttribute("aria-sort", down ? "descending" : "ascending");
-        const rows = [...body.rows].sort((a, b) => {
+        const whole = [];
+        [...body.rows].forEach((row) => (notes(row) && whole.length ? whole[whole.length - 1].push(row) : whole.push([row])));
+        whole.sort(([a], [b]) => {
           const [x, y] = [figure(read(a)), figure(read(b))];
           if (x !== null && y !== null) return x - y;
           if (x !== null || y !== null) return x === null ? 1 : -1;
           return read(a).localeCompare(read(b), "en", { numeric: true });
         });
-        body.append(...(down ? rows.reverse() : rows));
+        body.append(...(down ? whole.reverse() : whole).flat());
       };
       head.addEventListener("click", sort);
       head.addEventListener("keydown", (event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), sort()));
@@ -443,6 +534,18 @@
       (!document.documentElement.dataset.theme && matchMedia("(prefers-color-scheme: dark)").matches);
     document.documentElement.dataset.theme = dark ? "light" : "dark";
     drawn.forEach(([element, go]) => element.isConnected && go());
+  });
+
+  const plots = () => [...new Set(drawn.map(([element]) => element))].filter((element) => element.isConnected);
+  let closed = [];
+  window.addEventListener("beforeprint", () => {
+    closed = [...document.querySelectorAll("details:not([open])")];
+    closed.forEach((each) => { each.open = true; });
+    plots().forEach((each) => Plotly.relayout(each, { width: Math.min(each.clientWidth, 940) }));
+  });
+  window.addEventListener("afterprint", () => {
+    closed.forEach((each) => { each.open = false; });
+    plots().forEach((each) => Plotly.relayout(each, { width: null, autosize: true }));
   });
 
   plane();

@@ -3,7 +3,9 @@ it, and what its channels are like."""
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -42,7 +44,7 @@ def layers_of(kept: Kept) -> list[PageLayer]:
     decided = _decided(kept)
     ranges = _ranges(kept.of_run) | _ranges(kept.of_analysis)
     types = {row.layer: row.type for rows in kept.rows.values() for row in rows}
-    findings = _findings(kept.report)
+    findings = _findings(kept)
     found = []
     for name in dict.fromkeys([*analysed, *decided]):
         layer = analysed.get(name)
@@ -165,21 +167,39 @@ def _verdicts(report: Report | None) -> dict[tuple[str, str], dict[str, Told]]:
     return found
 
 
-def _findings(report: Report | None) -> dict[str, list[PageFinding]]:
+def _findings(kept: Kept) -> dict[str, list[PageFinding]]:
     found: dict[str, list[PageFinding]] = defaultdict(list)
-    for variant in report.variants if report else ():
+    for variant in kept.report.variants if kept.report else ():
+        folded = {row.layer for row in kept.rows.get(variant.name, ()) if row.bn == "fold"}
         for engine in variant.engines:
-            for each in _of_layers(engine):
-                found[each[0]].append(
+            for name, code, says, instead in _of_layers(engine):
+                found[name].append(
                     PageFinding(
                         engine=engine.engine,
                         variant=variant.name,
-                        code=each[1],
-                        says=each[2],
-                        instead=each[3],
+                        code=code,
+                        says=says,
+                        instead=instead,
+                        rule=_to_paste(name, instead, name in folded),
                     )
                 )
     return found
+
+
+_KEY_AND_VALUE = re.compile(r"\b(weight|input|skip|output|format|bn): (\w+)")
+
+
+def _to_paste(layer: str, instead: str, folded: bool) -> str:
+    """
+    >>> _to_paste("a.b", "write weight: per_tensor, with bn: keep where its batch norm is folded", True)
+    '- {match: a.b, weight: per_tensor, bn: keep}'
+    >>> _to_paste("a", "quantize neighbours alike", True)
+    ''
+    """
+    told = _KEY_AND_VALUE.findall(instead) if instead.startswith("write ") else []
+    chosen = [f"{key}: {value}" for key, value in told if key != "bn" or folded]
+    name = layer if re.fullmatch(r"[\w.]+", layer) else json.dumps(layer, ensure_ascii=False)
+    return f"- {{match: {name}, {', '.join(chosen)}}}" if chosen else ""
 
 
 def _of_layers(engine: EngineResult) -> Iterator[tuple[str, str, str, str]]:

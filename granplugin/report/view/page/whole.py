@@ -9,7 +9,9 @@ from granplugin.report.view.analysis import analysis_view
 from granplugin.report.view.elements import Block, Item, Paragraph, Section, Terms, Verbatim
 from granplugin.report.view.page.kept import Kept, Page
 from granplugin.report.view.page.layers import layers_of, measures_of
-from granplugin.report.view.page.run import overview, spots, verdict
+from granplugin.report.view.page.overview import overview, spots
+from granplugin.report.view.page.run import verdict
+from granplugin.report.view.run_facts import version_of
 from granplugin.report.view.run_whole import run_whole_view
 from granplugin.report.view.senses import SENSES
 from granplugin.words import duration
@@ -21,7 +23,7 @@ def page_view(kept: Kept) -> Page:
     tables: list[Block] = []
     if kept.report:
         first.append(verdict(kept.report))
-        first.append(overview(kept.report))
+        first += overview(kept.report)
         tables.append(_aside("All figures of the run", run_whole_view(kept.report)))
     if kept.analysis:
         first.append(_advice(kept))
@@ -66,20 +68,26 @@ def _loss_unit(kept: Kept) -> str:
 def _provenance(kept: Kept) -> Iterator[Block]:
     pairs: list[tuple[str, str]] = []
     sources = [of for of in (kept.of_run, kept.of_analysis) if of]
+    of_what = kept.report or kept.analysis
     if kept.report:
         pairs += [("run", f"{kept.report.created}, {duration(kept.report.seconds)}")]
-    of_what = kept.report or kept.analysis
     if of_what:
         machine = of_what.machine
+        installed = {"granplugin": of_what.granplugin, "Python": machine.python, **machine.packages}
+        if kept.report:
+            installed |= {of[0].engine: version_of(of) for of in kept.report.by_engine}
         pairs += [
             ("machine", f"{machine.processor}, {machine.cores} cores, {machine.system}"),
-            ("versions", ", ".join(f"{n} {v}" for n, v in machine.packages.items())),
+            ("versions", ", ".join(f"{n} {v}" for n, v in installed.items())),
         ]
     for of in sources:
         pairs += [("again", of.command)] if of.command else []
-        pairs += [(f"seed of {name}", str(seed)) for name, seed in of.seeds.items()]
+    for of in sources:
+        pairs += [(name, str(seed)) for name, seed in of.seeds.items()]
     texts = {each.path: each for of in sources for each in of.recipes}
-    pairs += [(f"sha256 of {path}", each.sha256) for path, each in texts.items()]
+    hashes = {path: each.sha256 for path, each in texts.items()}
+    hashes |= {path: sha for of in sources for path, sha in of.files.items()}
+    pairs += [(f"sha256 of {path}", sha) for path, sha in hashes.items()]
     yield Terms(tuple(dict.fromkeys(pairs)))
     for path, each in texts.items():
         yield Section(path, (Verbatim(tuple(each.text.splitlines()), "yaml"),))
