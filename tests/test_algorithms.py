@@ -1,12 +1,17 @@
-"""run_algorithm: modelopt's smoothquant and awq_lite, as a float network that computes the same."""
+"""modelopt's smoothquant and awq_lite, by run_algorithm or a rule, as a float network that computes the
+same."""
 
 from __future__ import annotations
 
 import copy
+import json
 
 import modelopt.torch.quantization as mtq
+import numpy as np
+import onnx
 import pytest
 import torch
+from conftest import run_main
 from torch import nn
 
 import granplugin
@@ -88,3 +93,76 @@ def test_the_scales_are_modelopts_own(model, data):
 def test_an_algorithm_that_does_not_fit_is_refused(model, data, recipe, method, match, said):
     with pytest.raises(RecipeError, match=said.replace("?", r"\?")):
         granplugin.run_algorithm(model, recipe, data, lambda net: net(data), method, match)
+
+
+NET = """
+import torch
+from test_algorithms import Net
+
+def net():
+    torch.manual_seed(0)
+    return Net().eval()
+
+def batches():
+    torch.manual_seed(1)
+    yield torch.randn(32, 1, 4, 4) * torch.linspace(0.02, 9, 16).reshape(1, 1, 4, 4)
+"""
+
+
+def recipe_of(tmp_path, rules, **more):
+    (tmp_path / "net.py").write_text(NET)
+    return {
+        "version": 1, "defaults": {"bn": "keep", "weight": "per_channel", "input": "per_tensor"},
+        "model": {"callable": f"{tmp_path}/net.py:net"},
+        "data": {"calibration": {"callable": f"{tmp_path}/net.py:batches"}},
+        "engines": ["onnxruntime"], "optional_engines": [], "baselines": ["fp32"], "rules": rules,
+        **more,
+    }  # fmt: skip
+
+
+def test_a_rule_lets_modelopt_change_its_layers_and_no_other(model, data, tmp_path):
+    recipe = recipe_of(tmp_path, [{"id": "smooth", "match": "a", "algorithm": "smoothquant"}])
+    done = granplugin.apply(recipe, out=tmp_path / "run")
+    assert done.exit_code == 0
+    part = {key: recipe[key] for key in ("version", "defaults")}
+    changed = granplugin.run_algorithm(model, part, data, lambda net: net(data), "smoothquant", "a")
+    written = onnx.load(tmp_path / "run" / "float.onnx").graph.initializer
+    weights = {str(each.name): onnx.numpy_helper.to_array(each) for each in written}
+    for layer in ("a", "b"):
+        weight = changed.get_submodule(layer).weight.detach().numpy()
+        assert any(np.array_equal(weight, each) for each in weights.values()), layer
+    assert any(np.array_equal(changed.a.input_scale, each) for each in weights.values())
+    assert "smoothquant changed the weights of 1 layer" in " ".join(done.report.notes)
+    told = granplugin.plan(recipe, out=tmp_path / "run").why("a")
+    assert "=> its weight is changed first: smoothquant" in told
+
+
+@pytest.mark.parametrize(
+    ("rules", "more", "said"),
+    [
+        ([{"match": "**", "algorithm": "smoothquant"}], {}, "'conv' is a Conv2d, and it is for"),
+        ([{"match": "a", "format": "float"}, {"match": "a", "algorithm": "smoothquant"}], {},
+         "'a' has a float weight by rule 1"),
+        ([{"match": "a", "half": "allow", "input": "float"},
+          {"match": {"type": "Linear"}, "algorithm": "smoothquant"}], {}, "'a' has a float input"),
+        ([{"match": "a", "algorithm": "svdquant"}], {}, "adds products of its own"),
+        ([{"match": "a", "algorithm": {"method": "awq_lite", "alpha": 1}}], {}, "alpha_step"),
+        ([{"id": "s", "match": "a", "algorithm": "smoothquant"}],
+         {"variants": {"plain": {"drop": ["s"]}}}, "one float network"),
+        ([{"match": "a", "algorithm": "awq_lite"}], {"model": {"onnx": "a.onnx"}}, "names a file"),
+    ],
+)  # fmt: skip
+def test_a_rule_whose_algorithm_does_not_fit_is_refused_at_its_line(tmp_path, rules, more, said):
+    (tmp_path / "a.onnx").touch()
+    path = tmp_path / "r.yaml"
+    path.write_text(json.dumps(recipe_of(tmp_path, rules, **more), indent=1))
+    done = run_main("plan", path, "--out", tmp_path / "run")
+    assert done.code == 2 and said in done.stderr and f"{path.name}:" in done.stderr
+
+
+def test_what_takes_no_algorithm_says_so(model, data):
+    recipe = {**INT8, "rules": [*INT8["rules"], {"match": "a", "algorithm": "smoothquant"}]}
+    with pytest.raises(RecipeError, match=r"call granplugin\.run_algorithm first"):
+        granplugin.prepare(model, recipe, data)
+    again = [*recipe["rules"], {"match": "a", "algorithm": "none"}]
+    granplugin.prepare(copy.deepcopy(model), {**recipe, "rules": again}, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import runpy
 
 import modelopt.torch.opt as mto
@@ -96,6 +97,47 @@ def test_training_goes_on_where_it_was_saved(project):
         model.state_dict().items(), again.state_dict().items(), strict=True
     ):
         assert ours.equal(theirs), name
+
+
+def test_sites_that_share_a_scale_learn_one_range(tmp_path):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)), torch.randn(16, 8)
+    recipe = {"version": 1, "share": [{"match": ["0", "1"]}], "qat": {"learn_ranges": True}}
+    model = granplugin.quantize(copy.deepcopy(net), recipe, [x])
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    start = model[0].input_quantizer._amax.item()
+    model(x).square().mean().backward()
+    optimizer.step()
+    mto.save(model, tmp_path / "shared.pth")
+    again = mto.restore(net, tmp_path / "shared.pth")
+    for each in (model, again):
+        assert each[0].input_quantizer._amax is each[1].input_quantizer._amax
+    assert again[0].input_quantizer._amax.item() != start
+
+
+@pytest.mark.parametrize("kind", ["depthwise", "grouped", "transposed", "linear"])
+def test_a_learned_range_starts_without_what_multiplies_zeros_alone(kind):
+    """A filter behind a dead channel would take the range of all others."""
+    torch.manual_seed(0)
+    layer, filters = {
+        "depthwise": (nn.Conv2d(4, 4, 3, groups=4), (1,)),
+        "grouped": (nn.Conv2d(4, 8, 3, groups=2), (slice(0, 4), 1)),
+        "transposed": (nn.ConvTranspose2d(4, 4, 3, groups=2), (1,)),
+        "linear": (nn.Linear(4, 8), (slice(None), 1)),
+    }[kind]
+    x = torch.randn(16, 4, *[5] * (layer.weight.ndim - 2))
+    x[:, 1] = 0
+    with torch.no_grad():
+        layer.weight[filters] = 500.0
+    coarse = [{"match": "0", "weight": "per_tensor"}]
+    recipe = {"version": 1, "qat": {"learn_ranges": True}, "rules": coarse}
+    model = granplugin.quantize(nn.Sequential(copy.deepcopy(layer)), recipe, [x])
+    assert model[0].weight_quantizer._amax.item() < 1
+    pinned = {"match": "0", "weight": {"amax": 400.0, "granularity": "per_tensor"}}
+    held = granplugin.quantize(
+        nn.Sequential(copy.deepcopy(layer)), {**recipe, "rules": [pinned]}, [x]
+    )
+    assert held[0].weight_quantizer._amax.item() == 400
 
 
 class Attention(nn.Module):

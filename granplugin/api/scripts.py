@@ -20,7 +20,7 @@ from torch import nn
 
 from granplugin.data.batches import SAME_BITS, Batch
 from granplugin.engines import PRECISIONS
-from granplugin.errors import DataError, ModelError
+from granplugin.errors import DataError, ModelError, RecipeError
 from granplugin.network.batch_norms import check_folding
 from granplugin.network.forward import Example, call, inputs_of, named_inputs
 from granplugin.network.modules import weight_of
@@ -79,6 +79,11 @@ def prepare(model: Model, recipe: RecipeForm | LoadedPart, example: Example) -> 
         raise ModelError("the model has quantizers; call granplugin.prepare before mtq.quantize")
     traced = trace(model, example)
     plan = make_plan(_loaded(recipe), traced.layers)
+    if plan.moved:
+        raise RecipeError(
+            f"{plan.moved[0].where}: {plan.moved[0].algorithm} changes weights before anything is "
+            "quantized; call granplugin.run_algorithm first, and leave algorithm: out here"
+        )
     check_folding(model, traced, plan.folded, example)
     setattr(model, _MARK, _Prepared(traced.layers, plan.folded))
     return model

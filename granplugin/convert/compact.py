@@ -74,6 +74,12 @@ def _of_the_whole(plan: Plan) -> Iterator[str]:
             f"bn: fold of {first(folded)}: fold them first (torch.nn.utils.fuse_conv_bn_eval), as "
             "their weights' ranges are those behind folding"
         )
+    if plan.moved:
+        names = first([each.layer for each in plan.moved])
+        yield (
+            f"algorithm: {plan.moved[0].algorithm} of {names}: give the config the network that "
+            "granplugin.run_algorithm returns"
+        )
     shared: dict[str, list[QuantizedRow]] = {}
     for row in plan.quantized:
         if row.share is not None:

@@ -9,9 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from granplugin.convert.compact import Unsaid, compacted
+from granplugin.planning.quantize_config import native_attributes
 from granplugin.planning.rows import Plan, QuantizedRow
-from granplugin.quant.formats import FORMATS
-from granplugin.quant.granularity import PerTensor
 from granplugin.quant.layers import Layer
 
 FORMS = (".yaml", ".yml", ".json", ".py")
@@ -42,36 +41,10 @@ def quant_cfg(plan: Plan, layers: Sequence[Layer]) -> tuple[dict[str, Any], list
 
 def _said(row: QuantizedRow) -> str | Unsaid:
     """The attributes of a row's quantizer as JSON."""
-    attributes = _attributes(row)
-    return attributes if isinstance(attributes, Unsaid) else json.dumps(attributes, sort_keys=True)
-
-
-def _attributes(row: QuantizedRow) -> dict[str, Any] | Unsaid:
-    fmt = FORMATS[row.format]
-    told: dict[str, Any] = {"num_bits": fmt.num_bits}
-    if row.amax is not None:
-        told["constant_amax"] = row.amax
-    axes = [axis for axis, cells in enumerate(row.grid) if cells > 1]
-    if row.dynamic:
-        if isinstance(row.granularity, PerTensor):
-            return told | {"axis": [0], "type": "dynamic"}
-        return told | {"block_sizes": {-1: None, "type": "dynamic"}}
-    if fmt.block is not None:
-        axis = next(at for at, size in enumerate(row.block) if size == fmt.block)
-        blocks = {axis - len(row.shape): fmt.block, "type": "dynamic", "scale_bits": [8, 0]}
-        return told | {"block_sizes": blocks}
-    whole = all(cells in (1, row.shape[axis]) for axis, cells in enumerate(row.grid))
-    if whole and (len(axes) <= 1 or not row.at.constant):
-        return told | {"axis": axes[0] if len(axes) == 1 else axes or None}
-    if not row.at.constant:
-        return Unsaid(
-            "blocks of an input or output would fix the batch in modelopt; it stays float"
-        )
-    cut = [axis for axis, size in enumerate(row.block) if size > 1]
-    if len(cut) > 1:
-        return told | {"block_sizes": dict(enumerate(row.block))}
-    axis = cut[0] if cut else len(row.shape) - 1
-    return told | {"block_sizes": {axis - len(row.shape): row.block[axis]}}
+    attributes = native_attributes(row)
+    if isinstance(attributes, str):
+        return Unsaid(attributes)
+    return json.dumps(attributes, sort_keys=True)
 
 
 def _calibrators(plan: Plan) -> Iterator[str]:

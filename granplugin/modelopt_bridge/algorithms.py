@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import glob
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from granplugin.errors import ModelError
 from granplugin.modelopt_bridge.chatter import quiet
 from granplugin.modelopt_bridge.library import mtq
 from granplugin.modelopt_bridge.observe import ForwardLoop
 from granplugin.network.copying import copy_of
 from granplugin.network.forward import evaluating
+from granplugin.planning.quantize_config import native_attributes, quantizer_name
+from granplugin.planning.rows import QuantizedRow
 
 
 def moved(
-    model: nn.Module, config: Mapping[str, Any], forward_loop: ForwardLoop
+    model: nn.Module,
+    rows: Iterable[QuantizedRow],
+    algorithm: Mapping[str, Any],
+    forward_loop: ForwardLoop,
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Linear layer -> the scale of its input (in,) and its weight (out, in), as the algorithm of
-    this config for mtq.quantize chose them. The model stays as it is."""
+    """Linear layer -> the scale of its input (in,) and its weight (out, in), as an algorithm of
+    modelopt's chose them while these rows, and no others, are quantized. The model stays as it is.
+
+    Raises ModelError for a row that modelopt's own quantizers do not have.
+    """
+    entries: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
+    for row in rows:
+        attributes = native_attributes(row)
+        if isinstance(attributes, str):
+            raise ModelError(f"{row.site}: {attributes}")
+        name = glob.escape(quantizer_name(row))
+        entries.append({"quantizer_name": name, "cfg": attributes})
+    config = {"quant_cfg": entries, "algorithm": dict(algorithm)}
     with quiet(), evaluating(model):
-        found = mtq.quantize(copy_of(model), dict(config), forward_loop)
+        found = mtq.quantize(copy_of(model), config, forward_loop)
     layers: dict[str, tuple[Tensor, Tensor]] = {}
     for name, module in found.named_modules():
         scale = getattr(getattr(module, "input_quantizer", None), "_pre_quant_scale", None)

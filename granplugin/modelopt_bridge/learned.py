@@ -7,7 +7,7 @@ modelopt, so that a saved model restores into the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,9 +28,9 @@ _BOUNDS = {fmt.num_bits: (fmt.smallest, fmt.largest) for fmt in FORMATS.values()
 _INTEGER = {fmt.num_bits: fmt.integer for fmt in FORMATS.values()}
 
 
-def learn(model: nn.Module, rows: Iterable[QuantizedRow]) -> None:
+def learn(model: nn.Module, rows: Sequence[QuantizedRow]) -> None:
     """Make the amax of each of these sites, whose ranges are constants, a parameter with one number
-    for each scale."""
+    for each scale; of sites that share a scale, one parameter."""
     modules = dict(model.named_modules())
     for row in rows:
         quantizer = modules.get(quantizer_name(row))
@@ -43,6 +43,22 @@ def learn(model: nn.Module, rows: Iterable[QuantizedRow]) -> None:
         del quantizer._amax
         quantizer.register_parameter("_amax", nn.Parameter(cells.clone()))
         quantizer.backend = LEARNED
+    tie(model, rows)
+
+
+def tie(model: nn.Module, rows: Sequence[QuantizedRow]) -> None:
+    """Let the learned ranges of sites that share a scale be one parameter."""
+    modules = dict(model.named_modules())
+    first: dict[tuple[str, int], nn.Parameter] = {}
+    for row in rows:
+        quantizer = modules.get(quantizer_name(row))
+        if row.share is not None and quantizer is not None and is_learned(quantizer):
+            quantizer._amax = first.setdefault((row.share, row.scales), quantizer._amax)
+
+
+def is_learned(quantizer: nn.Module) -> bool:
+    """Whether its amax is trained."""
+    return isinstance(getattr(quantizer, "_amax", None), nn.Parameter)
 
 
 def _expanded(amax: Tensor, x: Tensor) -> Tensor:
@@ -74,12 +90,12 @@ class _LearnedStep(torch.autograd.Function):
         inside = (ratio >= smallest) & (ratio <= largest)
         rounded = ratio.round() if _INTEGER[ctx.num_bits] else ratio
         of_step = torch.where(inside, rounded - ratio, ratio.clamp(smallest, largest)) * grad
-        cells = _summed(of_step, amax) / largest
+        cells = summed(of_step, amax) / largest
         values = x.numel() / max(amax.numel(), 1)
         return grad * inside, cells / math.sqrt(values * largest), None
 
 
-def _summed(x: Tensor, amax: Tensor) -> Tensor:
+def summed(x: Tensor, amax: Tensor) -> Tensor:
     """x summed over what each amax is for."""
     if not amax.ndim:
         return x.sum()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from granplugin.calibration.statistics import Need, Statistics, find_amax, needs_of, share_amax
 from granplugin.errors import DataError
 from granplugin.modelopt_bridge.chatter import quiet
-from granplugin.modelopt_bridge.learned import learn
+from granplugin.modelopt_bridge.learned import learn, tie
 from granplugin.modelopt_bridge.library import (
     BaseCalibrateModeDescriptor,
     CalibrateModeRegistry,
@@ -34,6 +34,7 @@ from granplugin.modelopt_bridge.observe import (
 )
 from granplugin.modelopt_bridge.places import want_quantizers
 from granplugin.modelopt_bridge.quantizers import refuse_unfolded, set_quantizers
+from granplugin.modelopt_bridge.starts import squares_seen, start_weights
 from granplugin.network.batch_norms import fold_behind, freeze_batch_norms, is_folded, norm_of
 from granplugin.network.modules import stored
 from granplugin.planning.quantize_config import METHOD, config
@@ -85,7 +86,9 @@ def calibrate(
             "mtq.quantize a forward_loop, or pin their ranges with amax"
         )
     statistics = Statistics({}, {}, 0)
-    with weights_seen(model, [row.layer for row in rows if row.operand == "weight"]) as weights:
+    learned = rows if training.get("learn_ranges") else []
+    weighed = [row.layer for row in rows if row.operand == "weight"]
+    with weights_seen(model, weighed) as weights, squares_seen(model, learned) as squares:
         if forward_loop is not None:
             statistics = of_all_processes(observe(model, needs, forward_loop))
     amax = {
@@ -94,9 +97,14 @@ def calibrate(
         if not row.dynamic
     }
     set_quantizers(model, rows, share_amax(rows, amax))
+    learn(model, learned)
+    start_weights(
+        model,
+        learned,
+        lambda row: torch.from_numpy(_weight_of(model, row, weights, folding)),
+        squares(),
+    )
     fold_behind(model, [layer for layer, _ in folding.values()])
-    if training.get("learn_ranges"):
-        learn(model, [row for row in rows if row.share is None])
     _freeze(model, training)
 
 
@@ -104,7 +112,9 @@ def _restore(model: nn.Module, config: CalibrationConfig, metadata: dict[str, An
     """A fresh model made what calibration made of the one that was saved, but for the tensors."""
     fold_behind(model, map(layer_from_json, config.folded))
     _freeze(model, config.training)
-    return restore_quantizer_state(model, config, metadata)
+    model = restore_quantizer_state(model, config, metadata)
+    tie(model, [row for site in config.sites if (row := row_from_json(site)).quantized])
+    return model
 
 
 def _freeze(model: nn.Module, training: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import reduce
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from granplugin.network.forward import evaluating
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 ForwardLoop = Callable[[nn.Module], object]
 _LEAST_BATCH = 16
 
@@ -56,7 +58,7 @@ def observe(model: nn.Module, needs: Iterable[Need], forward_loop: ForwardLoop) 
     hooks = [model.register_forward_pre_hook(count, with_kwargs=True)]
     try:
         for site in sites:
-            hooks.append(_quantizer(model, site).register_forward_pre_hook(watch(site)))
+            hooks.append(quantizer_of(model, site).register_forward_pre_hook(watch(site)))
         for quantizer in enabled:
             quantizer.disable()
         with evaluating(model):
@@ -90,11 +92,16 @@ def observe(model: nn.Module, needs: Iterable[Need], forward_loop: ForwardLoop) 
 def of_all_processes(own: Statistics) -> Statistics:
     """The statistics of all processes of torch.distributed together, the same in each of them;
     one's own where there is no other."""
+    return reduce(Statistics.merge, of_every_process(own))
+
+
+def of_every_process(own: T) -> list[T]:
+    """What each process of torch.distributed has; one's own alone where there is no other."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return own
-    every: list[Statistics] = [own] * torch.distributed.get_world_size()
+        return [own]
+    every = [own] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(every, own)
-    return reduce(Statistics.merge, every)
+    return every
 
 
 @contextmanager
@@ -109,7 +116,7 @@ def weights_seen(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, 
         return hook
 
     hooks = [
-        _quantizer(model, f"{layer}.weight").register_forward_pre_hook(watch(layer))
+        quantizer_of(model, f"{layer}.weight").register_forward_pre_hook(watch(layer))
         for layer in layers
     ]
     try:
@@ -133,7 +140,8 @@ def batches(samples: int) -> list[slice]:
     return [slice(*ends) for ends in zip(bounds, bounds[1:], strict=False)]
 
 
-def _quantizer(model: nn.Module, site: str) -> TensorQuantizer:
+def quantizer_of(model: nn.Module, site: str) -> TensorQuantizer:
+    """modelopt's at this site. Raises ModelError."""
     try:
         return model.get_submodule(f"{site}_quantizer".removeprefix("."))
     except AttributeError as err:

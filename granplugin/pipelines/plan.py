@@ -69,7 +69,7 @@ class Planned(Result):
         return plan_output(path, self.variant, plan, self.written, found, self.last)
 
     def _changes_nothing(self) -> bool:
-        if all(of_base(rule.id) for rule in self.loaded.recipe.rules):
+        if self.plan.moved or all(of_base(rule.id) for rule in self.loaded.recipe.rules):
             return False
         try:
             alone = plan_before_rules(self.loaded, self.layers)

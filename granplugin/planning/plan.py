@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from granplugin.errors import RecipeError
+from granplugin.planning.moving import moved_by
 from granplugin.planning.rows import FloatRow, Plan, QuantizedRow, Row, RuleUse
 from granplugin.planning.settle import PRESET, Sayings, Settled
 from granplugin.planning.sharing import one_pair, one_scale
@@ -90,6 +91,8 @@ class _Planner:
         _check_folded_norms(rows, folded_norms)
         rows = one_pair(rows, frozenset(self.ranged))
         rows = one_scale(rows, self.layers, self.loaded)
+        moved = moved_by(self.loaded, self.layers, matched, rows)
+        self.decides.update(index for index, _ in moved)
         uses = tuple(
             RuleUse(label, where, len(positions), self.decides[index])
             for index, (label, where, positions) in enumerate(
@@ -102,7 +105,7 @@ class _Planner:
             *self._notes(uses),
         ]
         told = [u for r, u in zip(self.rules, uses, strict=True) if u.matched or not of_base(r.id)]
-        return Plan(tuple(rows), tuple(told), tuple(notes))
+        return Plan(tuple(rows), tuple(told), tuple(notes), tuple(each for _, each in moved))
 
     def _check_match(self, index: int, positions: Sequence[int]) -> None:
         rule = self.rules[index]

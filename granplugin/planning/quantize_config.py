@@ -17,6 +17,7 @@ from typing import Any
 from granplugin.planning.row_json import row_to_json
 from granplugin.planning.rows import QuantizedRow, Row
 from granplugin.quant.formats import FORMATS
+from granplugin.quant.granularity import PerTensor
 from granplugin.quant.layers import Layer, layer_to_json
 
 METHOD = "granplugin"
@@ -73,3 +74,31 @@ def attributes(row: QuantizedRow) -> dict[str, Any]:
 def site_entry(row: QuantizedRow) -> dict[str, Any]:
     """The row as JSON values, with the name of its quantizer; row_from_json reads it."""
     return {"quantizer": quantizer_name(row), **row_to_json(row)}
+
+
+def native_attributes(row: QuantizedRow) -> dict[str, Any] | str:
+    """The attributes with which modelopt's own quantizer, calibrated by modelopt, does the same; or why
+    none do."""
+    fmt = FORMATS[row.format]
+    told: dict[str, Any] = {"num_bits": fmt.num_bits}
+    if row.amax is not None:
+        told["constant_amax"] = row.amax
+    axes = [axis for axis, cells in enumerate(row.grid) if cells > 1]
+    if row.dynamic:
+        if isinstance(row.granularity, PerTensor):
+            return told | {"axis": [0], "type": "dynamic"}
+        return told | {"block_sizes": {-1: None, "type": "dynamic"}}
+    if fmt.block is not None:
+        axis = next(at for at, size in enumerate(row.block) if size == fmt.block)
+        blocks = {axis - len(row.shape): fmt.block, "type": "dynamic", "scale_bits": [8, 0]}
+        return told | {"block_sizes": blocks}
+    whole = all(cells in (1, row.shape[axis]) for axis, cells in enumerate(row.grid))
+    if whole and (len(axes) <= 1 or not row.at.constant):
+        return told | {"axis": axes[0] if len(axes) == 1 else tuple(axes) or None}
+    if not row.at.constant:
+        return "blocks of an input or output would fix the batch in modelopt; it stays float"
+    cut = [axis for axis, size in enumerate(row.block) if size > 1]
+    if len(cut) > 1:
+        return told | {"block_sizes": dict(enumerate(row.block))}
+    axis = cut[0] if cut else len(row.shape) - 1
+    return told | {"block_sizes": {axis - len(row.shape): row.block[axis]}}

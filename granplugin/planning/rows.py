@@ -10,6 +10,7 @@ from granplugin.quant.calibrators import Calibrator
 from granplugin.quant.granularity import Granularity, grid, scales
 from granplugin.quant.layers import Layer
 from granplugin.quant.site import Operand, Shape, Site
+from granplugin.recipe.algorithms import Algorithm
 from granplugin.recipe.settings import FLOAT
 
 
@@ -185,12 +186,25 @@ class RuleUse:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """A layer whose weight an algorithm is to change before anything is rounded, and the rule that
+    says so."""
+
+    layer: str
+    algorithm: Algorithm
+    rule: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """Every site's row, in the order the layers run; what each rule did; and what to know."""
+    """Every site's row, in the order the layers run; what each rule did; what to know; and what is
+    changed in the float network first."""
 
     rows: tuple[Row, ...]
     uses: tuple[RuleUse, ...] = ()
     notes: tuple[str, ...] = ()
+    moved: tuple[Moved, ...] = ()
 
     @property
     def quantized(self) -> tuple[QuantizedRow, ...]:

@@ -27,7 +27,16 @@ def why(loaded: LoadedPart, layers: Sequence[Layer], plan: Plan, name: str) -> t
         return (f"=> float: {layer.unusable}",)
     sayings = Sayings(loaded)
     rules = [n for n, rule in enumerate(sayings.rules) if select(rule.match, [layer])]
-    return (*_said(sayings, sayings.settle(layer, rules)), *_came_of_it(plan, layer))
+    settled = sayings.settle(layer, rules)
+    return (*_said(sayings, settled), *_moved(sayings, rules), *_came_of_it(plan, layer))
+
+
+def _moved(sayings: Sayings, rules: Sequence[int]) -> Iterator[str]:
+    said = [index for index in rules if sayings.rules[index].algorithm is not None]
+    for index in said:
+        rule, where = sayings.name(index)
+        lost = "" if index == said[-1] else "  (a later rule says otherwise)"
+        yield f"{where}  {rule}: algorithm = {sayings.rules[index].algorithm}{lost}"
 
 
 def _said(sayings: Sayings, settled: Settled) -> Iterator[str]:
@@ -46,6 +55,9 @@ def _said(sayings: Sayings, settled: Settled) -> Iterator[str]:
 
 def _came_of_it(plan: Plan, layer: Layer) -> Iterator[str]:
     rows = [row for row in plan.rows if row.layer == layer.name]
+    for each in plan.moved:
+        if each.layer == layer.name:
+            yield f"=> its weight is changed first: {each.algorithm}"
     for row in rows:
         if row.quantized:
             yield (

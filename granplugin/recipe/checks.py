@@ -6,6 +6,7 @@ from granplugin.engines import ENGINES, taking
 from granplugin.recipe.decisions import Decision
 from granplugin.recipe.files import needed
 from granplugin.recipe.loaded import Loaded, LoadedPart
+from granplugin.recipe.model import OnnxModel
 from granplugin.recipe.paths import shown, why_missing
 from granplugin.recipe.settings import Settings
 from granplugin.suggest import did_you_mean
@@ -33,12 +34,13 @@ def _check_rules(loaded: LoadedPart) -> None:
             raise loaded.error(("rules", index, "id"), f"id {rule.id!r} is taken, by {first}")
         if rule.id:
             seen[rule.id] = index
-        said = [getattr(rule, key) for key in Decision.model_fields]
-        if all(given in (None, Settings()) for given in said):
+        deciding = (*Decision.model_fields, "algorithm")
+        if all(getattr(rule, key) in (None, Settings()) for key in deciding):
             raise loaded.error(
-                ("rules", index),
-                f"this rule decides nothing; give one of {', '.join(Decision.model_fields)}",
+                ("rules", index), f"this rule decides nothing; give one of {', '.join(deciding)}"
             )
+        if rule.algorithm is not None:
+            _check_algorithm(loaded, index)
     for name in loaded.recipe.limits.latency_vs:
         if name not in loaded.recipe.baselines:
             raise loaded.error(
@@ -63,6 +65,23 @@ def _check_mask(loaded: LoadedPart) -> None:
             ("data", "mask"),
             "samples without their padding are of several lengths, and with model.static_batch "
             "the network takes whole batches alone; leave one of the two out",
+        )
+
+
+def _check_algorithm(loaded: LoadedPart, index: int) -> None:
+    """Of what it cannot change, it is refused."""
+    model, method = loaded.recipe.model, loaded.recipe.rules[index].algorithm
+    if isinstance(model, OnnxModel):
+        raise loaded.error(
+            ("rules", index, "algorithm"),
+            f"modelopt's {method} changes a torch model, and onnx: names a file; name the model with "
+            "callable:, or export the network that granplugin.run_algorithm returns",
+        )
+    if model is not None and model.quantized == "keep":
+        raise loaded.error(
+            ("rules", index, "algorithm"),
+            f"{method} would change weights whose ranges the network came with; give it the float "
+            "network, without quantized: keep",
         )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from granplugin.quant.site import OPERANDS
+from granplugin.recipe.algorithms import AlgorithmKey
 from granplugin.recipe.match import MatchKey
 from granplugin.recipe.settings import FormatKey, SettingsKey
 from granplugin.recipe.strict import OneOf, OrAlone, Strict
@@ -73,6 +74,13 @@ class Rule(Decision):
     )
     optional: bool = Field(
         default=False, description="The rule may match nothing.", examples=[True]
+    )
+    algorithm: AlgorithmKey | None = Field(
+        default=None,
+        description="Let modelopt change the weights of these linear layers first, so that they and "
+        "their inputs lose less by rounding: smoothquant, awq_lite, or with its number, {method: "
+        "awq_lite, alpha_step: 0.05}; none takes it back. The float network stays the same.",
+        examples=["smoothquant"],
     )
 
 

@@ -11,12 +11,10 @@ from typing import Any
 from granplugin.errors import RecipeError
 from granplugin.quant.formats import FORMATS
 from granplugin.quant.layers import CALL, PASSIVE, PRODUCTS
+from granplugin.recipe.algorithms import MOVING
 from granplugin.recipe.quotient import as_match, without_suffix
 
 ROLES = ("weight", "input", "output")
-MOVING = ("smoothquant", "awq_lite")
-"""modelopt's algorithms that multiply an input by a scale for each channel and divide the weight by
-it. (awq_clip changes ranges alone; svdquant adds products of its own.)"""
 _FORMATS = {8: "int8", 4: "int4", (4, 3): "fp8"}
 _EXMY = re.compile(r"[Ee]([0-9]+)[Mm]([0-9]+)")
 _KNOWN = {"num_bits", "axis", "block_sizes", "type", "enable", "constant_amax"}
@@ -70,8 +68,8 @@ def rules_of(config: Any, where: str) -> Converted:
             f"{method!r} changes weights or ranges; a recipe says a calibrator of each site, and "
             "the rules have max"
             + (
-                "; granplugin.run_algorithm gives the network its weights"
-                if method in MOVING
+                f"; a rule {{match: {{type: Linear}}, algorithm: {method}}} runs it"
+                if method in tuple(MOVING)
                 else ""
             )
         )

@@ -51,7 +51,7 @@ def without_suffix(pattern: str, suffix: str) -> frozenset[str]:
 def _smallest(patterns: set[str]) -> set[str]:
     """Without those that begin as another one does, which goes on with a star."""
     kept: set[str] = set()
-    for each in sorted(patterns, key=len):
+    for each in sorted(patterns, key=lambda pattern: (len(pattern), pattern)):
         if not any(star.endswith("*") and each.startswith(star[:-1]) for star in kept):
             kept.add(each)
     return kept

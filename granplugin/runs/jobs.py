@@ -9,6 +9,7 @@ from granplugin.errors import RecipeError
 from granplugin.planning.plan import make_plan, preset_plan
 from granplugin.planning.rows import Plan, as_float
 from granplugin.quant.layers import Layer
+from granplugin.recipe.algorithms import Algorithm
 from granplugin.recipe.load import RECIPE, load_variants
 from granplugin.recipe.loaded import Loaded
 from granplugin.recipe.presets import DEFAULT
@@ -25,6 +26,7 @@ def plan_jobs(
     """
     first = recipes[0]
     jobs = [Job(FP32, "baseline", first, Plan(()), FP32)]
+    moves: list[tuple[str, Algorithm]] | None = None
     for name in dict.fromkeys(first.recipe.baselines):
         if name == "fp16":
             jobs.append(Job(name, "baseline", first, _floating(layers, first), name))
@@ -36,6 +38,15 @@ def plan_jobs(
     for loaded in recipes:
         for name, variant in load_variants(loaded).items():
             plan = make_plan(variant, layers)
+            own_moves = [(each.layer, each.algorithm) for each in plan.moved]
+            moves = own_moves if moves is None else moves
+            if own_moves != moves:
+                raise variant.error(
+                    ("rules",),
+                    f"{name}: all variants of a run are of one float network, and algorithms would "
+                    f"change other layers of it than in {first.recipe.name}; apply it alone, and "
+                    "compare the two runs",
+                )
             wanted, recipe = engines or engines_of(variant.recipe), variant.recipe
             written = decide(
                 plan, layers, wanted, recipe.on_unsupported, recipe.precision, targets_of(recipe)

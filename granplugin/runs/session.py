@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import asdict
 from functools import cached_property
 from itertools import chain, repeat
@@ -32,6 +33,7 @@ from granplugin.quant.multiplications import (
 )
 from granplugin.quant.site import Shape
 from granplugin.recipe.loaded import Loaded, located
+from granplugin.runs.moved import moved
 from granplugin.sources import open_network
 from granplugin.sources.protocol import Network, Ran
 from granplugin.store.keys import content_key
@@ -50,9 +52,12 @@ class Session:
     def __init__(self, loaded: Loaded, run: RunFolder) -> None:
         self.run, self.loaded, self.recipe = run, loaded, loaded.recipe
         with stage("opening the network"):
-            self.network = open_network(loaded)
-        # What a live model is, no text says.
-        self.text_key = text_key(loaded.recipe) if loaded.live is None else self.key
+            self.network: Network = open_network(loaded)
+        if algorithms := any(rule.algorithm is not None for rule in loaded.recipe.rules):
+            self.network = moved(copy(self))
+        # What a live model is, no text says, nor what an algorithm made of one.
+        told = loaded.live is None and not algorithms
+        self.text_key = text_key(loaded.recipe) if told else self.key
 
     @property
     def key(self) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -27,11 +27,13 @@ from granplugin.network.modules import Stored, stored, untraced, weight_of
 from granplugin.network.nested import hold_inputs, nested
 from granplugin.network.norm_seen import NormSeen
 from granplugin.network.repeatable import check_repeatable
+from granplugin.network.scaled_input import with_scaled_inputs
 from granplugin.network.taken import Quantizers, take
 from granplugin.network.trace import Traced, trace
-from granplugin.planning.rows import Plan
+from granplugin.planning.rows import Plan, QuantizedRow
 from granplugin.quant.layers import Layer
 from granplugin.quant.site import Operand, Shape
+from granplugin.recipe.algorithms import Algorithm
 from granplugin.recipe.loaded import Loaded, located
 from granplugin.recipe.model import CallableModel, Form
 from granplugin.sources.described import described
@@ -53,9 +55,14 @@ class TorchNetwork:
     """A module on its device. What modelopt makes of it is made once, when first needed: importing
     modelopt takes 7 s, and most second runs need no conversion."""
 
-    libraries = ("nvidia-modelopt", "torch", "onnx", "onnx_ir", "onnxscript")
-    analyst = "granplugin.analysis.by_torch:TorchAnalyst"
-    notes = ()
+    libraries: ClassVar[tuple[str, ...]] = (
+        "nvidia-modelopt",
+        "torch",
+        "onnx",
+        "onnx_ir",
+        "onnxscript",
+    )
+    analyst: ClassVar[str] = "granplugin.analysis.by_torch:TorchAnalyst"
 
     def __init__(
         self,
@@ -63,8 +70,9 @@ class TorchNetwork:
         key: str,
         form: Form = Form(),
         quantizers: Quantizers | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
-        self.model, self.form, self._quantizers = model, form, quantizers
+        self.model, self.form, self._quantizers, self.notes = model, form, quantizers, notes
         self.key = key if quantizers is None else content_key(key, quantizers.key)
         hold_inputs(model)
         self.input_names, self.open_axes = input_names(model), form.dynamic
@@ -174,6 +182,38 @@ class TorchNetwork:
 
         self._converted, seen = modelopt_bridge.convert(self.model, needs, loop, layers)
         return seen
+
+    def moved(
+        self,
+        rows: Sequence[QuantizedRow],
+        algorithm: Algorithm,
+        batches: Callable[[], Iterable[Batch]],
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Linear layer -> the scale of its input (in,) and its weight (out, in), as an algorithm of
+        modelopt's chose them for these rows and batches, of which it takes more than one pass. Raises
+        ModelError."""
+        from granplugin.modelopt_bridge.algorithms import moved
+
+        def loop(model: nn.Module) -> None:
+            for batch in batches():
+                call(model, self.tensors(batch))
+
+        found = moved(self.model, rows, algorithm.told, loop)
+        return {
+            name: (scale.float().cpu().numpy(), weight.float().cpu().numpy())
+            for name, (scale, weight) in found.items()
+        }
+
+    def with_moved(
+        self, layers: Mapping[str, tuple[np.ndarray, np.ndarray]], key: str, notes: Sequence[str]
+    ) -> TorchNetwork:
+        """The network with what `moved` found in place: the same outputs, under another key."""
+        found = {
+            name: (torch.from_numpy(scale), torch.from_numpy(weight))
+            for name, (scale, weight) in layers.items()
+        }
+        model = with_scaled_inputs(self.model, found)
+        return TorchNetwork(model, key, self.form, notes=(*self.notes, *notes))
 
     def export(self, layers: Sequence[Layer], example: Batch, path: Path) -> None:
         from granplugin import modelopt_bridge
