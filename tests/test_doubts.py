@@ -162,3 +162,25 @@ def test_what_the_first_batch_norm_was_not_trained_on_is_told(times, shift, brea
     assert [doubt.breaks for doubt in doubts] == ([] if breaks is None else [breaks])
     net[1].num_batches_tracked.zero_()
     assert first_norm(net, {"image": fresh}) is None
+
+
+def test_one_channel_of_another_scale_is_told_among_sound_ones():
+    features = np.random.default_rng(0).standard_normal((2, 64, 30)) * np.logspace(-2, 3, 30)
+    assert not told(*features)
+    features[1, :, 4] *= 50
+    (doubt,) = told(*features)
+    assert "1 of 30 channels of" in doubt.said and "(4)" in doubt.said and doubt.breaks
+
+
+def test_ranges_that_the_evaluation_data_leave_far_behind_are_told_at_their_sites(project):
+    import json
+
+    shape = [1, 1, 8, 8]
+    site = {"format": "int8", "shape": shape, "block": shape, "amax": [[[[0.25]]]]}
+    amax = {"granplugin_amax": 1, "sites": {"conv.input": site}}
+    project.write("amax.json", json.dumps(amax))
+    project.recipe(limits={"top1_drop": 90.0}, statistics={"import": "amax.json"})
+    done = project.apply()
+    told = "1 of 3 sites the evaluation data reach up to 14 times as far as the ranges (conv.input)"
+    assert done.code == 4 and told in done.stderr, done.stderr
+    assert told in project.report().broken_baseline

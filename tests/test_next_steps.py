@@ -56,6 +56,23 @@ def test_where_nothing_is_wrong_nothing_is_said():
     assert not [each for each in lines(after_run(fine, Path("run"), WORDS)) if "analyze" in each]
 
 
+def test_what_its_limit_allows_or_only_a_variant_loses_is_not_analyzed():
+    lost = of("a b.yaml")
+    mine = lost.variants[1]
+    met = lost.limits[0].model_copy(
+        update={"limit": "top1_drop", "variant": mine.name, "verdict": "met"}
+    )
+    missed, open_ = (met.model_copy(update={"verdict": v}) for v in ("missed", "cannot tell"))
+    for limit, kind, told in (
+        (met, "recipe", False), (missed, "recipe", True), (open_, "recipe", True),
+        (missed, "variant", False),
+    ):  # fmt: skip
+        variants = [lost.variants[0], mine.model_copy(update={"kind": kind})]
+        run = lost.model_copy(update={"limits": [limit], "variants": variants})
+        said = [each for each in lines(after_run(run, Path("run"), WORDS)) if "analyze" in each]
+        assert bool(said) == told, (limit.verdict, kind)
+
+
 def test_a_loss_that_cannot_be_judged_leads_nowhere():
     broken = of("a b.yaml").model_copy(update={"broken_baseline": "it guesses"})
     assert not [each for each in lines(after_run(broken, Path("run"), WORDS)) if "analyze" in each]

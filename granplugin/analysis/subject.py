@@ -83,7 +83,8 @@ class Subject:
         """What to know of batches in which samples' last bits are not their own."""
         samples, most = self.data.samples, self.batch
         least = min(even_sizes(samples, most))
-        if least >= min(SAME_BITS, samples):
+        differ = self.loaded.recipe.model.small_batches_differ
+        if not differ or least >= min(SAME_BITS, samples):
             return None
         return (
             f"measured in batches of {least}, since data.batch_size is {most}: below {SAME_BITS} the "

@@ -99,6 +99,10 @@ class Statistics:
             )
         return self.amax[key], self.counts.get(key)
 
+    def largest(self, row: QuantizedRow) -> float:
+        """The largest |x| that was seen at a row's site, however it is calibrated."""
+        return float(self.of(_need(row))[0].max())
+
     def merge(self, other: Statistics) -> Statistics:
         """The statistics of both data together; the same needs in both."""
         if self.amax.keys() != other.amax.keys():

@@ -102,17 +102,21 @@ def _audit(folder: Path, variant: VariantResult, engine: EngineResult) -> Next:
 
 
 def _loses(report: Report, variant: VariantResult) -> bool:
-    """Whether a figure is worse than fp32's, or a limit of accuracy is missed."""
-    if report.broken_baseline is not None or variant.kind == "baseline":
+    """Whether the recipe itself, which is what an analysis is of, loses more than it may: by its
+    limit of accuracy, or, where it has none that is judged, measurably against fp32."""
+    if report.broken_baseline is not None or variant.kind != "recipe":
         return False
-    worse = any(
-        interval.verdict == "worse"
-        for value in variant.main_engine.metrics.values()
-        for interval in value.vs.values()
-    )
-    return worse or any(
-        limit.variant == variant.name and limit.limit == "top1_drop" and limit.verdict == "missed"
+    judged = {
+        limit.verdict
         for limit in report.limits
+        if limit.variant == variant.name and limit.limit == "top1_drop"
+    } - {"cannot tell"}
+    if judged:
+        return "missed" in judged
+    return any(
+        value.vs["fp32"].verdict == "worse"
+        for value in variant.main_engine.metrics.values()
+        if "fp32" in value.vs
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from granplugin.data.portrait import Portrait
+from granplugin.words import first
 
 FEW = 8
 """Below so many samples of a set, only what is far off says anything."""
@@ -27,6 +28,10 @@ _RARE = 0.02
 _BEYOND = 0.01
 _ORDER, _ORDER_FITS, _ORDER_SAMPLES = 6.0, 3.0, 16
 """Standard scores by which colours differ as they are and do not when exchanged."""
+
+_CHANNEL_TIMES, _CHANNEL_APART = 2.0, 0.9
+"""How many times as wide, or how many swings off, one channel is of another scale: images of other
+things have other colours, but not as far."""
 
 _MEAN, _STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 """What most networks' images are normalized by, red first (ImageNet's, of torchvision)."""
@@ -90,6 +95,15 @@ def doubts_between(calibration: Portraits, other: Portraits, role: str) -> Itera
                 "exchanged: one is RGB and the other BGR, it seems",
                 True,
             )
+        elif channels := _channels_apart(ours, theirs):
+            assert ours.levels is not None
+            count = ours.levels.shape[1]
+            yield Doubt(
+                f"{len(channels)} of {count} channels of the calibration data's {name!r} "
+                f"({first([str(at) for at in channels], 5)}) are not scaled as the {role} data's: "
+                "ranges are of other data",
+                True,
+            )
         elif (share := theirs.beyond(float(ours.peaks.max()))) > _BEYOND:
             yield Doubt(
                 f"{100 * share:.2g} % of the {role} data's {name!r} lies beyond "
@@ -133,6 +147,24 @@ def _scaled(ours: Portrait, theirs: Portrait) -> bool:
     )
 
 
+def _channels_apart(ours: Portrait, theirs: Portrait) -> list[int]:
+    """The channels that are of another scale, where there are samples enough to tell."""
+    if ours.levels is None or ours.swings is None or theirs.levels is None:
+        return []
+    if theirs.swings is None or ours.levels.shape[1] != theirs.levels.shape[1]:
+        return []
+    found = []
+    for at in range(ours.levels.shape[1]):
+        own, other = ours.levels[:, at], theirs.levels[:, at]
+        swings = ours.swings[:, at], theirs.swings[:, at]
+        low, high = sorted(float(np.sqrt(np.square(each).mean())) for each in swings)
+        shift = abs(float(np.median(own) - np.median(other)))
+        wider = high > _CHANNEL_TIMES * low and _told_apart(*swings)
+        if wider or (shift > _CHANNEL_TIMES * high and _told_apart(own, other)):
+            found.append(at)
+    return found
+
+
 def _exchanged(ours: Portrait, theirs: Portrait) -> bool:
     """Whether the first and the last colour fit only when they are exchanged in one of both."""
     if ours.colours is None or theirs.colours is None:
@@ -162,6 +194,11 @@ def _apart(a: np.ndarray, b: np.ndarray) -> float:
     below = np.searchsorted(ordered, a, "left") + np.searchsorted(ordered, a, "right")
     share = float(below.mean() / (2 * len(b)))
     return max(share, 1 - share)
+
+
+def _told_apart(a: np.ndarray, b: np.ndarray) -> bool:
+    """Of one channel among many, of which some differ by chance."""
+    return _apart(a, b) > _CHANNEL_APART and _score(a, b) > _ORDER
 
 
 def _score(a: np.ndarray, b: np.ndarray) -> float:

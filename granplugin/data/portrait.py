@@ -17,8 +17,11 @@ COLOURS = 3
 class Portrait:
     """One input over n samples. `peaks`, `means` and `deviations`, (n,) each, are of each sample's
     values, peaks of their absolute ones; `counts` (BINS,) of all absolute values; `colours`
-    (n, 3) are each colour's mean, None for what is no colour image. `varies` is the share of the
-    values' variance that is between samples, at the same place. `whole`: the input holds integers."""
+    (n, 3) are each colour's mean, None for what is no colour image. `levels` and `swings`
+    (n, channels) are each channel's mean and how far its values lie from the channel's median
+    level, as a root mean square; None where what are channels is not known. `varies` is the share
+    of the values' variance that is between samples, at the same place. `whole`: the input holds
+    integers."""
 
     low: float
     high: float
@@ -27,6 +30,8 @@ class Portrait:
     deviations: np.ndarray
     counts: np.ndarray
     colours: np.ndarray | None
+    levels: np.ndarray | None
+    swings: np.ndarray | None
     varies: float
     whole: bool
 
@@ -54,6 +59,7 @@ def portraits(samples: Mapping[str, np.ndarray]) -> dict[str, Portrait]:
 def _portrait(values: np.ndarray) -> Portrait:
     rows = values.reshape(len(values), -1).astype(np.float64)
     spread = rows.var()
+    levels, swings = _channels(values)
     return Portrait(
         low=float(rows.min()),
         high=float(rows.max()),
@@ -62,16 +68,36 @@ def _portrait(values: np.ndarray) -> Portrait:
         deviations=rows.std(1),
         counts=histogram(rows),
         colours=_colours(values),
+        levels=levels,
+        swings=swings,
         varies=float(rows.var(0).mean() / spread) if spread else 0.0,
         whole=values.dtype.kind != "f",
     )
 
 
-def _colours(values: np.ndarray) -> np.ndarray | None:
+def _channels(values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    """Of features (n, features), images, and sequences, whose steps outnumber their channels."""
+    if values.ndim not in (2, 3, 4):
+        return None, None
+    axis = _colour_axis(values) or 1
+    if values.ndim == 3 and values.shape[2] < values.shape[1]:
+        axis = 2
+    apart = np.moveaxis(values, axis, 1).reshape(len(values), values.shape[axis], -1)
+    apart = apart.astype(np.float64)
+    levels = apart.mean(2)
+    middle = np.median(levels, axis=0)[:, None]
+    return levels, np.sqrt(np.square(apart - middle).mean(2))
+
+
+def _colour_axis(values: np.ndarray) -> int | None:
+    """Images are (n, colours, height, width); of other tools (n, height, width, colours)."""
     if values.ndim != 4:
         return None
-    # Images are (n, colours, height, width); of other tools (n, height, width, colours).
-    axis = next((axis for axis in (1, 3) if values.shape[axis] == COLOURS), None)
+    return next((axis for axis in (1, 3) if values.shape[axis] == COLOURS), None)
+
+
+def _colours(values: np.ndarray) -> np.ndarray | None:
+    axis = _colour_axis(values)
     if axis is None:
         return None
     others = tuple(each for each in (1, 2, 3) if each != axis)

@@ -42,6 +42,7 @@ from granplugin.runs.latency import measure_latency, profile
 from granplugin.runs.layer_ranges import facts_of_file, layer_ranges
 from granplugin.runs.measure import check_data, measure, open_backends
 from granplugin.runs.pages import OF_RUN, PAGE, command, files_read, page_of, recipe_texts
+from granplugin.runs.reached import doubts_of_ranges
 from granplugin.runs.session import Session
 from granplugin.runs.variants import variant_task
 from granplugin.runs.wrong import left_float_where_wrong
@@ -101,9 +102,11 @@ def apply_in(run: RunFolder, recipes: Sequence[Loaded]) -> Report:
     jobs = plan_jobs(recipes, session.layers)
     check_data(session)
     doubtful = doubts(session, (row for job in jobs for row in job.plan.rows), "evaluation")
+    calibrated = calibrate(session, jobs)
+    if not any(doubt.breaks for doubt in doubtful):
+        doubtful += doubts_of_ranges(session, jobs, calibrated)
     for doubt in doubtful:
         log.warning("%s", doubt.said)
-    calibrated = calibrate(session, jobs)
     names = [job.name for job in jobs]
     writing = run_tasks([variant_task(session, job, calibrated) for job in jobs], run.kept)
     built = [agreed(session, each) for each in track(writing, "writing Q/DQ", names=names)]

@@ -63,6 +63,9 @@ class CallableModel(Strict):
     """A torch model: what a callable returns, with weights of a file if there is one."""
 
     reads_data: ClassVar[bool] = True
+    small_batches_differ: ClassVar[bool] = True
+    """Whether what runs it gives a sample other last bits in a batch of fewer than
+    data.batches.SAME_BITS."""
 
     callable: Callable = Field(
         description="Returns the torch.nn.Module.", examples=["nets.py:tiny"]
@@ -158,6 +161,8 @@ class OnnxModel(Strict):
     """A float ONNX file, whose nodes are the layers; plan and inspect of it need no data."""
 
     reads_data: ClassVar[bool] = False
+    # ONNX Runtime does not: 45 products in batches of 1 to 36, one thread and two.
+    small_batches_differ: ClassVar[bool] = False
 
     onnx: File = Field(
         description="The file; weights in other files lie beside it.", examples=["net.onnx"]

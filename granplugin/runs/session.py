@@ -147,7 +147,8 @@ class Session:
         # Where the last bits depend on it, ranges of another batch size are others.
         one_shape = all(len(shapes) == 1 for shapes in self.calibration.shapes().values())
         masks = self.recipe.data.mask
-        batches = [] if same_bits(samples, most) and one_shape and not masks else [most]
+        same = not self.recipe.model.small_batches_differ or same_bits(samples, most)
+        batches = [] if same and one_shape and not masks else [most]
         masked = [masks, self.network.open_axes] if masks else []
         return content_key(self.key, self.calibration.key(), maker, *batches, *masked)
 
@@ -218,9 +219,14 @@ class Session:
     def calibrating(self, stage: str) -> Iterator[Batch]:
         """The calibration data in batches of calibration_sizes, without their padding where a mask
         tells it, with the stage's progress told."""
-        most, masks = self.recipe.data.batch_size, self.recipe.data.mask
+        most = self.recipe.data.batch_size
         count = len(calibration_sizes(self.calibration.samples, most))
         batches = track(calibration_batches(self.calibration, most), stage, count)
+        return self.unpadded(batches)
+
+    def unpadded(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, without their padding where a mask tells it."""
+        masks = self.recipe.data.mask
         return self._unpadded(batches, masks) if masks else batches
 
     def _unpadded(self, batches: Iterable[Batch], masks: Sequence[str]) -> Iterator[Batch]:

@@ -21,19 +21,19 @@ def notes(
     calibration_samples: int,
 ) -> list[str]:
     """What was left out, what an engine does without, what stays float, what is wrong."""
-    batches = _batches(calibration_samples, recipe.data.batch_size)
     return [
         *_left_out(recipe),
         *_not_for_all(recipe),
-        *batches,
+        *_batches(recipe, calibration_samples),
         *_of_files(built),
         *_float_part(variants),
         *_wrong(variants),
     ]
 
 
-def _batches(samples: int, most: int) -> list[str]:
-    if same_bits(samples, most):
+def _batches(recipe: Recipe, samples: int) -> list[str]:
+    most = recipe.data.batch_size
+    if not recipe.model.small_batches_differ or same_bits(samples, most):
         return []
     least = min(calibration_sizes(samples, most))
     return [

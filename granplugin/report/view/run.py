@@ -105,7 +105,8 @@ def _worst_outputs(report: Report, engines: Sequence[EngineResult]) -> Iterator[
         found = engine.metrics.get("sqnr_db")
         if found and found.outputs:
             name, value = min(found.outputs.items(), key=lambda each: each[1])
-            rows.append(Row(cells(variant.name, f"{figure(value, '.1f')}", Cell(name))))
+            told = cells(named(variant, engine), f"{figure(value, '.1f')}", Cell(name))
+            rows.append(Row(told))
     if rows:
         count = max(len(e.metrics["sqnr_db"].outputs) for e in engines if "sqnr_db" in e.metrics)
         heads = columns(Column("variant"), "SQNR", Column(f"of the worst of {count} outputs"))
@@ -128,7 +129,8 @@ def _metrics_table(
             cells_of.append(figure(each.value, spec) if each else None)
             cells_of += [_against(engine, metric, spec, said=True)] if bounded else []
     rows = (
-        Row(cells(variant.name, *of)) for variant, of in zip(report.variants, told, strict=True)
+        Row(cells(named(variant, engine), *of))
+        for variant, engine, of in zip(report.variants, engines, told, strict=True)
     )
     return Table(columns(Column("variant", fills=True), *heads), tuple(rows))
 
@@ -310,7 +312,7 @@ def _reading(report: Report) -> Iterator[Block]:
     of_all = zip(report.variants, report.main_engine, strict=True)
     shown = [(variant, engine) for variant, engine in of_all if variant.name != "fp32"]
     same = [
-        variant.name
+        named(variant, engine)
         for variant, engine in shown
         if metric in engine.metrics and same_as_fp32(engine)
     ]

@@ -93,8 +93,8 @@ def _of_outputs(report: Report, engines: Sequence[EngineResult]) -> Iterator[Tab
     names = list(dict.fromkeys(name for each in found if each for name in each.outputs))
     if names:
         rows = tuple(
-            Row(cells(variant.name, *(figure(each.outputs[n], ".2f") for n in names)))
-            for variant, each in zip(report.variants, found, strict=True)
+            Row(cells(named(variant, engine), *(figure(each.outputs[n], ".2f") for n in names)))
+            for variant, engine, each in zip(report.variants, engines, found, strict=True)
             if each and each.outputs
         )
         yield Table(columns(Column("SQNR in dB of"), *names), rows)
@@ -156,7 +156,8 @@ def _made_of_rows(report: Report, engines: Sequence[EngineResult]) -> Iterator[B
     yield Table(heads, tuple(_plan_row(name, engine) for name, engine in variants)).known
     for name, engine in variants:
         if engine.findings:
-            yield Paragraph(f"{name}: {len(engine.findings)} findings.")
+            count = len(engine.findings)
+            yield Paragraph(f"{name}: {count} finding{'s' if count > 1 else ''}.")
             yield from findings_items(engine.findings)
     yield from (
         Item(f"{name}: {v.site} {v.verdict}: {v.detail} ({v.where})")
