@@ -62,6 +62,7 @@ class Form:
 class CallableModel(Strict):
     """A torch model: what a callable returns, with weights of a file if there is one."""
 
+    opened_by: ClassVar[str] = "granplugin.sources.torch_network:TorchNetwork"
     reads_data: ClassVar[bool] = True
     small_batches_differ: ClassVar[bool] = True
     """Whether what runs it gives a sample other last bits in a batch of fewer than
@@ -160,6 +161,7 @@ class CallableModel(Strict):
 class OnnxModel(Strict):
     """A float ONNX file, whose nodes are the layers; plan and inspect of it need no data."""
 
+    opened_by: ClassVar[str] = "granplugin.sources.onnx_network:OnnxNetwork"
     reads_data: ClassVar[bool] = False
     # ONNX Runtime does not: 45 products in batches of 1 to 36, one thread and two.
     small_batches_differ: ClassVar[bool] = False
@@ -194,8 +196,10 @@ class OnnxModel(Strict):
         return Form()
 
 
-MODELS: dict[str, type[CallableModel | OnnxModel]] = {"callable": CallableModel, "onnx": OnnxModel}
-"""The key that says which kind of source it is -> what may stand beside it."""
+Model = CallableModel | OnnxModel
+MODELS: dict[str, type[Model]] = {"callable": CallableModel, "onnx": OnnxModel}
+"""The key that says which kind of source it is -> what may stand beside it. `opened_by` is the class
+of its networks (granplugin.sources.protocol.Network), as module:name."""
 
 
 def _model(value: Any) -> Any:
@@ -213,9 +217,9 @@ def _model(value: Any) -> Any:
     raise ValueError(f"a model has one of the keys {' and '.join(MODELS)}")
 
 
-def kind_of(model: CallableModel | OnnxModel) -> str:
+def kind_of(model: Model) -> str:
     """The key that says which kind of source it is."""
     return next(kind for kind, section in MODELS.items() if isinstance(model, section))
 
 
-ModelKey = Annotated[CallableModel | OnnxModel, BeforeValidator(_model)]
+ModelKey = Annotated[Model, BeforeValidator(_model)]

@@ -1,40 +1,32 @@
-"""Where networks come from: SOURCES has one entry for each kind, imported when it is asked for.
+"""Where networks come from: a class for each kind of the recipe's section `model`, which names it.
 
-A kind is a key of the recipe's section `model`, and a class with what `protocol.Network` lists; a
-new one is such a key, such a class and one entry.
+A new kind is such a section (granplugin.recipe.model.MODELS), a class with what `protocol.Network`
+lists, and the one that runs it for an analysis.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
 
 from granplugin.recipe.loaded import Loaded
-from granplugin.recipe.model import kind_of
+from granplugin.recipe.model import CallableModel, kind_of
 from granplugin.sources.protocol import Network
-
-SOURCES = {
-    "callable": "granplugin.sources.torch_network:TorchNetwork",
-    "onnx": "granplugin.sources.onnx_network:OnnxNetwork",
-}
 
 
 def open_network(loaded: Loaded) -> Network:
     """The network of a recipe. Raises ModelError, at the recipe's line, where there is none."""
-    return _source(loaded).open(loaded)
+    module, _, name = loaded.recipe.model.opened_by.partition(":")
+    network: type[Network] = getattr(import_module(module), name)
+    return network.open(loaded)
 
 
 def check_torch(loaded: Loaded, what: str) -> None:
     """Raises RecipeError, at the recipe's line, where the network is no torch model, and so not
     what `what` takes."""
-    kind = kind_of(loaded.recipe.model)
-    if kind != "callable":
+    model = loaded.recipe.model
+    if not isinstance(model, CallableModel):
+        kind = kind_of(model)
         raise loaded.error(
             ("model", kind),
             f"{what} takes a torch model, and {kind}: names none; name the model with callable:",
         )
-
-
-def _source(loaded: Loaded) -> Any:
-    module, _, name = SOURCES[kind_of(loaded.recipe.model)].partition(":")
-    return getattr(import_module(module), name)
