@@ -13,13 +13,12 @@ from plan_values import layer_of
 
 from granplugin import backends
 from granplugin.analysis.costs import (
-    NO_LAYER,
     costs,
-    owners_of,
     promises,
     setting_costs,
     whole_plans,
 )
+from granplugin.analysis.kernel_owners import NO_LAYER, owners_of
 from granplugin.backends.engine_plan import EngineLayer, EnginePlan, EngineTensor
 from granplugin.planning.plan import make_plan
 from granplugin.planning.rows import Plan, QuantizedRow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, cast
 
 import granplugin
 from granplugin.analysis import effects, losses, why
@@ -149,8 +150,8 @@ def _setting(
     shares, own = None, None
     if of_weight:
         own = losses.weight_sqnr(tried, index)
-        if tried.weights[index] is not None:
-            shares = losses.weight_shares(tried, index, evidence.ranges.amax[row])
+        if (amax := evidence.ranges.amax[row]) is not None:
+            shares = losses.weight_shares(tried, index, amax)
     elif loss is not None:
         shares = facts.input_shares[index]
     at = pairs_of(tried).index((index, START) if of_weight else (START, index))
@@ -247,7 +248,7 @@ def _figures(
         format=row.format,
         granularity=str(row.granularity),
         calibrator=None if row.dynamic else str(row.calibrator),
-        bn=bn,
+        bn=cast(Literal["fold", "keep"] | None, bn),
         start=start,
         scales=scales,
         scale_bytes=4 * scales,

@@ -62,15 +62,20 @@ def collect_resumably(
         return part
 
     def snapshot() -> Statistics | None:
+        """Of what is done so far; None before the first batch."""
         if not samples:
             return past
         found = [each for group in seen.values() for each in group if each.amax is not None]
         now = Statistics(
-            {each.need: each.amax.cpu().numpy() for each in found},
+            {each.need: each.amax_grid() for each in found},
             {each.need: each.counts_grid() for each in found if each.need.histogram},
             samples,
         )
         return now if past is None else past.merge(now)
+
+    def save_it() -> None:
+        if (now := snapshot()) is not None:
+            now.save(kept, f"{key}+{done}")
 
     hooks = [_hook(model, site, partial(add, site)) for site in seen]
     memory = InMemory()
@@ -83,13 +88,13 @@ def collect_resumably(
                 samples += len(next(iter(part.values())))
             before.clear()
             for site in order:
-                if not all(bool(each.amax.isfinite().all()) for each in seen[site]):
+                if not all(each.is_finite() for each in seen[site]):
                     raise ModelError(
                         f"{site}: NaN or Inf in the calibration data's pass, and in no layer "
                         "before it; look at this layer's weights and at the data"
                     )
             done = at + 1
-            pace.save(lambda: snapshot().save(kept, f"{key}+{done}"))
+            pace.save(save_it)
     finally:
         for hook in hooks:
             hook.remove()

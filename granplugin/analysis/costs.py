@@ -15,9 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from granplugin import backends
+from granplugin.analysis.kernel_owners import NO_LAYER, owners_of
 from granplugin.backends.engine_plan import EnginePlan, Moved
 from granplugin.backends.gpu import gpu
-from granplugin.backends.nvidia.kernels import Kernels
 from granplugin.calibration.statistics import Statistics
 from granplugin.capabilities import KINDS, Promise
 from granplugin.capabilities.legality import decide, targets_of
@@ -29,7 +29,7 @@ from granplugin.planning.sharing import following, tensors_of
 from granplugin.progress import track
 from granplugin.quant.calibrators import Calibrator
 from granplugin.quant.layers import Layer
-from granplugin.quant.site import MULTIPLIED, OPERANDS
+from granplugin.quant.site import MULTIPLIED
 from granplugin.recipe.loaded import Loaded
 from granplugin.recipe.schema import Recipe, StatisticsSpec
 from granplugin.results.values import Job
@@ -44,8 +44,6 @@ log = logging.getLogger(__name__)
 
 Setting = tuple[Row, Row]
 """A layer's weight row and input row."""
-NO_LAYER = ""
-"""Stands for what works for no layer, such as products of two activations."""
 _SCALE_BYTES = 4
 """A scale is stored in float32, whatever the precision of the graph."""
 _WAYS = ("lower", "simulate")
@@ -274,14 +272,14 @@ def _pinned(plan: Plan, layers: Sequence[Layer], statistics: Statistics | None) 
     for row in plan.rows:
         row = replace(row, rule="analyze", on_unsupported=None)
         if row.quantized and not row.dynamic:
-            amax = None
+            pinned: float | None = None
             if not row.at.constant:
                 at = tensors.get(row.observed, row.observed)
                 ways = said.setdefault(at, [])
                 if (row.calibrator, row.amax) not in ways:
                     ways.append((row.calibrator, row.amax))
-                amax = largest.get(at, 1.0) / 2 ** ways.index((row.calibrator, row.amax))
-            row = replace(row, calibrator=Calibrator(), amax=amax)
+                pinned = largest.get(at, 1.0) / 2 ** ways.index((row.calibrator, row.amax))
+            row = replace(row, calibrator=Calibrator(), amax=pinned)
         rows.append(row)
     return Plan(tuple(rows))
 
@@ -319,6 +317,7 @@ def _build(session: Session, plan: Plan, engine: str, float_onnx: Path, key: str
                 told = module.plan(module.build(file, Path(folder) / "engine", options))
             except EngineError as err:
                 raise EngineError(str(err).replace(file.name, "it")) from err
+        assert told is not None, "only engines that tell their plan are built"
         products = {product.node.name: layer_of(product.node) for product in read(file).products}
         return {**_by_layer(told, products, session.layers), "made": dict(written[engine].made)}
 
@@ -342,52 +341,3 @@ def _by_layer(
         moved[owner] += each
     told = {owner: astuple(of) for owner, of in moved.items()}
     return {"kernels": kernels, "moved": told, "elsewhere": elsewhere}
-
-
-def owners_of(
-    plan: EnginePlan, products: Mapping[str, str], layers: Sequence[Layer]
-) -> tuple[list[str], dict[str, str]]:
-    """For each kernel the layer that it works for, or NO_LAYER; and the layers whose products are
-    in kernels of others -> which, NO_LAYER where they are in none that the plan tells.
-
-    A kernel that multiplies works for the layer whose product it has, the first of several, and
-    NO_LAYER where that is none's (as between two activations). Of the others, one that has nodes of
-    one layer alone works for it. One that has more finishes the layer whose result it reads, the
-    last of several: it scales, adds, activates, and rounds for the next one. One that has no nodes
-    changes a layout, and works for the first layer that reads it.
-    """
-    kernels = Kernels("", plan, {})
-    at = {id(kernel): number for number, kernel in enumerate(plan.kernels)}
-    weighted = {layer.name for layer in layers if "weight" in layer.multiplied}
-    multiplying: dict[int, str] = {}
-    elsewhere: dict[str, str] = {}
-    for node, module in sorted(products.items(), key=lambda each: each[1] not in weighted):
-        layer = module if module in weighted else NO_LAYER
-        own = [at[id(kernel)] for kernel in kernels.multiplying(node)]
-        taken = [multiplying.setdefault(number, layer) for number in own]
-        if layer and layer not in taken:
-            elsewhere[layer] = taken[0] if taken else NO_LAYER
-    scopes = {f"{layer.name}.{operand}": layer.name for layer in layers for operand in OPERANDS}
-    scopes |= {layer.name: layer.name for layer in layers}
-    scopes |= {layer.bn: layer.name for layer in layers if layer.bn}
-
-    behind: dict[str, tuple[int, str]] = {}  # a tensor -> its kernel, and the layer it is of
-    found: list[str | None] = []
-    for number, kernel in enumerate(plan.kernels):
-        of_nodes = {scopes.get(node.rpartition("/")[0]) for node in kernel.onnx_nodes}
-        layer = multiplying.get(number)
-        if layer is None and len(of_nodes) == 1:
-            (layer,) = of_nodes
-        read = [behind[tensor.name] for tensor in kernel.inputs if tensor.name in behind]
-        before = max(read)[1] if layer is None and read else layer
-        if before is not None:
-            behind |= {tensor.name: (number, before) for tensor in kernel.outputs}
-        found.append(before if kernel.onnx_nodes else layer)
-    for number in reversed(range(len(found))):
-        if found[number] is None:
-            outputs = plan.kernels[number].outputs
-            readers = [at[id(k)] for tensor in outputs for k in kernels.readers[tensor.name]]
-            owners = [found[reader] for reader in sorted(readers) if found[reader] is not None]
-            own = [behind[tensor.name][1] for tensor in outputs if tensor.name in behind]
-            found[number] = next(iter((*owners, *own)), NO_LAYER)
-    return found, elsewhere

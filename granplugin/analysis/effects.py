@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy.special import log_softmax, stdtrit
@@ -32,6 +33,9 @@ _MANY = 10**12
 """A population of which any number of samples is a small part."""
 
 
+MeasuredBy = Literal["metric", "decisions", "outputs"]
+
+
 @dataclass(frozen=True, slots=True)
 class Mean:
     """A mean over samples with its 95 % interval."""
@@ -53,7 +57,7 @@ class Effect:
     metric: Mean | None
     fp32_metric: Mean | None
     loss: Mean
-    measured_by: str
+    measured_by: MeasuredBy
     deviation: float
     """Of one sample's loss, in points; NaN where that is not known."""
     classes: int = 0
@@ -139,16 +143,22 @@ def compare(
     floats = [name for name in reference if np.issubdtype(reference[name].dtype, np.floating)]
     if not floats:
         raise ModelError("the model has no floating output to compare with FP32's")
-    signal = sum(_energy(reference[name]) for name in floats)
-    error = sum(_energy(np.subtract(reference[n], outputs[n], dtype=np.float64)) for n in floats)
+    signal = np.sum([_energy(reference[name]) for name in floats], axis=0)
+    noises = [np.subtract(reference[name], outputs[name], dtype=np.float64) for name in floats]
+    error = np.sum([_energy(noise) for noise in noises], axis=0)
     part = dict.fromkeys(_PARTS, 0.0)
+
+    def per_sample(metric: str, outs: Mapping[str, np.ndarray]) -> np.ndarray:
+        found = METRICS[metric].measure(outs, reference, labels, classes).per_sample
+        assert found is not None, f"{metric} is of samples"
+        return found
+
     if decides := class_scores(reference, classes):
         name, axis = decides
-        p, q = (
-            log_softmax(outs[name].astype(np.float64), axis=axis) for outs in (reference, outputs)
-        )
+        p: np.ndarray = log_softmax(reference[name].astype(np.float64), axis=axis)
+        q: np.ndarray = log_softmax(outputs[name].astype(np.float64), axis=axis)
         kl = (np.exp(p) * (p - q)).sum(axis).reshape(len(p), -1).mean(1)
-        same = METRICS["agreement"].measure(outputs, reference, None, classes).per_sample
+        same = per_sample("agreement", outputs)
         whole = same.dtype == np.bool_
         agree = 100.0 * same if whole else same.astype(np.float64)
         part |= {
@@ -162,10 +172,7 @@ def compare(
         }
     part["hits"] = math.nan
     if metric is not None and labels is not None:
-        hits, fp32 = (
-            METRICS[metric].measure(outs, reference, labels, classes).per_sample
-            for outs in (outputs, reference)
-        )
+        hits, fp32 = per_sample(metric, outputs), per_sample(metric, reference)
         part |= {
             "hits": hits.sum(),
             "fp32_hits": fp32.sum(),

@@ -39,12 +39,14 @@ def facts_of(each: LayerLosses, evidence: Evidence) -> Facts:
     if needs is None:
         return Facts(weight, None, ())
     _, values = statistics.of(needs.values)
+    assert values is not None, "the need is of a histogram"
     found = []
     for row in tried.asked.inputs:
         amax = None if row.dynamic else ranges.amax.get(row)
         found.append(None if amax is None else shares.input_shares(row, amax, values.reshape(-1)))
     channels, _ = statistics.of(needs.channels)
     largest, counts = statistics.of(needs.peaks)
+    assert counts is not None, "the need is of a histogram"
     own = found[START]
     given = why.InputFacts(
         channels.reshape(-1),
@@ -61,7 +63,7 @@ def why_of(each: LayerLosses, facts: Facts, evidence: Evidence, tolerance: float
         for site in evidence.sites
         if site.tried.own.layer == each.name
     }
-    role = max(lost, key=lost.get, default=None)
+    role = max(lost, key=lambda operand: lost[operand], default=None)
     where = why.loss_in(each)
     if role is not None and lost[role] >= why.MATTERS and where == "neither":
         return (

@@ -131,9 +131,9 @@ class _Layer:
     def see(
         self, samples: int, module: nn.Module, args: tuple, kwargs: dict, output: Tensor
     ) -> None:
-        x, *args = args or [kwargs["input"]]
-        kwargs = {name: value for name, value in kwargs.items() if name != "input"}
-        apply = partial(self._apply, args, kwargs)
+        x, *rest = args or [kwargs["input"]]
+        others = {name: value for name, value in kwargs.items() if name != "input"}
+        apply = partial(self._apply, rest, others)
         rows = max(x.nbytes, output.nbytes) // max(len(x), 1)
         parts = max(_CHUNK_BYTES // max(rows, 1), 1) if x.device.type == "cpu" else max(len(x), 1)
         call: dict[FigureKey | None, list[Tensor]] = {}
@@ -161,7 +161,7 @@ class _Layer:
 
         add(_SIGNAL, self._behind_bn(output))
         for name, (i, j) in self.figures.items():
-            if j is None:
+            if j is None and i is not None:
                 add(name, apply(x, self.changes[i]))
         for j, names in self.by_input.items():
             rounded = self.roundings[j](x)
@@ -186,14 +186,17 @@ class _Layer:
 
     def flush(self) -> dict[FigureKey, np.ndarray]:
         """The figures of the batch, from what all calls of the layer added."""
-        signal = self.squares.pop(_SIGNAL)
+        signal = self.squares[_SIGNAL]
         if not np.isfinite(signal).all():
             raise ModelError(
                 f"{self.tried.name}: its output holds NaN or Inf in the analysis data, and in no "
                 "layer before it"
             )
-        found = {name: figure(signal, error) for name, error in self.squares.items()}
-        return found
+        return {
+            name: figure(signal, error)
+            for name, error in self.squares.items()
+            if name is not _SIGNAL
+        }
 
 
 def _squares(y: Tensor, axis: int) -> Tensor:

@@ -195,7 +195,9 @@ def weight_shares(tried: Tried, index: int, amax: np.ndarray) -> tuple[float, fl
     whole = np.abs(tried.whole(row))
     clipped = float((whole > expand(amax, row.block)).mean())
     nonzero = whole > 0
-    gone = float((tried.weights[index][nonzero] == 0).mean()) if nonzero.any() else 0.0
+    rounded = tried.weights[index]
+    assert rounded is not None, f"{row.site} has no range"
+    gone = float((rounded[nonzero] == 0).mean()) if nonzero.any() else 0.0
     return 100 * clipped, 100 * gone
 
 

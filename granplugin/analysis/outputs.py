@@ -74,7 +74,7 @@ def measure_outputs(
 
     def harm(choice: Choice) -> tuple[float, float]:
         effect = found[choice_name(network, choice)]
-        return effect.loss.value, -effect.sqnr.db
+        return effect.loss.value, -effect.db
 
     return OutputEffects(network, start, min(candidates, key=harm), tuple(top), found)
 

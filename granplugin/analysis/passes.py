@@ -41,7 +41,7 @@ class Kept:
 
     def add(self, figures: Mapping[str, np.ndarray]) -> None:
         """Keep these too. Raises RunError where they cannot be written; what was there stays."""
-        together = self.figures | figures
+        together = {**self.figures, **figures}
         _write(self.path, save(together))
         self.figures = together
         self.partial_path.unlink(missing_ok=True)

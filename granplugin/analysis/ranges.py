@@ -146,9 +146,13 @@ def find_ranges(
     by_site = {row.site: given[row.site] for row in start if row.given is not None}
     by_site |= import_amax(imported, start) if imported else {}
     amax |= {row: by_site[row.site] for row in start if row.site in by_site}
-    shared = share_amax(start, {row.site: amax[row] for row in start})
+    shared = share_amax(
+        start, {row.site: found for row in start if (found := amax[row]) is not None}
+    )
     said = {r.site for r in start if r.amax is not None or r.share is not None}
-    return Ranges(amax | {row: shared[row.site] for row in start}, frozenset(said | by_site.keys()))
+    return Ranges(
+        amax | {row: shared.get(row.site) for row in start}, frozenset(said | by_site.keys())
+    )
 
 
 def _of(session: Session) -> dict[str, str]:

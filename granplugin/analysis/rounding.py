@@ -44,6 +44,7 @@ def rounding(row: QuantizedRow, amax: np.ndarray | None, device: torch.device) -
     if row.dynamic:
         within = tuple(a for a, n in enumerate(row.block) if a and n == row.shape[a])
         return Rounding(row, fmt, None, within)
+    assert amax is not None, f"{row.site} has a range"
     scale = scale_of(amax, fmt)
     # Blocks of several values along an axis of several blocks cannot be broadcast.
     along = [n if cells > 1 else 1 for n, cells in zip(row.block, row.grid, strict=True)]

@@ -69,14 +69,14 @@ def ask(
         found: dict[Operand, tuple[QuantizedRow, ...]] = {}
         for role, entries in wanted_of.items():
             own = of_layer[role]
-            tried = [own] if own.quantized else []
+            tried: list[QuantizedRow] = [own] if own.quantized else []
             for settings in _crossed(entries, wanted.calibrators):
                 for bn in wanted.bn if layer.bn and role == "weight" else [own.bn]:
-                    row = _row(layer, own, settings, bn, samples)
-                    if isinstance(row, Skipped):
-                        skipped.append(row)
+                    made = _row(layer, own, settings, bn, samples)
+                    if isinstance(made, Skipped):
+                        skipped.append(made)
                     else:
-                        tried.append(row)
+                        tried.append(made)
             found[role] = _distinct(tried)
         start = tuple(row for row in of_layer.values() if row.quantized)
         floats: frozenset[Operand] = frozenset(

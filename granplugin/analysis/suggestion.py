@@ -49,7 +49,8 @@ def suggest(
     for name, pair in overrides.items():
         if name in network.sites:
             rows = network.sites[name].rows
-            settings = FLOAT if pair == FLOATING else _settings(rows[0], rows[pair[1]])
+            at = pair[1]
+            settings = FLOAT if at is None else _settings(rows[0], rows[at])
             body: dict[str, Any] = {rows[0].operand: settings}
             multiplied = factors[rows[0].layer]
             if pair == FLOATING and rows[0].operand in multiplied and len(multiplied) > 1:
@@ -102,6 +103,7 @@ def _body(tried: Tried, start: Pair, pair: Pair) -> dict[str, Any]:
         if new is None:
             body |= {role: FLOAT, "half": "allow"}
             continue
+        assert old is not None, "what the recipe leaves float stays so"
         now, then = rows[new], rows[old]
         settings = _settings(then, now)
         if settings is not None:
@@ -149,7 +151,7 @@ def _match(names: Sequence[str], layers: Sequence[Layer]) -> Any:
         ("type", {layer.type for layer in of}),
     ):
         for value in sorted(values):
-            if list(select(Match(**{key: [value]}), layers)) == wanted:
+            if list(select(Match.model_validate({key: [value]}), layers)) == wanted:
                 return {key: value}
     return list(names)
 

@@ -166,13 +166,12 @@ def _of_input(losses: LayerLosses, facts: InputFacts | None) -> str:
     wide = facts.spread if facts else None
     if facts and facts.clipped is not None and facts.clipped > 0.1:
         said += f": {facts.clipped:.2g} % of its values are clipped"
-    elif facts and facts.outlier_samples and facts.sample_spread > (wide or 0):
+    elif facts and facts.outlier_samples and (peaks := facts.sample_spread or 0) > (wide or 0):
         several = "samples reach" if facts.outlier_samples > 1 else "sample reaches"
         said += (
-            f": {facts.outlier_samples} {several} up to {_times(facts.sample_spread)} the median "
-            "sample's peak"
+            f": {facts.outlier_samples} {several} up to {_times(peaks)} the median sample's peak"
         )
-    elif wide is not None and wide >= 2:
+    elif facts and wide is not None and wide >= 2:
         said += f": channel {facts.widest} reaches {_times(wide)} the median channel"
     else:
         said += f": {_steps(start)}"

@@ -63,8 +63,10 @@ def _verdict(
         return say("degraded", made)
     calls = of_layer if own is None else own
     wrong = [call.detail for call in calls if call.precision == "wrong"]
-    if wrong or (promise is not None and promise.kind == "refused"):
-        return say("wrong", wrong[0] if wrong else promise.reason)
+    if promise is not None and promise.kind == "refused":
+        wrong.append(promise.reason)
+    if wrong:
+        return say("wrong", wrong[0])
     if own is None and (row.operand not in MULTIPLIED or row.type not in PRODUCTS):
         return say("unknown", "engines do not say in what format they keep a tensor between layers")
     if not calls or any(call.precision == "unknown" for call in calls):

@@ -53,7 +53,19 @@ class Seen:
         bins += cells.reshape(1, *shape) * BINS
         return torch.bincount(bins.reshape(-1), minlength=self.cells * BINS)
 
+    def amax_grid(self) -> np.ndarray:
+        """Of a site that was reached."""
+        assert self.amax is not None, f"{self.need.site} was not reached"
+        found: np.ndarray = self.amax.cpu().numpy()
+        return found
+
+    def is_finite(self) -> bool:
+        """Whether all that was seen is."""
+        return self.amax is None or bool(self.amax.isfinite().all())
+
     def counts_grid(self) -> np.ndarray:
+        """Of a site that was reached, with a histogram."""
+        assert self.counts is not None, f"{self.need.site} was not reached"
         counts = self.counts.cpu().numpy()
         if self.cells == 1:
             kept = counts[FIRST : FIRST + BINS].copy()

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -203,8 +204,9 @@ def find_amax(
             row, fmt, _largest(row, cells), lambda cell: histogram(cells[_within(cell)])
         )
     else:
+        assert statistics is not None, f"{row.site} is calibrated on data"
         largest, counts = statistics.of(_need(row))
-        amax = _calibrate(row, fmt, largest, lambda cell: counts[cell])
+        amax = _calibrate(row, fmt, largest, partial(_counted, row, counts))
     found = usable(amax)
     return None if found is None else fmt.fit(found)
 
@@ -227,9 +229,7 @@ def ranged(rows: Iterable[Row], amax: Collection[str]) -> tuple[QuantizedRow, ..
     return tuple(row for row in quantized if row.site not in without and row.layer not in dead)
 
 
-def share_amax(
-    rows: Iterable[Row], amax: Mapping[str, np.ndarray | None]
-) -> dict[str, np.ndarray | None]:
+def share_amax(rows: Iterable[Row], amax: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Site -> amax, where rows with the same `share` have the largest of theirs, cell by cell.
 
     Rows that were coarsened for an engine share with those that have as many scales; a row
@@ -237,7 +237,7 @@ def share_amax(
     """
     groups: dict[tuple, list[QuantizedRow]] = {}
     for row in rows:
-        if row.quantized and row.share is not None and amax.get(row.site) is not None:
+        if row.quantized and row.share is not None and row.site in amax:
             groups.setdefault((row.share, row.scales), []).append(row)
     shared = dict(amax)
     for group in groups.values():
@@ -258,6 +258,12 @@ def _calibrate(
             raise DataError(f"{row.site}: {too_few(row.calibrator, seen)}, or more samples")
         amax[cell] = amax_of(row.calibrator, counts, float(largest[cell]), fmt)
     return amax
+
+
+def _counted(row: QuantizedRow, counts: np.ndarray | None, cell: Shape) -> np.ndarray:
+    assert counts is not None, f"{row.site} needs a histogram"
+    found: np.ndarray = counts[cell]
+    return found
 
 
 def _cells(row: QuantizedRow, weight: np.ndarray) -> np.ndarray:
@@ -285,7 +291,7 @@ def _largest(row: QuantizedRow, cells: np.ndarray) -> np.ndarray:
     return largest
 
 
-def export_amax(path: Path, rows: Iterable[Row], amax: Mapping[str, np.ndarray]) -> None:
+def export_amax(path: Path, rows: Iterable[QuantizedRow], amax: Mapping[str, np.ndarray]) -> None:
     """Write the amax grids of these rows, site -> grid, as JSON that people can read and keep."""
     sites = {
         row.site: {

@@ -150,8 +150,18 @@ _IMAGES = (*CONVS, "transposed")
 _LINEAR = ("gemm", "linear", "matmul", "matmul_2d")
 
 
-def _cell(op: str, fmt: str, graph: str, size: int = SIZE, **scales: str) -> Cell:
-    cut = [word for word in scales.values() if word.startswith("per_block")]
-    if "per_block(kernel)" in cut:
+def _cell(
+    op: str,
+    fmt: str,
+    graph: str,
+    size: int = SIZE,
+    weight: str = "float",
+    input: str = "float",
+    output: str = "float",
+    other: str = "float",
+) -> Cell:
+    scales = (weight, input, output, other)
+    if "per_block(kernel)" in scales:
         size = WEIGHTS[op][2]
-    return Cell(op, fmt, graph=graph, size=size if cut else None, **scales)
+    cut = any(word.startswith("per_block") for word in scales)
+    return Cell(op, fmt, weight, input, output, size if cut else None, graph, other=other)

@@ -105,12 +105,15 @@ def decide(
             targets.get(engine, ()),
             shared,
         )
-        decides = ENGINES[engine].targeted and on_unsupported is not None
-        rows, how, made, promises = [], {}, {}, {}
+        default = on_unsupported if ENGINES[engine].targeted else None
+        rows: list[Row] = []
+        how: dict[str, How] = {}
+        made: dict[str, str] = {}
+        promises: dict[str, Promise] = {}
         for name, group in groupby(plan.rows, lambda row: row.layer):
             of_layer = _Decision(engine, book, by_name[name], tuple(group))
-            if decides:
-                of_layer.decide(on_unsupported)
+            if default is not None:
+                of_layer.decide(default)
             rows += of_layer.rows
             how |= of_layer.how
             made |= of_layer.made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from granplugin.capabilities.cells import cells
@@ -34,14 +34,25 @@ class Line:
 
 def listing(table: Table) -> tuple[Line, ...]:
     """Every cell of the table, those that differ in format and graph only on one line."""
-    found: dict[tuple, tuple[list[str], list[str]]] = {}
+    found: dict[Line, tuple[list[str], list[str]]] = {}
     for cell in cells(OPS):
-        scales = (cell.weight, cell.input, cell.other, cell.output, cell.size, cell.stored)
-        engine, promise = table.rule(cell).engine, cell_promise(table, cell)
-        formats, graphs = found.setdefault((cell.op, scales, engine, promise), ([], []))
+        line = Line(
+            cell.op,
+            (),
+            (),
+            cell.weight,
+            cell.input,
+            cell.other,
+            cell.output,
+            cell.size,
+            cell.stored,
+            table.rule(cell).engine,
+            cell_promise(table, cell),
+        )
+        formats, graphs = found.setdefault(line, ([], []))
         formats += [cell.format] * (cell.format not in formats)
         graphs += [cell.graph] * (cell.graph not in graphs)
     return tuple(
-        Line(op, tuple(formats), tuple(graphs), *scales, engine, promise)
-        for (op, scales, engine, promise), (formats, graphs) in found.items()
+        replace(line, formats=tuple(formats), graphs=tuple(graphs))
+        for line, (formats, graphs) in found.items()
     )

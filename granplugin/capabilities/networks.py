@@ -204,6 +204,7 @@ class _Network:
         elif scales.startswith(("per_block", "per_row")):
             axis = axes[scales]
             size = shape[axis] if scales == "per_row" else self.cell.size
+            assert size is not None, "a cell of blocks has their size"
             block = tuple(size if n == axis else 1 for n in range(len(shape)))
             attributes = {"axis": axis, "block_size": size}
         else:

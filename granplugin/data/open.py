@@ -16,6 +16,8 @@ from granplugin.data.npz import open_npz
 from granplugin.quant.site import Shape
 from granplugin.recipe.data import CallableSource, FolderSource, NpzSource, Source
 
+Role = Literal["calibration", "evaluation", "analysis"]
+"""What a recipe's data are for: a key of its section `data`."""
 SOURCES: dict[type[Source], Callable[..., Batches]] = {
     NpzSource: open_npz,
     FolderSource: open_folder,
@@ -27,7 +29,7 @@ def open_data(
     source: Source,
     batch_size: int,
     seed: int,
-    role: Literal["calibration", "evaluation", "analysis"],
+    role: Role,
     input_names: Sequence[str] = (),
     dynamic: Mapping[str, Mapping[int, str]] = MappingProxyType({}),
 ) -> Batches:

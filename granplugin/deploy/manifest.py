@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -15,7 +15,7 @@ from granplugin.store.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-FORMAT = "granplugin export 1"
+FORMAT: Final = "granplugin export 1"
 
 
 class _Strict(BaseModel):

@@ -91,11 +91,12 @@ def calibrate(
     with weights_seen(model, weighed) as weights, squares_seen(model, learned) as squares:
         if forward_loop is not None:
             statistics = of_all_processes(observe(model, needs, forward_loop))
-    amax = {
+    found = {
         row.site: find_amax(row, statistics, _weight_of(model, row, weights, folding))
         for row in rows
         if not row.dynamic
     }
+    amax = {site: grid for site, grid in found.items() if grid is not None}
     set_quantizers(model, rows, share_amax(rows, amax))
     learn(model, learned)
     start_weights(

@@ -70,7 +70,7 @@ def observe(model: nn.Module, needs: Iterable[Need], forward_loop: ForwardLoop) 
             quantizer.enable()
 
     for site in reached:
-        if not all(seen.amax.isfinite().all() for seen in sites[site]):
+        if not all(seen.is_finite() for seen in sites[site]):
             raise ModelError(
                 f"{site}: NaN or Inf during calibration, and in no layer before it; "
                 "look at this layer's weights and at the calibration data"
@@ -83,7 +83,7 @@ def observe(model: nn.Module, needs: Iterable[Need], forward_loop: ForwardLoop) 
     log.debug("observed %d sites on %d samples", len(sites), samples)
     found = [seen for group in sites.values() for seen in group]
     return Statistics(
-        {seen.need: seen.amax.cpu().numpy() for seen in found},
+        {seen.need: seen.amax_grid() for seen in found},
         {seen.need: seen.counts_grid() for seen in found if seen.need.histogram},
         samples,
     )

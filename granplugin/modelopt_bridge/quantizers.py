@@ -103,8 +103,9 @@ def sites_of(model: nn.Module) -> list[dict[str, Any]]:
         )
     for site in sites:
         quantizer = quantizers[site["quantizer"]]
-        static = quantizer.is_enabled and not site["dynamic"]
-        site["grid"] = _grid(quantizer, row_from_json(site)) if static else None
+        row = row_from_json(site)
+        static = row.quantized and quantizer.is_enabled and not row.dynamic
+        site["grid"] = _grid(quantizer, row) if row.quantized and static else None
     return sites
 
 
@@ -133,6 +134,7 @@ def _set(
     quantizer.set_from_attribute_config(QuantizerAttributeConfig(**attributes(row), enable=True))
     if row.dynamic:
         return
+    assert amax is not None, f"{row.site} has a range"
     values = torch.from_numpy(expand(amax, _part(row)).copy()).to(device)
     quantizer.amax = values if row.scales > 1 else values.reshape(())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ def weighted(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    return _registered(type(module)) is not None
+    return _registered(module) is not None
 
 
 def untraced(model: nn.Module) -> tuple[Layer, ...]:
@@ -160,17 +159,15 @@ def layer_type(module: nn.Module) -> str:
 
 
 def _sited_class(module: nn.Module) -> type[nn.Module]:
-    base = _registered(type(module))
+    base = _registered(module)
     if base is None:
         raise TypeError(f"{type(module).__name__} has no sites")
     return base
 
 
-@cache
-def _registered(cls: type[nn.Module]) -> type[nn.Module] | None:
-    """The class of torch.nn that modelopt would know these modules by; None where they have no
-    sites."""
-    for base in cls.__mro__:
-        if base.__name__ in WEIGHTED | PASSIVE and getattr(nn, base.__name__, None) is base:
-            return base
-    return None
+_SITED = frozenset(getattr(nn, name) for name in sorted(WEIGHTED | PASSIVE) if hasattr(nn, name))
+
+
+def _registered(module: nn.Module) -> type[nn.Module] | None:
+    """The class of torch.nn that modelopt would know this module by; None where it has no sites."""
+    return next((base for base in type(module).__mro__ if base in _SITED), None)

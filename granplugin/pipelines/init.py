@@ -24,6 +24,7 @@ from granplugin.sources.onnx_network import OnnxNetwork
 from granplugin.sources.protocol import Network
 from granplugin.starting.sample_shapes import Guess, shapes_of
 from granplugin.starting.text import DATA_FILE, Found, data_module, starter
+from granplugin.store.arrays import save_arrays
 from granplugin.store.whole_file import write_whole
 
 
@@ -153,7 +154,7 @@ def _look(model: dict[str, Any], section: dict[str, Any] | None, guess: Guess | 
                 else np.zeros((2, *shape), kind)
                 for name, (shape, kind) in guess.items()
             }
-            np.savez(file, allow_pickle=False, **arrays)
+            save_arrays(file, arrays)
             source = {"npz": str(file), "inputs": {name: name for name in arrays}}
         data = {"calibration": source, "batch_size": 2} if source else _nothing()
         spec = {"version": 1, "model": model, "data": data}

@@ -21,6 +21,7 @@ from granplugin.progress import track
 from granplugin.results.values import FP32, Built, Measured, Results
 from granplugin.runs.failed_build import in_words_of
 from granplugin.runs.session import Session
+from granplugin.store.arrays import save_arrays
 from granplugin.store.keys import content_key, file_key
 from granplugin.store.maker import made_by
 
@@ -98,7 +99,7 @@ def _reference(session: Session, onnx: Path) -> dict[str, np.ndarray]:
 
     def run(path: Path) -> None:
         backend = backends.load(REFERENCE)
-        np.savez(path, **first_outputs(backend, calls.build(backend, onnx, onnx.parent), session))
+        save_arrays(path, first_outputs(backend, calls.build(backend, onnx, onnx.parent), session))
 
     backend = type(backends.load(REFERENCE)).__module__
     key = content_key(

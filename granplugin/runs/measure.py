@@ -32,6 +32,7 @@ from granplugin.runs.build_options import cannot_run, options_of
 from granplugin.runs.executor import run_tasks
 from granplugin.runs.failed_build import engine_name, explain, in_words_of
 from granplugin.runs.session import Session
+from granplugin.store.arrays import save_arrays
 from granplugin.store.cache import Cache
 from granplugin.store.keys import content_key
 from granplugin.store.maker import made_by
@@ -62,9 +63,9 @@ def check_data(session: Session) -> None:
     """Refuse, before anything is computed, metrics that no output serves, and labels that they need
     and the data lacks or the model does not know."""
     with located(session.loaded, "data", "evaluation"):
-        labelled = session.evaluation.labels() is not None
+        labels = session.evaluation.labels()
     for index, name in enumerate(session.recipe.metrics):
-        if metrics.METRICS[name].needs_labels and not labelled:
+        if metrics.METRICS[name].needs_labels and labels is None:
             raise session.loaded.error(
                 ("metrics", index),
                 f"{name} needs labels and the evaluation data has none; name them in "
@@ -73,9 +74,9 @@ def check_data(session: Session) -> None:
     with located(session.loaded, "data", "evaluation"):
         outputs = sampled(session.network.outputs(session.example), session.axes)
         scores = metrics.class_scores(outputs, session.recipe.classes)
-        if scores and labelled:
+        if scores and labels is not None:
             name, axis = scores
-            metrics.check_labels(session.evaluation.labels(), outputs[name].shape[axis])
+            metrics.check_labels(labels, outputs[name].shape[axis])
     if not outputs:
         told = "; ".join(note for output in session.outputs if (note := output.note))
         raise session.loaded.error(("model",), f"nothing can be measured: {told}")
@@ -154,7 +155,7 @@ class MeasureVariant:
                 metrics.check_finite(outputs, what)
             except ModelError as err:
                 raise EngineError(str(err)) from err
-            np.savez(path, **outputs)
+            save_arrays(path, outputs)
 
         key = content_key(*self._key(engine, module), self.evaluation.key(), self.axes)
         with np.load(cache.made("outputs", key, ".npz", run_all)) as arrays:

@@ -19,7 +19,7 @@ from granplugin.data.batches import (
     rebatched,
     same_bits,
 )
-from granplugin.data.open import open_data
+from granplugin.data.open import Role, open_data
 from granplugin.data.unpadded import cut_inputs, unpadded
 from granplugin.errors import DataError, ModelError
 from granplugin.measures.samples import Output, output_from_json
@@ -71,16 +71,16 @@ class Session:
 
     @cached_property
     def evaluation(self) -> Batches:
-        role = "evaluation" if self.recipe.data.evaluation else "calibration"
+        role: Role = "evaluation" if self.recipe.data.evaluation else "calibration"
         return self._data(role, self.recipe.data.batch_size)
 
     @cached_property
     def analysis(self) -> Batches:
         """What an analysis measures on."""
-        role = "analysis" if self.recipe.data.analysis else "calibration"
+        role: Role = "analysis" if self.recipe.data.analysis else "calibration"
         return self._data(role, self.recipe.data.batch_size)
 
-    def _data(self, role: str, batch_size: int) -> Batches:
+    def _data(self, role: Role, batch_size: int) -> Batches:
         data, names = self.recipe.data, self.network.input_names
         with located(self.loaded, "data", role):
             found = open_data(

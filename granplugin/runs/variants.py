@@ -296,7 +296,9 @@ def edited(rows: Sequence[Row], amax: Mapping[str, np.ndarray] | None) -> tuple[
 
 def _amax(rows: Sequence[Row], ranges: Ranges) -> dict[str, np.ndarray]:
     """Site -> amax of the rows that have a range, that of its group where a scale is shared."""
-    found = {row.site: ranges[row] for row in rows if ranges.get(row) is not None}
+    found = {
+        row.site: amax for row in rows if row.quantized and (amax := ranges.get(row)) is not None
+    }
     kept = {row.site for row in ranged(rows, found)}
     return share_amax(rows, {site: amax for site, amax in found.items() if site in kept})
 
