@@ -62,7 +62,10 @@ def apart_from_shared_zeros(model: ir.Model) -> ir.Model:
         key = (zero, _form(node))
         if key not in own:
             # The first form keeps the tensor.
-            taken = any(shared is zero for shared, _ in own)
-            own[key] = additions.constant(zero.name, constant(zero)) if taken else zero
+            own[key] = zero
+            if any(shared is zero for shared, _ in own.keys() - {key}):
+                array = constant(zero)
+                assert array is not None, f"{zero.name} is an initializer"
+                own[key] = additions.constant(zero.name, array)
         node.replace_input_with(_ZERO, own[key])
     return model
