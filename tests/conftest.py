@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import shutil
@@ -58,8 +59,22 @@ def _group(item: pytest.Item) -> str:
     return "quickstart" if "quickstart" in getattr(item, "fixturenames", ()) else item.path.stem
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     share_what_exports_have_in_common()
+    _leave_libraries_to_themselves()
+
+
+def _leave_libraries_to_themselves() -> None:
+    """The collector looks through what a test makes, not each time through the half a million
+    objects that torch, modelopt and the tests are: that takes half a second."""
+    if len(sys.modules) > _collected[-1] + 100:
+        _collected.append(len(sys.modules))
+        gc.freeze()
+
+
+_collected = [0]
+gc.set_threshold(20_000, 20, 20)
 
 
 # On a machine that does other work too, a slow example says nothing of the code, nor does a stage
