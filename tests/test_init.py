@@ -44,6 +44,19 @@ class Odd(nn.Module):
 
 def odd():
     return Odd()
+
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(6, 8)
+        self.boxes = nn.ModuleList([nn.Linear(8, 4), nn.Linear(8, 4)])
+
+    def forward(self, sound=None, **more):
+        x = self.stem(sound)
+        return [head(x) for head in self.boxes]
+
+def heads():
+    return Heads()
 """
 
 
@@ -108,6 +121,17 @@ def test_with_data_there_is_nothing_to_edit_and_the_suspicious_layer_is_named(he
     for recipe in ("conv.yaml", "rules.yaml"):
         planned = run_main("plan", recipe)
         assert planned.code == 0, planned.stderr
+
+
+def test_arguments_with_defaults_are_found_and_several_outputs_are_one_rule(here):
+    """As those of transformers' models, which take any keyword besides."""
+    assert run_main("init", "nets.py:heads").code == 0
+    text = (here / "heads.yaml").read_text()
+    assert "# forward runs with sound float32 Nx6." in text
+    assert "inputs: {sound: sound}, labels: labels}" in text
+    assert '"sound": np.zeros((8, 6), np.float32)' in (here / "calibration_data.py").read_text()
+    assert "#   # They make the outputs; " in text
+    assert '#   - {match: "boxes.*", format: float}' in text
 
 
 def test_an_onnx_file_gets_one_too(here):

@@ -21,8 +21,13 @@ def guess_of(
     model: nn.Module, names: Sequence[str], told: Mapping[str, tuple[int, ...]]
 ) -> Guess | None:
     """Shapes and types of one sample with which forward runs; None where none of the usual does."""
+    arguments = inspect.signature(model.forward).parameters.values()
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    # Where forward takes any keyword besides, `names` is empty; those it names are its arguments.
+    any_name = not names
+    names = names or [each.name for each in arguments if each.kind not in kinds]
     unknown = [name for name in told if name not in names]
-    if unknown:
+    if unknown and not any_name:
         raise RecipeError(
             f"--shape {unknown[0]}: forward has no such argument; it has {', '.join(names)}"
         )
@@ -31,6 +36,7 @@ def guess_of(
         for name, parameter in inspect.signature(model.forward).parameters.items()
         if parameter.default is parameter.empty and name in names
     ] or list(names[:1])
+    required += [name for name in told if name not in required]
     for candidate in _candidates(model, required, told):
         batch = {
             name: torch.zeros((2, *shape), dtype=torch.int64)

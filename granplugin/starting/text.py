@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from granplugin.recipe.glob import matcher
 from granplugin.recipe.settings import FLOAT
 from granplugin.report.schema.verbs import InspectedLayer, InspectOutput
 from granplugin.words import counted
@@ -19,6 +20,8 @@ _WIDE = 10
 """Over this spread a layer is named, as `inspect` does."""
 _MOST = 12
 """Groups and layers that are named."""
+_SHORT = 40
+"""Characters of two names that are said instead of a glob."""
 
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 
@@ -86,10 +89,19 @@ def _data(found: Found) -> Iterator[str]:
     yield f"  calibration: {flow(source)}"
     yield "  # Other samples than those, with labels; without them accuracy is agreement with fp32"
     yield "  # on the calibration data."
-    yield "  # evaluation: {npz: test.npz, inputs: {image: images}, labels: labels}"
+    inputs = {name: name for name in _inputs(found)}
+    yield f"  # evaluation: {{npz: test.npz, inputs: {flow(inputs)}, labels: labels}}"
     yield "  batch_size: 32"
     metrics = ["top1", "agreement", "sqnr_db"] if "labels" in source else ["agreement", "sqnr_db"]
     yield f"metrics: {flow(metrics)}"
+
+
+def _inputs(found: Found) -> Sequence[str]:
+    """The arguments that samples are given for."""
+    if found.guess:
+        return list(found.guess)
+    given = (found.data or {}).get("inputs", {})
+    return list(given) or list(found.names[:1]) or ["input"]
 
 
 def _decisions(found: Found, weighted: Sequence[InspectedLayer]) -> Iterator[str]:
@@ -117,15 +129,18 @@ def _groups(weighted: Sequence[InspectedLayer]) -> list[tuple[str, list[Inspecte
     """Layers whose names differ in numbers alone, under the glob that stands for them."""
     found: dict[tuple[str, str], list[InspectedLayer]] = {}
     for layer in weighted:
-        pattern = ".".join("*" if part.isdigit() else part for part in layer.name.split("."))
-        found.setdefault((pattern, layer.type), []).append(layer)
+        found.setdefault((_glob(layer.name), layer.type), []).append(layer)
     return [(_called(pattern, layers), layers) for (pattern, _), layers in found.items()]
 
 
+def _glob(name: str) -> str:
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
 def _called(pattern: str, layers: Sequence[InspectedLayer]) -> str:
-    """The glob, or the names themselves where there are few or it would match anything."""
-    if len(layers) < 3 or not pattern.strip(".*"):
-        named = ", ".join(layer.name for layer in layers[:3])
+    """The glob, or the names themselves where they are short or it would match anything."""
+    named = ", ".join(layer.name for layer in layers[:3])
+    if len(layers) == 1 or not pattern.strip(".*") or (len(layers) < 3 and len(named) <= _SHORT):
         return named + (" ..." if len(layers) > 3 else "")
     return pattern
 
@@ -161,10 +176,32 @@ def _suspicious(weighted: Sequence[InspectedLayer]) -> Iterator[str]:
     for layer in wide[:3]:
         yield f"#   # One of its channels is {_spread(layer):,.0f} times the median: per_tensor ruins it."
         yield f"#   - {{match: {quoted(layer.name)}, weight: per_channel}}"
-    for end, why in (("first", "reads the input"), ("last", "makes the output")):
-        for layer in [x for x in quantized if end in x.traits][:1]:
-            yield f"#   # It {why}; often the most sensitive, and small."
-            yield f"#   - {{match: {quoted(layer.name)}, format: float}}"
+    for end, one, several in (
+        ("first", "It reads the input", "They read inputs"),
+        ("last", "It makes the output", "They make the outputs"),
+    ):
+        patterns = list(_exactly([x for x in quantized if end in x.traits], weighted))[:_ENDS]
+        if patterns:
+            told = one if len(patterns) == 1 and "*" not in patterns[0] else several
+            yield f"#   # {told}; often the most sensitive, and small."
+        for pattern in patterns:
+            yield f"#   - {{match: {quoted(pattern)}, format: float}}"
+
+
+_ENDS = 4
+"""Rules for the layers at one end."""
+
+
+def _exactly(chosen: Sequence[InspectedLayer], weighted: Sequence[InspectedLayer]) -> Iterator[str]:
+    """Globs that match these layers and no other, else their names."""
+    names = {layer.name for layer in chosen}
+    every = [layer.name for layer in weighted]
+    by_glob: dict[str, list[str]] = {}
+    for layer in chosen:
+        by_glob.setdefault(_glob(layer.name), []).append(layer.name)
+    for pattern, of in by_glob.items():
+        matched = set(filter(matcher(pattern), every))
+        yield from [pattern] if len(of) > 1 and matched <= names else of
 
 
 def data_module(names: Sequence[str], guess: Shapes | None) -> str:
