@@ -132,6 +132,7 @@ def test_arguments_with_defaults_are_found_and_several_outputs_are_one_rule(here
     assert '"sound": np.zeros((8, 6), np.float32)' in (here / "calibration_data.py").read_text()
     assert "#   # They make the outputs; " in text
     assert '#   - {match: "boxes.*", format: float}' in text
+    assert "metrics: [sqnr_db]" in text, "which of two outputs has the classes?"
 
 
 def test_an_onnx_file_gets_one_too(here):

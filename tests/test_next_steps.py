@@ -92,6 +92,28 @@ def test_advice_is_written_and_then_applied():
     )
 
 
+def test_a_recipe_that_changes_nothing_yet_leads_to_analyze_and_a_variant_that_loses_does_not():
+    made = of("a b.yaml")
+    engines = [each.model_copy(update={"metrics": {}}) for each in made.variants[1].engines]
+    idle = made.variants[1].model_copy(update={"same_as": "tensorrt@11", "engines": engines})
+    made = made.model_copy(update={"variants": [made.variants[0], idle], "limits": []})
+    assert lines(after_run(made, Path("run"), WORDS))[-1].endswith("what each granularity costs")
+    other = of("a b.yaml").variants[1].model_copy(update={"kind": "variant"})
+    made = made.model_copy(update={"variants": [made.variants[0], other]})
+    assert not [each for each in lines(after_run(made, Path("run"), WORDS)) if "analyze" in each]
+
+
+def test_too_few_samples_lead_to_more_where_the_recipe_takes_some_of_them():
+    found = Analysis.model_construct(
+        advice=Advice.model_construct(overrides=[], verdict="cannot tell", enough_samples=390)
+    )
+    told = lines(after_analysis(found, ("a.yaml",), None, "data.calibration.samples"))
+    assert told[0].startswith(
+        "next: granplugin analyze a.yaml --set data.calibration.samples=390  # "
+    )
+    assert lines(after_analysis(found, ("a.yaml",), None)) == []
+
+
 def test_lint_leads_to_the_page_of_its_code():
     found = next(each for each in VALUES if isinstance(each, AuditOutput))
     assert {step.words for step in after_audit(found)} == {("explain", "fp32-output")}

@@ -92,6 +92,33 @@ def test_what_is_damaged_is_named_and_the_rest_shown(tmp_path, damaged, content)
     assert "limit top1_drop" in page
 
 
+def test_a_report_of_the_schema_before_is_shown_and_one_of_another_version_names_who_reads_it(
+    tmp_path,
+):
+    folder = run_folder(tmp_path / "run")
+    old = json.loads(report("mine").model_dump_json())
+    old |= {"version": 1, "smallest_provable_drop": 0.7}
+    del old["provable"]
+    for variant in old["variants"]:
+        for engine in variant["engines"]:
+            for key in ("batch", "targets", "native_layers", "native_in_float"):
+                del engine[key]
+            moved = engine.pop("moved")
+            engine["traffic_bytes"] = moved and moved["activations"]
+            for metric in engine["metrics"].values():
+                del metric["outputs"], metric["lower_is_better"]
+    (folder / "report.json").write_text(json.dumps(old))
+    assert run_main("report", folder).code == 0
+    page = (folder / "report.html").read_text()
+    assert "limit top1_drop" in page
+    assert "is not shown" not in page
+    (folder / "analysis.json").write_text('{"version": 1, "granplugin": "0.1.0"}')
+    assert run_main("report", folder).code == 0
+    assert "show it with granplugin 0.1.0, or make it again: granplugin analyze" in (
+        folder / "report.html"
+    ).read_text().replace("&#x27;", "'")
+
+
 @pytest.mark.parametrize("report_json", [None, "{}", '{"version": 7}'])
 def test_a_folder_without_a_report_is_refused(tmp_path, report_json):
     folder = tmp_path / "run"
@@ -101,7 +128,9 @@ def test_a_folder_without_a_report_is_refused(tmp_path, report_json):
     done = run_main("report", folder)
     assert done.code == 2
     if report_json and "7" in report_json:
-        assert "of schema version 7 and this granplugin reads " in done.stderr
+        told = "it is of schema version 7 and granplugin "
+        assert told in done.stderr
+        assert "reads 2: make it again: granplugin apply" in done.stderr
     assert "has neither report.json nor analysis.json that can be read" in done.stderr
     assert not (folder / "report.html").exists()
 

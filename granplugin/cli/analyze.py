@@ -52,5 +52,9 @@ def analyze(
         if not json_:
             say(f"recipe: {write_recipe}")
     if not json_:
-        say_next(after_analysis(found.analysis, typed(recipe, settings, out), write_recipe))
+        role = "analysis" if loaded.recipe.data.analysis else "calibration"
+        few = getattr(loaded.recipe.data, role).samples
+        words = typed(recipe, settings, out)
+        key = f"data.{role}.samples" if few else None
+        say_next(after_analysis(found.analysis, words, write_recipe, key))
     return found.exit_code

@@ -65,18 +65,23 @@ def _path(path: Path) -> str:
 
 
 def after_run(report: Report, folder: Path, words: dict[str, tuple[str, ...]]) -> Iterator[Next]:
-    """What is wrong or not honoured is audited, what loses is analyzed; `words` are each recipe's,
-    as it was typed."""
+    """What is wrong or not honoured is audited, a recipe that loses or changes nothing yet is
+    analyzed; `words` are each recipe's, as it was typed."""
     for variant in report.variants:
         for engine in variant.engines:
             if engine.engine in AUDITED and _not_as_asked(engine):
                 yield _audit(folder, variant, engine)
                 break
     for variant in report.variants:
-        if variant.recipe in words and _loses(report, variant):
-            yield Next(
-                ("analyze", *words[variant.recipe]), "which layers lose it, and what mends it"
-            )
+        if variant.recipe not in words:
+            continue
+        if _loses(report, variant):
+            why = "which layers lose it, and what mends it"
+        elif variant.kind == "recipe" and variant.same_as and not report.broken_baseline:
+            why = "which layers are sensitive, and what each granularity costs"
+        else:
+            continue
+        yield Next(("analyze", *words[variant.recipe]), why)
 
 
 def _not_as_asked(engine: EngineResult) -> bool:
@@ -121,9 +126,10 @@ def _loses(report: Report, variant: VariantResult) -> bool:
 
 
 def after_analysis(
-    analysis: Analysis, words: tuple[str, ...], written: Path | None
+    analysis: Analysis, words: tuple[str, ...], written: Path | None, samples: str | None = None
 ) -> Iterator[Next]:
-    """Advice is written, and applied; `words` are the recipe's, as it was typed."""
+    """Advice is written, and applied; `words` are the recipe's, as it was typed, `samples` the key
+    that says how few there are."""
     if written is not None:
         yield Next(("apply", _path(written)), "build and measure the suggested recipe")
     elif analysis.advice.overrides:
@@ -131,6 +137,9 @@ def after_analysis(
         yield Next(("analyze", *words, "--write-recipe", target), "a recipe with these rules")
     elif analysis.advice.verdict == "within":
         yield Next(("apply", *words), "build and measure it")
+    elif analysis.advice.verdict == "cannot tell" and samples and analysis.advice.enough_samples:
+        more = f"{samples}={analysis.advice.enough_samples}"
+        yield Next(("analyze", *words, "--set", more), "on as many samples as could tell")
 
 
 def after_audit(audit: AuditOutput) -> Iterator[Next]:

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from granplugin.data.npz import arrays_in
+from granplugin.data.open import open_data
 from granplugin.errors import DataError, ModelError, RunError
+from granplugin.measures.metrics import unserved
 from granplugin.pipelines.inspect import Inspection
 from granplugin.pipelines.inspect import inspect as look
 from granplugin.recipe.load import load_recipe
@@ -58,9 +60,9 @@ def init(
     names = network.input_names
     section = None if data is None else _data(data, names)
     guess = _guess(network, shapes_of(shapes)) if section is None else None
-    seen = _look(model, section, guess)
+    seen, unclassed = _look(network, model, section, guess)
     module = path.parent / DATA_FILE if section is None else None
-    text = starter(Found(name, model, section, guess, names, seen.output()))
+    text = starter(Found(name, model, section, guess, names, seen.output(), unclassed))
     files = {path: text}
     if module is not None:
         _free(module)
@@ -141,9 +143,11 @@ def _arrays(data: str, names: Sequence[str]) -> dict[str, Any]:
     return {"inputs": inputs} | ({"labels": labels[0]} if len(labels) == 1 else {})
 
 
-def _look(model: dict[str, Any], section: dict[str, Any] | None, guess: Guess | None) -> Inspection:
+def _look(
+    network: Network, model: dict[str, Any], section: dict[str, Any] | None, guess: Guess | None
+) -> tuple[Inspection, str | None]:
     """Inspect it on the data given, or on noise of the shape that runs, which tells shapes; without
-    either, all that the modules tell."""
+    either, all that the modules tell. And why no output has classes, where that is seen."""
     with tempfile.TemporaryDirectory() as scratch:
         source = section
         if guess:
@@ -158,4 +162,9 @@ def _look(model: dict[str, Any], section: dict[str, Any] | None, guess: Guess | 
             source = {"npz": str(file), "inputs": {name: name for name in arrays}}
         data = {"calibration": source, "batch_size": 2} if source else _nothing()
         spec = {"version": 1, "model": model, "data": data}
-        return look(load_recipe(spec, data=source is not None), Path(scratch) / "run")
+        loaded = load_recipe(spec, data=source is not None)
+        seen = look(loaded, Path(scratch) / "run")
+        if source is None:
+            return seen, None
+        first = open_data(loaded.recipe.data.calibration, 2, 0, "calibration", network.input_names)
+        return seen, unserved("agreement", network.outputs(next(iter(first))))

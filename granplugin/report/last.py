@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
-from pydantic import ValidationError
-
+from granplugin.report.schema.earlier import migrated
 from granplugin.report.schema.run import Report
 
 log = logging.getLogger(__name__)
@@ -15,9 +15,10 @@ log = logging.getLogger(__name__)
 def last_report(folder: Path) -> Report | None:
     """The folder's report; None where it has none of this version of granplugin."""
     try:
-        return Report.model_validate_json((folder / "report.json").read_bytes())
+        data = json.loads((folder / "report.json").read_bytes())
+        return Report.model_validate(migrated(Report, data))
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError) as err:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as err:
         log.info("%s is not looked at: %s", folder / "report.json", err)
         return None

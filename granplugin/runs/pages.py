@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+import granplugin
 from granplugin.backends.engine_plan import LOW, EngineLayer, EnginePlan
 from granplugin.backends.nvidia.plan_reader import read_plan
 from granplugin.errors import RunError, UserError
@@ -21,6 +22,7 @@ from granplugin.recipe.loaded import Loaded
 from granplugin.recipe.paths import shown
 from granplugin.recipe.strict import paths_of
 from granplugin.report.schema.analysis import Analysis
+from granplugin.report.schema.earlier import migrated
 from granplugin.report.schema.page import EnginePlanOf, KeptForPage, Kernel, RecipeText
 from granplugin.report.schema.run import Report
 from granplugin.report.show import as_page, output_page
@@ -136,16 +138,25 @@ def _read(folder: Path, name: str, schema: type[Read], missing: list[str]) -> Re
         data = read_json(path, RunError)
         if not isinstance(data, dict):
             raise ValueError("it is no object")
+        data = migrated(schema, data)
         found, known = data.get("version"), schema.model_fields["version"].default
         if found != known:
-            wrote = data.get("granplugin", "that wrote it")
+            wrote, own = data.get("granplugin"), granplugin.__version__
+            where = f" with granplugin {wrote}" if wrote and wrote != own else ""
             raise ValueError(
-                f"it is of schema version {found} and this granplugin reads {known}; make it again, "
-                f"or show it with granplugin {wrote}"
+                f"it is of schema version {found} and granplugin {own} reads {known}: "
+                f"{'show it' + where + ', or ' if where else ''}make it again: {_again(folder, name)}"
             )
         return schema.model_validate(data)
 
     return _told(name, missing, read)
+
+
+def _again(folder: Path, name: str) -> str:
+    """The command line that the folder keeps of the verb that wrote the file, or the verb."""
+    verb, kept = ("analyze", OF_ANALYSIS) if name.startswith("analysis") else ("apply", OF_RUN)
+    page = _read(folder, kept, KeptForPage, []) if name != kept else None
+    return page.command if page and page.command else f"granplugin {verb}"
 
 
 def _rows(folder: Path, missing: list[str]) -> dict[str, tuple[Row, ...]]:

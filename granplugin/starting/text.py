@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 from granplugin.recipe.glob import matcher
@@ -29,7 +30,8 @@ Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 @dataclass(frozen=True)
 class Found:
     """What is known of a network: `data` is the calibration source given, `guess` what forward runs
-    with where none is, `names` forward's arguments, `seen` what `inspect` says."""
+    with where none is, `names` forward's arguments, `seen` what `inspect` says; `unclassed` says why
+    no output's classes can be compared."""
 
     name: str
     model: Mapping[str, Any]
@@ -37,6 +39,7 @@ class Found:
     guess: Shapes | None
     names: Sequence[str]
     seen: InspectOutput
+    unclassed: str | None = None
 
 
 def starter(found: Found) -> str:
@@ -92,6 +95,10 @@ def _data(found: Found) -> Iterator[str]:
     inputs = {name: name for name in _inputs(found)}
     yield f"  # evaluation: {{npz: test.npz, inputs: {flow(inputs)}, labels: labels}}"
     yield "  batch_size: 32"
+    if found.unclassed:
+        yield from wrap(found.unclassed, 98, initial_indent="# ", subsequent_indent="# ")
+        yield "metrics: [sqnr_db]"
+        return
     metrics = ["top1", "agreement", "sqnr_db"] if "labels" in source else ["agreement", "sqnr_db"]
     yield f"metrics: {flow(metrics)}"
 
