@@ -413,7 +413,7 @@ def test_a_recipe_that_quantizes_nothing_is_told_so_and_its_sites_are_float():
     other = [setting("per_tensor", 30.0)]
     bare = {"weights": other, "inputs": other, "alone": None, "restored": None}
     told = lines(network([layer(1, "a", 0, 0, 0, **bare)]).model_copy(update={"start": None}))
-    assert "The recipe quantizes no module with a weight." in told
+    assert "The recipe quantizes nothing whose settings could be tried." in told
     assert "1 a      float 30.0 float 30.0" in told
 
 

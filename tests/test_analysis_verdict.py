@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import yaml
 from analysis_nets import analyzed, images, layer_of, write
 from conftest import run_main
 from hypothesis import given
@@ -200,3 +201,52 @@ def test_the_role_that_takes_more_is_named_always(weight, given_):
     else:
         assert max(lost, key=lost.get) in roles
         assert all(lost[role] >= max(lost.values()) / 2 for role in roles)
+
+
+CALLED = """
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Net(nn.Module):
+    \"\"\"A product of its own weight, of which one channel is a thousand times another.\"\"\"
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.w = nn.Parameter(torch.randn(8, 6) * torch.logspace(-2, 1, 8)[:, None])
+        self.v = nn.Parameter(torch.randn(4, 8))
+        self.gain = nn.Parameter(torch.logspace(2, -1, 8))
+
+    def forward(self, x):
+        return F.linear((F.linear(x, self.w) * self.gain).relu(), self.v)
+
+
+def data(seed=0):
+    rng = np.random.default_rng(seed)
+    yield {"x": rng.standard_normal((768, 6), np.float32)}
+"""
+
+
+def test_of_the_weight_of_a_call_other_granularities_are_measured_and_advised(tmp_path):
+    (tmp_path / "nets.py").write_text(CALLED)
+    source = {"callable": "nets.py:data"}
+    recipe = tmp_path / "r.yaml"
+    told = {
+        "version": 1,
+        "model": {"callable": "nets.py:Net"},
+        "data": {"calibration": source, "analysis": {**source, "args": {"seed": 1}}},
+        "rules": [{"match": "linear", "weight": "per_tensor"}],
+        "analyze": {"calibrators": "max", "tolerance": 5},
+    }
+    recipe.write_text(yaml.safe_dump(told))
+    found = analyzed(recipe, tmp_path / "run")
+    (site,) = (each for each in found.sites if each.site == "linear.weight")
+    (own, finer) = site.settings
+    assert (own.granularity, finer.granularity) == ("per_tensor", "per_channel")
+    assert own.channels_lost > 0.1 > 1e-3 > finer.channels_lost
+    assert own.alone.db < finer.alone.db and own.alone.low == pytest.approx(own.alone.high)
+    advised = {each.rule["match"]: each.rule for each in found.advice.overrides}
+    assert advised["linear"]["weight"] == "per_channel", found.advice

@@ -57,7 +57,7 @@ def answer(
         metric=metric if best.measured_by == "metric" else None,
         tolerance=session.recipe.analyze.tolerance,
         fp32=None if fp32 is None else _share(fp32, "%"),
-        start=network_effect(outputs.whole(outputs.start)) if outputs.start else None,
+        start=network_effect(outputs.whole(outputs.start)) if outputs.quantizes else None,
         finest=network_effect(best),
         layers=[
             _layer(

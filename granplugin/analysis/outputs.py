@@ -34,6 +34,11 @@ class OutputEffects:
     top: tuple[str, ...]
     found: Mapping[str, Effect]
 
+    @property
+    def quantizes(self) -> bool:
+        """Whether the recipe quantizes anything whose settings were tried."""
+        return bool(self.start or self.network.sites)
+
     def whole(self, choice: Choice) -> Effect:
         return self.found[choice_name(self.network, choice)]
 
@@ -85,7 +90,7 @@ def contradiction(
     """Why the labels cannot judge the recipe; None where they can, or there are none. FP32 is held
     to be at chance where its interval has what choosing blindly hits; and a metric that stays while
     decisions change does so by chance alone."""
-    effect = outputs.whole(outputs.start if outputs.start else outputs.finest)
+    effect = outputs.whole(outputs.start if outputs.quantizes else outputs.finest)
     if metric is None or effect.metric is None or effect.fp32_metric is None:
         return None
     fp32, agreement = effect.fp32_metric, effect.agreement

@@ -4,7 +4,7 @@ for it, and which a suggestion may rely on."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from granplugin import backends
@@ -33,10 +33,12 @@ ALLOWED = ("native", "lowered")
 @dataclass(frozen=True)
 class Promised:
     """`layers` has for each setting of a layer, in the order of `pairs_of`, engine -> the promises
-    of its weight and its input; `sites` has engine -> site -> promise of the recipe as it is."""
+    of its weight and its input; `sites` has engine -> site -> promise of the recipe as it is;
+    `weights`, of the sites that are weights of calls, which of their settings every engine has."""
 
     layers: Mapping[str, list[dict[str, list[Promise | None]]]]
     sites: Mapping[str, Mapping[str, Promise]]
+    weights: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
     def had(self, each: LayerLosses) -> dict[str, set[int]]:
         """Which settings every engine has, natively or rewritten; and the recipe's own."""
@@ -109,7 +111,39 @@ def find_promises(session: Session, questions: Questions, network: RoundedNetwor
         ]
         for name, each in settings.items()
     }
-    return Promised(layers, told["own"])
+    return Promised(layers, told["own"], _weights(session, questions))
+
+
+def _weights(session: Session, questions: Questions) -> dict[str, frozenset[int]]:
+    """Of each weight that is a site of its own, which of its settings every engine has, natively or
+    rewritten, beside the plan's own of the layer's other operands."""
+    rows = {site: of for site, of in questions.sites.items() if of[START].at.constant}
+    plans = {
+        str(at): Plan(
+            tuple(
+                replace(of[min(at, len(of) - 1)], bn=row.bn)
+                if (of := rows.get(row.site)) is not None
+                else row
+                for row in questions.plan.rows
+            )
+        )
+        for at in range(max(map(len, rows.values()), default=0))
+    }
+    told = promises(session, plans)
+    return {
+        site: frozenset(
+            at
+            for at in range(len(of))
+            if all(
+                promise is None or promise.kind in ALLOWED
+                for engine in told[str(at)].values()
+                for row in questions.plan.rows
+                if row.layer == of[START].layer
+                for promise in [engine.get(row.site)]
+            )
+        )
+        for site, of in rows.items()
+    }
 
 
 def find_costs(

@@ -90,12 +90,11 @@ def ask_of_site(
     layer: Layer, own: QuantizedRow, wanted: Analyze, samples: int
 ) -> tuple[tuple[QuantizedRow, ...], tuple[Skipped, ...]]:
     """What to try at a site that is no factor of a module's product: the recipe's own row `own`,
-    then what is asked of inputs; of the weight of a call that row alone."""
-    if own.at.constant:
-        return (own,), ()
+    then what is asked of inputs, or for the weight of a call or a lookup of weights."""
+    entries = wanted.weights if own.at.constant else wanted.inputs
     found = [
         _row(layer, own, settings, own.bn, samples)
-        for settings in _crossed(wanted.inputs, wanted.calibrators)
+        for settings in _crossed(entries, wanted.calibrators)
     ]
     rows = _distinct([own, *(row for row in found if isinstance(row, QuantizedRow))])
     return rows, tuple(skip for skip in found if isinstance(skip, Skipped))

@@ -76,13 +76,32 @@ class _Site:
     figures: Mapping[FigureKey, Rounding]
     sums: dict[FigureKey, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
+    weight: dict[FigureKey, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    """Of a weight, whose figures no data change: (1, channels)."""
+
     def see(self, samples: int, x: Tensor) -> None:
-        x = x.detach().float()
-        signal = _squares(x, self.tried.axis, samples)
-        for name, rounded in self.figures.items():
-            found = signal, _squares(rounded(x).sub_(x), self.tried.axis, samples)
+        if self.tried.own.at.constant:
+            if not self.weight:
+                self.weight = self._squared(x.detach().float()[None], self.tried.axis + 1, 1)
+            # Each sample is given it.
+            self.sums = {
+                name: (np.repeat(signal, samples, 0), np.repeat(error, samples, 0))
+                for name, (signal, error) in self.weight.items()
+            }
+            return
+        for name, found in self._squared(x.detach().float(), self.tried.axis, samples).items():
             held = self.sums.get(name)
             self.sums[name] = found if held is None else (held[0] + found[0], held[1] + found[1])
+
+    def _squared(
+        self, x: Tensor, axis: int, samples: int
+    ) -> dict[FigureKey, tuple[np.ndarray, np.ndarray]]:
+        signal, found = _squares(x, axis, samples), {}
+        for name, rounded in self.figures.items():
+            whole = x[0] if self.tried.own.at.constant else x
+            error = (rounded(whole) - whole).reshape(x.shape)
+            found[name] = signal, _squares(error, axis, samples)
+        return found
 
 
 def _hook(site: _Site, see: Callable[[Tensor], None]) -> torch.utils.hooks.RemovableHandle:

@@ -119,8 +119,8 @@ class TriedSite:
         return self.rows[0]
 
     def figure(self, index: int) -> FigureKey | None:
-        """That of a setting; None where it has no range, and for a weight, which has no samples."""
-        if self.ranged[index] is None or self.own.at.constant:
+        """That of a setting; None where it has no range."""
+        if self.ranged[index] is None:
             return None
         return FigureKey(self.own.site, "site", (key(self.rows[index]),))
 

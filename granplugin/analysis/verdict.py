@@ -31,7 +31,7 @@ def find_advice(
     """What to change, worst layers first; None where the recipe quantizes no layer's product."""
     outputs, fixed = evidence.outputs, evidence.ranges.fixed
     start, network = outputs.start, outputs.network
-    if not start:
+    if not outputs.quantizes:
         return None
     verdict = verdict_of(outputs.whole(start), tolerance)
     if verdict != "above":
@@ -54,7 +54,12 @@ def find_advice(
             tolerance,
             {each.name: evidence.promised.allowed(each, fixed) for each in evidence.layers},
             measure,
-            {each.tried.own.site: _site_options(each, fixed) for each in evidence.sites},
+            {
+                each.tried.own.site: _site_options(
+                    each, fixed, evidence.promised.weights.get(each.tried.own.site, frozenset())
+                )
+                for each in evidence.sites
+            },
             [
                 each.name
                 for each in evidence.layers
@@ -67,13 +72,14 @@ def find_advice(
     return Advice(verdict, overrides, final, verdict_of(final, tolerance))
 
 
-def _site_options(each: SiteLosses, fixed: frozenset[str]) -> list[Pair]:
-    """Other calibrators with the same blocks, the best first; then float."""
+def _site_options(each: SiteLosses, fixed: frozenset[str], had: frozenset[int]) -> list[Pair]:
+    """Other calibrators with the same blocks, or settings `had` by all engines, the best first; then
+    float."""
     own = each.tried.own
     better = [
         index
         for index, row in enumerate(each.tried.rows)
-        if index and row.block == own.block and each.losses[index] is not None
+        if index and (row.block == own.block or index in had) and each.losses[index] is not None
         if each.db(index) > each.db(0) and own.site not in fixed
     ]
     return [*((None, n) for n in sorted(better, key=lambda n: -each.db(n))[:2]), FLOATING]
@@ -88,7 +94,7 @@ def say(
 ) -> model.Advice:
     """The advice in words, and as rules of a recipe, each with its reason."""
     if advice is None:
-        said = "The recipe quantizes no module with a weight, whose settings could be tried: there is nothing to advise."
+        said = "The recipe quantizes nothing whose settings could be tried: there is nothing to advise."
         return model.Advice(
             verdict="within",
             enough_samples=None,

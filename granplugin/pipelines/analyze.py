@@ -131,7 +131,7 @@ def analyze_in(
     why = {each.name: why_of(each, facts[each.name], evidence, wanted.tolerance) for each in layers}
     advice = (
         Advice("cannot tell", {}, broken=broken)
-        if broken and outputs.start
+        if broken and outputs.quantizes
         else find_advice(subject, evidence, wanted.tolerance, clock)
     )
     told = say(advice, evidence, facts, subject, session.layers)

@@ -209,7 +209,7 @@ class Analysis(Part):
     tolerance: float
     fp32: Share | None = Field(description="The metric of fp32.")
     start: NetworkEffect | None = Field(
-        description="With all that the recipe quantizes; null: it quantizes no module with a weight."
+        description="With all that the recipe quantizes; null: it quantizes nothing whose settings could be tried."
     )
     finest: NetworkEffect = Field(
         description="With the setting of each layer that, of those asked that round, loses least "

@@ -94,7 +94,7 @@ def _network(analysis: Analysis) -> Iterator[Block]:
         rows.insert(0, Row(cells("fp32", None, share_text(analysis.fp32), None, None, None)))
     yield Table(heads, tuple(rows)).known
     if analysis.start is None:
-        yield Item("The recipe quantizes no module with a weight.")
+        yield Item("The recipe quantizes nothing whose settings could be tried.")
 
 
 def _metric(name: str | None) -> str:

@@ -113,7 +113,7 @@ def _network(analysis: Analysis) -> Iterator[Block]:
         rows.append(Row(cells("suggested rules", *_effect(analysis.advice.suggested))))
     yield Table(columns(Column(""), *_effect_heads(analysis)), tuple(rows)).known
     if analysis.start is None:
-        yield Paragraph("The recipe quantizes no module with a weight.")
+        yield Paragraph("The recipe quantizes nothing whose settings could be tried.")
 
 
 def _advised(analysis: Analysis) -> Iterator[Block]:
