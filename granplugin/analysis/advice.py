@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from granplugin.analysis.effects import Effect, Mean
 from granplugin.analysis.losses import LayerLosses
@@ -294,7 +294,7 @@ def _coarsest(
 ) -> Pair:
     """Of the good options, one that changes as few sites as any, and stores the fewest scales."""
 
-    def cost(n: int) -> tuple:
+    def cost(n: int) -> tuple[Any, ...]:
         pair = options[n]
         dynamic = pair[1] is not None and each.tried.asked.inputs[pair[1]].dynamic
         changed = sum(a != b for a, b in zip(pair, start, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import granplugin
 from granplugin.analysis import effects, losses, why
@@ -265,7 +265,7 @@ def _figures(
 
 
 def _engines(
-    promises: Mapping[str, Sequence], measured: Mapping[str, Cost]
+    promises: Mapping[str, Sequence[Any]], measured: Mapping[str, Cost]
 ) -> dict[str, model.EngineCost]:
     """Engine -> the worst promise of a setting's two sites, and what it was measured to cost."""
     found = {}

@@ -110,7 +110,7 @@ def _hook(model: nn.Module, site: str, add: Callable[[Tensor], None]) -> Any:
     module = model.get_submodule(layer)
     module = passing(module, role) or module
 
-    def given(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def given(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = next(tensors_in((args, kwargs)))
         add(_peaks(x) if role == PEAK else x)
 

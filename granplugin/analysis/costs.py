@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from granplugin import backends
 from granplugin.analysis.kernel_owners import NO_LAYER, owners_of
@@ -106,7 +107,7 @@ def setting_costs(
     """Layer -> for each of its settings, in their order, engine -> cost; what `settings` does not
     name is as in `base`. As many engines are built as a layer has settings that differ in more than
     calibrators; the rest as `costs`."""
-    firsts: dict[str, dict[tuple, Setting]] = {name: {} for name in settings}
+    firsts: dict[str, dict[tuple[Any, ...], Setting]] = {name: {} for name in settings}
     for name, each in settings.items():
         for setting in each:
             firsts[name].setdefault(_kind(setting), setting)
@@ -119,7 +120,7 @@ def setting_costs(
     }
 
 
-def _kind(setting: Setting) -> tuple:
+def _kind(setting: Setting) -> tuple[Any, ...]:
     """What kernels depend on."""
     return setting[0].bn, *(row.form for row in setting)
 
@@ -267,7 +268,7 @@ def _pinned(plan: Plan, layers: Sequence[Layer], statistics: Statistics | None) 
     for need, amax in (statistics.amax if statistics else {}).items():
         at = tensors.get(need.site, need.site)
         largest[at] = max(largest.get(at, 0.0), float(amax.max()))
-    said: dict[object, list[tuple]] = {}
+    said: dict[object, list[tuple[Any, ...]]] = {}
     rows = []
     for row in plan.rows:
         row = replace(row, rule="analyze", on_unsupported=None)
@@ -306,7 +307,7 @@ def _build(session: Session, plan: Plan, engine: str, float_onnx: Path, key: str
     loaded = Loaded(bare, session.loaded.document, session.loaded.path)
     job = Job("analysis", "variant", loaded, plan, recipe.precision, written)
 
-    def build() -> dict:
+    def build() -> dict[str, Any]:
         calibrated = Calibrated(float_onnx, None, {})
         built = variant_task(session, job, calibrated, [engine]).run(session.run.kept)
         # Only where every size is fixed does the plan say how large tensors are.
@@ -330,7 +331,7 @@ def _build(session: Session, plan: Plan, engine: str, float_onnx: Path, key: str
 
 def _by_layer(
     plan: EnginePlan, products: Mapping[str, str], layers: Sequence[Layer]
-) -> dict[str, dict]:
+) -> dict[str, dict[str, Any]]:
     """Kernels, and the bytes they move, by layer; `products` are the nodes that multiply, each with
     the module it is of."""
     owners, elsewhere = owners_of(plan, products, layers)

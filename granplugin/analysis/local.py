@@ -129,7 +129,12 @@ class _Layer:
         self.squares = {name: np.zeros((samples, channels)) for name in names}
 
     def see(
-        self, samples: int, module: nn.Module, args: tuple, kwargs: dict, output: Tensor
+        self,
+        samples: int,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Tensor,
     ) -> None:
         x, *rest = args or [kwargs["input"]]
         others = {name: value for name, value in kwargs.items() if name != "input"}
@@ -173,7 +178,9 @@ class _Layer:
                 else:
                     add(name, apply(rounded, self.changes[i]).add_(moved))
 
-    def _apply(self, args: Sequence, kwargs: Mapping, x: Tensor, weight: Tensor) -> Tensor:
+    def _apply(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], x: Tensor, weight: Tensor
+    ) -> Tensor:
         """What the layer makes of x with this weight and no bias."""
         self.linear.__dict__["_parameters"] = {"weight": weight, "bias": None}
         return type(self.linear).forward(self.linear, x, *args, **kwargs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -69,7 +70,7 @@ class LayerLosses:
             return None
 
         # Differences below a tenth of a decibel are no reason to store more.
-        def worse(i: int) -> tuple:
+        def worse(i: int) -> tuple[Any, ...]:
             loss = losses[i]
             return -round(loss.channels_db, 1), -round(loss.db, 1), loss.row.scales, i
 

@@ -141,7 +141,9 @@ class InMemory:
     def __init__(self) -> None:
         self.halved = False
 
-    def run(self, step: Callable[[Batch], Mapping], batch: Batch) -> Iterator[Mapping]:
+    def run(
+        self, step: Callable[[Batch], Mapping[Key, np.ndarray]], batch: Batch
+    ) -> Iterator[Mapping[Key, np.ndarray]]:
         if not self.halved:
             try:
                 found = step(batch)

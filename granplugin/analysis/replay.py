@@ -27,7 +27,7 @@ from granplugin.network.torch_calls import tensors_in
 log = logging.getLogger(__name__)
 
 Forward = Callable[[], Any]
-Change = Callable[[Callable[..., Any], tuple, dict], Any]
+Change = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """What is called in place of a module's forward: (its forward, args, kwargs) -> its result."""
 
 
@@ -61,7 +61,7 @@ class Script:
 
     def __post_init__(self) -> None:
         self.changes: Mapping[nn.Module, Change] = {}
-        self._mode: Callable | None = None
+        self._mode: Callable[..., Any] | None = None
         self._at = self._target = 0
         self._learnt: list[tuple[nn.Module, int]] = []
         self._output: Any = None
@@ -164,23 +164,37 @@ class Script:
         self._keep_all = keep_all
         return self._run(forward, self._recorded)
 
-    def _run(self, forward: Forward, mode: Callable) -> Any:
+    def _run(self, forward: Forward, mode: Callable[..., Any]) -> Any:
         self._mode = mode
         try:
             return forward()
         finally:
             self._mode = None
 
-    def _call(self, module: nn.Module, original: Callable, *args: Any, **kwargs: Any) -> Any:
+    def _call(
+        self, module: nn.Module, original: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
         if self._mode is None:
             return original(*args, **kwargs)
         return self._mode(module, original, args, kwargs)
 
-    def _live(self, module: nn.Module, original: Callable, args: tuple, kwargs: dict) -> Any:
+    def _live(
+        self,
+        module: nn.Module,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         change = self.changes.get(module)
         return original(*args, **kwargs) if change is None else change(original, args, kwargs)
 
-    def _recorded(self, module: nn.Module, original: Callable, args: tuple, kwargs: dict) -> Any:
+    def _recorded(
+        self,
+        module: nn.Module,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         at = len(self.events)
         event = _Event(module)
         self.events.append(event)
@@ -192,7 +206,13 @@ class Script:
             event.result = _copied(result) if at in self.mutated else result
         return result
 
-    def _replayed(self, module: nn.Module, original: Callable, args: tuple, kwargs: dict) -> Any:
+    def _replayed(
+        self,
+        module: nn.Module,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         at = self._at
         if at > self._target:
             return self._live(module, original, args, kwargs)
@@ -225,7 +245,7 @@ def _versions(result: Any) -> tuple[int, ...]:
     return tuple(0 if x.is_inference() else x._version for x in tensors_in(result))
 
 
-def _other(forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+def _other(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _mapped(lambda x: -x if x.is_floating_point() else x, forward(*args, **kwargs))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -106,7 +107,7 @@ class Effects:
         """Where NaN or Inf first comes up."""
         found: list[str] = []
 
-        def see(name: str, module: nn.Module, args: tuple, output: Tensor) -> None:
+        def see(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             if not output.isfinite().all():
                 found.append(name)
 

@@ -63,8 +63,8 @@ def weights_of_calls(
     """Site -> the weight (float32) that goes through a child module of an analysis copy."""
     found: dict[str, np.ndarray] = {}
 
-    def watch(site: str) -> Callable[[nn.Module, tuple], None]:
-        def hook(module: nn.Module, args: tuple) -> None:
+    def watch(site: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             found[site] = args[0].detach().float().cpu().numpy()
 
         return hook
@@ -150,7 +150,7 @@ def _change(
     folded: bool = False,
     output: Rounding | None = None,
 ) -> Change:
-    def changed(forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+    def changed(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if input is not None:
             args, kwargs = _first(args, kwargs, input)
         if folded:
@@ -169,7 +169,9 @@ def _change(
     return changed
 
 
-def _first(args: tuple, kwargs: dict, change: Callable[[Tensor], Tensor]) -> tuple[tuple, dict]:
+def _first(
+    args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Tensor], Tensor]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments with the first tensor among them changed."""
     for at, value in enumerate(args):
         if isinstance(value, Tensor):

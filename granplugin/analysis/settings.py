@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from granplugin.planning.plan import check_varying
 from granplugin.planning.rows import Plan, QuantizedRow, Row, as_quantized
@@ -120,14 +121,14 @@ def same(a: Row, b: Row) -> bool:
     return _meaning(a) == _meaning(b)
 
 
-def _meaning(row: Row) -> tuple:
+def _meaning(row: Row) -> tuple[Any, ...]:
     bn = row.bn if row.operand == "weight" else None
     ranges = (row.calibrator, row.amax) if row.quantized else ()
     return row.site, bn, *row.form, *ranges
 
 
 def _distinct(rows: Sequence[QuantizedRow]) -> tuple[QuantizedRow, ...]:
-    found: dict[tuple, QuantizedRow] = {}
+    found: dict[tuple[Any, ...], QuantizedRow] = {}
     for row in rows:
         found.setdefault(_meaning(row), row)
     return tuple(found.values())

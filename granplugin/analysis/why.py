@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -106,10 +106,11 @@ def reason(
     lose, and what they leave; empty where the layer itself loses nothing. None: it is not changed;
     FLOAT: it is left float."""
     said = []
-    for found, index, own in (
+    roles: tuple[tuple[Mapping[int, Loss], int | str | None, Callable[[], str]], ...] = (
         (losses.weights, changed[0], lambda: _of_weight(losses, weight)),
         (losses.inputs, changed[1], lambda: "in its input, " + _of_input(losses, given)),
-    ):
+    )
+    for found, index, own in roles:
         if index in (None, START):
             continue
         if isinstance(index, str):

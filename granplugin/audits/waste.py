@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from granplugin.audits.case import CHOICES, FLOAT, Case
 from granplugin.backends.engine_plan import LOW, EngineLayer, EngineTensor
@@ -134,7 +135,7 @@ def reformat(case: Case) -> Iterator[Finding]:
 
 
 def two_scales(case: Case) -> Iterator[Finding]:
-    by_source: dict[str, dict[tuple, QuantizedOperand]] = defaultdict(dict)
+    by_source: dict[str, dict[tuple[Any, ...], QuantizedOperand]] = defaultdict(dict)
     for operand in case.found.operands:
         if operand.quantize is not None and operand.row.operand != "weight":
             if operand.scale is not None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import safe_open
@@ -235,7 +236,7 @@ def share_amax(rows: Iterable[Row], amax: Mapping[str, np.ndarray]) -> dict[str,
     Rows that were coarsened for an engine share with those that have as many scales; a row
     without an amax has none.
     """
-    groups: dict[tuple, list[QuantizedRow]] = {}
+    groups: dict[tuple[Any, ...], list[QuantizedRow]] = {}
     for row in rows:
         if row.quantized and row.share is not None and row.site in amax:
             groups.setdefault((row.share, row.scales), []).append(row)

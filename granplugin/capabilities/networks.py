@@ -7,6 +7,7 @@ quantized gets Q/DQ.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -226,7 +227,7 @@ class _Network:
         kind: str,
         operands: list[str],
         output: str,
-        attributes: dict,
+        attributes: dict[str, Any],
         name: str | None = None,
     ) -> str:
         self.nodes.append(

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from granplugin.calibration.statistics import NO_RANGE
 from granplugin.errors import ModelError
+from granplugin.quant.formats import NO_RANGE
 from granplugin.quant.layers import SCORES, VALUES
 from granplugin.words import first
 

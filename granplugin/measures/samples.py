@@ -62,7 +62,7 @@ def sample_axis(few: Shape, more: Shape | None, counts: tuple[int, int]) -> int 
     return changed[0] if fits else None
 
 
-def sampled(outputs: Mapping[str, np.ndarray], axes: Mapping[str, int | None]) -> dict:
+def sampled(outputs: Mapping[str, np.ndarray], axes: Mapping[str, int | None]) -> dict[str, Any]:
     """The outputs that have an axis of samples, that axis first; those that `axes` does not name
     have it first already."""
     return {

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import reduce
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -41,12 +41,12 @@ def observe(model: nn.Module, needs: Iterable[Need], forward_loop: ForwardLoop) 
     reached: dict[str, None] = {}
     samples = 0
 
-    def count(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal samples
         samples += next((len(x) for x in _tensors((args, kwargs)) if x.ndim), 0)
 
-    def watch(site: str) -> Callable:
-        def hook(module: nn.Module, args: tuple) -> None:
+    def watch(site: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             reached[site] = None
             for seen in sites[site]:
                 seen.add(args[0].detach().float())
@@ -109,8 +109,8 @@ def weights_seen(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, 
     """Layer -> the weight that went through its quantizer last, once the model has run meanwhile."""
     found: dict[str, torch.Tensor] = {}
 
-    def watch(layer: str) -> Callable:
-        def hook(module: nn.Module, args: tuple) -> None:
+    def watch(layer: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             found[layer] = args[0].detach()
 
         return hook

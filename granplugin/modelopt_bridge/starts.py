@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +27,8 @@ def squares_seen(
     model has run meanwhile; of the layers whose weights are among these rows."""
     found: dict[str, Tensor] = {}
 
-    def watch(layer: str, channels: int) -> Callable:
-        def hook(module: nn.Module, args: tuple) -> None:
+    def watch(layer: str, channels: int) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             x = args[0].detach().float()
             others = [axis for axis in range(x.ndim) if axis != channels % x.ndim]
             found[layer] = found.get(layer, 0) + x.square().sum(others).double().cpu()

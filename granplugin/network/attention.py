@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def multi_head(args: tuple, kwargs: Mapping[str, Any]) -> Callable[..., Any]:
+def multi_head(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[..., Any]:
     """F.multi_head_attention_forward as the functions that it calls."""
     return _multi_head
 
 
-def scaled_dot_product(args: tuple, kwargs: Mapping[str, Any]) -> Callable[..., Any] | None:
+def scaled_dot_product(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Callable[..., Any] | None:
     """F.scaled_dot_product_attention as a softmax between its two products; None where it draws
     random numbers."""
     return None if (args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)) else _attention

@@ -48,7 +48,7 @@ class CallQuantizers:
                 module.register_forward_pre_hook(self._enter)
                 module.register_forward_hook(self._leave, always_call=True)
 
-    def _enter(self, module: nn.Module, args: tuple) -> None:
+    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         # Of a part that is run alone, such as a checkpoint's, the mode is on within what has calls.
         begins = _WHOLE in module.__dict__ or stands(module) or _has_calls(module)
         if not _RUNNING.modes and not begins:
@@ -60,7 +60,7 @@ class CallQuantizers:
             mode.__enter__()
             _RUNNING.modes.append((frame, mode))
 
-    def _leave(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         frames = _RUNNING.frames
         # An exporter runs stand-ins of modules, which share what these hold.
         if not any(frame.module.__dict__ is module.__dict__ for frame in frames):
@@ -98,7 +98,13 @@ def place_of(model: nn.Module, name: str) -> nn.Module:
 
 
 class _Quantizing(TorchFunctionMode):
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         frame = _RUNNING.frames[-1]
         holds = _has_calls(frame.module) or stands(frame.module)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,7 +38,7 @@ def _remove_pruning(module: nn.Module, tensor: str) -> None:
     prune.remove(module, tensor)
 
 
-_HOOKS: dict[type, tuple[str, Callable]] = {
+_HOOKS: dict[type, tuple[str, Callable[..., Any]]] = {
     WeightNorm: ("name", remove_weight_norm),
     SpectralNorm: ("name", remove_spectral_norm),
     prune.BasePruningMethod: ("_tensor_name", _remove_pruning),
@@ -74,7 +75,7 @@ def way_out(module: nn.Module, tensor: str) -> str | None:
     return None
 
 
-def _computed(module: nn.Module) -> Iterator[tuple[str, Callable]]:
+def _computed(module: nn.Module) -> Iterator[tuple[str, Callable[..., Any]]]:
     """The tensors that torch computes for a module, and what makes parameters of them."""
     if parametrize.is_parametrized(module):
         yield from dict.fromkeys(module.parametrizations, _remove_parametrizations).items()

@@ -47,7 +47,7 @@ class _Contraction:
         return _permuted(result, (*self.batch, *self.rows, *self.columns), self.out)
 
 
-def einsum(args: tuple, kwargs: Any) -> Callable[..., Tensor] | None:
+def einsum(args: tuple[Any, ...], kwargs: Any) -> Callable[..., Tensor] | None:
     """torch.einsum as one matrix product; None where it is none of two factors."""
     equation, *factors = args
     if len(factors) == 1 and isinstance(factors[0], (list, tuple)):
@@ -63,7 +63,7 @@ def einsum(args: tuple, kwargs: Any) -> Callable[..., Tensor] | None:
     return lambda *args, **kwargs: product.of(*((second, first) if swapped else (first, second)))
 
 
-def tensordot(args: tuple, kwargs: Any) -> Callable[..., Tensor] | None:
+def tensordot(args: tuple[Any, ...], kwargs: Any) -> Callable[..., Tensor] | None:
     """torch.tensordot as one matrix product; None where it is none."""
     first, second = args[:2]
     dims = args[2] if len(args) > 2 else kwargs.get("dims", 2)
@@ -81,7 +81,7 @@ def tensordot(args: tuple, kwargs: Any) -> Callable[..., Tensor] | None:
     return _in_order(first, second, left, right, out)
 
 
-def inner(args: tuple, kwargs: Any) -> Callable[..., Tensor] | None:
+def inner(args: tuple[Any, ...], kwargs: Any) -> Callable[..., Tensor] | None:
     """torch.inner as one matrix product; None where it is none."""
     first, second = args[0], args[1] if len(args) > 1 else kwargs["other"]
     left = [f"a{axis}" for axis in range(first.ndim)]
@@ -92,7 +92,7 @@ def inner(args: tuple, kwargs: Any) -> Callable[..., Tensor] | None:
     return _in_order(first, second, left, right, [*left[:-1], *right[:-1]])
 
 
-def bilinear(args: tuple, kwargs: Any) -> Callable[..., Tensor]:
+def bilinear(args: tuple[Any, ...], kwargs: Any) -> Callable[..., Tensor]:
     """F.bilinear, y_k = x1 A_k x2, as the linear layer that multiplies x1 by all of A; what it puts
     out is weighted by x2 and summed."""
     return _bilinear

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def grouped(args: tuple, kwargs: Mapping[str, Any]) -> Callable[..., Tensor] | None:
+def grouped(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[..., Tensor] | None:
     """F.grouped_mm of rows (rows, in) that are sorted by expert, and weights (experts, in, out); None
     for its other uses.
 

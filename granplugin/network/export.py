@@ -135,7 +135,7 @@ def _drop_neutral_norms(graph: ir.Graph) -> None:
                 bypass(node)
 
 
-def _arguments(example: Any, form: Form) -> tuple[tuple, dict[str, Any]]:
+def _arguments(example: Any, form: Form) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments; a batch of 1 that is open is doubled, since torch.export
     takes a length of 1 for a constant."""
 
@@ -153,7 +153,7 @@ def _arguments(example: Any, form: Form) -> tuple[tuple, dict[str, Any]]:
 
 
 def _open_axes(
-    model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], form: Form
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], form: Form
 ) -> dict[str, Any]:
     """Argument of forward -> axis -> name, in the form of the argument."""
 

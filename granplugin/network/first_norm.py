@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -29,7 +30,7 @@ def first_norm(model: nn.Module, tensors: Mapping[str, Tensor]) -> NormSeen | No
         and int(module.num_batches_tracked) > 0
     }
 
-    def see(module: nn.Module, args: tuple) -> None:
+    def see(module: nn.Module, args: tuple[Any, ...]) -> None:
         assert isinstance(module, _BatchNorm)
         found.append(_seen(names[module], module, args[0].detach().float()))
         raise _Enough

@@ -49,10 +49,10 @@ def following(
             if isinstance(module, torch.jit.ScriptModule):
                 continue
 
-            def before(module: nn.Module, args: tuple, name: str = name) -> None:
+            def before(module: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
                 enter(module, name)
 
-            def behind(module: nn.Module, args: tuple, output: Any) -> None:
+            def behind(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
                 leave()
 
             hooks.append(module.register_forward_pre_hook(before))
@@ -63,7 +63,9 @@ def following(
             hook.remove()
 
 
-def call(model: nn.Module, example: Example, within: AbstractContextManager = nullcontext()) -> Any:
+def call(
+    model: nn.Module, example: Example, within: AbstractContextManager[Any] = nullcontext()
+) -> Any:
     """The model's output for one batch, `evaluating`, inside a context.
 
     Raises ModelError with what forward raised, at which line, and what it was given. What a hook of

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def embedding_bag(args: tuple, kwargs: Mapping[str, Any]) -> Callable[..., Tensor] | None:
+def embedding_bag(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[..., Tensor] | None:
     """F.embedding_bag of bags of one length; None where they have several, or where it changes its
     weights."""
     given = args[0] if args else kwargs["input"]

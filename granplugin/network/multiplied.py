@@ -20,31 +20,31 @@ from granplugin.network.values import Values
 from granplugin.quant.multiplications import Multiplication
 
 
-def _convolution(args: tuple, result: Tensor) -> int:
+def _convolution(args: tuple[Any, ...], result: Tensor) -> int:
     """input, weight, bias, stride, padding, dilation, transposed, ..."""
     positions = (args[0] if args[6] else result).shape
     return int(args[1].numel() * positions[0] * math.prod(positions[2:]))
 
 
-def _attention(args: tuple, result: Any) -> int:
+def _attention(args: tuple[Any, ...], result: Any) -> int:
     """query, key, value: scores and their products with the values."""
     query, key, value = args[:3]
     return int(math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
 
 
-def _recurrence(args: tuple, result: Any) -> int:
+def _recurrence(args: tuple[Any, ...], result: Any) -> int:
     """input [time, batch, features], then the weights, or a list of them and of biases."""
     weights = sum(each.numel() for each in tensors_in(args[1:3]) if each.ndim == 2)
     return int(math.prod(args[0].shape[:-1]) * weights)
 
 
-def _conv_tbc(args: tuple, result: Tensor) -> int:
+def _conv_tbc(args: tuple[Any, ...], result: Tensor) -> int:
     """input [time, batch, in], weight [kernel, in, out]."""
     return int(math.prod(result.shape[:2]) * args[1].numel())
 
 
 _aten = torch.ops.aten
-_MACS: dict[Any, Callable[[tuple, Any], int]] = {
+_MACS: dict[Any, Callable[[tuple[Any, ...], Any], int]] = {
     _aten.mm: lambda args, result: args[0].numel() * args[1].shape[-1],
     _aten.bmm: lambda args, result: args[0].numel() * args[1].shape[-1],
     _aten.addmm: lambda args, result: args[1].numel() * args[2].shape[-1],
@@ -91,14 +91,20 @@ class Multiplied(TorchDispatchMode):
                 known.append((name, parameter.numel()))
         self._found: dict[tuple[str, int], _Product] = {}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         result = passed_on(func, args, kwargs)
         count = _MACS.get(getattr(func, "overloadpacket", func))
         if count is not None:
             self._add(func, count(args, result), args)
         return result
 
-    def _add(self, operator: Any, macs: int, args: tuple) -> None:
+    def _add(self, operator: Any, macs: int, args: tuple[Any, ...]) -> None:
         frame = self._frames.current
         positions = frame.positions
         called = self._values.running

@@ -15,7 +15,7 @@ from granplugin.network.experts import grouped
 from granplugin.network.lookups import embedding_bag
 from granplugin.network.torch_calls import name_of
 
-_Open = Callable[[tuple, Mapping[str, Any]], Callable[..., Any] | None]
+_Open = Callable[[tuple[Any, ...], Mapping[str, Any]], Callable[..., Any] | None]
 _OPEN: dict[Any, _Open] = {
     F.multi_head_attention_forward: multi_head,
     F.scaled_dot_product_attention: scaled_dot_product,
@@ -31,7 +31,9 @@ _OPEN_BY_NAME: dict[str, _Open] = dict.fromkeys(
 """What stands in for one that is not there, or is not on this device, has its name."""
 
 
-def opened(function: Any, args: tuple, kwargs: Mapping[str, Any]) -> Callable[..., Any] | None:
+def opened(
+    function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Callable[..., Any] | None:
     """A function of the same results as this one, which calls others for its products: to quantize
     their operands takes a mode that is on while it runs. None for a function that hides none, or
     does something else besides."""

@@ -19,12 +19,14 @@ class _Argument(NamedTuple):
     position: int
     keyword: str
 
-    def of(self, args: tuple, kwargs: Mapping[str, Any], default: Any = None) -> Any:
+    def of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], default: Any = None) -> Any:
         if self.position < len(args):
             return args[self.position]
         return kwargs.get(self.keyword, default)
 
-    def put(self, args: tuple, kwargs: Mapping[str, Any], value: Tensor) -> tuple[tuple, dict]:
+    def put(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Tensor
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with this one changed."""
         if self.position < len(args):
             return (*args[: self.position], value, *args[self.position + 1 :]), dict(kwargs)
@@ -78,7 +80,7 @@ class Product:
     name: str
     form: _Form
     function: Callable[..., Any]
-    args: tuple
+    args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     @property
@@ -139,7 +141,7 @@ def _unusable_lookup(product: Product, weighted: bool) -> str | None:
     return None if weighted else "the rows it looks up are computed from the data"
 
 
-def product_of(function: Any, args: tuple, kwargs: Mapping[str, Any]) -> Product | None:
+def product_of(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Product | None:
     """What a call multiplies, or None where it is no product of two tensors."""
     name = name_of(function).strip("_")
     form = _FORMS.get(name)

@@ -16,7 +16,7 @@ _ENTRIES = frozenset({"__torch_function__", "__torch_dispatch__"})
 """Where torch enters a mode of ours; what called it is the user's, or a hook of ours."""
 
 
-def passed_on(function: Any, args: tuple, kwargs: Mapping[str, Any] | None = None) -> Any:
+def passed_on(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Any:
     """What a mode of ours is asked to call: an error that comes out of it is the caller's."""
     return function(*args, **(kwargs or {}))
 

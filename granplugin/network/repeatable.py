@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +88,13 @@ class _Draws(TorchFunctionMode):
         with following(model, lambda module, name: self._inside.append(name), self._inside.pop):
             yield
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         before = _state()
         result = passed_on(func, args, kwargs)
         if _moved(before) or (kwargs or {}).get("generator") is not None:

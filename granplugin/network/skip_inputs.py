@@ -32,14 +32,14 @@ class SkipInputs:
         for layer in layers:
             model.get_submodule(layer).register_forward_hook(self._put_out)
 
-    def _enter(self, model: nn.Module, args: tuple) -> None:
+    def _enter(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         _RUNNING.following.append(_Following())
         _RUNNING.following[-1].__enter__()
 
-    def _put_out(self, layer: nn.Module, args: tuple, output: Tensor) -> None:
+    def _put_out(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         put_out(layer, output)
 
-    def _leave(self, model: nn.Module, args: tuple, output: Any) -> None:
+    def _leave(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         following = _RUNNING.following.pop()
         following.__exit__(None, None, None)
         if output is not None and following.live:  # None: forward raised
@@ -66,7 +66,13 @@ class _Following(TorchFunctionMode):
         super().__init__()
         self.live: dict[int, tuple[Tensor, tuple[nn.Module]]] = {}
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         given = list(tensors_in((args, kwargs))) if self.live else []
         branch = next((self.live[id(x)][1] for x in given if id(x) in self.live), None)

@@ -56,7 +56,9 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
         yield from tensors_in(tuple(value.values()))
 
 
-def addends(function: Any, args: tuple, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+def addends(
+    function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Tensor, Tensor] | None:
     """The two tensors that this call adds, or None for a call that adds no two tensors."""
     if name_of(function) not in _ADDS or kwargs.get("alpha", 1) != 1:
         return None
@@ -66,7 +68,7 @@ def addends(function: Any, args: tuple, kwargs: Mapping[str, Any]) -> tuple[Tens
     return given[0], given[1]
 
 
-def kind_of(function: Any, args: tuple, kwargs: Mapping[str, Any]) -> Kind:
+def kind_of(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Kind:
     """What this call is to the flow of values."""
     name = name_of(function)
     if addends(function, args, kwargs):

@@ -31,7 +31,11 @@ _MISSING = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
 
 
 def why_not(
-    model: nn.Module, args: tuple, kwargs: dict[str, Any], shapes: Any, error: Exception | None
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    shapes: Any,
+    error: Exception | None,
 ) -> str:
     """The reason in one sentence; `error` is the exporter's, None where it made something else than
     the model's graph. Runs the model, and torch.export once more: of several ways that the
@@ -82,7 +86,7 @@ def why_not(
     return f"{one_line(root)}{where}"
 
 
-def _by_values(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> str:
+def _by_values(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """The operators that make sizes or numbers of values, as one pass shows them."""
     calls = _ByValues()
     inside = [""]
@@ -103,7 +107,13 @@ class _ByValues(TorchDispatchMode):
         self.found: dict[str, None] = {}
         self.inside: list[str] = [""]
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         space, _, name = func._schema.name.partition("::")
         if name in _BY_VALUES:
             frame = sys._getframe(1)
@@ -141,7 +151,7 @@ def _called(program: torch.export.ExportedProgram, operator: str) -> str:
     return ""
 
 
-def _elsewhere(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> str:
+def _elsewhere(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """What the model says to one sample more."""
 
     def more(value: Any) -> Any:

@@ -31,8 +31,8 @@ class Called(NamedTuple):
     """A torch function and what it was given."""
 
     function: Any
-    args: tuple
-    kwargs: dict
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 class CalledProduct(NamedTuple):
@@ -81,7 +81,13 @@ class Values(TorchFunctionMode):
         number = self._current[tensor_id] = self.flow.value(data)
         return number
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if (whole := opened(func, args, kwargs)) is not None:
             with self:
@@ -116,7 +122,9 @@ class Values(TorchFunctionMode):
             )
         return result
 
-    def _called(self, func: Any, args: tuple, kwargs: dict) -> tuple[Frame, str, Product] | None:
+    def _called(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Frame, str, Product] | None:
         """A product with its frame and what it is called there; None for any other call."""
         product = product_of(func, args, kwargs)
         if product is None:
@@ -124,7 +132,7 @@ class Values(TorchFunctionMode):
         frame = self._frames.current
         return frame, frame.next(product.name), product
 
-    def _run(self, func: Any, args: tuple, kwargs: dict) -> Any:
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before, self.running = self.running, func
         try:
             return passed_on(func, args, kwargs)
@@ -132,7 +140,7 @@ class Values(TorchFunctionMode):
             self.running = before
 
 
-def _sum(function: Any, args: tuple, kwargs: dict) -> Shape | None:
+def _sum(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Shape | None:
     """The shape of two floats of one shape that are added."""
     added = addends(function, args, kwargs)
     if added is None or added[0].shape != added[1].shape or not added[0].is_floating_point():

@@ -54,14 +54,16 @@ class Watch:
             for hook in hooks:
                 hook.remove()
 
-    def _before(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _before(
+        self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         tensor = next(tensors_in((args, kwargs)), None)
         if tensor is not None:
             with torch._C.DisableTorchFunction():
                 made = LayerCall(self.values.number(tensor), batched_shape(tensor))
                 self.calls.setdefault(name, []).append(made)
 
-    def _after(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
+    def _after(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         tensor = next(tensors_in(output), None)
         if tensor is None or name not in self.calls:
             return

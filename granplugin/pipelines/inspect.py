@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from granplugin.errors import DataError, RecipeError
 from granplugin.network.weight_facts import WeightFacts
@@ -142,7 +143,7 @@ def _rows(make: Callable[[], Plan]) -> tuple[dict[str, list[Row]], str | None]:
     return found, None
 
 
-def _decision(row: Row) -> tuple:
+def _decision(row: Row) -> tuple[Any, ...]:
     """What is decided, without who decided it."""
     if not row.quantized:
         return row.operand, row.bn

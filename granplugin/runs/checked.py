@@ -69,7 +69,7 @@ def agreed(session: Session, built: Built) -> Built:
 
 
 def _same_decisions(
-    ours: Mapping, theirs: Mapping, classes: metrics.Classes | None
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], classes: metrics.Classes | None
 ) -> float | None:
     """Percent, None where no output is known to have classes to decide between."""
     if metrics.unserved("agreement", theirs, classes):
@@ -77,7 +77,7 @@ def _same_decisions(
     return metrics.METRICS["agreement"].measure(ours, theirs, None, classes).value
 
 
-def _sqnr_db(ours: Mapping, theirs: Mapping) -> float | str | None:
+def _sqnr_db(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float | str | None:
     """As JSON has it, where infinity is a word; None where no output is of floats."""
     if not any(np.issubdtype(array.dtype, np.floating) for array in theirs.values()):
         return None

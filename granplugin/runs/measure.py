@@ -278,7 +278,9 @@ def _left_out(recipe: Recipe, metric: str, outputs: Mapping[str, np.ndarray]) ->
     return not asked and metrics.unserved(metric, outputs, recipe.classes) is not None
 
 
-def user_metrics(target: Target, predict: Callable, data: Batches) -> dict[str, metrics.Score]:
+def user_metrics(
+    target: Target, predict: Callable[..., Any], data: Batches
+) -> dict[str, metrics.Score]:
     """What the user's `evaluate` says: metric -> value, and its per-sample values where given.
 
     It returns {metric: value, "per_sample": {metric: values}, "lower_is_better": [metric]}, the

@@ -9,6 +9,7 @@ from copy import copy
 from dataclasses import asdict
 from functools import cached_property
 from itertools import chain, repeat
+from typing import Any
 
 from granplugin.calibration.statistics import Need, Statistics
 from granplugin.data.batches import (
@@ -192,7 +193,7 @@ class Session:
     def _traced(self) -> Ran:
         example = self.example
 
-        def traced() -> dict[str, list]:
+        def traced() -> dict[str, list[Any]]:
             with located(self.loaded, "model"), stage("running the network once"):
                 found = self.network.traced(example, self.recipe.data.batch_size)
             return {

@@ -132,7 +132,7 @@ class _Over:
     said: str
 
 
-def _wait(process: subprocess.Popen, options: Options) -> _Over | None:
+def _wait(process: subprocess.Popen[bytes], options: Options) -> _Over | None:
     """Until the process ends, or the limit that it goes over."""
     end = monotonic() + options.seconds
     limit = options.memory_mb or 0.9 * _meminfo("/proc/meminfo", "MemAvailable")
