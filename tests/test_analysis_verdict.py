@@ -134,7 +134,9 @@ def test_labels_that_contradict_are_told_from_labels_that_do_not(said, word):
     from granplugin.analysis.effects import effect
     from granplugin.analysis.outputs import contradiction
 
-    outputs = SimpleNamespace(start={"a": (0, 0)}, whole=lambda choice: effect(said))
+    outputs = SimpleNamespace(
+        start={"a": (0, 0)}, quantizes=True, whole=lambda choice: effect(said)
+    )
     found = contradiction(outputs, "top1")
     assert found is None if word is None else word in found
     assert effect(said, by_labels=False).measured_by == "decisions"
