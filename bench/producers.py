@@ -10,6 +10,9 @@ which builds it without a GPU.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
 import subprocess
 import sys
 import tempfile
@@ -33,7 +36,7 @@ from granplugin.audits.audit_file import FileAudit  # noqa: E402
 from granplugin.errors import UserError  # noqa: E402
 from granplugin.pipelines.audit import audit  # noqa: E402
 
-NETWORKS = ("residual", "c2f", "attention", "gate", "depthwise", "pyramid", "linear", "resize")
+NETWORKS = ("residual", "c2f", "attention", "gate", "depthwise", "linear")
 OLIVE = ("olive-ai==0.13.0", "optuna", "questionary", "opentelemetry-sdk", "torchmetrics", "pandas")
 MODELOPT = PEERS["modelopt's ONNX path"]
 RTX = "tensorrt_rtx"
@@ -65,10 +68,11 @@ PRODUCERS: Mapping[str, Producer] = {
     "modelopt int4": Producer(MODELOPT, ("int4",)),
     "ONNX Runtime": Producer(PEERS["ONNX Runtime"]),
     "NNCF": Producer(Peer("nncf_onnx", ("nncf==3.4.0",))),
+    "NNCF, signed": Producer(Peer("nncf_onnx", ("nncf==3.4.0",)), ("--signed",)),
     "Olive": Producer(Peer("olive_onnx", ("--no-deps", *OLIVE))),
     "Olive, symmetric": Producer(Peer("olive_onnx", ("--no-deps", *OLIVE)), ("--symmetric",)),
 }
-YOLO = Peer("ultralytics_yolo", ("--no-deps", "ultralytics==8.4.103"))
+YOLO = Peer("ultralytics_yolo", ("--no-deps", "ultralytics", "opencv-python-headless"))
 
 
 class Float(Built):
@@ -120,9 +124,10 @@ def ours(onnx_path: Path) -> Path:
     folder = onnx_path.parent
     (given,) = onnx.load(onnx_path).graph.input
     (folder / "ours.yaml").write_text(RECIPE.format(file=onnx_path.name, name=given.name))
-    code = granplugin(
-        ["--quiet", "apply", str(folder / "ours.yaml"), "--out", str(folder / "ours")]
-    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        code = granplugin(
+            ["--quiet", "apply", str(folder / "ours.yaml"), "--out", str(folder / "ours")]
+        )
     if code not in (0, 4):
         raise SystemExit(f"{onnx_path}: apply ended with {code}")
     return folder / "ours" / "variants" / "ours" / "model.onnx"
@@ -135,13 +140,19 @@ def told(found: FileAudit) -> str:
         f"exit {found.exit_code}",
         ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())),
     ]
-    parts += [f"refused: {stop.code}" for stop in found.refusals]
+    stops = Counter(stop.code for stop in found.refusals)
+    parts += [f"refused: {code} ({count})" for code, count in sorted(stops.items())]
     parts += [f"lint: {code}" for code in sorted({each.code for each in found.findings})]
     return "; ".join(filter(None, parts))
 
 
 def verdicts(found: FileAudit) -> dict[str, str]:
-    return {site.row.site: site.verdict.kind for site in found.sites if site.verdict}
+    """Site -> verdict; our exporter calls a node node/Op."""
+    return {
+        re.sub(r"/\w+(?=\.)", "", site.row.site): site.verdict.kind
+        for site in found.sites
+        if site.verdict
+    }
 
 
 def last(text: str) -> str:

@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import IO
 
 from granplugin.errors import EngineError
+from granplugin.machine import memory_limit
 
 _CRASHES = {
     getattr(signal, name)
@@ -115,15 +115,15 @@ def outlived(tell: Callable[[str], None]) -> None:
     global _shared
     if sys.platform != "linux":
         return
-    _shared = mmap.mmap(-1, _ROOM)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else nothing could be waited for
     while True:
-        _shared[:8] = bytes(8)
-        parent, places = os.getpid(), TemporaryFile()  # noqa: SIM115 - as long as the child
-        signal.pthread_sigmask(signal.SIG_BLOCK, _HANDED)
+        parent = os.getpid()
         try:
+            _shared = mmap.mmap(-1, _ROOM)
+            places = os.fdopen(os.memfd_create("places"), "w+b")
+            signal.pthread_sigmask(signal.SIG_BLOCK, _HANDED)
             child = os.fork()
-        except OSError:
+        except OSError:  # nothing is left for it: what lacks is told where it is needed
             _shared = None
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDED)
             return
@@ -179,7 +179,7 @@ def _told(number: signal.Signals, places: IO[bytes]) -> tuple[str | None, bool]:
         return f"the process was killed{where}, most likely for want of memory", False
     if number not in _CRASHES:
         return None, False
-    if limit := _memory_limit():
+    if limit := memory_limit():
         return (
             f"the process ended with {number.name}{where}, most likely for want of memory: "
             f"ulimit -v allows it {limit // 2**20} MB",
@@ -193,14 +193,6 @@ def _told(number: signal.Signals, places: IO[bytes]) -> tuple[str | None, bool]:
         )
     _known.append(Crash(call, _content(call.path), number.name))
     return f"{call.engine} crashed ({number.name}) {call.said}; going on without that", True
-
-
-def _memory_limit() -> int | None:
-    """What a process may have, in bytes, where that is limited."""
-    import resource
-
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def _place(places: IO[bytes]) -> str:

@@ -31,8 +31,8 @@ def lacking(err: BaseException) -> str | None:
     each: BaseException | None = err
     while each is not None and id(each) not in seen:
         seen.add(id(each))
-        if isinstance(each, MemoryError):
-            return "there is not enough memory"
+        if isinstance(each, MemoryError) or (isinstance(each, SystemError) and memory_limit()):
+            return "there is not enough memory"  # a SystemError: of a module in C that got none
         if isinstance(each, OSError) and each.errno in _LACKS:
             return said_of(each)
         told = str(each)
@@ -43,6 +43,16 @@ def lacking(err: BaseException) -> str | None:
             return "there is not enough memory"
         each = each.__cause__ or each.__context__
     return None
+
+
+def memory_limit() -> int | None:
+    """What this process may have, in bytes, where that is limited (ulimit -v)."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def said_of(err: OSError) -> str:

@@ -3,7 +3,10 @@ died of what is told in a sentence."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import time
 
 import pytest
 
@@ -74,3 +77,29 @@ def test_a_crash_outside_of_engines_is_a_sentence(forks, project, dies, told):
     if "SIGSEGV" in told:
         assert f"in string_at, called by {module}:5, in net; " in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_where_memory_is_limited_it_is_what_lacks(forks, project):
+    done = forks.run(["granplugin", "inspect", project.recipe()], limits={"RLIMIT_AS": 300 * 2**20})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "there is not enough memory\n"
+
+
+def test_a_process_that_is_killed_takes_its_child_along(forks, project):
+    module = project.folder / "waits.py"
+    module.write_text(
+        "import os, time\n\n\ndef net():\n"
+        "    open('pid', 'w').write(f'{os.getpid()} ')\n    time.sleep(60)\n"
+    )
+    recipe = project.recipe(model={"callable": "waits.py:net"})
+    with forks.start(["granplugin", "inspect", recipe], cwd=project.folder) as process:
+        told = project.folder / "pid"
+        while not (told.exists() and told.read_text().endswith(" ")):
+            time.sleep(0.01)
+        child = int(told.read_text())
+        assert child != process.pid
+        process.kill()
+    with contextlib.suppress(ProcessLookupError):
+        while True:  # it ends, or this test does not
+            os.kill(child, 0)
+            time.sleep(0.01)

@@ -12,7 +12,7 @@ from olive.model import ONNXModelHandler
 from olive.passes.olive_pass import create_pass_from_dict
 from olive.passes.onnx.quantization import OnnxStaticQuantization
 
-onnx, calibration, out = sys.argv[1:]
+onnx, calibration, out, *SAID = sys.argv[1:]
 samples = np.load(calibration)
 
 
@@ -62,5 +62,4 @@ def quantize():
     shutil.copyfile(next(work.parent.rglob(f"{work.name}*/*.onnx"), work.with_suffix(".onnx")), out)
 
 
-SAID = sys.argv[4:]
 quantize()

@@ -142,9 +142,9 @@ def promises_of(found: Found, backend: str, version: str | None) -> dict[str, Pr
         if all(row.format in FORMATS or row.format == "uint8" for row in rows[layer.name])
         for role, promise in book.of_layer(layer, rows[layer.name]).items()
     }
+    alone = {node for node, of in rows.items() if [row.operand for row in of] == ["weight"]}
     for operand in found.operands:
-        alone = [row.operand for row in rows[operand.node]] == ["weight"]
-        if alone and operand.quantize is not None and operand.row.site in promises:
+        if operand.node in alone and operand.quantize is not None and operand.row.site in promises:
             scales, size = scales_of(operand.row)
             cell = Cell(
                 operation(layers[operand.node]), operand.row.format, weight=scales, size=size,

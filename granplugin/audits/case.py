@@ -46,6 +46,7 @@ class Case:
         self.dequantizes = {operand.dequantize: operand for operand in found.operands}
         self.layers = {layer.name: layer for layer in found.layers}
         self.sixteen = found.precision != "fp32"
+        self._known: dict[int, LayerPrecision] = {}
 
     def find(
         self, code: str, layer: str, says: str, instead: str, bytes: int | None = None,
@@ -70,7 +71,13 @@ class Case:
 
     def ran(self, dequantize: str) -> list[LayerPrecision]:
         """In what each node that computes with the result of a DequantizeLinear has it."""
-        return [ran_of(operand, self.kernels) for operand in self.readers[dequantize]]
+        return [self._ran(operand) for operand in self.readers[dequantize]]
+
+    def _ran(self, operand: QuantizedOperand) -> LayerPrecision:
+        """Once for each: behind a concatenation of many, one reads all of their pairs."""
+        if id(operand) not in self._known:
+            self._known[id(operand)] = ran_of(operand, self.kernels)
+        return self._known[id(operand)]
 
     def native(self, layer: str, format: str, but: str = "", given: str = "per_tensor") -> str:
         """What to write for a quantized layer beside its input as it is `given` (float: weights

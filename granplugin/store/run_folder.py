@@ -106,8 +106,8 @@ def put_in_place(path: Path) -> None:
         reports = [name for name in names if name.startswith(_REPORTS)]
         for name in reports:
             (path / name).unlink(missing_ok=True)
-        if _TREE in names:
-            shutil.rmtree(path / _TREE, ignore_errors=True)
+        if _TREE in names and (path / _TREE).exists():
+            shutil.rmtree(path / _TREE)
         for name in (*(name for name in names if name not in reports), *reports):
             os.replace(decided / name, path / name)
         decided.rmdir()
