@@ -24,6 +24,7 @@ import pytest
 import yaml
 from exporter import share_what_exports_have_in_common
 from forks import Forks, forking
+from made_once import sharing
 
 from granplugin import progress
 from granplugin.report.schema.run import Report
@@ -46,11 +47,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     What a test's own mark `xdist_group` says goes before.
     """
+    if "CI" in os.environ:
+        _try_fewer_examples(items)
     groups = {item: _group(item) for item in items}
     for item, group in groups.items():
         item.add_marker(pytest.mark.xdist_group(group))
     rank = {group: at for at, group in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(groups[item], len(rank)))
+
+
+def _try_fewer_examples(items: list[pytest.Item]) -> None:
+    """Half of what a law says for itself: here they are the same ones each time, so that more of
+    them find nothing that they did not find before."""
+    laws = {getattr(item.obj, "__func__", item.obj) for item in items if _is_law(item)}
+    for law in laws:
+        own = law._hypothesis_internal_use_settings
+        count = min(own.max_examples, max(FEWEST, own.max_examples // 2))
+        law._hypothesis_internal_use_settings = hypothesis.settings(own, max_examples=count)
+
+
+def _is_law(item: pytest.Item) -> bool:
+    return hypothesis.is_hypothesis_test(getattr(item, "obj", None))
+
+
+FEWEST = 15
 
 
 def _group(item: pytest.Item) -> str:
@@ -146,8 +166,7 @@ def command() -> str:
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory) -> Iterator[Forks]:
     """Processes of their own that have torch and modelopt from the beginning."""
-    folder = tmp_path_factory.getbasetemp()
-    with forking(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) as server:
+    with forking(_common(tmp_path_factory)) as server:
         yield server
 
 
@@ -159,6 +178,18 @@ def quickstart(tmp_path_factory) -> Applied:
     assert (folder / "report.json").exists(), done.stderr
     report = Report.model_validate_json((folder / "report.json").read_text())
     return Applied(folder, report, done.stdout, done.stderr, done.code)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _made_once(tmp_path_factory) -> Iterator[None]:
+    with sharing(_common(tmp_path_factory) / "made_once"):
+        yield
+
+
+def _common(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 def lend(made: Path, folder: Path, *stages: str) -> None:

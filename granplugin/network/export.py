@@ -61,17 +61,18 @@ def export_float(
     try:
         with evaluating(model), _chatter_to_log():
             try:
-                program = torch.onnx.export(
-                    model,
-                    args,
-                    kwargs=kwargs,
-                    dynamo=True,
-                    optimize=True,
-                    verbose=False,
-                    opset_version=OPSET,
-                    dynamic_shapes=shapes,
-                    custom_translation_table=own or None,
-                )
+                with _without_traces():
+                    program = torch.onnx.export(
+                        model,
+                        args,
+                        kwargs=kwargs,
+                        dynamo=True,
+                        optimize=True,
+                        verbose=False,
+                        opset_version=OPSET,
+                        dynamic_shapes=shapes,
+                        custom_translation_table=own or None,
+                    )
             except Exception as error:  # tracing runs the user's code: anything can come out of it
                 failed = error
             if not names or program is None:
@@ -168,6 +169,22 @@ def _open_axes(
 
     given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
     return {name: axes(value, name) for name, value in given.items()}
+
+
+@contextlib.contextmanager
+def _without_traces() -> Iterator[None]:
+    """torch keeps the stack of each call that becomes a node, which nobody reads here: `why_not`
+    has a program of its own. A version that cannot be told so keeps them."""
+    config = torch.fx.config
+    before = getattr(config, "do_not_emit_stack_traces", None)
+    if before is None:
+        yield
+        return
+    config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        config.do_not_emit_stack_traces = before
 
 
 @contextlib.contextmanager
