@@ -50,10 +50,12 @@ def vit_b_16() -> PreTrainedModel:
     return ViTForImageClassification(ViTConfig(num_labels=1000)).eval()
 
 
-def images(samples: int, batch: int = 16, size: int = SIZE) -> Iterator[dict[str, np.ndarray]]:
+def images(
+    samples: int, batch: int = 16, size: int = SIZE, seed: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
     """Random images (batch, 3, size, size), float32, made as they are asked for."""
     for start in range(0, samples, batch):
-        random = np.random.default_rng(start)
+        random = np.random.default_rng(seed + start)
         shape = (min(batch, samples - start), 3, size, size)
         yield {"pixel_values": random.standard_normal(shape, dtype=np.float32)}
 

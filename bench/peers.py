@@ -4,15 +4,18 @@
 
 Each peer by its defaults, from the same calibration samples, in an environment of its own that is
 made on the first run (GRANPLUGIN_BENCH, by default ~/.cache/granplugin-bench, holds them). SQNR is
-that of the class scores to the float file's, both on OpenVINO. All files of a network run in turns
-in one process, with the f32 hint. Lines are those of the function that quantizes (peer_tools), or
-of the recipe. Random weights tell of times; the digits network is trained (recipes/).
+that of the outputs to the float file's, both on OpenVINO, on samples that were not calibrated on.
+All files of a network run in turns in one process, with the f32 hint. Lines are those of the
+function that quantizes (peer_tools), or of the recipe. Random weights tell of times; the digits
+network is trained (recipes/). A run that was cut off goes on with the networks that it lacks.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import os
+import shutil
 import site
 import subprocess
 import sys
@@ -20,34 +23,43 @@ import tempfile
 import venv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from measure import HERE, Figure, main, of_ratio
+from measure import HERE, Figure, machine, main, of_ratio
 
 from granplugin import backends
-from granplugin.measures.timing import measure_interleaved, ratio
+from granplugin.measures.timing import Latency, measure_interleaved, ratio
 from granplugin.recipe.load import load_recipe
 from granplugin.results.values import FP32
 from granplugin.runs.calibrated import calibrate
 from granplugin.runs.executor import run_tasks
 from granplugin.runs.jobs import plan_jobs
 from granplugin.runs.session import Session
-from granplugin.runs.variants import variant_task
+from granplugin.runs.variants import variant_task, writer
+from granplugin.store.keys import content_key
 from granplugin.store.run_folder import RunFolder, open_run
 
 FOLDER = Path(os.environ.get("GRANPLUGIN_BENCH", Path.home() / ".cache" / "granplugin-bench"))
+FIGURES = FOLDER / "figures"
 OURS = ("tensorrt@11", "openvino@2026.4")
 CALIBRATION = 32
 BATCHES = (1, 8)
+Call = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 SETTINGS = ("precision=fp32", "baselines=[fp32, tensorrt@11, openvino@2026.4]")
 
 
+NNCF = "NNCF 3.4.0"
+# Of ours, at batch 1 and 8: the part of FP32's time, and of NNCF's.
+GOALS = {"vit_s_16": (0.5, 0.33)}
+BESIDE_NNCF = 1.0
+
+
 @dataclass(frozen=True)
-class Peer:
+class Tool:
     """A script of peer_tools, what it writes, and what it needs beside the packages here."""
 
     script: str
@@ -56,33 +68,63 @@ class Peer:
 
 
 PEERS = {
-    "NNCF 3.4.0": Peer("nncf_default", ("nncf==3.4.0",), ".xml"),
-    "ONNX Runtime": Peer("onnxruntime_static", ()),
-    "modelopt's ONNX path": Peer("modelopt_onnx", ("nvidia-modelopt[onnx]==0.47.0",)),
+    NNCF: Tool("nncf_default", ("nncf==3.4.0",), ".xml"),
+    "ONNX Runtime": Tool("onnxruntime_static", ()),
+    "modelopt's ONNX path": Tool("modelopt_onnx", ("nvidia-modelopt[onnx]==0.47.0",)),
     # Its own requirements would bring another torch, and what runs on NVIDIA's cards.
-    "AIMET 2.42.0": Peer(
+    "AIMET 2.42.0": Tool(
         "aimet_default",
         ("--no-deps", "aimet-onnx==2.42.0", "bokeh==3.9.2", "tornado==6.6.1", "psutil==7.2.2"),
     ),
 }
-RECIPES = {
-    "digits MobileNet": HERE.parent / "recipes" / "digits_mobilenet.yaml",
-    "mobilenet_v2": HERE / "mobilenet_v2.yaml",
-    "resnet_50": HERE / "resnet_50.yaml",
-    "vit_s_16": HERE / "vit_s_16.yaml",
+
+
+@dataclass(frozen=True)
+class Network:
+    """A recipe; and who writes the float file and the samples that it names, where it names any."""
+
+    recipe: Path
+    settings: tuple[str, ...] = ()
+    written_by: Tool | None = None
+
+
+YOLO11N = Tool(
+    "yolo11n_float",
+    ("torch==2.14.1", "torchvision==0.29.1", "ultralytics==8.4.190", "onnxscript==0.7.2"),
+)
+OTHER_IMAGES = ("data.evaluation.args={samples: 16, seed: 1000}",)
+NETWORKS = {
+    "digits MobileNet": Network(HERE.parent / "recipes" / "digits_mobilenet.yaml"),
+    "mobilenet_v2": Network(HERE / "mobilenet_v2.yaml", OTHER_IMAGES),
+    "resnet_50": Network(HERE / "resnet_50.yaml", OTHER_IMAGES),
+    "vit_s_16": Network(HERE / "vit_s_16.yaml", OTHER_IMAGES),
+    "yolo11n": Network(HERE / "yolo11n.yaml", written_by=YOLO11N),
 }
 
 
 def measure(rounds: int) -> Sequence[Figure]:
+    """Of all networks; each one's are kept until all are there."""
+    key = content_key(writer(), machine()["versions"], rounds)
     figures: list[Figure] = []
-    for network, recipe in RECIPES.items():
+    for network, made_of in NETWORKS.items():
+        kept = FIGURES / f"{network}.json"
+        if kept.exists() and (found := json.loads(kept.read_text()))["key"] == key:
+            print(f"{network}: of a run that was cut off, {kept}", file=sys.stderr)
+            figures += [Figure(**each) for each in found["figures"]]
+            continue
         with tempfile.TemporaryDirectory() as folder, open_run(Path(folder) / "run") as run:
-            figures += of_network(network, recipe, run, rounds)
+            own = of_network(network, made_of, run, rounds)
+        FIGURES.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps({"key": key, "figures": [asdict(each) for each in own]}))
+        figures += own
+    shutil.rmtree(FIGURES)
     return figures
 
 
-def of_network(network: str, recipe: Path, run: RunFolder, rounds: int) -> list[Figure]:
-    session = Session(load_recipe(recipe, SETTINGS), run)
+def of_network(network: str, made_of: Network, run: RunFolder, rounds: int) -> list[Figure]:
+    load = os.getloadavg()[0]
+    settings = (*SETTINGS, *made_of.settings, *written(made_of, run.cache))
+    session = Session(load_recipe(made_of.recipe, settings), run)
     start = perf_counter()
     files = ours(session)
     seconds: dict[str, float] = {"granplugin": perf_counter() - start}
@@ -102,25 +144,66 @@ def of_network(network: str, recipe: Path, run: RunFolder, rounds: int) -> list[
         Figure(f"{network}: {peer}", 0, "of 1 files", note=f"failed: {why}")
         for peer, why in said.items()
     ]
-    near = nearness(files, name, evaluation)
-    for batch in BATCHES:
-        found = timed(files, {name: np.resize(evaluation, (batch, *evaluation.shape[1:]))}, rounds)
-        figures += [
-            of_ratio(
-                f"{network}, batch {batch}: {each} / {FP32}",
-                ratio(found[each], found[FP32]),
-                note=f"{near[each]:.1f} dB",
-            )
-            for each in files
-            if each != FP32
-        ]
+    with ExitStack() as stack:
+        calls = {each: stack.enter_context(compiled(path)) for each, path in files.items()}
+        near = nearness(calls, name, evaluation)
+        for at, batch in enumerate(BATCHES):
+            feeds = {name: np.resize(evaluation, (batch, *evaluation.shape[1:]))}
+            runs = {each: partial(call, feeds) for each, call in calls.items()}
+            figures += _times(network, at, measure_interleaved(runs, 5, rounds), near)
     return [
         *figures,
         *(
-            Figure(f"{network}: {each}", value, "s to quantize", note=lines(each, recipe))
+            Figure(f"{network}: {each}", value, "s to quantize", note=lines(each, made_of.recipe))
             for each, value in seconds.items()
         ),
+        Figure(f"{network}: load before", load, "", note=f"{os.getloadavg()[0]:.1f} after"),
     ]
+
+
+def _times(
+    network: str, at: int, found: Mapping[str, Latency], near: Mapping[str, float]
+) -> list[Figure]:
+    """Each file's time as a part of the float one's, and ours of NNCF's."""
+    batch, goals = BATCHES[at], GOALS.get(network)
+    beside = [
+        of_ratio(
+            f"{network}, batch {batch}: {each} / {NNCF}",
+            ratio(found[each], found[NNCF]),
+            goal=BESIDE_NNCF,
+            note=f"{near[each] - near[NNCF]:+.1f} dB",
+        )
+        for each in OURS
+        if NNCF in found
+    ]
+    return [
+        *(
+            of_ratio(
+                f"{network}, batch {batch}: {each} / {FP32}",
+                ratio(found[each], found[FP32]),
+                goal=goals[at] if goals and each in OURS else None,
+                note=f"{near[each]:.1f} dB",
+            )
+            for each in found
+            if each != FP32
+        ),
+        *beside,
+    ]
+
+
+def written(network: Network, folder: Path) -> tuple[str, ...]:
+    """The settings that name the float file and its samples, once they are there."""
+    tool = network.written_by
+    if tool is None:
+        return ()
+    onnx, samples = folder / f"{tool.script}.onnx", folder / f"{tool.script}.npz"
+    command = [environment(tool), HERE / "peer_tools" / f"{tool.script}.py", onnx, samples]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return (
+        f"model.onnx={onnx}",
+        f"data.calibration.npz={samples}",
+        f"data.evaluation.npz={samples}",
+    )
 
 
 def ours(session: Session) -> dict[str, Path]:
@@ -147,7 +230,7 @@ def first(batches: object, count: int) -> tuple[str, np.ndarray]:
     return name, np.concatenate(found)[:count]
 
 
-def quantized(tool: Peer, onnx: Path, calibration: Path, out: Path) -> float:
+def quantized(tool: Tool, onnx: Path, calibration: Path, out: Path) -> float:
     """The seconds that the peer took, without starting Python and its imports."""
     python = environment(tool)
     script = HERE / "peer_tools" / f"{tool.script}.py"
@@ -156,7 +239,7 @@ def quantized(tool: Peer, onnx: Path, calibration: Path, out: Path) -> float:
     return float(done.stdout.splitlines()[-1].split()[-1])
 
 
-def environment(tool: Peer) -> Path:
+def environment(tool: Tool) -> Path:
     """An environment that sees the packages of this one behind its own."""
     folder = FOLDER / tool.script
     python = folder / "bin" / "python"
@@ -171,7 +254,7 @@ def environment(tool: Peer) -> Path:
 
 
 @contextmanager
-def compiled(path: Path) -> Iterator[Callable[[Mapping[str, np.ndarray]], np.ndarray]]:
+def compiled(path: Path) -> Iterator[Call]:
     """A file as OpenVINO runs it: as our engine does, or NNCF's own model with the same hints."""
     openvino = backends.load("openvino")
     if path.suffix == ".onnx":
@@ -204,29 +287,19 @@ def compiled(path: Path) -> Iterator[Callable[[Mapping[str, np.ndarray]], np.nda
     yield run_own
 
 
-def nearness(files: Mapping[str, Path], name: str, x: np.ndarray) -> dict[str, float]:
+def nearness(calls: Mapping[str, Call], name: str, x: np.ndarray) -> dict[str, float]:
     """The SQNR of each file's outputs to the float file's, in dB."""
     outputs = {}
     most = max(BATCHES)
-    for each, path in files.items():
-        with compiled(path) as run:
-            chunks = [run({name: x[at : at + most]}).copy() for at in range(0, len(x), most)]
-            outputs[each] = np.concatenate(chunks).astype(np.float64)
+    for each, run in calls.items():
+        chunks = [run({name: x[at : at + most]}).copy() for at in range(0, len(x), most)]
+        outputs[each] = np.concatenate(chunks).astype(np.float64)
     signal = np.square(outputs[FP32]).sum()
     return {
         each: float(10 * np.log10(signal / np.square(found - outputs[FP32]).sum()))
         for each, found in outputs.items()
         if each != FP32
     }
-
-
-def timed(files: Mapping[str, Path], feeds: Mapping[str, np.ndarray], rounds: int) -> dict:
-    with ExitStack() as stack:
-        calls = {
-            each: partial(stack.enter_context(compiled(path)), feeds)
-            for each, path in files.items()
-        }
-        return measure_interleaved(calls, warmup=5, rounds=rounds)
 
 
 def lines(name: str, recipe: Path) -> str:

@@ -204,7 +204,11 @@ X, Y = np.ones((10, 2)), np.arange(10)
         ({"x": X * 1e300}, "array 'x' holds Inf, first in sample 0; remove it"),
         ({"x": X[:9]}, "axis 0 counts the samples, but 'x' has 9, 'y' has 10"),
         ({"x": X[:0], "y": Y[:0]}, "there are no samples in it"),
-        ({"x": np.float32(3)}, "array 'x' is one number and has no axis of samples"),
+        (
+            {"x": np.float32(3)},
+            "array 'x' is one number and has no axis of samples; make what is the same for all "
+            "a constant of the network (docs/onnx-files.md)",
+        ),
         ({"x": X.astype(str)}, "array 'x' has type <U32, not numbers"),
         ({"x": X.astype(complex)}, "array 'x' has type complex128, not numbers"),
         ({"y": X[:, 0]}, "array 'y' is float64 [10]; labels are one integer per sample"),

@@ -55,7 +55,10 @@ def as_array(values: Any, what: str) -> np.ndarray:
     except ValueError as err:
         raise DataError(f"{what} is no array: its rows have different lengths") from err
     if not array.ndim:
-        raise DataError(f"{what} is {type(values).__name__} and has no axis of samples")
+        raise DataError(
+            f"{what} is {type(values).__name__} and has no axis of samples; make what is the same for "
+            "all a constant of the network (docs/onnx-files.md)"
+        )
     return array
 
 

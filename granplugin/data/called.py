@@ -221,7 +221,10 @@ class Called:
             lengths["labels"] = len(labels)
         if len(set(lengths.values())) > 1:
             told = ", ".join(f"{count} of {name}" for name, count in lengths.items())
-            raise DataError(f"{place} does not have as many samples in each array: {told}")
+            raise DataError(
+                f"{place} does not have as many samples in each array: {told}; axis 0 of every input "
+                "counts the samples"
+            )
         return inputs, labels
 
     def _check_repeats(self, number: int, arrays: list[np.ndarray]) -> None:

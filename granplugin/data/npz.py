@@ -110,7 +110,10 @@ def _read_array(archive: zipfile.ZipFile, name: str, held: int, where: str) -> n
         if dtype.hasobject:
             raise DataError(f"{what} holds Python objects, which could run any code; save numbers")
         if not shape:
-            raise DataError(f"{what} is one number and has no axis of samples")
+            raise DataError(
+                f"{what} is one number and has no axis of samples; make what is the same for all "
+                "a constant of the network (docs/onnx-files.md)"
+            )
         if begin + math.prod(shape) * dtype.itemsize != member.file_size:
             raise DataError(f"{what}: the file is damaged: it is not as long as its header says")
         if shape[0] and not math.prod(shape):

@@ -65,7 +65,10 @@ def _inside(graph: ReadGraph) -> Iterator[tuple[int, Placed]]:
         for within, body in body_graphs([node]):
             for inner in body.node:
                 if inner.op_type in ONNX_PRODUCTS:
-                    why = f"it is inside the body of a node ({node.op_type}), and bodies stay as they are"
+                    why = (
+                        f"it is inside the body of a node ({node.op_type}), and bodies stay as they "
+                        "are; docs/onnx-files.md tells how to keep one branch"
+                    )
                     layer = Layer(f"{within}/{inner.name}", inner.op_type, unusable=why)
                     yield at, Placed(layer, inner, inner.output[0], None, None)
 
