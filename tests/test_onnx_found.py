@@ -112,9 +112,8 @@ def nodes_behind(graph: ReadGraph, output: str) -> set[str]:
 def told(layers: tuple[Layer, ...], loaded: Loaded) -> list[tuple]:
     """All that is said of each product, layers and tensors numbered as they come."""
     kinds = {layer.name: layer.kind for layer in layers if not layer.unusable}
-    # Lookups of embeddings are layers of torch networks alone.
-    operations = {name: kind and kind.operation for name, kind in kinds.items()}
-    products = [each for each in layers if operations.get(each.name) not in (None, "lookup")]
+    # What is looked up at places that no data change, a file has as a constant.
+    products = [each for each in layers if kinds.get(each.name) and each.name != "places"]
     numbers = {layer.name: number for number, layer in enumerate(products)}
     tensors: dict[int, int] = {}
 

@@ -131,7 +131,9 @@ def both(tmp_path_factory) -> Path:
                 },
                 "engines": ["onnxruntime"],
                 "baselines": ["fp32"],
-                **({"rules": RULES} if name == "images" else {}),
+                "rules": RULES
+                if name == "images"
+                else [{"match": {"trait": "embedding"}, "format": "int8"}],
             }
             (folder / f"{name}-{kind}.yaml").write_text(yaml.safe_dump(recipe))
     return folder

@@ -24,7 +24,7 @@ from granplugin.analysis.tried import (
     per_sample,
 )
 from granplugin.errors import ModelError
-from granplugin.network.onnx_layers import Placed
+from granplugin.network.onnx_layers import Placed, weight_of
 from granplugin.network.onnx_prepared import nodes_behind
 from granplugin.network.onnx_running import Feeds, Running, Session, parts_of
 from granplugin.network.onnx_watch import tensor_of
@@ -77,9 +77,21 @@ class NodeErrors:
         self.sites = [
             _Site(each, tensor_of(placed[place], operand), settings)  # type: ignore[arg-type]
             for each in network.sites.values()
-            if (settings := {n: r for n, r in each.figures().items() if n in wanted})
+            if not each.own.at.constant
+            and (settings := {n: r for n, r in each.figures().items() if n in wanted})
             for place, _, operand in [each.own.observed.rpartition(".")]
         ]
+        # What no data change; each sample is given it.
+        self._weights: dict[FigureKey, tuple[np.ndarray, np.ndarray]] = {}
+        for each in network.sites.values():
+            settings = {n: r for n, r in each.figures().items() if n in wanted}
+            if each.own.at.constant and settings:
+                weight = weight_of(passed.graph, placed[each.own.layer].node)
+                assert weight is not None, f"{each.own.site} is stored"
+                signal = _squares(weight[None], each.axis + 1)
+                for name, ranged in settings.items():
+                    error = (rounded(weight, ranged) - weight)[None]
+                    self._weights[name] = signal, _squares(error, each.axis + 1)
         names = [name for each in self.layers for name in (each.reads, each.gives)]
         names += [each.tensor for each in self.sites]
         names = [name for name in dict.fromkeys(names) if name not in running.inputs]
@@ -101,7 +113,11 @@ class NodeErrors:
             seen += [each.see(tensors, samples) for each in self.sites]
             for name, sums in (pair for figures in seen for pair in figures.items()):
                 found[name] = found[name] + sums if name in found else sums
-        return found
+        count = len(next(iter(batch.values())))
+        return found | {
+            name: figure(np.repeat(signal, count, 0), np.repeat(error, count, 0))
+            for name, (signal, error) in self._weights.items()
+        }
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ from granplugin.graph.edit.nodes import (
 )
 from granplugin.graph.files import save
 from granplugin.graph.read.graph import ReadGraph
-from granplugin.network.onnx_layers import Placed, attribute
+from granplugin.network.onnx_layers import Placed, attribute, weight_input
 from granplugin.network.onnx_prepared import BATCH
 from granplugin.network.onnx_rounded import bias_of
 from granplugin.quant.layers import Layer
@@ -205,7 +205,7 @@ def _mark(
 ) -> None:
     node = nodes[placed.node.name]
     reads: dict[str, tuple[ir.Node, int]] = {
-        "weight": (node, 1), "input": (node, 0), "other": (node, 1),
+        "weight": (node, weight_input(placed.node)), "input": (node, 0), "other": (node, 1),
     }  # fmt: skip
     if placed.skip is not None:
         reads["skip"] = (nodes[placed.skip[0].name], placed.skip[1])
@@ -214,7 +214,7 @@ def _mark(
             _mark_output(values[placed.output], site.name, writer)
             continue
         reader, at = reads[site.operand]
-        if site.operand == "weight" and (turned := reader.inputs[at].producer()) is not None:
+        if site.operand == "weight" and at and (turned := reader.inputs[at].producer()) is not None:
             # In front of the Transpose, which may be another layer's too.
             name = f"{layer.name}/Transpose"
             own = ir.node("Transpose", [turned.inputs[0]], {"perm": [1, 0]}, name=name)

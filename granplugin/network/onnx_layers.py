@@ -24,7 +24,7 @@ from granplugin.network.onnx_flow import GraphFlow, OpenShape, flow_of, is_looku
 from granplugin.network.residuals import find_concats, find_same, find_skips
 from granplugin.network.role_traits import Product, find_roles
 from granplugin.quant.folding import channel_ranges, fold, spread
-from granplugin.quant.layers import ONNX_PRODUCTS, PASSIVE, Layer, sites_of
+from granplugin.quant.layers import LOOKUP, ONNX_PRODUCTS, PASSIVE, Layer, sites_of
 from granplugin.quant.site import Operand, Shape
 
 
@@ -53,10 +53,16 @@ def place_layers(graph: ReadGraph) -> tuple[Placed, ...]:
     placed = [
         _placed(graph, flow, node)
         for node in graph.nodes
-        if node.op_type in (*ONNX_PRODUCTS, *PASSIVE) and node.output[0] not in graph.fixed
+        if node.output[0] not in graph.fixed
+        and (node.op_type in (*ONNX_PRODUCTS, *PASSIVE) or _is_embedding(graph, node))
     ]
     found = [(graph.at[each.node.name], each) for each in _joined(graph, flow, placed)]
     return tuple(each for _, each in sorted([*found, *_inside(graph)], key=itemgetter(0)))
+
+
+def _is_embedding(graph: ReadGraph, node: onnx.NodeProto) -> bool:
+    """Whether it looks rows of numbers up: indices and lengths are looked up too."""
+    return is_lookup(graph, node) and is_float(graph.element_type(node.input[0]))
 
 
 def _inside(graph: ReadGraph) -> Iterator[tuple[int, Placed]]:
@@ -78,9 +84,19 @@ def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
     return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
+def weight_input(node: onnx.NodeProto) -> int:
+    """Which of the inputs of a product with a weight that is."""
+    return 0 if node.op_type == LOOKUP else 1
+
+
+def data_input(node: onnx.NodeProto) -> int:
+    """Which of the inputs of a layer its input is, or of a lookup the indices."""
+    return 1 if node.op_type == LOOKUP else 0
+
+
 def weight_of(graph: ReadGraph, node: onnx.NodeProto) -> np.ndarray | None:
     """The weight of a product as its layer has it, float32; None where it cannot be computed."""
-    held = _array(graph, node.input[1])
+    held = _array(graph, node.input[weight_input(node)])
     if held is None:
         return None
     held = held.astype(np.float32, copy=False)
@@ -129,11 +145,13 @@ def _placed(graph: ReadGraph, flow: GraphFlow, node: onnx.NodeProto) -> Placed:
     groups = attribute(node, "group", 1)
     layer = Layer(node.name, node.op_type, unusable=_unusable(graph, node))
     given: dict[Operand, OpenShape | None] = {
-        "input": graph.shape(node.input[0]),
+        "input": None if node.op_type == LOOKUP else graph.shape(node.input[0]),
         "output": graph.shape(output),
     }
     weight = bn = None
-    if node.op_type in ONNX_PRODUCTS and not layer.unusable:
+    if node.op_type == LOOKUP and not layer.unusable:
+        weight = _weight_shape(graph, node)
+    elif node.op_type in ONNX_PRODUCTS and not layer.unusable:
         if node.input[1] not in graph.constant:
             given["other"] = graph.shape(node.input[1])
         elif weight := _weight_shape(graph, node):
@@ -157,7 +175,7 @@ def _placed(graph: ReadGraph, flow: GraphFlow, node: onnx.NodeProto) -> Placed:
 
 
 def _weight_shape(graph: ReadGraph, node: onnx.NodeProto) -> Shape | None:
-    held = graph.shape(node.input[1])
+    held = graph.shape(node.input[weight_input(node)])
     if held is None or None in held:
         return None
     shape = tuple(length or 0 for length in held)
@@ -178,6 +196,11 @@ def _with_channels(
 
 def _unusable(graph: ReadGraph, node: onnx.NodeProto) -> str | None:
     """Why quantizers at this node would have no effect, or None."""
+    if node.op_type == LOOKUP:
+        rows = _weight_shape(graph, node)
+        if rows is None or len(rows) != 2 or attribute(node, "axis", 0):
+            return "it looks up something else than rows of a table of 2 axes"
+        return None if known(graph.shape(node.output[0])) else UNSHAPED
     if node.op_type not in ONNX_PRODUCTS:
         return None if known(graph.shape(node.input[0])) else UNSHAPED
     first, second = node.input[:2]
@@ -255,7 +278,7 @@ def _products(
     """The layers with a weight and the lookups, as far as roles depend on them."""
     for each in placed:
         weight, kind = each.layer.shape("weight"), each.layer.kind
-        if weight is not None and kind is not None:
+        if weight is not None and kind is not None and kind.operation != "lookup":
             reads, results = flow.number[each.node.input[0]], flow.number[each.output]
             behind = {node.op_type for node in graph.readers(each.output)}
             bare = "BatchNormalization" not in behind
@@ -279,7 +302,9 @@ def _joined(graph: ReadGraph, flow: GraphFlow, placed: list[Placed]) -> tuple[Pl
     from_input, to_output = values.reached_from(starts), values.leading_to(ends)
     roles = find_roles(values, dict(_products(graph, flow, placed)), ends)
     weighted = {
-        each.layer.name: [number[each.output]] for each in placed if each.layer.shape("weight")
+        each.layer.name: [number[each.output]]
+        for each in placed
+        if each.layer.shape("weight") and each.node.op_type != LOOKUP
     }
     skips = find_skips(values, weighted, ends)
     concats, same = find_concats(values), find_same(values)
@@ -298,7 +323,7 @@ def _joined(graph: ReadGraph, flow: GraphFlow, placed: list[Placed]) -> tuple[Pl
 
     def joined(each: Placed) -> Placed:
         layer, skip = each.layer, skips.get(each.layer.name)
-        given, result = number[each.node.input[0]], number[each.output]
+        given, result = number[each.node.input[data_input(each.node)]], number[each.output]
         tensors: dict[Operand, int] = {"input": given, "output": result}
         shapes: dict[Operand, Shape | None] = {site.operand: site.shape for site in layer.sites}
         if layer.shape("other"):

@@ -16,7 +16,13 @@ import onnx
 from onnx import TensorProto, helper
 
 from granplugin.graph.read.graph import ReadGraph
-from granplugin.network.onnx_layers import Placed, attribute, weight_axis, weight_of
+from granplugin.network.onnx_layers import (
+    Placed,
+    attribute,
+    weight_axis,
+    weight_input,
+    weight_of,
+)
 from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.folding import fold
 from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
@@ -139,7 +145,7 @@ class _Edit:
             name = turned.output[0]
         elif node.op_type == "Gemm":
             _set(node, "transB", 1)
-        node.input[1] = name
+        node.input[weight_input(node)] = name
 
     def _bias(self, placed: Placed, bias: np.ndarray) -> None:
         bn = placed.bn

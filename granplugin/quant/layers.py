@@ -37,14 +37,16 @@ class Kind:
 _CONVOLUTION = Kind("convolution", ("weight", "input"), ("Conv",), 1, 0)
 _TRANSPOSED = Kind("transposed", ("weight", "input"), ("ConvTranspose",), 1, 1)
 _LINEAR = Kind("linear", ("weight", "input"), ("Gemm", "MatMul"), -1, 0)
+_LOOKUP = Kind("lookup", ("weight",), ("Gather",), -1, 0)
 PRODUCTS: dict[str, Kind] = {
     **{f"Conv{rank}d": _CONVOLUTION for rank in (1, 2, 3)},
     **{f"ConvTranspose{rank}d": _TRANSPOSED for rank in (1, 2, 3)},
     "Linear": _LINEAR,
     "MatMul": Kind("matmul", ("input", "other"), ("MatMul",), -1),
     # Which rows of its weight it puts out, integers say: a product with zeros and a one.
-    "Embedding": Kind("lookup", ("weight",), ("Gather",), -1, 0),
+    "Embedding": _LOOKUP,
     # Nodes of an ONNX file.
+    "Gather": _LOOKUP,
     "Conv": _CONVOLUTION,
     "ConvTranspose": _TRANSPOSED,
     "Gemm": _LINEAR,

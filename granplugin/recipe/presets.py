@@ -17,6 +17,7 @@ from granplugin.quant.layers import (
     DETECTION,
     EMBEDDING,
     LEAKY,
+    LOOKUPS,
     ROUTER,
     SCORES,
     VALUES,
@@ -144,7 +145,7 @@ def modelopt_0_47(layer: Layer) -> Decision:
     return _MODELOPT if "weight" in layer.multiplied else _NOTHING
 
 
-_MODELOPT_UNTOUCHED = BATCH_NORMS | LEAKY | {"Embedding"}
+_MODELOPT_UNTOUCHED = BATCH_NORMS | LEAKY | LOOKUPS
 # The patterns of modelopt's default_disabled_quantizers that are about names.
 _MODELOPT_EXCLUDED = (
     "*block_sparse_moe.gate*", "*linear_attn.conv1d*", "*self_attention.conv1d*",
