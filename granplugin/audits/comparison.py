@@ -58,6 +58,11 @@ class Comparison(Result):
     layers: tuple[Change, ...]
     notes: tuple[str, ...]
 
+    @property
+    def named_plans(self) -> tuple[tuple[str, EnginePlan], ...]:
+        """The plans with their names."""
+        return tuple(zip(self.names, self.plans, strict=True))
+
     def output(self) -> CompareOutput:
         """Every layer."""
         return compare_output(self)

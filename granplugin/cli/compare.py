@@ -1,4 +1,4 @@
-"""Two engines, files or variants side by side."""
+"""Two engines, files, variants or runs side by side."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def compare(
     annotations: Annotations = None,
     json_: Json = False,
 ) -> int:
-    """Two engines side by side: engine folders, layers files, ONNX files or variants of a run."""
+    """Two engines side by side: engine folders, layers files, ONNX files or variants of a run; or what
+    two runs measured."""
     from granplugin.pipelines.compare import compare
 
     with gate("compare", junit, annotations) as decided:
@@ -40,7 +41,7 @@ def compare(
         write_verb_page(
             html,
             found.output(),
-            {name: (backend, plan) for name, plan in zip(found.names, found.plans, strict=True)},
+            {name: (backend, plan) for name, plan in found.named_plans},
         )
     show(found.output(), json_)
     return 0

@@ -124,6 +124,7 @@ def apply_in(run: RunFolder, recipes: Sequence[Loaded]) -> Report:
         seconds=monotonic() - start,
         told=session.notes,
         network=session.key,
+        evaluation_key=session.evaluation.key(),
     )  # fmt: skip
     with run.publishing():
         report = publish(

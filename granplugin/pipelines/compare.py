@@ -1,4 +1,4 @@
-"""compare: what two engines do, side by side."""
+"""compare: what two engines do, or what two runs measured, side by side."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from granplugin.audits.comparison import Comparison, aligned, plan_of
 from granplugin.audits.engine_plans import profile_of
 from granplugin.audits.shapes import parse_shapes
 from granplugin.errors import EngineError
+from granplugin.runs.compared import RunsCompared, compare_runs
 
 
 def compare(
@@ -18,11 +19,13 @@ def compare(
     batch: int = 1,
     profiles: Sequence[Path] = (),
     shapes: Sequence[str] = (),
-) -> Comparison:
-    """Compare what two engines do. Each is an engine's folder, its layers (layers.json or
+) -> Comparison | RunsCompared:
+    """Compare what two engines do, or what two runs measured, where both are run folders. Each is an engine's folder, its layers (layers.json or
     layers.txt), or an ONNX file or a variant's folder in a run, which are built here on `backend`
     for `batch` samples, or for these `shapes` (FORM of audits.shapes); `profiles` are trtexec's of
     both. Raises UserError."""
+    if all((path / "report.json").is_file() for path in (a, b)):
+        return compare_runs(a, b)
     if len(profiles) not in (0, 2):
         raise EngineError("give --profile twice, first for A and then for B, or not at all")
     notes: list[str] = []

@@ -64,6 +64,15 @@ def page_of(folder: Path, report: Report | None = None, analysis: Analysis | Non
     )
 
 
+def read_report(folder: Path) -> Report:
+    """The report of a run. Raises RunError where there is none that can be read."""
+    missing: list[str] = []
+    found = _read(folder, "report.json", Report, missing)
+    if found is None:
+        raise RunError(f"{folder}: {missing[0] if missing else 'has no report.json'}")
+    return found
+
+
 def write_verb_page(
     target: Path, output: Part, plans: Mapping[str, tuple[str, EnginePlan]]
 ) -> None:

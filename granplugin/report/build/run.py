@@ -67,10 +67,11 @@ def make_report(
     labels: np.ndarray | None,
     seconds: float,
     network: str,
+    evaluation_key: str,
     told: Sequence[str] = (),
 ) -> Report:
     """The report of a run, which took `seconds`: what was built of each variant of the network
-    with the key `network`, of which `told` is said, and what it did on each engine; `doubts` are of
+    with the key `network` on data with the key `evaluation_key`, of which `told` is said, and what it did on each engine; `doubts` are of
     the data that ranges are found on."""
     recipe = recipes[0].recipe
     optional = {name for name in recipe.optional_engines if name not in recipe.engines}
@@ -103,6 +104,7 @@ def make_report(
         calibration_samples=calibration_samples,
         evaluation_samples=evaluation_samples,
         evaluated_on="evaluation" if recipe.data.evaluation else "calibration",
+        evaluation_key=evaluation_key,
         batch_size=recipe.data.batch_size,
         provable=provable(evaluation_samples, variants) if shares else None,
         variants=variants,

@@ -369,6 +369,9 @@ class Report(Part):
     calibration_samples: int
     evaluation_samples: int
     evaluated_on: Literal["evaluation", "calibration"]
+    evaluation_key: str = Field(
+        default="", description="A hash of these samples, their order and labels; empty: not known."
+    )
     batch_size: int
     provable: Provable | None = Field(
         description="What so many samples can prove of a share, as top-1; null: none was asked for."

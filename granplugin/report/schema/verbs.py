@@ -10,9 +10,9 @@ from granplugin.engines import PromiseKind
 from granplugin.report.schema.analysis import Analysis
 from granplugin.report.schema.check import CheckOutput
 from granplugin.report.schema.parts import Coverage, Machine, MovedBytes
-from granplugin.report.schema.run import LintFinding
+from granplugin.report.schema.run import Interval, LintFinding
 from granplugin.results.audited import Kind as VerdictKind
-from granplugin.results.parts import Part
+from granplugin.results.parts import Number, Part
 
 
 class SiteRow(Part):
@@ -308,6 +308,39 @@ class CompareOutput(Part):
     notes: list[str]
 
 
+class RunFigure(Part):
+    """A metric of a variant, in two runs."""
+
+    variant: str = Field(description="Of both; A's and B's where the recipes have two names.")
+    metric: str
+    unit: str
+    a: Number | None
+    b: Number | None
+    difference: Interval | None = Field(
+        description="B minus A, its verdict about B; null where a run does not have samples' figures."
+    )
+
+
+class ComparedRun(Part):
+    """A run that is compared."""
+
+    run: str
+    created: str
+    engine: str = Field(description="Whose accuracy is compared.")
+    samples: int
+
+
+class CompareRunsOutput(Part):
+    """`granplugin compare RUN RUN --json`."""
+
+    version: int = 1
+    a: ComparedRun
+    b: ComparedRun
+    paired: bool = Field(description="Whether both were measured on the same samples.")
+    figures: list[RunFigure]
+    notes: list[str]
+
+
 class ChannelFacts(Part):
     """The ranges - largest |value| - of a weight's output channels, numbered from 0."""
 
@@ -376,6 +409,7 @@ OUTPUTS: dict[str, Any] = {
     "audit": AuditOutput,
     "analysis": Analysis,
     "compare": CompareOutput,
+    "compare_runs": CompareRunsOutput,
     "capabilities": CapabilitiesOutput,
     "inspect": InspectOutput,
     "plan": PlanOutput,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from granplugin.report.schema.check import CheckOutput
 from granplugin.report.schema.run import EngineResult, LimitVerdict, Report, VariantResult
-from granplugin.report.schema.verbs import AuditOutput, CompareOutput
+from granplugin.report.schema.verbs import AuditOutput, CompareOutput, CompareRunsOutput
 from granplugin.results.parts import Part
 
 Outcome = Literal["passed", "failed", "error", "skipped"]
@@ -157,6 +157,16 @@ def _compare(compared: CompareOutput) -> Iterator[Case]:
         yield Case(f"{compared.a.name} and {compared.b.name}", layer.layer, outcome, told)
 
 
+def _compare_runs(compared: CompareRunsOutput) -> Iterator[Case]:
+    """What is worse in B is told; limits, which decide, are of a run."""
+    for each in compared.figures:
+        worse = each.difference is not None and each.difference.verdict == "worse"
+        told = each.difference.verdict if each.difference else "not known"
+        outcome: Outcome = "skipped" if worse or each.difference is None else "passed"
+        yield Case(f"{compared.b.run} and {compared.a.run}", f"{each.metric} of {each.variant}",
+                   outcome, told)  # fmt: skip
+
+
 def _check(checked: CheckOutput) -> Iterator[Case]:
     for each in checked.recipes:
         if each.ok:
@@ -169,5 +179,6 @@ _CASES: dict[type[Part], Callable[[Any], Iterator[Case]]] = {
     Report: _run,
     AuditOutput: _audit,
     CompareOutput: _compare,
+    CompareRunsOutput: _compare_runs,
     CheckOutput: _check,
 }
