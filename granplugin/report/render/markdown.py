@@ -23,7 +23,7 @@ from granplugin.report.view.elements import (
 from granplugin.visible import visible, visible_line
 from granplugin.words import first
 
-_MARKS = re.compile(r"[\\`*<~]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|&(?=#?\w+;)")
+_MARKS = re.compile(r"[\\`*<~]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|&(?=#?\w+;)")
 """What Markdown would take for marks; underscores within words are none."""
 _START = re.compile(r"^(?:[#>+=|-]|\d+(?=[.)]))")
 """What at the start of a block is a mark."""
@@ -110,6 +110,8 @@ def escaped(text: str) -> str:
 
     >>> print(escaped("a*b <x> per_channel _y_"))
     a\\*b \\<x> per_channel \\_y\\_
+    >>> print(escaped("__0__"))
+    \\_\\_0\\_\\_
     """
     return _MARKS.sub(r"\\\g<0>", visible(text))
 
