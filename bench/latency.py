@@ -56,7 +56,7 @@ def time_network(network: str, goal: float, run: RunFolder, rounds: int) -> list
         calls: dict[str, Callable[[], object]] = {}
         int8 = {}
         for name, onnx in files.items():
-            openvino = backends.load("openvino")
+            openvino = backends.backend_of("openvino")
             engine = openvino.build(onnx, run.cache / f"engine-{name}")
             ran = [layer.precision for layer in openvino.layers(engine)]
             int8[name] = f"{ran.count('int8')} of {len(ran)} layers in INT8"

@@ -256,7 +256,7 @@ def environment(tool: Tool) -> Path:
 @contextmanager
 def compiled(path: Path) -> Iterator[Call]:
     """A file as OpenVINO runs it: as our engine does, or NNCF's own model with the same hints."""
-    openvino = backends.load("openvino")
+    openvino = backends.backend_of("openvino")
     if path.suffix == ".onnx":
         with tempfile.TemporaryDirectory() as folder:
             engine = openvino.build(path, Path(folder) / "engine")

@@ -34,7 +34,7 @@ GOALS = {"resnet_50": 4.0, "mobilenet_v2": 2.0, "vit_b_16": 8.0}
 """Seconds for building and auditing the defaults."""
 TIMED = "tensorrt@11"
 
-RTX = backends.load("tensorrt_rtx")
+RTX = backends.backend_of("tensorrt_rtx")
 
 
 def measure(rounds: int) -> Sequence[Figure]:
@@ -62,7 +62,7 @@ def of_network(network: str, goal: float, run: RunFolder, rounds: int) -> list[F
 
 def moved(network: str, built: Built, run: RunFolder) -> Figure:
     _, verdicts, engine = build_and_audit(built, run)
-    plan = RTX.plan(engine)
+    plan = RTX.engine_plan(engine)
     kept = len(built.float32_nodes)
     honoured = sum(verdict.kind == "honoured" for verdict in verdicts)
     parts = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in vars(plan.moved).items())
@@ -82,7 +82,7 @@ def build_and_audit(built: Built, run: RunFolder) -> tuple[float, tuple, object]
     file = built.file("tensorrt_rtx").path
     engine = RTX.build(file, folder, Options(batch=1))
     rows = [row for row in built.job.plan.quantized if row.site in built.amax]
-    sites, _ = examine("tensorrt_rtx", file, RTX.plan(engine), rows)
+    sites, _ = examine("tensorrt_rtx", file, RTX.engine_plan(engine), rows)
     verdicts = audit(rows, (*RTX.layers(engine), *sites), {})
     return perf_counter() - start, verdicts, engine
 

@@ -33,7 +33,7 @@ from granplugin.runs.session import Session
 from granplugin.store.run_folder import open_run
 
 RECIPE = RECIPES / "digits_mobilenet.yaml"
-RTX = backends.load("tensorrt_rtx")
+RTX = backends.backend_of("tensorrt_rtx")
 needs_rtx = pytest.mark.skipif(
     RTX.unavailable() is not None, reason="tensorrt_rtx has no package for this platform"
 )

@@ -8,7 +8,7 @@ from onnx import helper
 from test_qdq import model_of, run
 from test_unsigned import pair
 
-from granplugin.backends import load
+from granplugin.backends import backend_of
 from granplugin.graph.edit.apart_zeros import apart_from_shared_zeros, shared_zeros
 from granplugin.graph.edit.forms import asked_forms
 from granplugin.graph.files import save
@@ -82,7 +82,7 @@ def test_the_numbers_stay_the_same_and_a_reader_finds_the_same_zero_points(tmp_p
 
 @pytest.mark.parametrize("mended", [False, True])
 def test_openvino_has_int8_kernels_for_them_at_fixed_shapes(tmp_path, mended):
-    openvino = load("openvino")
+    openvino = backend_of("openvino")
     model = apart_from_shared_zeros(patches()) if mended else patches()
     save(model, tmp_path / "model.onnx")
     engine = openvino.build(tmp_path / "model.onnx", tmp_path / "engine")

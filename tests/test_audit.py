@@ -16,7 +16,7 @@ from granplugin.backends.base import LayerPrecision
 from granplugin.capabilities import Promise
 
 needs_rtx = pytest.mark.skipif(
-    backends.load("tensorrt_rtx").unavailable() is not None,
+    backends.backend_of("tensorrt_rtx").unavailable() is not None,
     reason="tensorrt_rtx has no package for this platform",
 )
 PROMISES = {
@@ -107,7 +107,7 @@ def test_simulated_rows_are_built_and_said_to_run_in_float(project):
 @needs_rtx
 def test_a_broken_promise_is_exit_code_3(project, monkeypatch):
     project.recipe(engines=["tensorrt_rtx"])
-    module = backends.load("tensorrt_rtx")
+    module = backends.backend_of("tensorrt_rtx")
     honest = module.layers
 
     def layers(engine):
@@ -121,7 +121,7 @@ def test_a_broken_promise_is_exit_code_3(project, monkeypatch):
 
 
 def test_an_optional_engine_that_is_not_installed_is_left_out_and_said_so(project, monkeypatch):
-    module = backends.load("tensorrt_rtx")
+    module = backends.backend_of("tensorrt_rtx")
     monkeypatch.setattr(module, "unavailable", lambda: "tensorrt_rtx is not installed")
     project.recipe(optional_engines=["tensorrt_rtx"])
     done = project.apply()

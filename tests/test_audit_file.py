@@ -22,8 +22,8 @@ from granplugin.audits.audit_file import notes_of
 from granplugin.errors import EngineError, Unhonoured
 from granplugin.graph.edit.qdq import insert
 from granplugin.graph.files import save
-from granplugin.graph.read.found import find
 from granplugin.graph.read.loading import read_model
+from granplugin.graph.read.quantized_graph import read_quantized
 from granplugin.graph.read.verify import read_back
 from granplugin.pipelines.audit import audit
 from granplugin.quant.granularity import grid, parse_granularity
@@ -41,7 +41,7 @@ def written(model, folder, name="model.onnx"):
 
 def said(path):
     """(op type, role) -> what is found."""
-    found = find(read_model(path), path)
+    found = read_quantized(read_model(path), path)
     return {
         (o.op_type, o.row.operand): f"{o.row.format} {o.row.granularity}" for o in found.operands
     }
@@ -120,7 +120,7 @@ def test_what_granplugin_writes_is_found_as_its_plan_says_it(tmp_path_factory, c
     row = row_of("layer.weight", shape, block=block)
     path = tmp_path_factory.mktemp("found") / "model.onnx"
     save(insert(layer_of(shape), [row], {"layer.weight": np.ones(grid(shape, block), "f4")}), path)
-    (operand,) = find(read_model(path), path).operands
+    (operand,) = read_quantized(read_model(path), path).operands
     assert operand.row.shape == shape
     assert operand.row.grid == row.grid
     assert (operand.quantize, operand.row.operand, operand.row.format) == (None, "weight", "int8")
@@ -308,7 +308,7 @@ def test_a_quantize_without_a_zero_point_is_noted(tmp_path):
     scale = net.constant(np.float16(0.03))
     q = net.node("QuantizeLinear", "x", scale)
     path = written(net.model(net.conv(net.node("DequantizeLinear", q, scale))), tmp_path)
-    notes = list(notes_of(find(read_model(path), path), None, None))
+    notes = list(notes_of(read_quantized(read_model(path), path), None, None))
     assert len(notes) == 1 and notes[0].startswith("1 QuantizeLinear without a zero point: ")
 
 

@@ -17,8 +17,8 @@ from granplugin.audits.shapes import parse_shapes, shapes_for
 from granplugin.backends.engine_plan import EnginePlan
 from granplugin.backends.nvidia.kernels import Kernels
 from granplugin.errors import EngineError
-from granplugin.graph.read.found import find
 from granplugin.graph.read.loading import read_model
+from granplugin.graph.read.quantized_graph import read_quantized
 from granplugin.pipelines.audit import audit
 
 
@@ -84,7 +84,7 @@ def written(model, folder):
 
 def found_in(model, folder):
     path = written(model, folder)
-    return find(read_model(path), path)
+    return read_quantized(read_model(path), path)
 
 
 @pytest.mark.parametrize("code", REFUSED)

@@ -20,7 +20,7 @@ GAIN = RNG.uniform(0.5, 1.5, CHANNELS).astype(np.float32)
 
 @pytest.fixture(params=sorted(ENGINES))
 def backend(request):
-    module = backends.load(request.param)
+    module = backends.backend_of(request.param)
     if reason := module.unavailable():
         pytest.skip(reason)
     return module
@@ -29,7 +29,7 @@ def backend(request):
 @pytest.fixture
 def openvino():
     pytest.importorskip("openvino")
-    return backends.load("openvino")
+    return backends.backend_of("openvino")
 
 
 def small_net(path, weights="per_channel", inputs="per_tensor", bn=False, gain=1.0):
@@ -130,7 +130,7 @@ def outputs(backend, engine, feeds, **options):
 def test_every_backend_agrees_with_the_reference_at_every_batch_size(running, tmp_path, bn):
     backend = running
     path = small_net(tmp_path / "model.onnx", bn=bn)
-    reference = backends.load("onnxruntime")
+    reference = backends.backend_of("onnxruntime")
     engine = backend.build(path, tmp_path / "engine")
     with (
         reference.open(reference.build(path, tmp_path)) as expected,
@@ -263,7 +263,7 @@ def test_an_unavailable_backend_says_what_to_install(backend, monkeypatch):
 
 def test_a_misspelt_engine_gets_the_nearest_name():
     with pytest.raises(EngineError, match="unknown engine 'openvin'; did you mean 'openvino'?"):
-        backends.load("openvin")
+        backends.backend_of("openvin")
 
 
 def test_openvino_returns_an_intact_engine_of_the_same_onnx_and_version(
@@ -325,7 +325,7 @@ def linear_of_stored_weights(path, features=256, tokens=64):
 
 def test_float_inputs_of_stored_weights_are_not_rounded_at_run_time(running, tmp_path):
     feeds = linear_of_stored_weights(tmp_path / "model.onnx")
-    reference = backends.load("onnxruntime")
+    reference = backends.backend_of("onnxruntime")
     expected, found = (
         outputs(each, each.build(tmp_path / "model.onnx", tmp_path / each.name), feeds)["y"]
         for each in (reference, running)

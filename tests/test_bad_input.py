@@ -141,7 +141,7 @@ def test_an_engine_that_is_not_installed(project, monkeypatch):
     from granplugin import backends
 
     told = 'openvino is not installed; pip install "granplugin[openvino]"'
-    monkeypatch.setattr(backends.load("openvino"), "unavailable", lambda: told)
+    monkeypatch.setattr(backends.backend_of("openvino"), "unavailable", lambda: told)
     project.recipe(engines=["onnxruntime", "openvino"])
     refused(project, "recipe.yaml:", told)
 

@@ -25,7 +25,7 @@ from granplugin.results.values import OnnxFile
 from granplugin.runs import build_options, failed_build, latency
 
 pytestmark = pytest.mark.skipif(
-    backends.load("tensorrt_rtx").unavailable() is not None,
+    backends.backend_of("tensorrt_rtx").unavailable() is not None,
     reason="tensorrt_rtx has no package for this platform",
 )
 SHAPES = {"image": {"min": [1, 1, 8, 8], "opt": [8, 1, 8, 8], "max": [16, 1, 8, 8]}}
@@ -173,7 +173,7 @@ def test_an_engine_for_other_targets_is_audited_and_not_run(project, monkeypatch
     from granplugin.recipe.load import load_recipe
 
     loaded = load_recipe(project.recipe(engines=["tensorrt_rtx"], build={"targets": ["sm86"]}))
-    rtx = backends.load("tensorrt_rtx")
+    rtx = backends.backend_of("tensorrt_rtx")
     monkeypatch.setattr(rtx, "can_run", lambda: None)
     for target, said in [("sm86", None), ("sm89", "built for sm86, and the L4 here is sm89")]:
         monkeypatch.setattr(build_options, "gpu", lambda: Gpu("L4", "570", target))
@@ -187,7 +187,7 @@ def test_an_input_that_shapes_leave_out_has_the_batch_of_the_others():
     shape = Shapes(min=[1, 3], opt=[2, 3], max=[4, 3])
     recipe = SimpleNamespace(build=Build(shapes={"a": shape}), data=SimpleNamespace(batch_size=2))
     sizes = {"a": ((3,), (3,)), "b": ((5, 7), (5, 7))}
-    rtx = backends.load("tensorrt_rtx")
+    rtx = backends.backend_of("tensorrt_rtx")
     assert build_options._shapes(recipe, sizes, rtx, False, False) == {
         "a": ((1, 3), (2, 3), (4, 3)),
         "b": ((1, 5, 7), (2, 5, 7), (4, 5, 7)),
@@ -227,7 +227,7 @@ class Stand(DeviceRunner):
 
 
 def test_a_gpus_report_has_graphs_the_builds_spread_clocks_and_profiles(applied, monkeypatch):
-    openvino, opened = backends.load("openvino"), backends.load("openvino").open
+    openvino, opened = backends.backend_of("openvino"), backends.backend_of("openvino").open
 
     @contextmanager
     def on_gpu(engine, threads=None, batch=None):
@@ -502,7 +502,7 @@ def crashing_net(path, kept):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_a_real_crash_of_the_compiler_is_traced_to_its_layer(tmp_path, monkeypatch):
-    rtx = backends.load("tensorrt_rtx")
+    rtx = backends.backend_of("tensorrt_rtx")
     layers = [f"blocks.{n}" for n in range(5)]
     path = tmp_path / "net.onnx"
     crashing_net(path, layers)

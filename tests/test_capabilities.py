@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plan_values import layer_of
 
-from granplugin.backends import load as load_backend
+from granplugin.backends import backend_of
 from granplugin.backends.nvidia.builder import Builder
 from granplugin.capabilities import (
     KINDS,
@@ -465,7 +465,7 @@ def test_a_hang_or_a_crash_costs_one_cell(tmp_path):
 def test_an_engine_that_is_unknown_or_not_installed_cannot_be_probed(monkeypatch):
     with pytest.raises(EngineError, match="did you mean 'openvino'"):
         probe("openvno")
-    module = load_backend("tensorrt")
+    module = backend_of("tensorrt")
     monkeypatch.setattr(module, "unavailable", lambda: "tensorrt is not installed; pip install it")
     with pytest.raises(EngineError, match="tensorrt is not installed"):
         probe("tensorrt")

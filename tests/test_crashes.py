@@ -15,7 +15,7 @@ import ctypes, os, sys
 from granplugin import backends
 from granplugin.backends.openvino import _Runner
 
-openvino = backends.load("openvino")
+openvino = backends.backend_of("openvino")
 build, infer = openvino.build, _Runner._infer
 
 def builds(onnx, out, options=None):

@@ -59,7 +59,7 @@ def test_modelopts_scales_are_each_samples_own_too(kind, granularity):
 
 def test_openvino_multiplies_them_in_int8(tmp_path):
     pytest.importorskip("openvino")
-    openvino = backends.load("openvino")
+    openvino = backends.backend_of("openvino")
     for number, (kind, granularity) in enumerate(CASES):
         path, x = tmp_path / f"{number}.onnx", inputs_of(RNG(0), (2, *kind.shape[1:]))
         rows, asked = asking(kind.rows("layer", granularity), "dynamic")

@@ -8,8 +8,8 @@ import pytest
 from qdq_files import Net
 from test_audit import needs_rtx
 
-from granplugin.graph.read.found import find
 from granplugin.graph.read.loading import read_model
+from granplugin.graph.read.quantized_graph import read_quantized
 from granplugin.pipelines.audit import audit
 
 
@@ -59,7 +59,7 @@ def moved(move, path):
 @pytest.mark.parametrize("how", [*MOVES, *COMPUTES])
 def test_what_moves_values_is_gone_through_and_what_computes_is_not(tmp_path, how):
     path, conv = moved({**MOVES, **COMPUTES}[how], tmp_path / "model.onnx")
-    sites = {o.row.site: o for o in find(read_model(path), path).operands}
+    sites = {o.row.site: o for o in read_quantized(read_model(path), path).operands}
     assert (f"{conv}.input" in sites) == (how in MOVES)
     if how in MOVES:
         assert sites[f"{conv}.input"].row.granularity == "per_tensor"

@@ -61,7 +61,7 @@ def test_coarsen_takes_the_finest_coarser_granularity_the_engine_has(case, engin
         asked = made_of(granularities[role])
     except DoesNotApply:
         return
-    module = backends.load(engine)
+    module = backends.backend_of(engine)
     table = load_table(engine, None if module.unavailable() else module.version())
     (row,) = [row for row in asked if row.operand == role]
     native = []

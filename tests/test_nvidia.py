@@ -34,7 +34,7 @@ from granplugin.backends.nvidia.plan_reader import (
 from granplugin.errors import EngineError
 from granplugin.measures.timing import Timed, measure_interleaved
 
-tensorrt = backends.load("tensorrt")
+tensorrt = backends.backend_of("tensorrt")
 PLANS = Path(__file__).parent / "data" / "engine_plans"
 NETS = ["conv_per_tensor", "conv_per_channel", "depthwise", "gemm"]
 RTX = "1.7.1.116"
@@ -44,7 +44,7 @@ BATCH = 4
 @pytest.fixture
 def rtx():
     pytest.importorskip("tensorrt_rtx")
-    return backends.load("tensorrt_rtx")
+    return backends.backend_of("tensorrt_rtx")
 
 
 def net(path, kind, weights_only=False, zero_point=0):
@@ -115,7 +115,7 @@ def test_the_plan_of_a_build_is_the_recorded_one(rtx, tmp_path, kind):
     )
     text = (engine.path / "layers.txt").read_text()
     assert text == (PLANS / f"rtx_{kind}.txt").read_text()
-    assert rtx.plan(engine) == read_layers_text(text)
+    assert rtx.engine_plan(engine) == read_layers_text(text)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_layer_whose_kernel_is_not_in_the_plan_is_unknown(rtx, tmp_path, monke
     engine = rtx.build(
         net(tmp_path / "model.onnx", "gemm"), tmp_path / "engine", options=Options(batch=1)
     )
-    whole = rtx.plan(engine)
+    whole = rtx.engine_plan(engine)
     monkeypatch.setattr(
         nvidia, "_read_plan", lambda engine: type(whole)((), whole.io, whole.source)
     )
@@ -195,13 +195,13 @@ def test_an_engine_is_reused_for_the_same_onnx_version_and_options_only(rtx, tmp
 def test_a_truncated_or_foreign_engine_is_refused_and_rebuilt(rtx, tmp_path, file):
     path, out = net(tmp_path / "model.onnx", "gemm"), tmp_path / "engine"
     engine = rtx.build(path, out, options=Options(batch=1))
-    whole = rtx.plan(engine)
+    whole = rtx.engine_plan(engine)
     for damage in (b"foreign", (out / file).read_bytes()[:100]):
         (out / file).write_bytes(damage)
         for read in (rtx.plan, rtx.layers, lambda engine: rtx.open(engine).__enter__()):
             with pytest.raises(EngineError, match="not as they were built; delete the folder"):
                 read(engine)
-        assert rtx.plan(rtx.build(path, out, options=Options(batch=1))) == whole
+        assert rtx.engine_plan(rtx.build(path, out, options=Options(batch=1))) == whole
 
 
 def test_a_refused_build_leaves_the_engine_that_was_there(rtx, tmp_path):
@@ -220,13 +220,15 @@ def test_unless_told_it_builds_for_all_batches_only_where_it_can_run(
     rtx, tmp_path, monkeypatch, reason, shape
 ):
     monkeypatch.setattr(rtx, "can_run", lambda: reason)
-    plan = rtx.plan(rtx.build(net(tmp_path / "model.onnx", "gemm"), tmp_path / "engine"))
+    plan = rtx.engine_plan(rtx.build(net(tmp_path / "model.onnx", "gemm"), tmp_path / "engine"))
     assert plan.io[0].shape == shape
 
 
 def test_a_dynamic_batch_is_built_for_all_sizes_and_its_plan_has_no_sizes(rtx, tmp_path):
     path = net(tmp_path / "model.onnx", "gemm")
-    plan = rtx.plan(rtx.build(path, tmp_path / "engine", options=Options(batch=8, min_batch=2)))
+    plan = rtx.engine_plan(
+        rtx.build(path, tmp_path / "engine", options=Options(batch=8, min_batch=2))
+    )
     assert plan.io[0].shape == (-1, 16)
     assert plan.moved.total is None
     text = (tmp_path / "engine" / "layers.txt").read_text()
@@ -294,7 +296,7 @@ def test_an_input_that_is_dynamic_in_more_than_its_batch_needs_shapes(rtx, tmp_p
     ):
         rtx.build(path, tmp_path / "engine")
     shapes = {"x": ((1, 16, 8, 8),) * 3}
-    assert rtx.plan(
+    assert rtx.engine_plan(
         rtx.build(path, tmp_path / "engine", options=Options(shapes=shapes))
     ).moved.total
 
@@ -516,7 +518,7 @@ def test_tensorrt_builds_strongly_typed_with_a_timing_cache(stand_in, tmp_path):
     assert said["shape"] == [2, 4]
     assert said["cache"] == ""
     assert cache.read_bytes() == b"timed"
-    assert [layer.kind for layer in tensorrt.plan(engine).kernels][1] == "CaskConvolution"
+    assert [layer.kind for layer in tensorrt.engine_plan(engine).kernels][1] == "CaskConvolution"
     assert tensorrt.layers(engine)[0] == base.LayerPrecision(
         "body.layer", "int8", "CaskConvolution"
     )
@@ -776,7 +778,7 @@ def test_every_name_that_runs_an_engine_exists_in_tensorrt(version):
 @pytest.mark.parametrize("library", ["tensorrt", "tensorrt_rtx"])
 def test_the_library_is_not_imported_until_it_is_asked_for(library):
     script = (
-        "import sys; from granplugin import backends; backend = backends.load(sys.argv[1]); "
+        "import sys; from granplugin import backends; backend = backends.backend_of(sys.argv[1]); "
         "backend.unavailable(); print(backend.name, sys.argv[1] in sys.modules)"
     )
     command = [sys.executable, "-c", script, library]

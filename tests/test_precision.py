@@ -148,7 +148,7 @@ def test_a_file_that_was_not_converted_is_not_taken_for_one(tmp_path):
         read_back(tmp_path / "model.onnx", rows, amax, {"layer": w}, {}, "fp16")
 
 
-RTX = backends.load("tensorrt_rtx")
+RTX = backends.backend_of("tensorrt_rtx")
 
 
 @pytest.mark.skipif(RTX.unavailable() is not None, reason="tensorrt_rtx is not installed")

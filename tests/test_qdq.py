@@ -18,8 +18,8 @@ from granplugin.errors import ModelError, Unhonoured
 from granplugin.graph.edit.qdq import insert
 from granplugin.graph.files import load_float, save
 from granplugin.graph.read.agreement import agreement
-from granplugin.graph.read.found import find
 from granplugin.graph.read.loading import read_model
+from granplugin.graph.read.quantized_graph import read_quantized
 from granplugin.graph.read.verify import read_back
 from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
 from granplugin.quant.granularity import (
@@ -217,7 +217,7 @@ def test_both_activations_of_a_product_are_quantized_where_it_reads_them(tmp_pat
     with pytest.raises(Unhonoured, match=r"scores\.other: should be int8, and is not"):
         save(insert(model, rows[:1], amax), tmp_path / "half.onnx")
         read_back(tmp_path / "half.onnx", rows, amax, {})
-    found = find(read_model(tmp_path / "m.onnx"), tmp_path / "m.onnx")
+    found = read_quantized(read_model(tmp_path / "m.onnx"), tmp_path / "m.onnx")
     assert [(row.operand, row.granularity) for row in found.rows] == [
         ("input", "per_tensor"), ("other", "per_channel(axis 2)"),
     ]  # fmt: skip

@@ -17,10 +17,10 @@ from test_qdq import model_of as marked_model
 from granplugin.errors import ModelError
 from granplugin.graph.edit.qdq import insert
 from granplugin.graph.files import save
-from granplugin.graph.read.found import find
 from granplugin.graph.read.graph import read, read_graph
 from granplugin.graph.read.layout import reshaped
 from granplugin.graph.read.loading import read_model
+from granplugin.graph.read.quantized_graph import read_quantized
 from granplugin.quant.granularity import grid
 
 
@@ -34,7 +34,7 @@ def operands(path):
     """What is found, without what depends on how constants are called."""
     return [
         (o.row.site, o.row.shape, o.row.block, o.row.format, o.row.granularity, o.op_type)
-        for o in find(read_model(path), path).operands
+        for o in read_quantized(read_model(path), path).operands
     ]
 
 
@@ -70,7 +70,7 @@ def test_reading_a_written_file_finds_its_plans_rows_and_no_others(tmp_path_fact
     model = marked_model(nodes, {"x": ["n", *kind.shape[1:]]}, outputs, constants)
     path = tmp_path_factory.mktemp("plan") / "model.onnx"
     save(insert(model, rows, {row.site: np.ones(row.grid, np.float32) for row in rows}), path)
-    found = find(read_model(path), path)
+    found = read_quantized(read_model(path), path)
     told = {found.site(o): (o.row.format, o.row.shape, o.row.grid) for o in found.operands}
     assert told == {row.site: (row.format, row.shape, row.grid) for row in rows}
     assert len(told) == len(found.operands) and not found.biases
@@ -172,7 +172,7 @@ def test_damaged_nodes_are_refused_or_read_and_nothing_else(tmp_path_factory, da
 
 def refused_or_read(path):
     try:
-        found = find(read_model(path), path)
+        found = read_quantized(read_model(path), path)
         assert found.products is not None
         for operand in found.operands:
             assert found.site(operand)
@@ -194,7 +194,7 @@ def test_what_is_no_graph_is_refused_with_the_node(tmp_path, nodes, said):
     made = [helper.make_node(op, [x], [y], op) for op, x, y in nodes]
     path = written(model_of(made, "a"), tmp_path)
     with pytest.raises(ModelError, match="cannot be read: ") as err:
-        find(read_model(path), path)
+        read_quantized(read_model(path), path)
     assert said in str(err.value)
 
 
@@ -238,7 +238,7 @@ def test_a_scale_too_large_to_compute_is_refused(tmp_path, shape):
     ]
     path = written(model_of(nodes, "y", shape=np.array(shape)), tmp_path)
     with pytest.raises(ModelError, match=f"node 'large' makes a constant of {math.prod(shape):,}"):
-        find(read_model(path), path)
+        read_quantized(read_model(path), path)
 
 
 def test_a_loop_is_never_run(tmp_path):
@@ -264,7 +264,7 @@ def test_a_loop_is_never_run(tmp_path):
     model = model_of(nodes, "y", many=np.array(2**62), yes=np.array(True), start=np.float32(1))
     path = written(model, tmp_path)
     with pytest.raises(ModelError, match="node 'forever' is a Loop, which is not run"):
-        find(read_model(path), path)
+        read_quantized(read_model(path), path)
 
 
 def test_functions_that_call_one_another_for_ever_are_refused(tmp_path):
@@ -298,7 +298,7 @@ def test_a_bias_in_integers_is_no_operand(tmp_path, add):
     else:
         y = net.node("Gemm", net.qdq("x"), weight, bias)
     path = written(net.model(y, ("n", 64)), tmp_path)
-    found = find(read_model(path), path)
+    found = read_quantized(read_model(path), path)
     assert {o.row.operand for o in found.operands} == {"weight", "input"}
     assert found.biases == (net.nodes[-1].name,)
 

@@ -87,7 +87,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_an_engine_that_refuses_keeps_the_results_of_the_others(applied, monkeypatch, fault):
     pytest.importorskip("openvino")
-    FAULTS[fault](backends.load("openvino"), monkeypatch)
+    FAULTS[fault](backends.backend_of("openvino"), monkeypatch)
     fast = {"rounds": 6, "seconds": 0.01}
     applied.recipe(
         engines=["onnxruntime"], optional_engines=["openvino"], latency=fast,
@@ -114,7 +114,7 @@ def test_an_engine_that_refuses_keeps_the_results_of_the_others(applied, monkeyp
 
 def test_a_latency_that_fails_costs_that_latency_alone(applied, monkeypatch):
     pytest.importorskip("openvino")
-    opens_fail(backends.load("openvino"), monkeypatch, size=1)
+    opens_fail(backends.backend_of("openvino"), monkeypatch, size=1)
     applied.recipe(engines=["openvino"], latency={"rounds": 6, "seconds": 0.01})
     done = applied.apply()
     assert done.code == 0, done.stderr
@@ -131,7 +131,7 @@ def test_an_engine_that_is_required_or_targeted_and_refuses_is_exit_code_3(
     applied, monkeypatch, targeted
 ):
     pytest.importorskip("openvino")
-    FAULTS["the library does not load"](backends.load("openvino"), monkeypatch)
+    FAULTS["the library does not load"](backends.backend_of("openvino"), monkeypatch)
     if targeted:
         facts = dataclasses.replace(ENGINES["openvino"], targeted=True)
         monkeypatch.setitem(ENGINES, "openvino", facts)
@@ -143,7 +143,7 @@ def test_an_engine_that_is_required_or_targeted_and_refuses_is_exit_code_3(
 
 
 def test_a_build_in_a_process_that_is_ended_keeps_the_others_results(applied):
-    if reason := backends.load("tensorrt_rtx").unavailable():
+    if reason := backends.backend_of("tensorrt_rtx").unavailable():
         pytest.skip(reason)
     applied.recipe(engines=["onnxruntime", "tensorrt_rtx"], build={"seconds": 0.01})
     done = applied.apply()

@@ -17,7 +17,7 @@ from granplugin.errors import ModelError
 from granplugin.measures import metrics
 from granplugin.measures.samples import filled, joined, present
 from granplugin.network.export import export_float
-from granplugin.recipe.model import Form
+from granplugin.recipe.model import FileForm
 
 NET = """
 import dataclasses
@@ -197,11 +197,11 @@ def test_a_network_that_takes_one_batch_alone_is_exported_for_it(tmp_path):
     path = tmp_path / "net.onnx"
     with pytest.raises(ModelError, match="write model: static_batch: true"):
         export_float(OneSize(), torch.ones(2, 12), path)
-    export_float(OneSize(), torch.ones(2, 12), path, form=Form(static_batch=True))
+    export_float(OneSize(), torch.ones(2, 12), path, form=FileForm(static_batch=True))
     (taken,) = onnx.load(path).graph.input
     assert [d.dim_value for d in taken.type.tensor_type.shape.dim] == [2, 12]
     with pytest.raises(ModelError, match=r"axis 1 of 'x' for the constant 12.*leave it out"):
-        export_float(OneSize(), torch.ones(2, 12), path, form=Form({"x": {1: "n"}}, True))
+        export_float(OneSize(), torch.ones(2, 12), path, form=FileForm({"x": {1: "n"}}, True))
 
 
 @torch.library.custom_op("granplugin_tests::gated", mutates_args=())
@@ -239,13 +239,15 @@ def test_an_operator_of_ones_own_is_a_node_of_its_domain(tmp_path):
     path = tmp_path / "net.onnx"
     with pytest.raises(ModelError, match=r"write model: custom_ops: \[granplugin_tests\]"):
         export_float(Gated(), torch.ones(2, 4), path)
-    export_float(Gated(), torch.ones(2, 4), path, form=Form(custom_ops=("granplugin_tests",)))
+    export_float(Gated(), torch.ones(2, 4), path, form=FileForm(custom_ops=("granplugin_tests",)))
     (own,) = [node for node in onnx.load(path).graph.node if node.domain]
     assert (own.domain, own.op_type, len(own.input)) == ("granplugin_tests", "gated", 2)
     found = {each.name: onnx.helper.get_attribute_value(each) for each in own.attribute}
     assert found == {"alpha": 0.5, "axis": 1}
     with pytest.raises(ModelError, match="'granplugin_test'; did you mean 'granplugin_tests'"):
-        export_float(Gated(), torch.ones(2, 4), path, form=Form(custom_ops=("granplugin_test",)))
+        export_float(
+            Gated(), torch.ones(2, 4), path, form=FileForm(custom_ops=("granplugin_test",))
+        )
 
 
 def test_what_depends_on_values_is_told_with_the_operator_that_does(tmp_path):

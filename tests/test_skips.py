@@ -21,7 +21,7 @@ from torch import nn
 
 import granplugin
 import granplugin.modelopt_bridge as bridge
-from granplugin.backends import load as load_backend
+from granplugin.backends import backend_of
 from granplugin.backends.nvidia.plan_reader import read_layers_text
 from granplugin.calibration.statistics import find_amax, needs_of, share_amax
 from granplugin.errors import ModelError, RecipeError, Unhonoured
@@ -151,7 +151,7 @@ RESNET_50 = {  # its blocks and adds, a sixteenth of its width
 }  # fmt: skip
 MOBILENET_V2 = {"image_size": 32, "depth_multiplier": 0.5}
 needs_rtx = pytest.mark.skipif(
-    load_backend("tensorrt_rtx").unavailable() is not None, reason="TensorRT-RTX is not installed"
+    backend_of("tensorrt_rtx").unavailable() is not None, reason="TensorRT-RTX is not installed"
 )
 
 
@@ -572,7 +572,7 @@ def test_a_network_of_transformers_has_one_verdict_for_each_add(tmp_path):
     (variant,) = [v for v in made.report().variants if v.name == "recipe"]
     assert variant.agreement.oracle_differs == 0
     assert variant.agreement.modelopt_worst_steps <= 1
-    if load_backend("tensorrt_rtx").unavailable() is None:
+    if backend_of("tensorrt_rtx").unavailable() is None:
         shared = {("native", "honoured"): adds - own, ("simulated", "degraded"): own}
         assert verdicts(made.report()) == +Counter(shared)
 

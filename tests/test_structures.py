@@ -80,7 +80,7 @@ def test_an_extremum_behind_which_other_values_are_computed_with_stays(kind, ask
 
 def test_the_reference_and_engines_that_cannot_run_have_no_structures_to_probe():
     assert probe.probe_structures("onnxruntime") == ()
-    rtx = backends.load("tensorrt_rtx")
+    rtx = backends.backend_of("tensorrt_rtx")
     if not rtx.unavailable() and rtx.can_run():
         assert probe.probe_structures("tensorrt_rtx") == ()
 

@@ -31,7 +31,7 @@ def test_a_task_makes_the_same_from_its_pickle_in_another_folder(project, precis
         for folder, each in zip(folders, [task, pickled(task)], strict=True):
             built, used = perform(each, folder)
             options = options_of(
-                session.recipe, session.input_sizes, built, backends.load("onnxruntime")
+                session.recipe, session.input_sizes, built, backends.backend_of("onnxruntime")
             )
             measuring = MeasureVariant(
                 built, "onnxruntime", options, session.loaded, session.evaluation, session.axes

@@ -63,7 +63,7 @@ def refused(call, error):
 def test_onnx_runtimes_are_translated_where_it_loads_and_where_it_runs(identity, monkeypatch):
     own = classes("onnxruntime")
     assert len(own) > 10 and not any(issubclass(each, RuntimeError) for each in own)
-    backend = backends.load("onnxruntime")
+    backend = backends.backend_of("onnxruntime")
     engine = backend.build(identity, identity.parent)
     model = onnx.load(identity)
     with backend.open(engine) as runner:
@@ -83,7 +83,7 @@ def test_openvinos_are_translated_where_it_converts_opens_and_runs(identity, mon
     ov = pytest.importorskip("openvino")
     own = classes("openvino")
     assert len(own) > 5
-    backend = backends.load("openvino")
+    backend = backends.backend_of("openvino")
     engine = backend.build(identity, identity.parent / "engine")
     with backend.open(engine) as runner:
         for error in (*own, *OF_BINDINGS):

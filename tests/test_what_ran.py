@@ -12,7 +12,7 @@ from granplugin import backends
 
 def test_floats_are_named_for_what_they_are_and_broken_promises_counted(applied, monkeypatch):
     pytest.importorskip("openvino")
-    openvino = backends.load("openvino")
+    openvino = backends.backend_of("openvino")
     layers = openvino.layers
 
     def one_in_float(engine):

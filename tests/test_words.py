@@ -95,7 +95,7 @@ def test_a_table_has_the_words_of_formats_targets_and_precisions():
 def test_every_engine_has_an_entry_a_module_and_a_table():
     assert set(capabilities.backends()) == set(ENGINES)
     for name, facts in ENGINES.items():
-        assert facts.name == name == backends.load(name).name
+        assert facts.name == name == backends.backend_of(name).name
         assert set(facts.precisions) <= set(PRECISIONS) and facts.distributions
     assert REFERENCE == "onnxruntime" and set(EXPORTED) == {"tensorrt", "tensorrt_rtx"}
     assert AUDITED == ("tensorrt_rtx", "tensorrt")

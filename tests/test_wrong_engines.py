@@ -57,7 +57,7 @@ class Wrong(Runner):
 def planted(monkeypatch):
     """Makes OpenVINO compute files wrongly in which all of these layers are quantized."""
     pytest.importorskip("openvino")
-    openvino = backends.load("openvino")
+    openvino = backends.backend_of("openvino")
     build, opened = openvino.build, openvino.open
 
     def plant(*layers):

@@ -240,7 +240,7 @@ def _build_all(
     found: dict[tuple[str, str], _Built | str] = {}
     buildable = []
     for engine in engines:
-        reason = backends.load(engine).unavailable()
+        reason = backends.backend_of(engine).unavailable()
         if ENGINES[engine].tells_plan and reason is None:
             buildable.append(engine)
         else:
@@ -293,14 +293,14 @@ def _key(session: Session, plan: Plan, engine: str, float_key: str) -> str:
     ]
     build = recipe.build.model_dump(mode="json", exclude={"seconds", "memory_mb", "shapes"})
     return content_key(
-        float_key, rows, engine, backends.load(engine).version(), gpu(), build, recipe.precision,
+        float_key, rows, engine, backends.backend_of(engine).version(), gpu(), build, recipe.precision,
         recipe.data.batch_size, session.calibration.key(),
-        made_by("granplugin.analysis.costs", type(backends.load(engine)).__module__),
+        made_by("granplugin.analysis.costs", type(backends.backend_of(engine)).__module__),
     )  # fmt: skip
 
 
 def _build(session: Session, plan: Plan, engine: str, float_onnx: Path, key: str) -> _Built | str:
-    recipe, module = session.recipe, backends.load(engine)
+    recipe, module = session.recipe, backends.backend_of(engine)
     written = decide(plan, session.layers, [engine], _WAYS, recipe.precision, targets_of(recipe))
     # Ranges of the recipe's file are for its own rows.
     bare = recipe.model_copy(update={"statistics": StatisticsSpec()})
@@ -315,7 +315,7 @@ def _build(session: Session, plan: Plan, engine: str, float_onnx: Path, key: str
         file = built.file(engine).path
         with TemporaryDirectory(dir=session.run.cache, prefix=".making-") as folder:
             try:
-                told = module.plan(module.build(file, Path(folder) / "engine", options))
+                told = module.engine_plan(module.build(file, Path(folder) / "engine", options))
             except EngineError as err:
                 raise EngineError(str(err).replace(file.name, "it")) from err
         assert told is not None, "only engines that tell their plan are built"

@@ -156,7 +156,7 @@ def find_costs(
     """Layer -> for each of its settings, engine -> cost; without `measured` nothing is built."""
     engines = named_engines(session.recipe)
     builds = measured and any(
-        ENGINES[engine].tells_plan and backends.load(engine).unavailable() is None
+        ENGINES[engine].tells_plan and backends.backend_of(engine).unavailable() is None
         for engine in engines
     )
     # Exporting takes longer than all the rest where nothing is built of the file.

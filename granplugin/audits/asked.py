@@ -10,7 +10,7 @@ from pathlib import Path
 from granplugin.audits.audit_file import Site
 from granplugin.audits.engine_plans import text_of
 from granplugin.errors import UserError
-from granplugin.graph.read.found import Found
+from granplugin.graph.read.quantized_graph import QuantizedGraph
 from granplugin.planning.row_json import row_from_json
 from granplugin.planning.rows import ScaledRow
 from granplugin.quant.formats import FORMATS
@@ -21,7 +21,7 @@ from granplugin.results.audited import Verdict
 class Asked:
     """What a run's plan says of the variant that a file is."""
 
-    def __init__(self, plan: Path, onnx_path: Path, found: Found) -> None:
+    def __init__(self, plan: Path, onnx_path: Path, found: QuantizedGraph) -> None:
         try:
             variants = json.loads(text_of(plan))["variants"]
             named = {name: rows for name, rows in variants.items() if rows}

@@ -19,8 +19,8 @@ from granplugin.backends.nvidia.kernels import Kernels
 from granplugin.backends.nvidia.libraries import LIBRARIES
 from granplugin.capabilities import Book, Cell, Promise, cell_promise
 from granplugin.capabilities.promise import operation, scales_of
-from granplugin.graph.read.found import Found, QuantizedOperand, find
 from granplugin.graph.read.loading import read_model
+from granplugin.graph.read.quantized_graph import QuantizedGraph, QuantizedOperand, read_quantized
 from granplugin.planning.rows import FileRow, QuantizedRow, Row
 from granplugin.quant.formats import FORMATS
 from granplugin.quant.site import MULTIPLIED
@@ -79,7 +79,7 @@ def examine(
 ) -> tuple[tuple[LayerPrecision, ...], tuple[Finding, ...]]:
     """What an engine made of the sites that no product reads (skip inputs, pools), under the names
     of their sites, and lint; of one of our own files, whose plan has these rows."""
-    found = find(read_model(path), path)
+    found = read_quantized(read_model(path), path)
     kernels = Kernels(library, plan, found.products)
     lines = {row.site: row.where for row in rows}
     named = {operand.row.site: found.site(operand) for operand in found.operands}
@@ -98,7 +98,7 @@ def examine(
     )
 
 
-def notes_of(found: Found, plan: EnginePlan | None, layers: Path | None) -> Iterator[str]:
+def notes_of(found: QuantizedGraph, plan: EnginePlan | None, layers: Path | None) -> Iterator[str]:
     """What to know before reading the verdicts; `layers` is the file the plan was read from."""
     if not (found.operands or found.hidden):
         yield "nothing in this file is quantized, so there is nothing to honour"
@@ -121,7 +121,7 @@ def _untyped(q: onnx.NodeProto) -> bool:
     return q.op_type == "QuantizeLinear" and not any(q.input[2:3]) and not said
 
 
-def promises_of(found: Found, backend: str, version: str | None) -> dict[str, Promise]:
+def promises_of(found: QuantizedGraph, backend: str, version: str | None) -> dict[str, Promise]:
     """Site -> what the engine promises for it; of the version that is installed where the plan tells
     none. Of what no table knows there is none."""
     table = capabilities.load_table(backend, version or installed(backend))
@@ -166,7 +166,7 @@ def promises_of(found: Found, backend: str, version: str | None) -> dict[str, Pr
     return promises
 
 
-def _skips(found: Found) -> dict[str, tuple[QuantizedOperand, bool]]:
+def _skips(found: QuantizedGraph) -> dict[str, tuple[QuantizedOperand, bool]]:
     """Product -> the skip input that its result is added to, and whether a layer reads it through
     the same Q/DQ."""
     readers = {o.dequantize for o in found.operands if o.row.operand == "input" and o.product}

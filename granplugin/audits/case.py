@@ -13,7 +13,7 @@ from granplugin.backends.nvidia.kernels import Kernels
 from granplugin.backends.nvidia.libraries import LIBRARIES
 from granplugin.capabilities import Cell, cell_promise, load_table
 from granplugin.capabilities.promise import operation
-from granplugin.graph.read.found import Found, QuantizedOperand
+from granplugin.graph.read.quantized_graph import QuantizedGraph, QuantizedOperand
 from granplugin.quant.layers import Layer
 from granplugin.results.audited import Finding
 
@@ -28,7 +28,7 @@ class Case:
     Without a plan `kernels` know of no kernel, and checks of the plan find nothing."""
 
     def __init__(
-        self, library: str, found: Found, kernels: Kernels, where: Mapping[str, str]
+        self, library: str, found: QuantizedGraph, kernels: Kernels, where: Mapping[str, str]
     ) -> None:
         self.library, self.where = LIBRARIES[library], where
         self.table = load_table(library)

@@ -60,7 +60,7 @@ def build_plan(
     """
     if backend not in AUDITED:
         raise EngineError(f"engine {backend!r} tells no plan; {' and '.join(AUDITED)} do")
-    module = backends.load(backend)
+    module = backends.backend_of(backend)
     if reason := module.unavailable():
         raise EngineError(f"{reason}; or give the layers of an engine that was built elsewhere")
     options = Options(batch=batch, shapes=dict(shapes))
@@ -71,7 +71,7 @@ def build_plan(
     ):
         engine = module.build(onnx_path, Path(folder) / "engine", options)
         try:
-            plan = module.plan(engine)
+            plan = module.engine_plan(engine)
         except EngineError as err:
             raise PlanUnread(str(err)) from err
         assert plan is not None, "audited engines tell their plan"
@@ -80,7 +80,7 @@ def build_plan(
 
 def installed(backend: str) -> str | None:
     """The version of a library that is installed."""
-    module = backends.load(backend)
+    module = backends.backend_of(backend)
     return None if module.unavailable() else module.version()
 
 

@@ -9,13 +9,13 @@ from granplugin.audits import faults, placement, waste
 from granplugin.audits.case import Case
 from granplugin.audits.refusals import REFUSALS, REFUSED
 from granplugin.backends.nvidia.kernels import Kernels
-from granplugin.graph.read.found import Found
+from granplugin.graph.read.quantized_graph import QuantizedGraph
 from granplugin.results.audited import Finding
 
 
 def lint(
     library: str,
-    found: Found,
+    found: QuantizedGraph,
     kernels: Kernels,
     where: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Finding, ...]:

@@ -6,7 +6,7 @@ import math
 
 from granplugin.backends.base import LayerPrecision
 from granplugin.backends.nvidia.kernels import Kernels
-from granplugin.graph.read.found import QuantizedOperand
+from granplugin.graph.read.quantized_graph import QuantizedOperand
 
 
 def ran_of(operand: QuantizedOperand, kernels: Kernels) -> LayerPrecision:

@@ -13,9 +13,9 @@ from onnx import TensorProto
 
 from granplugin.backends.nvidia.libraries import LIBRARIES
 from granplugin.capabilities import Promise
-from granplugin.graph.read.found import Found
 from granplugin.graph.read.graph import closed, dequantizes, quantizes
 from granplugin.graph.read.pairs import Scaled
+from granplugin.graph.read.quantized_graph import QuantizedGraph
 from granplugin.quant.layers import ONNX_PRODUCTS
 from granplugin.results.audited import Finding
 from granplugin.words import counted, first
@@ -47,15 +47,15 @@ _STORED = {"uint8", "uint4", "int16", "uint16", "fp8_e5m2"}
 """Formats that it takes of no stored weight."""
 _OF_ACTIVATIONS = _STORED - {"uint8"}
 
-Check = Callable[[Found, str], Iterator[Finding]]
+Check = Callable[[QuantizedGraph, str], Iterator[Finding]]
 
 
-def refusals(found: Found, library: str) -> tuple[Finding, ...]:
+def refusals(found: QuantizedGraph, library: str) -> tuple[Finding, ...]:
     """Everything in a file for which an engine of `library` would not be built."""
     return tuple(each for check in REFUSALS.values() for each in check(found, library))
 
 
-def reader_of(found: Found, pair: Scaled) -> str:
+def reader_of(found: QuantizedGraph, pair: Scaled) -> str:
     """The node that a pair is told at: the first that computes with it, or its DequantizeLinear."""
     name = pair.pair.dq.name
     return next((o.node for o in found.operands if o.dequantize == name), name)
@@ -76,7 +76,7 @@ def tensor_of(pair: Scaled) -> str:
 
 
 def _scales(code: str, is_so: Callable[[np.ndarray], np.ndarray], word: str, out: str) -> Check:
-    def check(found: Found, library: str) -> Iterator[Finding]:
+    def check(found: QuantizedGraph, library: str) -> Iterator[Finding]:
         for pair in found.pairs:
             scale = numbers_of(pair)
             if scale is None:
@@ -92,11 +92,11 @@ def _scales(code: str, is_so: Callable[[np.ndarray], np.ndarray], word: str, out
     return check
 
 
-def _finding(code: str, found: Found, pair: Scaled, says: str, instead: str) -> Finding:
+def _finding(code: str, found: QuantizedGraph, pair: Scaled, says: str, instead: str) -> Finding:
     return Finding(code, reader_of(found, pair), None, says, instead, severity="refused")
 
 
-def _misfits(found: Found, library: str) -> Iterator[Finding]:
+def _misfits(found: QuantizedGraph, library: str) -> Iterator[Finding]:
     for pair in found.pairs:
         scale, source = pair.scale, closed(found.graph.shape(pair.pair.source))
         if scale is not None and scale.ndim > 1 and pair.pair.dq.domain in ("", "ai.onnx"):
@@ -129,7 +129,7 @@ _ALIKE = frozenset({*ONNX_PRODUCTS, "Add", "Concat", "Div", "Mul", "Sub"})
 """Operators whose operands are of one type."""
 
 
-def _mixed(found: Found, library: str) -> Iterator[Finding]:
+def _mixed(found: QuantizedGraph, library: str) -> Iterator[Finding]:
     """A DequantizeLinear gives the type of its scale, unless it says another. Before opset 19 ONNX
     has it give FP32, and parsers go by the scale."""
     if found.graph.opset < 19:
@@ -150,7 +150,7 @@ def _mixed(found: Found, library: str) -> Iterator[Finding]:
                 )  # fmt: skip
 
 
-def _asymmetric(found: Found, library: str) -> Iterator[Finding]:
+def _asymmetric(found: QuantizedGraph, library: str) -> Iterator[Finding]:
     for pair in found.pairs:
         zero = zero_point(found, pair)
         if zero is not None and pair.format != "int32" and (hit := np.count_nonzero(zero)):
@@ -162,13 +162,13 @@ def _asymmetric(found: Found, library: str) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def zero_point(found: Found, pair: Scaled) -> np.ndarray | None:
+def zero_point(found: QuantizedGraph, pair: Scaled) -> np.ndarray | None:
     """None where there is none, or it is computed at run time."""
     name = next(iter(pair.pair.dq.input[2:3]), "")
     return found.graph.value(name) if name else None
 
 
-def _types(found: Found, library: str) -> Iterator[Finding]:
+def _types(found: QuantizedGraph, library: str) -> Iterator[Finding]:
     for pair in found.pairs:
         stored = pair.pair.q is None and pair.pair.source in found.graph.constant
         if pair.format in (_STORED if stored else _OF_ACTIVATIONS):
@@ -185,11 +185,11 @@ def _types(found: Found, library: str) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _inputs(found: Found) -> dict[str, int]:
+def _inputs(found: QuantizedGraph) -> dict[str, int]:
     return {value.name: value.type.tensor_type.elem_type for value in found.graph.model.graph.input}
 
 
-def _bias(found: Found, library: str) -> Iterator[Finding]:
+def _bias(found: QuantizedGraph, library: str) -> Iterator[Finding]:
     for node in found.biases:
         yield Finding(
             "int32-bias", node, None, "its bias is quantized, to 32-bit integers",
@@ -200,7 +200,7 @@ def _bias(found: Found, library: str) -> Iterator[Finding]:
 
 
 def _nodes(code: str, is_so: Callable[[onnx.NodeProto, str], str | None], instead: str) -> Check:
-    def check(found: Found, library: str) -> Iterator[Finding]:
+    def check(found: QuantizedGraph, library: str) -> Iterator[Finding]:
         for node in found.graph.nodes:
             if says := is_so(node, library):
                 yield Finding(code, node.name, None, says, instead, severity="refused")
@@ -321,7 +321,7 @@ REFUSED = "refused"
 """Code of what the engine itself says of a file in which none of these was found."""
 
 
-def told_by(found: Found, nodes: tuple[str, ...], told: str) -> Finding:
+def told_by(found: QuantizedGraph, nodes: tuple[str, ...], told: str) -> Finding:
     """What an engine itself said as it refused a file; `nodes` are those that it names."""
     at = next(iter(nodes), "") or found.graph.path.name
     node = found.graph.named.get(at)
@@ -348,7 +348,7 @@ def told_by(found: Found, nodes: tuple[str, ...], told: str) -> Finding:
     return Finding(REFUSED, at, None, told, f"{instead}{newer}", severity="refused")
 
 
-def not_had(found: Found, promises: Mapping[str, Promise]) -> tuple[Finding, ...]:
+def not_had(found: QuantizedGraph, promises: Mapping[str, Promise]) -> tuple[Finding, ...]:
     """Why a file that was refused may be: what the capability table says of its scales."""
     reasons: dict[str, str] = {}
     for operand in found.operands:

@@ -9,7 +9,7 @@ from typing import Any
 
 from granplugin.audits.case import CHOICES, FLOAT, Case
 from granplugin.backends.engine_plan import LOW, EngineLayer, EngineTensor
-from granplugin.graph.read.found import QuantizedOperand
+from granplugin.graph.read.quantized_graph import QuantizedOperand
 from granplugin.quant.layers import Layer
 from granplugin.results.audited import Finding
 from granplugin.words import first

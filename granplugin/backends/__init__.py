@@ -10,11 +10,11 @@ from granplugin.engines import ENGINES
 from granplugin.errors import EngineError
 from granplugin.suggest import did_you_mean
 
-__all__ = ["Backend", "DeviceRunner", "Engine", "LayerPrecision", "Runner", "load"]
+__all__ = ["Backend", "DeviceRunner", "Engine", "LayerPrecision", "Runner", "backend_of"]
 
 
 @cache
-def load(name: str) -> Backend:
+def backend_of(name: str) -> Backend:
     """The backend, whether or not its library is installed (`unavailable` says).
 
     Raises EngineError for a name that is not in ENGINES.

@@ -230,7 +230,7 @@ class Backend(ABC):
         EngineError where the engine's files are not as they were built.
         """
 
-    def plan(self, engine: Engine) -> EnginePlan | None:
+    def engine_plan(self, engine: Engine) -> EnginePlan | None:
         """Its kernels and what they move; None where the facts do not have `tells_plan`."""
         return None
 

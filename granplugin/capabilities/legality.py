@@ -50,7 +50,9 @@ class Written:
 
 def engines_of(recipe: Recipe) -> list[str]:
     """The recipe's engines, with the optional ones that are installed."""
-    optional = [name for name in recipe.optional_engines if not backends.load(name).unavailable()]
+    optional = [
+        name for name in recipe.optional_engines if not backends.backend_of(name).unavailable()
+    ]
     return [*recipe.engines, *(name for name in optional if name not in recipe.engines)]
 
 
@@ -63,7 +65,7 @@ def forms_of(engine: str) -> tuple[str, ...]:
 
 
 def _version(engine: str) -> str | None:
-    module = backends.load(engine)
+    module = backends.backend_of(engine)
     return None if module.unavailable() else module.version()
 
 

@@ -71,7 +71,7 @@ def probe(
     if backend not in ENGINES:
         raise EngineError(f"engine {backend!r} cannot be probed{did_you_mean(backend, ENGINES)}")
     tells_plan = ENGINES[backend].tells_plan
-    module = backends.load(backend)
+    module = backends.backend_of(backend)
     if reason := module.unavailable():
         raise EngineError(reason)
     table = load_table(backend, module.version())
@@ -117,7 +117,7 @@ def probe_structures(
 
     Raises EngineError for a backend that is not installed.
     """
-    module, reference = backends.load(backend), backends.load(REFERENCE)
+    module, reference = backends.backend_of(backend), backends.backend_of(REFERENCE)
     if reason := module.unavailable():
         raise EngineError(reason)
     if module is reference or module.can_run() is not None:
@@ -217,7 +217,7 @@ def classify(cell: Cell, plan: EnginePlan) -> tuple[str, str]:
 def _by_numbers(backend: str, wanted: Sequence[Cell]) -> Observed:
     """Of a backend that runs here: its own word for the op's kernel, and its numbers against the
     reference."""
-    module, reference = backends.load(backend), backends.load(REFERENCE)
+    module, reference = backends.backend_of(backend), backends.backend_of(REFERENCE)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cell.onnx"
         for number, cell in enumerate(wanted):

@@ -18,7 +18,7 @@ from granplugin.recipe.data import CallableSource, FolderSource, NpzSource, Sour
 
 Role = Literal["calibration", "evaluation", "analysis"]
 """What a recipe's data are for: a key of its section `data`."""
-SOURCES: dict[type[Source], Callable[..., Batches]] = {
+OPENED_BY: dict[type[Source], Callable[..., Batches]] = {
     NpzSource: open_npz,
     FolderSource: open_folder,
     CallableSource: open_called,
@@ -44,7 +44,7 @@ def open_data(
     """
     open_axes = {name: dict(axes) for name, axes in dynamic.items()}
     arguments = (source, batch_size, seed, role, tuple(input_names), open_axes)
-    return Opened(arguments, SOURCES[type(source)](*arguments))
+    return Opened(arguments, OPENED_BY[type(source)](*arguments))
 
 
 @dataclass(frozen=True, eq=False)

@@ -105,7 +105,11 @@ def _write(
         raise ModelError(reasons[0])
     options = replace(
         options_of(
-            session.recipe, session.input_sizes, built[0], backends.load(engine), elsewhere=True
+            session.recipe,
+            session.input_sizes,
+            built[0],
+            backends.backend_of(engine),
+            elsewhere=True,
         ),
         min_batch=1,
     )

@@ -31,13 +31,13 @@ class Timed(Protocol):
 class Latency:
     """Wall time of one call in ms.
 
-    `median_ms` and `p90_ms` over the rounds (linear interpolation); `spread` is the interquartile
+    `median_ms` and `p90_ms` over the rounds (linear interpolation); `iqr` is the interquartile
     range over the median; `samples_ms` has one value per round, in the order measured.
     """
 
     median_ms: float
     p90_ms: float
-    spread: float
+    iqr: float
     rounds: int
     samples_ms: tuple[float, ...]
 

@@ -24,7 +24,7 @@ from granplugin.network.custom_ops import translations
 from granplugin.network.forward import evaluating, flatten_outputs, named_inputs
 from granplugin.network.node_names import name_nodes, name_values
 from granplugin.network.unexportable import why_not
-from granplugin.recipe.model import Form
+from granplugin.recipe.model import FileForm
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def export_float(
     example: Any,
     path: Path,
     output_names: Sequence[str] | None = None,
-    form: Form = Form(),
+    form: FileForm = FileForm(),
 ) -> None:
     """Write the model as float ONNX, with the axes that `form` leaves open: axis 0 of every input,
     if nothing is said. Markers have a body, so that any runtime takes the file.
@@ -136,7 +136,7 @@ def _drop_neutral_norms(graph: ir.Graph) -> None:
                 bypass(node)
 
 
-def _arguments(example: Any, form: Form) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _arguments(example: Any, form: FileForm) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments; a batch of 1 that is open is doubled, since torch.export
     takes a length of 1 for a constant."""
 
@@ -154,7 +154,7 @@ def _arguments(example: Any, form: Form) -> tuple[tuple[Any, ...], dict[str, Any
 
 
 def _open_axes(
-    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], form: Form
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], form: FileForm
 ) -> dict[str, Any]:
     """Argument of forward -> axis -> name, in the form of the argument."""
 

@@ -26,8 +26,8 @@ from granplugin.backends.engine_plan import EnginePlan
 from granplugin.backends.nvidia.kernels import Kernels
 from granplugin.engines import AUDITED
 from granplugin.errors import EngineError
-from granplugin.graph.read.found import find
 from granplugin.graph.read.loading import read_model
+from granplugin.graph.read.quantized_graph import read_quantized
 from granplugin.planning.rows import FileRow
 from granplugin.results.audited import Verdict
 
@@ -56,7 +56,7 @@ def audit(
     if backend not in AUDITED:
         raise EngineError(f"engine {backend!r} cannot be audited; {' and '.join(AUDITED)} can")
     model = read_model(path)
-    found = find(model, path)
+    found = read_quantized(model, path)
     asked = Asked(plan_json, path, found) if plan_json is not None else None
     version, plan = None, None
     notes: list[str] = []

@@ -30,6 +30,6 @@ def probed(backend: str) -> tuple[Table, tuple[Probed, ...], tuple[ProbedStructu
 
 
 def _table(backend: str) -> tuple[Table, str | None]:
-    reason = backends.load(backend).unavailable()
-    version = None if reason else backends.load(backend).version()
+    reason = backends.backend_of(backend).unavailable()
+    version = None if reason else backends.backend_of(backend).version()
     return capabilities.load_table(backend, version), reason

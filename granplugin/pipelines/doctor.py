@@ -17,7 +17,7 @@ def examine() -> DoctorOutput:
     """Look at this machine; imports no engine."""
     engines = []
     for name, facts in ENGINES.items():
-        module = backends.load(name)
+        module = backends.backend_of(name)
         reason = module.unavailable()
         engines.append(
             EngineState(

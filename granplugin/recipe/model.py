@@ -35,7 +35,7 @@ Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_lengt
 
 
 @dataclass(frozen=True)
-class Form:
+class FileForm:
     """How a network's file is written: which sizes of its inputs it leaves open, the `dynamic` axes of
     an input, by name, and the batch, axis 0, where that is not static; and the domains of operators
     that are in it as they are."""
@@ -51,7 +51,7 @@ class Form:
     def __str__(self) -> str:
         """What is open, in words.
 
-        >>> str(Form({"image": {2: "height"}}))
+        >>> str(FileForm({"image": {2: "height"}}))
         'a dynamic batch and axis 2 of image dynamic'
         """
         batch = "a batch of one size" if self.static_batch else "a dynamic batch"
@@ -153,9 +153,9 @@ class CallableModel(Strict):
         return str(self.callable), self.args, *told
 
     @property
-    def form(self) -> Form:
+    def form(self) -> FileForm:
         """How files are written."""
-        return Form(self.dynamic, self.static_batch, tuple(self.custom_ops))
+        return FileForm(self.dynamic, self.static_batch, tuple(self.custom_ops))
 
 
 class OnnxModel(Strict):
@@ -191,9 +191,9 @@ class OnnxModel(Strict):
         return ("strip",) if self.strip else ()
 
     @property
-    def form(self) -> Form:
+    def form(self) -> FileForm:
         """How files are written: as the file itself is."""
-        return Form()
+        return FileForm()
 
 
 Model = CallableModel | OnnxModel

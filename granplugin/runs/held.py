@@ -98,10 +98,10 @@ def _reference(session: Session, onnx: Path) -> dict[str, np.ndarray]:
     """The reference's outputs of a file on the first SAMPLES samples; kept."""
 
     def run(path: Path) -> None:
-        backend = backends.load(REFERENCE)
+        backend = backends.backend_of(REFERENCE)
         save_arrays(path, first_outputs(backend, calls.build(backend, onnx, onnx.parent), session))
 
-    backend = type(backends.load(REFERENCE)).__module__
+    backend = type(backends.backend_of(REFERENCE)).__module__
     key = content_key(
         file_key(onnx), session.evaluation.key(), SAMPLES, session.axes,
         made_by(backend, libraries=("onnxruntime",)),

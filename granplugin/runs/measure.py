@@ -45,13 +45,13 @@ def open_backends(loaded: Loaded) -> dict[str, Backend]:
     optional."""
     found = {}
     for index, name in enumerate(loaded.recipe.engines):
-        module = backends.load(name)
+        module = backends.backend_of(name)
         reason = module.unavailable()
         if reason:
             raise loaded.error(("engines", index), f"engine {name} cannot be used: {reason}")
         found[name] = module
     for name in loaded.recipe.optional_engines:
-        module = backends.load(name)
+        module = backends.backend_of(name)
         if reason := module.unavailable():
             log.warning("engine %s is left out: %s", name, reason)
         else:
@@ -105,7 +105,7 @@ class MeasureVariant:
     def run(self, cache: Cache) -> Measured:
         """What came of it; where the engine refuses, crashes, takes too long or computes what is
         not finite, the reason, with what is known by then."""
-        module = backends.load(self.engine)
+        module = backends.backend_of(self.engine)
         found = Measured(Engine(self.engine, Path(), None, None, module.version()), Audited())
         try:
             engine = build_engine(self.built, module, self.options, cache)
@@ -124,7 +124,7 @@ class MeasureVariant:
     def _audited(self, engine: Engine, module: Backend, cache: Cache) -> Audited:
         built, layers = self.built, self._layers(engine, module, cache)
         written = built.job.written.get(self.engine, Written(()))
-        onnx, plan = built.file(self.engine).path, module.plan(engine)
+        onnx, plan = built.file(self.engine).path, module.engine_plan(engine)
         sites, findings = examine(self.engine, onnx, plan, built.quantized) if plan else ((), ())
         verdicts = audit(built.quantized, (*layers, *sites), written.promises, written.made)
         return Audited(layers, plan, verdicts, findings)

@@ -214,7 +214,7 @@ class _Search:
         self.running.done()
         self.running.now(f"with {len(parts)} of {len(self.parts)} parts quantized")
         sites = {site for part in parts for site in self.parts[part].sites}
-        onnx, reference = self.folder / "model.onnx", backends.load(REFERENCE)
+        onnx, reference = self.folder / "model.onnx", backends.backend_of(REFERENCE)
         plain = write_quantized(self.built, self.module.name, sites, onnx)
         engine = calls.build(self.module, onnx, self.folder / "engine", self.options)
         ours = first_outputs(self.module, engine, self.session)

@@ -35,7 +35,7 @@ from granplugin.quant.layers import Layer
 from granplugin.quant.site import Operand, Shape
 from granplugin.recipe.algorithms import Algorithm
 from granplugin.recipe.loaded import Loaded, located
-from granplugin.recipe.model import CallableModel, Form
+from granplugin.recipe.model import CallableModel, FileForm
 from granplugin.sources.described import described
 from granplugin.sources.protocol import (
     Batch,
@@ -68,7 +68,7 @@ class TorchNetwork:
         self,
         model: nn.Module,
         key: str,
-        form: Form = Form(),
+        form: FileForm = FileForm(),
         quantizers: Quantizers | None = None,
         notes: tuple[str, ...] = (),
     ) -> None:
@@ -263,7 +263,7 @@ class TorchNetwork:
         return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
 
 
-def _of_other_sizes(batch: Batch, form: Form) -> Iterator[Batch]:
+def _of_other_sizes(batch: Batch, form: FileForm) -> Iterator[Batch]:
     """The batch with its dynamic axes twice as long, then half as long."""
     for num, den in ((2, 1), (1, 2)):
         other = dict(batch)

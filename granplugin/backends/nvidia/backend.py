@@ -111,7 +111,7 @@ class Nvidia(Backend):
             )
         yield open_runner(engine, self.library())
 
-    def plan(self, engine: Engine) -> EnginePlan:
+    def engine_plan(self, engine: Engine) -> EnginePlan:
         """What the engine does. Raises EngineError where its files are not as they were built."""
         card_of(engine)
         return _read_plan(engine)

@@ -43,7 +43,7 @@ def _batches(recipe: Recipe, samples: int) -> list[str]:
 
 
 def _left_out(recipe: Recipe) -> list[str]:
-    missing = {name: backends.load(name).unavailable() for name in recipe.optional_engines}
+    missing = {name: backends.backend_of(name).unavailable() for name in recipe.optional_engines}
     return [f"engine {name} was left out: {reason}" for name, reason in missing.items() if reason]
 
 

@@ -320,7 +320,7 @@ def _latency(timed: Timing, batch: int, baselines: Mapping[str, Timing]) -> Late
         batch=batch,
         median_ms=latency.median_ms,
         p90_ms=latency.p90_ms,
-        spread=latency.spread,
+        spread=latency.iqr,
         rounds=latency.rounds,
         vs={name: Ratio(**vars(ratio)) for name, ratio in against.items()},
         graph_ms=timed.graph.median_ms if timed.graph else None,

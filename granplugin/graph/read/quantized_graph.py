@@ -76,7 +76,7 @@ class QuantizedOperand:
 
 
 @dataclass(frozen=True)
-class Found:
+class QuantizedGraph:
     """What a file quantizes. `precision` is that of the rest: fp32, fp16 or bf16; `layers` are
     those that a capability table knows; `pairs` are all Q/DQ, read or not; `biases` the nodes that
     read a bias in 32-bit integers; `hidden` are the operands of If, Loop and Scan, and those inside
@@ -113,7 +113,7 @@ class Found:
         return tuple(operand.row for operand in self.operands)
 
 
-def find(model: onnx.ModelProto, path: Path) -> Found:
+def read_quantized(model: onnx.ModelProto, path: Path) -> QuantizedGraph:
     """What `model`, as from `load`, quantizes. Raises ModelError."""
     graph = read_graph(model, path)
     with reading(path):
@@ -125,7 +125,7 @@ def find(model: onnx.ModelProto, path: Path) -> Found:
                 at = replace(operand.row.at, place=f"{place}/{operand.node}")
                 where = f"{path.name}: {at.place}"
                 hidden.append(replace(operand, row=replace(operand.row, at=at, where=where)))
-        return Found(
+        return QuantizedGraph(
             graph,
             tuple(operands),
             tuple(layers),
