@@ -14,6 +14,7 @@ from conftest import run_main
 from test_audit import needs_rtx
 from torch import nn
 
+import granplugin
 from granplugin.calibration.statistics import export_amax, import_amax
 from granplugin.convert.to_pytorch_quantization import program
 from granplugin.network.trace import trace
@@ -233,3 +234,14 @@ def test_what_it_exports_is_audited_site_by_site(library, tmp_path, monkeypatch)
     }
     assert "per_channel" in rows["/stem/Conv", "weight"]["granularity"]
     assert rows["/stem/Conv", "input"]["verdict"] == "honoured"
+    np.savez("x.npz", x=example.repeat(4, 1, 1, 1).numpy())
+    recipe = {
+        "version": 1,
+        "model": {"onnx": "net.onnx", "strip": True},
+        "data": {"calibration": {"npz": "x.npz", "inputs": {"x": "x"}}},
+        "engines": ["onnxruntime"],
+        "optional_engines": [],
+    }
+    planned = granplugin.plan(recipe, out=tmp_path / "run")
+    assert {"/stem/Conv", "/body/Conv"} <= {layer.name for layer in planned.layers}
+    assert any("are stripped" in note for note in planned.plan.notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import runpy
+from pathlib import Path
 
 import modelopt.torch.opt as mto
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 
 import granplugin
 from granplugin.errors import DataError, ModelError
+from granplugin.measures.intervals import tango_interval
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -99,6 +101,38 @@ def test_training_goes_on_where_it_was_saved(project):
         assert ours.equal(theirs), name
 
 
+def test_two_epochs_bring_the_digits_back():
+    """With one scale for each weight, as a filter behind a dead channel wants it, half is lost."""
+    examples = Path(__file__).parents[1] / "examples"
+    build = runpy.run_path(str(examples / "net.py"))["build"]
+    with np.load(examples.parent / "recipes/data/digits.npz") as data:
+        images, labels = (torch.from_numpy(data[f"train_{key}"]) for key in ("images", "labels"))
+        held_out, right = (
+            torch.from_numpy(data[f"test_{key}"][:400]) for key in ("images", "labels")
+        )
+
+    def correct(model: nn.Module) -> np.ndarray:
+        with torch.no_grad():
+            return (model.eval()(held_out).argmax(1) == right).numpy()
+
+    def lost(model: nn.Module) -> tuple[float, float]:
+        now = correct(model)
+        return tango_interval(int((before & ~now).sum()), int((now & ~before).sum()), len(now))
+
+    before, calibration = correct(build()), images[:128].split(32)
+    coarse = {"version": 1, "rules": [{"match": {"type": "Conv2d"}, "weight": "per_tensor"}]}
+    assert lost(granplugin.quantize(build(), coarse, calibration))[0] > 30
+    recipe = {**coarse, "qat": {"learn_ranges": True}}
+    model = granplugin.quantize(build(), recipe, calibration).train()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4)
+    torch.manual_seed(0)
+    for chosen in [*torch.randperm(1000).split(50), *torch.randperm(1000).split(50)]:
+        optimizer.zero_grad()
+        F.cross_entropy(model(images[chosen]), labels[chosen]).backward()
+        optimizer.step()
+    assert lost(model)[0] <= 0  # that it is more accurate than before may be shown
+
+
 def test_sites_that_share_a_scale_learn_one_range(tmp_path):
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)), torch.randn(16, 8)
@@ -162,6 +196,10 @@ def test_calls_of_functions_are_trained_through_their_quantizers(tmp_path):
     model(x).square().sum().backward()
     assert all(each.grad is not None and each.grad.any() for each in model.parameters())
     optimizer.step()
+    compiled = torch.compile(model, backend="eager")
+    assert compiled(x).equal(model(x))
+    with pytest.raises(ModelError, match="give that model"):
+        granplugin.export_onnx(compiled, x, tmp_path / "compiled.onnx")
     path = granplugin.export_onnx(model, x, tmp_path / "trained.onnx")
     with torch.no_grad():
         np.testing.assert_allclose(of_file(path.read_bytes(), x=x.numpy()), model(x), atol=1e-5)

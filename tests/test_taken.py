@@ -60,7 +60,8 @@ def tensors(project: Project, variant: str = "recipe") -> dict[str, np.ndarray]:
 
 
 def test_apply_writes_the_checkpoints_ranges_to_the_bit_and_computes_its_logits(taken):
-    project = apply(taken, "--from", taken.project.folder / "trained.pth")
+    preset = "baselines=[fp32, tensorrt@11]"  # a baseline finds ranges of its own
+    project = apply(taken, "--from", taken.project.folder / "trained.pth", "--set", preset)
     found = tensors(project)
     for name, quantizer in taken.model.named_modules():
         if name.endswith("_quantizer") and quantizer.is_enabled:
@@ -207,4 +208,7 @@ def test_analyze_measures_the_ranges_that_came_with_the_network(taken):
         loaded = granplugin.load(recipe, [f"model.weights={saved}", "model.quantized=keep"])
         analyzed = granplugin.analyze(loaded, costs=False, out=project.folder / name)
         found[name] = analyzed.analysis.start.sqnr.db
+        for layer in analyzed.analysis.layers:  # beside all else that is tried
+            as_it_is = [each.setting for each in layer.weights if each.start]
+            assert "as given" in as_it_is[0] and len(layer.weights) > 1
     assert found["trained"] > 20 > found["narrow"]

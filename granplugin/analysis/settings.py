@@ -102,12 +102,15 @@ def ask_of_site(
 
 
 def label(row: Row) -> str:
-    """A setting in a few words: `per_channel, bn keep`, `per_tensor, percentile 99.9`."""
+    """A setting in a few words: `per_channel, bn keep`, `per_tensor, percentile 99.9`, `per_tensor, as
+    given` of a network that came with its ranges."""
     parts = [str(row.granularity) if row.quantized else FLOAT]
     if row.quantized:
         if row.format != "int8":
             parts.append(row.format)
-        if row.amax is not None:
+        if row.given is not None:
+            parts.append(row.ranges)
+        elif row.amax is not None:
             parts.append(f"amax {row.amax:g}")
         elif not row.dynamic and row.calibrator.kind != "max":
             parts.append(str(row.calibrator))

@@ -141,8 +141,9 @@ def _site(found: Ranges, site: str, amax: np.ndarray, weight: np.ndarray | None)
         return {"format": "int8", "granularity": "per_tensor", "amax": float(amax.reshape(()))}
     if weight is None:
         found.lost.append(
-            f"{site}: {amax.size} ranges of shape {list(amax.shape)}, which a recipe says of a "
-            "weight only; it stays float"
+            f"{site}: {amax.size} ranges of shape {list(amax.shape)}, and the sizes of an input, which "
+            "a file of ranges has, are in no checkpoint; it stays float, and a rule with per_channel "
+            "quantizes it with ranges of the data"
         )
         return None
     axis = _axis(found, site, amax, weight)

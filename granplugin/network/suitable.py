@@ -100,8 +100,8 @@ def wrapped(model: nn.Module) -> str | None:
         return None
     if type(model).__name__ == "OptimizedModule":
         return (
-            "the model is compiled (torch.compile), which fuses what quantizers round and does not "
-            "run their hooks: give what it was made of, and train that as it is"
+            "the model is compiled (torch.compile), and quantizers go into the modules that it was "
+            "made of: give that model, and compile the result, which gains nothing"
         )
     return f"the model is wrapped in {type(model).__name__}: quantize its module, and wrap that"
 

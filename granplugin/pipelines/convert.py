@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,13 @@ from granplugin.errors import RecipeError, RunError, UserError
 from granplugin.pipelines.plan import plan
 from granplugin.reading import check_file, reading
 from granplugin.recipe.callables import named
+from granplugin.recipe.decisions import Rule
 from granplugin.recipe.load import load_recipe
-from granplugin.recipe.quant_cfg import rules_of
+from granplugin.recipe.match import select
+from granplugin.recipe.quant_cfg import ROLES, Converted, rules_of
 from granplugin.recipe.source import parse_value
 from granplugin.recipe.strict import Target, target_of
+from granplugin.sources import open_network
 from granplugin.starting.text import flow
 from granplugin.store.whole_file import write_whole
 from granplugin.suggest import did_you_mean
@@ -45,11 +48,28 @@ def convert(source: str, model: str | None = None, out: Path | None = None) -> C
     path = out or Path(f"{_stem(source)}.yaml")
     if Path(source).suffix in _CONFIGS:
         found = rules_of(_config(Path(source)), source)
-        return _write(path, source, model, found.rules, [*map(str, found.lost)], {})
-    if ":" in source:
+    elif ":" in source:
         found = rules_of(named(_target(source), RecipeError), source)
-        return _write(path, source, model, found.rules, [*map(str, found.lost)], {})
-    return _checkpoint(Path(source), path, model)
+    else:
+        return _checkpoint(Path(source), path, model)
+    lost = [*map(str, found.lost), *(_unmatched(found, model) if model else ())]
+    return _write(path, source, model, found.rules, lost, {})
+
+
+def _unmatched(found: Converted, model: str) -> Iterator[str]:
+    """The entries that switch quantizers on, of none of the network's modules."""
+    nothing = {"calibration": {"npz": "none.npz", "inputs": {"x": "x"}}}
+    spec = {"version": 1, "model": {"callable": model}, "data": nothing}
+    layers = open_network(load_recipe(spec, data=False)).untraced()
+    matched: dict[int, bool] = {}
+    for rule, entry in zip(found.rules, found.entries, strict=True):
+        on = any(rule.get(role) not in (None, "float") for role in ROLES)
+        if entry is not None and on:
+            match = Rule.model_validate(rule).match
+            matched[entry] = matched.get(entry, False) or bool(select(match, layers))
+    for entry, some in matched.items():
+        if not some:
+            yield f"quant_cfg[{entry}] matches no layer of {model}"
 
 
 TARGETS = ("quant_cfg", "pytorch-quantization")

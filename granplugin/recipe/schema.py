@@ -73,7 +73,7 @@ class QatSpec(Strict):
     learn_ranges: bool = Field(
         default=False,
         description="Ranges (amax) are parameters, trained with the weights; else they stay as "
-        "calibrated. Those that rules share stay too.",
+        "calibrated. Those of weights start where the error of what the layer computes is least.",
         examples=[True],
     )
     batch_norms: Annotated[str, OneOf("choice", ("updated", "frozen"))] = Field(

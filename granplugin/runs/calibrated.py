@@ -40,11 +40,10 @@ def calibrate(session: Session, jobs: Sequence[Job]) -> Calibrated:
     refuse_calibrators(session, jobs)
     run = session.run
     imported = {job.name: _kept(session, job) | _imported(job) for job in jobs}
-    observed = {
-        row.observed for job in jobs for row in job.plan.quantized if row.site in imported[job.name]
-    }
     needs = frozenset(
-        need for job in jobs for need in needs_of(job.calibrated) if need.site not in observed
+        need
+        for job in jobs
+        for need in needs_of(row for row in job.calibrated if row.site not in imported[job.name])
     )
     key = session.statistics_key
     kept = run.kept.path(f"statistics-{key}.safetensors")
