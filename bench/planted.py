@@ -211,10 +211,13 @@ def figures(found: Sequence[Outcome]) -> list[Figure]:
         low, high = proportion_interval(sum(right), len(right))
         return Figure(name, 100 * sum(right) / len(right), "%", low, high, note=f"of {len(right)}")
 
+    groups = {"all": lambda case: True}
+    groups |= {f"{n} samples": lambda case, n=n: case.samples == n for n in SAMPLES}
+    groups |= {"with labels": lambda case: case.labels, "without": lambda case: not case.labels}
+    groups |= {kind: lambda case, kind=kind: case.kind == kind for kind in FAULTS}
     result = []
-    for count in (None, *SAMPLES):
-        of = [each for each in found if count in (None, each.case.samples)]
-        title = "all" if count is None else f"{count} samples"
+    for title, belongs in groups.items():
+        of = [each for each in found if belongs(each.case)]
         result.append(share(f"{title}: promises kept", [kept for each in of for kept in each.kept]))
         nothing = [each for each in of if each.said.advice.verdict == "within"]
         result.append(

@@ -21,7 +21,7 @@ def recipe(weights=None):
 def fp32(choices, labels=None):
     """A result of an engine that chose these classes."""
     outputs = {"scores": np.eye(CLASSES, dtype=np.float32)[choices]}
-    values = {}
+    values = {"agreement": None}
     if labels is not None:
         values["top1"] = METRICS["top1"].measure(outputs, None, labels)
     return SimpleNamespace(outputs=outputs, values=values)
@@ -49,6 +49,12 @@ def test_one_that_has_learned_is_a_baseline_weights_file_or_not():
 def test_one_class_for_all_samples_is_none_though_nobody_has_labels():
     assert "puts all 200 samples in class 3" in broken(recipe(), [fp32(LABELS * 0 + 3)])
     assert broken(recipe(), [fp32(np.array([3, 3]))]) is None, "too few to tell"
+
+
+def test_outputs_that_no_metric_takes_for_classes_are_no_classes():
+    boxes = fp32(LABELS * 0 + 3)
+    boxes.values = {"sqnr_db": None}
+    assert broken(recipe(), [boxes]) is None
 
 
 def test_few_samples_cannot_tell_a_network_from_chance():

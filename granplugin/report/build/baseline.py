@@ -8,7 +8,7 @@ import numpy as np
 
 from granplugin.measures.intervals import proportion_interval
 from granplugin.measures.labelled import FEW, numbered_otherwise, one_class
-from granplugin.measures.metrics import class_scores
+from granplugin.measures.metrics import METRICS, class_scores
 from granplugin.recipe.model import CallableModel
 from granplugin.recipe.schema import Recipe
 from granplugin.results.values import Measured
@@ -19,8 +19,12 @@ def broken_baseline(
 ) -> str | None:
     """Why FP32, which came to `found` on engines, is no baseline: it cannot be told from chance,
     puts all samples in one class, or the labels, (n,), do not say what it should; None where it is
-    one, or where it does not tell classes."""
+    one, or where it does not tell classes: no metric takes an output for decisions."""
     for result in found:
+        if not recipe.classes and not any(
+            m in METRICS and METRICS[m].decides for m in result.values
+        ):
+            continue
         decides = class_scores(result.outputs, recipe.classes)
         if decides is None or result.outputs[decides[0]].ndim > 2:
             continue

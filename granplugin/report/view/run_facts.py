@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from granplugin.measures.metrics import METRICS
 from granplugin.report.schema.parts import Coverage
 from granplugin.report.schema.run import (
     ClockValue,
@@ -169,7 +170,10 @@ def agreement_sentences(report: Report) -> Iterator[str]:
             f"Agreement over {values:,} values: ONNX Runtime differs from the numpy "
             f"oracle in {differs}{modelopt}."
         )
-        same = [a.network_agreement for a in checked if a.network_agreement is not None]
+        measured = {name for v in report.variants for e in v.engines for name in e.metrics}
+        decides = any(name in METRICS and METRICS[name].decides for name in measured)
+        told_of = [a.network_agreement for a in checked if a.network_agreement is not None]
+        same = told_of if decides else []
         quality = [a.network_sqnr_db for a in checked if a.network_sqnr_db is not None]
         told = [
             *([_same(min(map(float, quality)))] if quality else []),
