@@ -94,11 +94,13 @@ class Net(nn.Module):
         self.normed = nn.Sequential(nn.Conv2d(4, 4, 1), Activated(4))
         self.direct = nn.Conv2d(4, 4, 1)
         self.direct.forward = functools.partial(nn.Conv2d.forward, self.direct)
+        self.reflect = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
+        self.circular = nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")
         self.recurrent, self.head = nn.LSTM(4, 4, batch_first=True), nn.Linear(4, 4)
 
     def forward(self, image):
         x = self.act(self.conv(image))
-        for name in "method partial function named odd twice hidden fused normed direct".split():
+        for name in "method partial function named odd twice hidden fused normed direct reflect circular".split():
             x = self.act(getattr(self, name)(x))
         steps, _ = self.recurrent(x.flatten(2).transpose(1, 2))
         return self.head(steps.mean(1))
@@ -115,6 +117,7 @@ class Wrapped(nn.Module):
 LAYERS = [
     *("conv", "method.conv", "partial.conv", "function.conv", "named.0", "odd.a layer"),
     *("odd.größe", "odd.a/b", "odd.conv", "twice.conv", "fused", "normed.0", "direct", "head"),
+    *("reflect", "circular"),
     "hidden.conv2d",  # a module that is registered nowhere, so called as what is called in it
 ]
 

@@ -109,6 +109,19 @@ def test_a_weak_network_or_one_that_guesses_is_not_said_to_be_numbered_otherwise
         assert "otherwise" not in (told or "") and "one lower" not in (told or "")
 
 
+def test_labels_of_which_most_are_one_class_make_no_guess_a_baseline():
+    rng = np.random.default_rng(0)
+    labels = np.where(rng.random(200) < 0.9, 3, LABELS)
+    told = broken(recipe("net.pt"), [fp32(rng.permutation(labels), labels)], labels)
+    assert "cannot be told from chance (75" in told and "as frequent as these" in told
+    assert broken(recipe("net.pt"), [fp32(labels, labels)], labels) is None
+    # A network that often says 4 is not one whose classes count from another number.
+    often = np.where(rng.random(200) < 0.3, 4, rng.integers(0, CLASSES, 200))
+    told = broken(recipe("net.pt"), [fp32(often, labels)], labels)
+    assert "cannot be told from chance" in told
+    assert "another number" not in told and "otherwise" not in told
+
+
 def test_labels_of_one_class_show_no_loss_of_the_others():
     one = np.full(200, 3)
     told = broken(recipe("net.pt"), [fp32(one, one)], one)

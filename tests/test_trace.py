@@ -515,6 +515,12 @@ def test_a_forward_that_raises_is_one_sentence_with_its_cause():
     assert net.training and not net.c._forward_hooks
 
 
+def test_a_module_under_vmap_is_told_and_no_crash_of_ours():
+    net = Net(lambda m, x: torch.vmap(m.a)(x), a=nn.Linear(4, 4))
+    with pytest.raises(ModelError, match="runs 'a' under torch.vmap.* call it on the whole batch"):
+        trace(net, torch.ones(2, 4))
+
+
 def test_nan_and_inf_are_traced_to_where_they_began():
     def net(function):
         return Net(lambda m, x: m.b(function(m.a(x))), a=nn.Linear(4, 4), b=nn.Linear(4, 4))

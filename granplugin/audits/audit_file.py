@@ -23,6 +23,7 @@ from granplugin.graph.read.loading import read_model
 from granplugin.graph.read.quantized_graph import QuantizedGraph, QuantizedOperand, read_quantized
 from granplugin.planning.rows import FileRow, QuantizedRow, Row
 from granplugin.quant.formats import FORMATS
+from granplugin.quant.layers import PRODUCTS
 from granplugin.quant.site import MULTIPLIED
 from granplugin.report.build.verbs import audit_output
 from granplugin.report.result import Result
@@ -78,16 +79,18 @@ def examine(
     library: str, path: Path, plan: EnginePlan, rows: Sequence[Row]
 ) -> tuple[tuple[LayerPrecision, ...], tuple[Finding, ...]]:
     """What an engine made of the sites that no product reads (skip inputs, pools), under the names
-    of their sites, and lint; of one of our own files, whose plan has these rows."""
+    of their sites, and lint; of one of our own files, whose plan has these rows. What lies between a
+    product's Q/DQ and the product, as its own padding does, is told by what the product reads."""
     found = read_quantized(read_model(path), path)
     kernels = Kernels(library, plan, found.products)
     lines = {row.site: row.where for row in rows}
     named = {operand.row.site: found.site(operand) for operand in found.operands}
+    multiplied = {row.site for row in rows if row.operand in MULTIPLIED and row.type in PRODUCTS}
     passive = (operand for operand in found.operands if not operand.product)
     sites = [
         replace(ran_of(operand, kernels), layer=named[operand.row.site])
         for operand in passive
-        if named[operand.row.site] in lines
+        if named[operand.row.site] in lines.keys() - multiplied
     ]
     where = {site: lines[name] for site, name in named.items() if name in lines}
     findings = lint(library, found, kernels, where)

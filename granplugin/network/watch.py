@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from granplugin.errors import ModelError
 from granplugin.network.forward import batched_shape, finite
 from granplugin.network.torch_calls import tensors_in
 from granplugin.network.values import Values
@@ -59,6 +60,11 @@ class Watch:
     ) -> None:
         tensor = next(tensors_in((args, kwargs)), None)
         if tensor is not None:
+            if torch._C._functorch.is_batchedtensor(tensor):
+                raise ModelError(
+                    f"the model's forward runs {name!r} under torch.vmap, where nothing can be "
+                    "seen of it; call it on the whole batch"
+                )
             with torch._C.DisableTorchFunction():
                 made = LayerCall(self.values.number(tensor), batched_shape(tensor))
                 self.calls.setdefault(name, []).append(made)

@@ -215,7 +215,8 @@ def tensors_of(graph: FileGraph, row: QuantizedRow) -> list[str]:
     if row.operand == "input":
         fixed = graph.stored.keys() | {p.result for p in graph.pairs if p.held is not None}
         products = [n for n in nodes if n.op_type in ONNX_PRODUCTS]
-        return sorted({n.input[0] for n in products or nodes if n.input} - own - fixed)
+        read = {_before_pad(graph, n.input[0]) for n in products or nodes if n.input}
+        return sorted(read - own - fixed)
     if row.operand == "other":
         products = [n for n in nodes if n.op_type in ONNX_PRODUCTS]
         return sorted({n.input[1] for n in products} - own - graph.constant)
@@ -229,6 +230,13 @@ def tensors_of(graph: FileGraph, row: QuantizedRow) -> list[str]:
                 raise not_quantized(row)
             found.append(name)
     return found
+
+
+def _before_pad(graph: FileGraph, name: str) -> str:
+    """A convolution that pads in a way of its own (reflect, circular) does so behind its input's
+    Q/DQ: what is padded are values that were rounded."""
+    node = graph.producer.get(name)
+    return node.input[0] if node is not None and node.op_type == "Pad" else name
 
 
 def _weight_at(node: onnx.NodeProto) -> int | None:

@@ -7,11 +7,14 @@ from collections.abc import Iterable
 import numpy as np
 
 from granplugin.measures.intervals import proportion_interval
-from granplugin.measures.labelled import FEW, numbered_otherwise, one_class
+from granplugin.measures.labelled import FEW, by_chance, numbered_otherwise, one_class
 from granplugin.measures.metrics import METRICS, class_scores
 from granplugin.recipe.model import CallableModel
 from granplugin.recipe.schema import Recipe
 from granplugin.results.values import Measured
+
+_ABOVE_CHANCE = 2.0
+"""Standard deviations."""
 
 
 def broken_baseline(
@@ -30,7 +33,7 @@ def broken_baseline(
             continue
         name, _ = decides
         labelled = _labelled(result, name, labels)
-        why = _guesses(result, name) or (None if labelled else _one_class(result, name))
+        why = _guesses(result, name, labels) or (None if labelled else _one_class(result, name))
         if why and not labelled:
             return f"{why}; {_look_at(recipe)}"
         told = "; ".join(filter(None, (why, labelled)))
@@ -38,18 +41,24 @@ def broken_baseline(
     return None
 
 
-def _guesses(result: Measured, name: str) -> str | None:
+def _guesses(result: Measured, name: str, labels: np.ndarray | None) -> str | None:
     top1 = result.values.get("top1")
     if top1 is None or top1.per_sample is None:
         return None
     classes = result.outputs[name].shape[1]
     low, high = proportion_interval(int(top1.per_sample.sum()), top1.per_sample.size)
-    if low > 100 / classes:
+    said = f"fp32's top1 of {top1.value:.2f} % [{low:.2f}, {high:.2f}] cannot be told from chance"
+    if low <= 100 / classes:
+        return f"{said} ({100 / classes:.2f} % of {classes} classes)"
+    if labels is None or len(labels) != top1.per_sample.size or len(labels) < FEW:
         return None
-    return (
-        f"fp32's top1 of {top1.value:.2f} % [{low:.2f}, {high:.2f}] cannot be told from chance "
-        f"({100 / classes:.2f} % of {classes} classes)"
-    )
+    if len(np.unique(labels)) == 1:
+        return None  # which is told of the labels
+    share, score = by_chance(result.outputs[name].argmax(axis=1), labels)
+    if score > _ABOVE_CHANCE:
+        return None
+    frequent = f"{100 * share:.2f} % where labels and choices are as frequent as these"
+    return f"{said} ({frequent})"
 
 
 def _labelled(result: Measured, name: str, labels: np.ndarray | None) -> str | None:
