@@ -3,6 +3,7 @@ and Olive, of small networks and of a YOLO11n that ultralytics exports; and whet
 the verdicts that our file of the same network has.
 
     python bench/producers.py --save
+    python bench/producers.py --files       # those that tests/test_producers.py audits
 
 Environments are made as those of bench/peers.py, one a library. A file is audited on TensorRT-RTX,
 which builds it without a GPU.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -68,10 +70,10 @@ PRODUCERS: Mapping[str, Producer] = {
     "modelopt int4": Producer(MODELOPT, ("int4",)),
     "ONNX Runtime": Producer(PEERS["ONNX Runtime"]),
     "NNCF": Producer(Peer("nncf_onnx", ("nncf==3.4.0",))),
-    "NNCF, signed": Producer(Peer("nncf_onnx", ("nncf==3.4.0",)), ("--signed",)),
     "Olive": Producer(Peer("olive_onnx", ("--no-deps", *OLIVE))),
-    "Olive, symmetric": Producer(Peer("olive_onnx", ("--no-deps", *OLIVE)), ("--symmetric",)),
+    "Olive symmetric": Producer(Peer("olive_onnx", ("--no-deps", *OLIVE)), ("--symmetric",)),
 }
+KEPT = ("modelopt int8", "modelopt fp8", "NNCF", "Olive symmetric")
 YOLO = Peer("ultralytics_yolo", ("--no-deps", "ultralytics", "opencv-python-headless"))
 
 
@@ -99,6 +101,26 @@ def floats(folder: Path) -> dict[str, Path]:
     except subprocess.CalledProcessError as err:
         print(f"yolo11n: not exported: {last(err.stderr)}")
     return found
+
+
+def small(b: Float) -> str:
+    """Files of some kB, which tests/data keeps; of fewer channels modelopt makes no fp8."""
+    first = b.node("Relu", b.conv("x", kernel=1))
+    total = b.node("Relu", b.node("Add", b.conv(first), first))
+    pooled = b.node("Flatten", b.node("GlobalAveragePool", total))
+    return b.node("MatMul", pooled, b.held(b.numbers(32, 16)))
+
+
+def kept(folder: Path) -> None:
+    """What tests/test_producers.py audits: the small network as each producer writes it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        net = Float()
+        path = written(Path(scratch) / "small", net.model(small(net)))
+        shutil.copyfile(ours(path), folder / "granplugin.onnx")
+        for name in KEPT:
+            out, producer = path.with_name(f"{name.replace(' ', '-')}.onnx"), PRODUCERS[name]
+            ran(producer.tool, path, path.with_name("calibration.npz"), out, *producer.said)
+            shutil.copyfile(out, folder / out.name)
 
 
 def written(folder: Path, model: onnx.ModelProto) -> Path:
@@ -160,6 +182,9 @@ def last(text: str) -> str:
 
 
 def main() -> int:
+    if "--files" in sys.argv:
+        kept(HERE.parent / "tests" / "data" / "producers")
+        return 0
     lines, wrong = [], 0
     with tempfile.TemporaryDirectory() as scratch:
         for network, path in floats(Path(scratch)).items():

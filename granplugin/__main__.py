@@ -13,6 +13,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from time import monotonic
 from types import FrameType
 
 import granplugin
@@ -63,18 +64,26 @@ def run() -> None:
         from granplugin.crashes import outlived
 
         outlived(_tell)
-    ended: list[int] = []
+    ended: list[tuple[int, float]] = []
 
     def end(number: int, _: FrameType | None) -> None:
-        ended.append(number)
-        signal.signal(number, signal.SIG_DFL)  # for who cannot wait
-        raise KeyboardInterrupt
+        ended.append((number, monotonic()))
+        if len(ended) == 1:
+            raise KeyboardInterrupt
+        if ended[-1][1] - ended[0][1] > _SAME_SECONDS:  # from who cannot wait
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:  # nohup's is to be ignored
-            signal.signal(number, end)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, end)  # but nohup's, which is to be ignored
     code = main(stdout=results)
-    sys.exit(128 + ended[0] if ended else code)
+    sys.exit(128 + ended[0][0] if ended else code)
+
+
+_SAME_SECONDS = 1.0
+"""Within them, a signal is the one that was sent before: it comes from a terminal or to a group of
+processes, and once more from the parent that hands it on (crashes)."""
 
 
 _ALONE = {None, "check", "explain", "report", "runs", "clean", "schema"}

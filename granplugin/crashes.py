@@ -32,10 +32,12 @@ _CRASHES = {
     for name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGSYS")
     if hasattr(signal, name)
 }
-_OF_TERMINALS = {getattr(signal, name) for name in ("SIGINT", "SIGQUIT") if hasattr(signal, name)}
-_HANDED = _OF_TERMINALS | {
-    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
+_HANDED = {
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGQUIT", "SIGTERM", "SIGHUP")
+    if hasattr(signal, name)
 }
+"""Signals that are handed on to the child, which may have got them too: it takes two for one."""
 _OF_ONE_ENGINE = 3
 """Crashes of an engine, after which nothing more is asked of it."""
 _ROOM = 2**16
@@ -150,9 +152,7 @@ def _waited(child: int) -> int:
     """The status that the child ends with; what this process is told to end by, the child is."""
     before = {}
     for number in _HANDED:
-        if number in _OF_TERMINALS:  # which send them to both
-            before[number] = signal.signal(number, signal.SIG_IGN)
-        elif signal.getsignal(number) != signal.SIG_IGN:
+        if signal.getsignal(number) != signal.SIG_IGN:
             before[number] = signal.signal(number, lambda number, _: os.kill(child, number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDED)
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -138,3 +140,44 @@ def test_verdicts_are_what_the_layers_show_and_the_same_in_every_style():
 
 def test_there_are_patterns_for_the_matrix():
     assert len(PATTERNS) >= 60 and len(STYLES) == 4
+
+
+WRITTEN = Path(__file__).with_name("data") / "producers"
+"""What bench/producers.py kept: one network, as each library itself writes it."""
+
+
+def verdicts_of(path):
+    """Site -> verdict; our exporter calls a node node/Op."""
+    found = audit(path, "tensorrt_rtx")
+    return found, {
+        re.sub(r"/\w+(?=\.)", "", site.row.site): site.verdict.kind for site in found.sites
+    }
+
+
+@needs_rtx
+def test_modelopts_own_file_has_the_verdicts_that_ours_has():
+    _, ours = verdicts_of(WRITTEN / "granplugin.onnx")
+    _, theirs = verdicts_of(WRITTEN / "modelopt-int8.onnx")
+    # Of the last product modelopt quantizes the input alone, where there is one row.
+    both = {site for site in ours.keys() & theirs.keys() if not site.startswith("MatMul")}
+    assert {site: theirs[site] for site in both} == {site: ours[site] for site in both}
+    assert len(both) == 5 and set(ours.values()) == {"honoured"}
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("file", "kinds", "codes"),
+    [
+        ("modelopt-fp8", {"honoured"}, set()),
+        ("NNCF", {"honoured", "wrong"}, {"uint8-zero-point", "qdq-cuts-add"}),
+        (
+            "Olive-symmetric",
+            {"honoured", "degraded"},
+            {"qdq-before-activation", "qdq-cuts-add", "qdq-twice", "qdq-unread"},
+        ),
+    ],
+)
+def test_what_other_libraries_wrote_is_audited(file, kinds, codes):
+    found, verdicts = verdicts_of(WRITTEN / f"{file}.onnx")
+    assert set(verdicts.values()) == kinds
+    assert {finding.code for finding in found.findings} == codes and not found.refusals

@@ -169,7 +169,8 @@ MISTAKES = {
     "extends: nope.yaml": "5:1: no such file: nope.yaml",
     "extends: [r.yaml]": "5:11: r.yaml extends itself, by way of r.yaml",
     "extends: images": "5:1: images is a folder; a file is expected here",
-    "extends: 3": "5:1: a list is expected here",
+    "extends: 3": "5:1: a file name is expected, not 3",
+    "rules: [{match: 0.0, weight: per_tensor}]": "5:10: text is expected here, not 0.0; quote it if it is text",
     # limits that nothing could be measured against
     "limits: {top1_drop: 1}": "5:10: top1_drop needs top1 among the metrics",
     "limits: {top1_drop: -1}\nmetrics: [top1]": "5:10: input should be greater than or equal to 0",

@@ -90,7 +90,7 @@ class Match(Strict):
 
 
 def _match(value: Any) -> Any:
-    return {"name": value} if isinstance(value, (str, list)) else value
+    return value if isinstance(value, (dict, Match)) else {"name": words(value)}
 
 
 MatchKey = Annotated[Match, BeforeValidator(_match, json_schema_input_type=Match | str | list[str])]

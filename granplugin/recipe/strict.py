@@ -154,7 +154,8 @@ Callable = Annotated[
 
 
 def words(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    """A word alone as a list. A number is one that lacks its quotes, such as a layer's name 0.0."""
+    return [value] if isinstance(value, (str, int, float)) else value
 
 
 @dataclass(frozen=True)
