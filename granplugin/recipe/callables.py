@@ -7,6 +7,7 @@ import hashlib
 import importlib.machinery
 import importlib.util
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -128,9 +129,10 @@ def _forget_foreign_neighbours(folder: Path) -> None:
     loaded = {
         Path(file).parent for name, file in files.items() if file and name.startswith(_PRIVATE)
     }
-    others = loaded - {folder}
+    # Of thousands of modules those are looked for here that came from such a folder.
+    others = tuple(f"{each}{os.sep}" for each in loaded - {folder})
     for name, file in files.items():
-        top = package_of(name)
-        here = (folder / f"{top}.py").exists() or (folder / top).is_dir()
-        if here and file and not others.isdisjoint(Path(file).parents):
-            del sys.modules[name]
+        if file and file.startswith(others):
+            top = package_of(name)
+            if (folder / f"{top}.py").exists() or (folder / top).is_dir():
+                del sys.modules[name]
