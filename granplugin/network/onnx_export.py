@@ -25,10 +25,10 @@ from granplugin.graph.edit.nodes import (
 from granplugin.graph.files import save
 from granplugin.graph.read.graph import ReadGraph
 from granplugin.network.onnx_layers import Placed, attribute, weight_input
-from granplugin.network.onnx_prepared import BATCH
 from granplugin.network.onnx_rounded import bias_of
 from granplugin.quant.layers import Layer
 from granplugin.quant.site import Shape
+from granplugin.recipe.model import FileForm
 
 log = logging.getLogger(__name__)
 
@@ -38,16 +38,18 @@ def export_marked(
     placed: Mapping[str, Placed],
     layers: Sequence[Layer],
     shapes: Mapping[str, Shape],
+    form: FileForm,
     path: Path,
 ) -> None:
     """Write a prepared graph with a marker at each site of these layers (as
     granplugin.network.export writes a torch model). `shapes` are of its inputs and of others of its
-    tensors, as a pass over an example has shown them. Raises ModelError."""
+    tensors, as a pass over an example has shown them; the `form` tells which of its inputs' axes
+    stay open. Raises ModelError."""
     model = ir.from_proto(graph.model)
     external_data.set_base_dir(model.graph, graph.path.parent.resolve())
     # What is written stands elsewhere than the files that the source has beside it.
     external_data.load_to_model(model)
-    _fix_lengths(model.graph, shapes)
+    _fix_lengths(model.graph, shapes, form)
     _note_types(model.graph, graph)
     nodes = {node.name: node for node in model.graph}
     values = {value.name: value for node in model.graph for value in node.outputs}
@@ -81,11 +83,12 @@ def export_marked(
     log.info("exported %s: %d nodes", graph.path.name, model.graph.num_nodes())
 
 
-def _fix_lengths(graph: ir.Graph, shapes: Mapping[str, Shape]) -> None:
-    """Each input's lengths but the batch, as in the example."""
+def _fix_lengths(graph: ir.Graph, shapes: Mapping[str, Shape], form: FileForm) -> None:
+    """Each input's lengths but the batch and those that are dynamic, as in the example."""
     for value in graph.inputs:
+        kept = form.of(value.name)
         seen = shapes[value.name]
-        value.shape = ir.Shape([BATCH, *seen[1:]] if seen else [])
+        value.shape = ir.Shape([kept.get(axis, length) for axis, length in enumerate(seen)])
     for value in graph.outputs:
         # They follow from the inputs'; what the file says may be of other lengths.
         value.shape = None if value.shape is None else ir.Shape([None] * len(value.shape))

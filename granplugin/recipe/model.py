@@ -59,6 +59,12 @@ class FileForm:
         return f"{batch} and {', '.join(axes)} dynamic" if axes else batch
 
 
+def _check_named(dynamic: Mapping[str, Mapping[int, str]]) -> None:
+    for axes in dynamic.values():
+        if BATCH in axes.values():
+            raise at_key("dynamic", f"{BATCH!r} is the name of axis 0; give another axis another")
+
+
 class CallableModel(Strict):
     """A torch model: what a callable returns, with weights of a file if there is one."""
 
@@ -111,11 +117,7 @@ class CallableModel(Strict):
 
     @model_validator(mode="after")
     def _named_axes(self) -> CallableModel:
-        for axes in self.dynamic.values():
-            if BATCH in axes.values():
-                raise at_key(
-                    "dynamic", f"{BATCH!r} is the name of axis 0; give another axis another"
-                )
+        _check_named(self.dynamic)
         return self
 
     quantized: Annotated[str, OneOf("choice", ("refuse", "keep"))] = Field(
@@ -174,6 +176,17 @@ class OnnxModel(Strict):
         description="Take the Q/DQ of a quantized file out, which is refused otherwise.",
         examples=[True],
     )
+    dynamic: dict[str, dict[Axis, Identifier]] = Field(
+        default={},
+        description="Input -> axis -> its name, of axes that the file leaves open and that stay "
+        "open in those that are written; the others have the data's sizes.",
+        examples=[{"image": {2: "height", 3: "width"}}],
+    )
+
+    @model_validator(mode="after")
+    def _named_axes(self) -> OnnxModel:
+        _check_named(self.dynamic)
+        return self
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -188,12 +201,12 @@ class OnnxModel(Strict):
     @property
     def text(self) -> tuple[Any, ...]:
         """What the text says, but for where the files are."""
-        return ("strip",) if self.strip else ()
+        return *(["strip"] if self.strip else []), *([self.dynamic] if self.dynamic else [])
 
     @property
     def form(self) -> FileForm:
-        """How files are written: as the file itself is."""
-        return FileForm()
+        """How files are written."""
+        return FileForm(self.dynamic)
 
 
 Model = CallableModel | OnnxModel

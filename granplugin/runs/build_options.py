@@ -92,12 +92,38 @@ def check_build(session: Session) -> None:
                     f"for {target} {name} has no matrix product in FP32, which {linear!r} and the "
                     f"fp32 baseline need; leave {target} out",
                 )
+    _check_sizes(session)
     given = session.recipe.build.shapes
     for name, shapes in given.items():
         if name not in session.example:
             known = did_you_mean(name, session.example)
             raise error(("build", "shapes", name), f"the model has no input {name!r}{known}")
         _check_shapes(session, name, shapes, next(iter(given.items())))
+
+
+def _check_sizes(session: Session) -> None:
+    """Refuse samples of several sizes where files are written for one: of an ONNX file that leaves
+    axes open."""
+    form, dynamic, told = session.recipe.model.form, [], []
+    for name, (low, high) in session.input_sizes.items():
+        named = {**session.network.open_axes.get(name, {}), **form.of(name)}
+        several = [
+            axis
+            for axis, (least, most) in enumerate(zip(low, high, strict=True), 1)
+            if least < most
+        ]
+        if not form.of(name).keys() >= {*several}:
+            axes = ", ".join(f"{axis}: {named.get(axis, f'axis_{axis}')}" for axis in several)
+            dynamic.append(f"{name}: {{{axes}}}")
+            told += [
+                f"{low[axis - 1]} to {high[axis - 1]} on axis {axis} of {name}" for axis in several
+            ]
+    if told:
+        raise session.loaded.error(
+            ("model",),
+            f"the data have {' and '.join(told)}; to keep that open in the files that are written, "
+            f"write dynamic: {{{', '.join(dynamic)}}} here",
+        )
 
 
 def _check_shapes(session: Session, name: str, shapes: Shapes, first: tuple[str, Shapes]) -> None:

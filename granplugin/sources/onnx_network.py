@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,11 +31,14 @@ from granplugin.planning.rows import Plan
 from granplugin.quant.layers import BATCH_NORMS, Layer
 from granplugin.quant.site import Shape
 from granplugin.recipe.loaded import Loaded, located
-from granplugin.recipe.model import OnnxModel
+from granplugin.recipe.model import FileForm, OnnxModel
 from granplugin.sources.described import described
 from granplugin.sources.onnx_facts import Held
 from granplugin.sources.protocol import Batch, FakeQuantize, NetworkFacts, Outputs, Ran
+from granplugin.sources.sizes import Shapes, of_other_sizes, shapes_of, varying
 from granplugin.store.keys import content_key
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +57,10 @@ class OnnxNetwork:
     libraries = ("onnx", "onnx_ir", "onnxruntime")
     analyst = "granplugin.analysis.by_onnx:OnnxAnalyst"
 
-    def __init__(self, graph: ReadGraph, stripped: Stripped | None = None) -> None:
-        self.graph, self.key = graph, content_of(graph)
+    def __init__(
+        self, graph: ReadGraph, stripped: Stripped | None = None, form: FileForm = FileForm()
+    ) -> None:
+        self.graph, self.key, self.form = graph, content_of(graph), form
         stored = {tensor.name for tensor in graph.model.graph.initializer}
         given = (value.name for value in graph.model.graph.input)
         self.input_names = tuple(name for name in given if name not in stored)
@@ -73,13 +79,14 @@ class OnnxNetwork:
         with reading(graph.path):
             self._placed = {placed.layer.name: placed for placed in place_layers(graph)}
         self._seen: Passed | None = None
+        self._check_open()
 
     @classmethod
     def open(cls, loaded: Loaded) -> Self:
         with located(loaded, "model", "onnx"):
             said = cast(OnnxModel, loaded.recipe.model)
             found = float_model(said.onnx, said.strip)
-            return cls(shaped(found.model, said.onnx), found.stripped)
+            return cls(shaped(found.model, said.onnx), found.stripped, said.form)
 
     def alone(self) -> Ran:
         """What the graph tells; `open` where it leaves more lengths open than the batch's."""
@@ -120,7 +127,9 @@ class OnnxNetwork:
         outputs = tuple(described(found, self.outputs, example, most))
         if self._prepared.opened:
             self._check_several(example, found, {each.name: each.axis for each in outputs})
-        layers = tuple(placed.layer for placed in self.shown(example).placed.values())
+        layers = self._shown_layers(example)
+        if self.form.dynamic:
+            layers = varying(layers, self._shapes_of_others(example))
         sizes = {name: array.shape for name, array in example.items()}
         graph = shaped(self.graph.model, self.graph.path, sizes)
         return Ran(layers, products_of(graph, len(next(iter(example.values())))), outputs)
@@ -181,7 +190,7 @@ class OnnxNetwork:
 
     def export(self, layers: Sequence[Layer], example: Batch, path: Path) -> None:
         seen = self.shown(example)
-        export_marked(seen.graph, seen.placed, layers, seen.sizes, path)
+        export_marked(seen.graph, seen.placed, layers, seen.sizes, self.form, path)
 
     def fake_quantize(self) -> FakeQuantize | None:
         """None: the oracle, with which each value of a file is compared, is the only judge."""
@@ -218,6 +227,35 @@ class OnnxNetwork:
                 placed = {each.layer.name: each for each in place_layers(graph)}
             self._seen = Passed(sizes, graph, placed)
         return self._seen
+
+    def _shown_layers(self, example: Batch) -> tuple[Layer, ...]:
+        return tuple(placed.layer for placed in self.shown(example).placed.values())
+
+    def _shapes_of_others(self, example: Batch) -> Shapes | None:
+        """Of a pass with other sizes of the dynamic axes; None where it takes none that is tried."""
+        for other in of_other_sizes(example, self.form):
+            try:
+                return shapes_of(self._shown_layers(other))
+            except ModelError as err:
+                log.debug("no pass with other sizes: %s", err)
+        return None
+
+    def _check_open(self) -> None:
+        """Raises ModelError where an axis that shall be dynamic is fixed in the file."""
+        for name, axes in self.form.dynamic.items():
+            if name not in self.input_names:
+                raise ModelError(
+                    f"{self.graph.path}: it has no input {name!r}, which model.dynamic names; it has "
+                    f"{', '.join(self.input_names)}"
+                )
+            shape = self.graph.shape(name) or ()
+            for axis in axes:
+                if axis >= len(shape) or shape[axis] is not None:
+                    fixed = f"fixed to {shape[axis]}" if axis < len(shape) else "not there"
+                    raise ModelError(
+                        f"{self.graph.path}: axis {axis} of {name} is {fixed}, and model.dynamic "
+                        "names it; export the file with that axis open"
+                    )
 
     def _outputs_twice(self, example: Batch) -> Outputs:
         """The outputs; ModelError where a second pass gives others."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,6 @@ from granplugin.network.taken import Quantizers, take
 from granplugin.network.trace import Traced, trace
 from granplugin.planning.rows import Plan, QuantizedRow
 from granplugin.quant.layers import Layer
-from granplugin.quant.site import Operand, Shape
 from granplugin.recipe.algorithms import Algorithm
 from granplugin.recipe.loaded import Loaded, located
 from granplugin.recipe.model import CallableModel, FileForm
@@ -46,6 +45,7 @@ from granplugin.sources.protocol import (
     Ran,
     Unsited,
 )
+from granplugin.sources.sizes import of_other_sizes, shapes_of, varying
 from granplugin.store.keys import content_key
 
 log = logging.getLogger(__name__)
@@ -115,22 +115,16 @@ class TorchNetwork:
         )
 
     def _varying(self, layers: tuple[Layer, ...], example: Batch) -> tuple[Layer, ...]:
-        """The layers, varying where another pass, with other sizes of the dynamic axes, shows other
-        shapes; all of them where it takes no other that is tried."""
-        shapes: dict[str, dict[Operand, Shape]] | None = None
-        for other in _of_other_sizes(example, self.form):
+        """The layers, varying where they see other shapes with other sizes of the dynamic axes; all
+        of them where the model takes no other that is tried."""
+        shapes = None
+        for other in of_other_sizes(example, self.form):
             try:
-                again = trace(self.model, self.tensors(other))
-                shapes = {each.name: _shapes(each) for each in again.layers}
+                shapes = shapes_of(trace(self.model, self.tensors(other)).layers)
                 break
             except UserError as err:
                 log.debug("no pass with other sizes: %s", err)
-        return tuple(
-            replace(layer, varying=True)
-            if shapes is None or shapes.get(layer.name) != _shapes(layer)
-            else layer
-            for layer in layers
-        )
+        return varying(layers, shapes)
 
     def untraced(self) -> tuple[Layer, ...]:
         return untraced(self.model)
@@ -261,24 +255,6 @@ class TorchNetwork:
     def _outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         tensors = flatten_outputs(call(model, self.tensors(batch)))
         return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-
-
-def _of_other_sizes(batch: Batch, form: FileForm) -> Iterator[Batch]:
-    """The batch with its dynamic axes twice as long, then half as long."""
-    for num, den in ((2, 1), (1, 2)):
-        other = dict(batch)
-        for name in form.dynamic.keys() & other.keys():
-            for axis in form.dynamic[name]:
-                size = other[name].shape[axis]
-                other[name] = np.take(
-                    other[name], np.arange(max(size * num // den, 1)) % size, axis
-                )
-        yield other
-
-
-def _shapes(layer: Layer) -> dict[Operand, Shape]:
-    """Of what it reads and puts out, but for weights."""
-    return {site.operand: site.shape for site in layer.sites if not site.constant}
 
 
 def _is_computed(layer: Layer) -> bool:
