@@ -254,3 +254,35 @@ def test_what_depends_on_values_is_told_with_the_operator_that_does(tmp_path):
     told = r"cannot follow \(test_sizes.py:\d+\); it has granplugin_tests.nms \(test_sizes.py:\d+"
     with pytest.raises(ModelError, match=f"{told}.*name model.onnx"):
         export_float(Kept(), torch.ones(2, 4), tmp_path / "net.onnx")
+
+
+def test_of_outputs_without_samples_it_is_told_what_chose_them(project):
+    project.write(
+        "nets.py",
+        """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.score = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return torch.nonzero(self.score(x) > 0)[:1, :1] * 1.0
+
+
+def data():
+    yield {"x": torch.ones(8, 4) * torch.arange(8)[:, None]}
+""",
+    )
+    project.recipe(
+        model={"callable": "nets.py:Net"}, metrics=["sqnr_db"],
+        data={"calibration": {"callable": "nets.py:data"}},
+    )  # fmt: skip
+    done = project.apply()
+    assert done.code == 2
+    told = " ".join(done.stderr.split())
+    assert "no output has an axis of samples; what is put out depends on values" in told
+    assert "it has aten.nonzero (nets.py:12" in told and "name model.onnx" in told

@@ -86,6 +86,13 @@ def why_not(
     return f"{one_line(root)}{where}"
 
 
+def chosen_by_values(model: nn.Module, kwargs: dict[str, Any]) -> str | None:
+    """What in the model chooses by values of the data, as one pass shows it, and the way out; None
+    where nothing does."""
+    found = _by_values(model, (), kwargs)
+    return f"what is put out depends on values of the data{found}; {_BEFORE}" if found else None
+
+
 def _by_values(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """The operators that make sizes or numbers of values, as one pass shows them."""
     calls = _ByValues()

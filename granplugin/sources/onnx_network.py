@@ -37,6 +37,10 @@ from granplugin.sources.onnx_facts import Held
 from granplugin.sources.protocol import Batch, FakeQuantize, NetworkFacts, Outputs, Ran
 from granplugin.sources.sizes import Shapes, of_other_sizes, shapes_of, varying
 from granplugin.store.keys import content_key
+from granplugin.words import first
+
+_BY_VALUES = ("NonMaxSuppression", "NonZero", "Unique", "Compress")
+"""Operators whose results are as large as values of the data say."""
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +150,16 @@ class OnnxNetwork:
     def facts(self, layers: Sequence[Layer], example: Batch | None = None) -> NetworkFacts:
         with reading(self.graph.path):
             return Held(self.graph, self._placed).facts(layers)
+
+    def chosen(self, example: Batch) -> str | None:
+        found = [node for node in self.graph.nodes if node.op_type in _BY_VALUES]
+        if not found:
+            return None
+        told = first([f"{node.op_type} at node {node.name}" for node in found])
+        return (
+            f"what is put out depends on values of the data; it has {told}; export the part in front "
+            "of it, or cut the file there (onnx.utils.extract_model)"
+        )
 
     def outputs(self, batch: Batch) -> Outputs:
         self.running.check(batch)

@@ -101,6 +101,10 @@ class Network(Protocol):
         """The layers and what reads what, and the products; at most `most` samples, or those of the
         example, go in at once. Raises ModelError, DataError."""
 
+    def chosen(self, example: Batch) -> str | None:
+        """What in it chooses by values of the data what is put out, and the way out; None where
+        nothing does."""
+
     def outputs(self, batch: Batch) -> Outputs:
         """The float outputs. Raises ModelError with what running it raised."""
 

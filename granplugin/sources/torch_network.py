@@ -30,6 +30,7 @@ from granplugin.network.repeatable import check_repeatable
 from granplugin.network.scaled_input import with_scaled_inputs
 from granplugin.network.taken import Quantizers, take
 from granplugin.network.trace import Traced, trace
+from granplugin.network.unexportable import chosen_by_values
 from granplugin.planning.rows import Plan, QuantizedRow
 from granplugin.quant.layers import Layer
 from granplugin.recipe.algorithms import Algorithm
@@ -158,6 +159,9 @@ class TorchNetwork:
         else:
             own = sum(self.model.get_parameter(name).numel() for name in layer.parameters)
         return LayerFacts(own, None if held is None else held.facts(bn))
+
+    def chosen(self, example: Batch) -> str | None:
+        return chosen_by_values(self.model, self.tensors(example))
 
     def outputs(self, batch: Batch) -> Outputs:
         return self._outputs(self.model, batch)
