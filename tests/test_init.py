@@ -57,6 +57,13 @@ class Heads(nn.Module):
 
 def heads():
     return Heads()
+
+class Broken(nn.Linear):
+    def forward(self, x):
+        raise LookupError("no such table")
+
+def broken():
+    return Broken(6, 2)
 """
 
 
@@ -148,6 +155,7 @@ def test_an_onnx_file_gets_one_too(here):
     [
         (["nets.py"], "give the function that returns the network"),
         (["nets.py:none"], "none"),
+        (["nets.py:broken", "--data", "table.npz"], "LookupError: no such table"),
         (["missing.onnx"], "missing.onnx"),
         (["nets.py:conv", "--data", "no.npz"], "no.npz: "),
         (["nets.py:conv", "--data", "nothing"], "neither an .npz file, nor a folder"),
@@ -157,6 +165,7 @@ def test_an_onnx_file_gets_one_too(here):
     ],
 )
 def test_what_it_cannot_do_is_one_sentence_and_nothing_is_written(here, arguments, said):
+    np.savez("table.npz", x=np.zeros((4, 6), np.float32))
     before = sorted(here.iterdir())
     done = run_main("init", *arguments)
     assert done.code == 2

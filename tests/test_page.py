@@ -135,6 +135,26 @@ def test_a_folder_without_a_report_is_refused(tmp_path, report_json):
     assert not (folder / "report.html").exists()
 
 
+def test_a_run_of_which_no_engine_took_any_variant_has_a_page_all_the_same(tmp_path):
+    folder, made = run_folder(tmp_path / "run"), report("mine")
+    nothing = dict(
+        refused="no such operator", metrics={}, latency=[], layers=[], verdicts=[], moved=None,
+        findings=[], kernels=None, cannot_run=None,
+    )  # fmt: skip
+    variants = [
+        variant.model_copy(
+            update={"engines": [each.model_copy(update=nothing) for each in variant.engines]}
+        )
+        for variant in made.variants
+    ]
+    empty = made.model_copy(update={"variants": variants, "limits": []})
+    (folder / "report.json").write_text(empty.model_dump_json())
+    assert run_main("report", folder).code == 0
+    page = (folder / "report.html").read_text()
+    assert "REFUSED: fp32, mine: no such operator" in page
+    assert "No time was measured" in page
+
+
 def test_compare_writes_a_page_with_both_plans(tmp_path):
     big_run(tmp_path / "run", 3)
     layers = sorted((tmp_path / "run").rglob("layers.json"))

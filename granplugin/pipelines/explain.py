@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from textwrap import shorten
+from textwrap import fill
 
 from granplugin import topics
 from granplugin.audits import lint_pages as of_lint
@@ -27,18 +27,19 @@ def page(word: str) -> str:
 
 
 def listing() -> str:
-    """All pages, by what they are about."""
+    """All pages, by what they are about, in 80 columns."""
     wide = max(map(len, topics.TOPICS))
-    lines = [f"  {topic:<{wide}}  {', '.join(words)}" for topic, words in topics.TOPICS.items()]
-    codes = "\n".join(f"  {code:<32}{said}" for code, said in _said().items())
+    words = [_line(f"  {topic:<{wide}}  ", ", ".join(of)) for topic, of in topics.TOPICS.items()]
+    codes = [_line(f"  {code:<32}", said) for code, said in _said().items()]
     return "Topics, and other words that lead to them:\n{}\n\nCodes of lint:\n{}\n".format(
-        "\n".join(lines), codes
+        "\n".join(words), "\n".join(codes)
     )
+
+
+def _line(head: str, text: str) -> str:
+    return fill(text, 80, initial_indent=head, subsequent_indent=" " * len(head))
 
 
 def _said() -> dict[str, str]:
     """The first line of each code's page."""
-    return {
-        code: shorten(of_lint.page(code).partition("\n")[0], 46, placeholder=" ...")
-        for code in CODES
-    }
+    return {code: of_lint.page(code).partition("\n")[0] for code in CODES}
