@@ -92,7 +92,16 @@ def make_report(
         recipe, (r for (name, _), r in results.items() if name == FP32), labels
     )
     broken = "; ".join(filter(None, [*(d.said for d in doubts if d.breaks), broken])) or None
-    shares = any(metrics.METRICS[m].kind == "proportion" for m in recipe.metrics)
+    # Of outputs that decide at many places a sample has a share, and a count of samples proves none.
+    shares = any(
+        metric in metrics.METRICS
+        and metrics.METRICS[metric].kind == "proportion"
+        and value.low is not None
+        for variant in variants
+        if variant.name != FP32
+        for engine in variant.engines
+        for metric, value in engine.metrics.items()
+    )
     return Report(
         granplugin=granplugin.__version__,
         name=recipe.name,

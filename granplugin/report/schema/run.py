@@ -94,7 +94,9 @@ class LayerRan(Part):
     precision: Literal["int8", "fp8", "nvfp4", "float", "wrong", "unknown"]
     kernel: str
     detail: str = Field(
-        default="", description="What a float layer reads in fewer bits, or why it is wrong."
+        default="",
+        description="Of a float layer, what it reads in fewer bits: weight-only, fused-dequant; float "
+        "where an NVIDIA engine tells that nothing is; or why it is wrong.",
     )
     arithmetic: str = Field(
         default="",

@@ -23,6 +23,7 @@ from granplugin.report.view.elements import (
     columns,
     items,
 )
+from granplugin.words import counted
 
 _COLUMN = re.compile(r"(?<=\d):\d+$")
 """Of a place `file:line:column`; one in a dict, `<recipe>:rules[0]`, has none."""
@@ -51,7 +52,8 @@ def plan_view(plan: PlanOutput) -> Section:
         if did := plan.last.get(engine):
             told.append(_last(did))
     told += items(
-        f"{use.where} {use.rule}: matches {use.matched} layers, decides {use.decides} keys"
+        f"{use.where} {use.rule}: matches {counted(use.matched, 'layer')}, "
+        f"decides {counted(use.decides, 'key')}"
         for use in plan.rules
     )
     told += items(f"note: {note}" for note in plan.notes)
