@@ -219,6 +219,63 @@ def test_the_names_of_its_examples_are_known(library, tmp_path, monkeypatch):
     assert len(amax) == 8 + 5
 
 
+@pytest.mark.parametrize(
+    ("descriptor", "operand", "setting"),
+    [
+        ({"num_bits": 8}, "weight", {"format": "int8", "granularity": "per_tensor"}),
+        ({"num_bits": 4}, "weight", {"format": "int4", "granularity": "per_tensor"}),
+        ({"axis": None}, "input", "per_tensor"),
+        ({"axis": (0,)}, "weight", "per_channel"),
+        ({"axis": (1,)}, "weight", {"per_channel": {"axis": 1}}),
+        ({"axis": (1,)}, "input", {"per_channel": {"axis": 1}}),
+        ({"amax": 3.0}, "input", {"granularity": "per_tensor", "amax": 3.0}),
+        ({}, "input", {"per_tensor": {"dynamic": True}}),
+    ],
+)
+def test_a_descriptor_is_the_line_of_a_recipe_beside_it(library, descriptor, operand, setting):
+    """The table of docs/pytorch-quantization.md."""
+    from pytorch_quantization import nn as quant_nn
+    from pytorch_quantization.tensor_quant import QuantDescriptor
+
+    torch.manual_seed(0)
+    rule = {"match": "stem", "format": "int8", "half": "allow", operand: setting}
+    layers = trace(Made(), torch.zeros(2, 4, 8, 8)).layers
+    plan = make_plan(load_part({"version": 1, "defaults": {"bn": "keep"}, "rules": [rule]}), layers)
+    row = next(row for row in plan.quantized if row.site == f"stem.{operand}")
+    x = torch.randn(row.shape)
+    theirs = quant_nn.TensorQuantizer(QuantDescriptor(**descriptor))(x).numpy()
+    fmt, amax = FORMATS[row.format], reduce_blocks(x.abs().numpy(), row.block)
+    scale = scale_of(amax if row.amax is None else np.full_like(amax, row.amax), fmt)
+    ours = fake_quantize(x.numpy(), scale, row.block, fmt)
+    # Ties alone: round(x * (127 / amax)) there, round(x / (amax / 127)) here.
+    assert (np.abs(theirs - ours) > 1e-5).mean() < 2e-3
+
+
+def test_what_it_quantizes_by_default_is_the_recipe_of_the_page(library):
+    from pytorch_quantization import nn as quant_nn
+    from pytorch_quantization import quant_modules
+
+    quant_modules.initialize(float_module_list=["Linear"])
+    try:
+        model = Made()
+    finally:
+        quant_modules.deactivate()
+    theirs = {
+        name.replace("._", ".").removesuffix("_quantizer"): each.axis
+        for name, each in model.named_modules()
+        if isinstance(each, quant_nn.TensorQuantizer)
+    }
+    rules = [
+        {"match": {"type": "AdaptiveAvgPool2d"}, "input": "int8"},
+        {"match": {"type": "Linear"}, "format": "float"},
+    ]
+    defaults = {"weight": "per_channel", "input": "per_tensor", "bn": "keep"}
+    part = load_part({"version": 1, "defaults": defaults, "rules": rules})
+    plan = make_plan(part, trace(Made(), torch.zeros(2, 4, 8, 8)).layers)
+    ours = {row.site: 0 if row.scales > 1 else None for row in plan.quantized}
+    assert theirs == ours
+
+
 @needs_rtx
 def test_what_it_exports_is_audited_site_by_site(library, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

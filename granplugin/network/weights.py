@@ -66,7 +66,13 @@ def fit_weights(
     wrong = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     if any(wrong.values()):
         lists = "; ".join(f"{what}: {first(names)}" for what, names in wrong.items() if names)
-        hint = _prefix_hint(given, own)
+        of_quantizers = unexpected and all(name.endswith("_quantizer._amax") for name in unexpected)
+        hint = (
+            "; they are ranges of quantizers, whose formats and granularities no state dict holds: save "
+            "the model with mto.save(model, path), or make a recipe of this with granplugin convert"
+            if of_quantizers
+            else _prefix_hint(given, own)
+        )
         raise ModelError(f"{path}: the weights do not fit the model; {lists}{hint}")
 
 
