@@ -139,6 +139,14 @@ def test_a_checkpoint_of_another_model_is_one_sentence(taken):
     taken.project.recipe()
 
 
+def test_a_state_dict_of_quantizers_says_how_to_save_the_model(taken):
+    torch.save(taken.model.state_dict(), taken.project.folder / "state.pth")
+    done = run_main(
+        "plan", taken.project.folder / "recipe.yaml", "--from", taken.project.folder / "state.pth"
+    )
+    assert done.code == 2 and "mto.save(model, path)" in done.stderr
+
+
 FC = Layer("fc", "Linear", sites_of("fc", "Linear", {"weight": (4, 32), "input": (1, 32)}))
 ON = {"_disabled": False, "_if_quant": True, "_num_bits": 8, "_axis": None}
 ZERO_ROW = np.float32([1, 1, 0, 1])
