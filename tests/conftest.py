@@ -186,6 +186,21 @@ def _made_once(tmp_path_factory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_of_onnx_runtime() -> Iterator[None]:
+    """Its second thread waits for its next part by counting, which takes as long as it computes."""
+    from granplugin.graph import reference
+
+    options = reference.session_options
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            reference,
+            "session_options",
+            lambda threads=None, folder=None: options(threads or 1, folder),
+        )
+        yield
+
+
 def _common(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of all workers."""
     folder = tmp_path_factory.getbasetemp()
