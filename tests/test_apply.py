@@ -158,14 +158,15 @@ def test_imported_statistics_give_the_same_bytes_without_calibrating(applied, co
     rules = [{"match": "*", "input": {"calibrator": {"percentile": 90}}}]
     applied.recipe(rules=rules, statistics={"export": "amax.json"})
     assert applied.apply().code == 0
-    assert collected
+    assert any(need.histogram for need in collected)
     exported = applied.onnx()
     collected.clear()
     applied.recipe(rules=rules, statistics={"import": "amax.json"})
     applied.out = applied.folder / "runs" / "importing"
     assert applied.apply().code == 0
     assert applied.onnx() == exported
-    assert collected == []
+    # How far the evaluation data reach is looked at all the same.
+    assert not any(need.histogram for need in collected)
 
 
 def test_data_without_labels_is_measured_against_fp32(applied):
