@@ -26,7 +26,7 @@ from time import perf_counter
 
 import numpy as np
 import onnx
-from peers import PEERS, Peer, environment
+from peers import PEERS, Tool, environment
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
@@ -60,7 +60,7 @@ baselines: [fp32]
 class Producer:
     """A library's own way to write a file: its script in peer_tools, with what else it is told."""
 
-    tool: Peer
+    tool: Tool
     said: tuple[str, ...] = ()
 
 
@@ -69,12 +69,12 @@ PRODUCERS: Mapping[str, Producer] = {
     "modelopt fp8": Producer(MODELOPT, ("fp8",)),
     "modelopt int4": Producer(MODELOPT, ("int4",)),
     "ONNX Runtime": Producer(PEERS["ONNX Runtime"]),
-    "NNCF": Producer(Peer("nncf_onnx", ("nncf==3.4.0",))),
-    "Olive": Producer(Peer("olive_onnx", ("--no-deps", *OLIVE))),
-    "Olive symmetric": Producer(Peer("olive_onnx", ("--no-deps", *OLIVE)), ("--symmetric",)),
+    "NNCF": Producer(Tool("nncf_onnx", ("nncf==3.4.0",))),
+    "Olive": Producer(Tool("olive_onnx", ("--no-deps", *OLIVE))),
+    "Olive symmetric": Producer(Tool("olive_onnx", ("--no-deps", *OLIVE)), ("--symmetric",)),
 }
 KEPT = ("modelopt int8", "modelopt fp8", "NNCF", "Olive symmetric")
-YOLO = Peer("ultralytics_yolo", ("--no-deps", "ultralytics", "opencv-python-headless"))
+YOLO = Tool("ultralytics_yolo", ("--no-deps", "ultralytics", "opencv-python-headless"))
 
 
 class Float(Built):
@@ -134,7 +134,7 @@ def written(folder: Path, model: onnx.ModelProto) -> Path:
     return folder / "float.onnx"
 
 
-def ran(tool: Peer, *words: object) -> None:
+def ran(tool: Tool, *words: object) -> None:
     command = [environment(tool), HERE / "peer_tools" / f"{tool.script}.py", *map(str, words)]
     subprocess.run(
         command, capture_output=True, text=True, check=True, cwd=Path(str(words[0])).parent
@@ -168,13 +168,12 @@ def told(found: FileAudit) -> str:
     return "; ".join(filter(None, parts))
 
 
-def verdicts(found: FileAudit) -> dict[str, str]:
-    """Site -> verdict; our exporter calls a node node/Op."""
-    return {
-        re.sub(r"/\w+(?=\.)", "", site.row.site): site.verdict.kind
-        for site in found.sites
-        if site.verdict
-    }
+def verdicts(found: FileAudit, own: bool = False) -> dict[str, str]:
+    """Site -> verdict; in our `own` file a node is called node/Op."""
+    kinds = {site.row.site: site.verdict.kind for site in found.sites if site.verdict}
+    if own:
+        kinds = {re.sub(r"/\w+(\.[\w ]+)$", r"\1", site): kind for site, kind in kinds.items()}
+    return kinds
 
 
 def last(text: str) -> str:
@@ -205,7 +204,7 @@ def main() -> int:
                     continue
                 lines.append(f"  {name:<18} {told(found)}; {perf_counter() - start:.1f} s")
                 if name == "modelopt int8":
-                    a, b = verdicts(own), verdicts(found)
+                    a, b = verdicts(own, own=True), verdicts(found)
                     differ = [
                         f"{site}: {a[site]}, {b[site]}"
                         for site in a
