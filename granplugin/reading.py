@@ -91,4 +91,6 @@ def parse_json(text: str, where: str, error: type[UserError], what: str = "compl
         return json.loads(text, strict=False)
     except (ValueError, RecursionError) as err:
         told = "it is nested too deep" if isinstance(err, RecursionError) else str(err)
+        if isinstance(err, ValueError) and not isinstance(err, json.JSONDecodeError):
+            told = "a number of over 4,300 digits"  # Python's limit, in Python's words
         raise error(f"{where}: not {what}: {told}".removeprefix(": ")) from err
