@@ -16,6 +16,7 @@ from granplugin import modelopt_bridge as bridge
 from granplugin.calibration.statistics import Need, Statistics, find_amax
 from granplugin.errors import DataError, ModelError, UserError
 from granplugin.modelopt_bridge import library
+from granplugin.modelopt_bridge.chatter import quiet
 from granplugin.modelopt_bridge.library import TensorQuantizer, mto, mtq
 from granplugin.modelopt_bridge.observe import observe
 from granplugin.planning.row_json import row_from_json
@@ -504,3 +505,12 @@ def quantized():
 def test_what_modelopt_no_longer_has_is_one_sentence():
     with pytest.raises(UserError, match=r"has no Gone\.away, which granplugin uses; install a ver"):
         library.check({type("Gone", (), {"here": 1}): ("here", "away")})
+
+
+def test_what_libraries_warn_of_while_they_are_imported_is_kept_for_the_log(caplog):
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    with caplog.at_level(logging.DEBUG), quiet():
+        logger.warning("No CUDA runtime is found")
+    assert [record.levelname for record in caplog.records] == ["DEBUG"]
+    logger.warning("heard again")
+    assert caplog.records[-1].levelname == "WARNING"
