@@ -146,5 +146,9 @@ def after_audit(audit: AuditOutput) -> Iterator[Next]:
     """The pages of the codes that were found, the worst first."""
     found = (*audit.refusals, *audit.findings)
     ranks = ("refused", "wrong", "advice")
+    seen: set[str] = set()
     for finding in sorted(found, key=lambda each: ranks.index(each.severity)):
+        if finding.code in seen:
+            continue
+        seen.add(finding.code)
         yield Next(("explain", finding.code), f"why {finding.layer}, and the way out")

@@ -86,12 +86,20 @@ def as_page(kept: Kept) -> str:
     return _document(page_view(kept))
 
 
+TITLES: dict[type[Part], str] = {
+    AuditOutput: "Audit",
+    CompareOutput: "Two engines",
+    CompareRunsOutput: "Two runs",
+}
+"""What a page of a verb's output is called whose view has no title."""
+
+
 def output_page(value: Part, plans: Sequence[EnginePlanOf]) -> str:
     """A verb's output as such a file, with the plans of engines."""
     view = view_of(value)
     nothing = Section("", ())
     shown = Page(
-        title=view.title or type(value).__name__,
+        title=view.title or TITLES.get(type(value), "granplugin"),
         verdict=replace(view, title=""),
         tables=nothing,
         provenance=nothing,

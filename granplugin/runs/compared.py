@@ -61,6 +61,10 @@ def compare_runs(a: Path, b: Path) -> RunsCompared:
         for name, first, second in _both(reports[0], reports[1])
         for each in _figures(name, first, second, samples, paired)
     ]
+    if any(each.unit == "dB" for each in figures):
+        notes.append(
+            "differences in dB are of the samples' own figures, A and B of all their signal"
+        )
     if not figures:
         notes.append("no variant of A is one of B, or none has a metric that both measured")
     ran = [

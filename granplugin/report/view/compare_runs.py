@@ -15,7 +15,7 @@ from granplugin.report.view.elements import (
     columns,
     items,
 )
-from granplugin.report.view.metric_figures import difference, figure, spec_of
+from granplugin.report.view.metric_figures import NONE_MEASURABLE, difference, figure, spec_of
 from granplugin.report.view.senses import SENSES
 
 
@@ -27,10 +27,9 @@ def compare_runs_view(found: CompareRunsOutput) -> Section:
         else "on different data, or not known to be the same: compared unpaired, which proves less"
     )
     table = Table(
-        columns(Column("variant", "name", fills=True), Column("metric"), "A", "B", "B - A (95 %)",
-                Column("verdict")),
+        columns(Column("variant", "name", fills=True), Column("metric"), "A", "B", "B - A (95 %)"),
         tuple(map(_row, found.figures)),
-    )  # fmt: skip
+    )
     return Section(
         "",
         (
@@ -38,6 +37,7 @@ def compare_runs_view(found: CompareRunsOutput) -> Section:
             Item(f"B: {_told(found.b)}"),
             Item(how, sense="plain" if found.paired else "doubtful"),
             *((Section("", (table,)),) if found.figures else ()),
+            *items(["= no measurable difference"] if found.figures else []),
             *items(f"note: {note}" for note in found.notes),
         ),
     )
@@ -53,9 +53,8 @@ def _row(each: RunFigure) -> Row:
     told = [None if x is None else figure(x, spec) for x in (each.a, each.b)]
     name = f"{each.metric} {each.unit}".strip()
     if each.difference is None:
-        return Row(cells(each.variant, name, *told, None, Cell("not known", "doubtful")))
+        return Row(cells(each.variant, name, *told, Cell("not known", "doubtful")))
     verdict = each.difference.verdict
-    sense = SENSES.get(verdict, "plain")
-    return Row(
-        cells(each.variant, name, *told, difference(each.difference, spec), Cell(verdict, sense))
-    )
+    same = " =" if verdict == NONE_MEASURABLE else ""
+    found = Cell(difference(each.difference, spec) + same, SENSES.get(verdict, "plain"))
+    return Row(cells(each.variant, name, *told, found))

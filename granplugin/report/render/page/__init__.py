@@ -37,6 +37,8 @@ def document(page: Page) -> str:
             data=Markup(_data(page)),
             has_spots=len(page.data.spots) > 0,
             has_layers=len(page.data.layers) > 0,
+            has_tables=len(page.tables.blocks) > 0,
+            has_provenance=len(page.provenance.blocks) > 0,
             has_plans=len(page.data.plans) > 0,
             plots=Markup(scripts[0]),
             script=Markup(scripts[1]),
