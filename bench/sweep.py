@@ -175,6 +175,8 @@ def _child(name: str) -> dict[str, Any]:
         told = [json.loads(line) for line in out if line.startswith('{"there"')]
         word = word or ([line.strip() for line in err if line.strip()] or ["no word"])[-1][:300]
     found: dict[str, Any] = told[-1] if told else {}
+    if found.get("analyze", {}).get("exit") not in (None, 0, 4):
+        found["analyze"]["said"] = word
     return found if "engines" in found else {**found, "failed": word}
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from granplugin.analysis.replay import Diverged, Script
+from granplugin.errors import ModelError
 from granplugin.quant.layers import WEIGHTED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -343,3 +344,18 @@ def test_models_run_in_inference_mode_are_replayed():
                 replayed = script.replay(lambda: model(images()), layer)
                 assert same(replayed, script.run(lambda: model(images()))), name
             script.changes = {}
+
+
+def test_a_layer_whose_replay_misses_a_residual_add_is_not_replayable(monkeypatch):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval()
+    script, x = Script(model), torch.ones(2, 4)
+
+    def missed(*of):
+        raise ModelError("the residual add behind it did not take place")
+
+    with script.installed():
+        script.learn(lambda: model(x), [model[1]])
+        script.record(lambda: model(x))
+        assert script.replayable(lambda: model(x), model[1])
+        monkeypatch.setattr(script, "replay", missed)
+        assert not script.replayable(lambda: model(x), model[1])
