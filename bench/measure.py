@@ -52,10 +52,10 @@ class Figure:
 def forward_loop(session: Session) -> Callable[[object], None]:
     """What mtq.quantize runs a model with: the calibration data, in calibration's own batches."""
     from granplugin.network.forward import call
-    from granplugin.runs.session import whole
+    from granplugin.runs.session import calibration_batches
 
     def loop(model: object) -> None:
-        for batch in whole(session.calibration):
+        for batch in calibration_batches(session.calibration, session.recipe.data.batch_size):
             call(model, session.network.tensors(batch))
 
     return loop

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from granplugin.network.flow import Flow
+from granplugin.network.flow import Flow, Kind
 from granplugin.quant.layers import SCORES, VALUES
+
+_SHARES: tuple[Kind, ...] = ("copy", "move", "choice", "other")
+"""What leaves shares of attention what they are; what is added to them, as a mask, has none."""
 
 
 def find_attention(flow: Flow, products: Mapping[str, tuple[int, int, int]]) -> dict[str, str]:
@@ -25,22 +28,7 @@ def find_attention(flow: Flow, products: Mapping[str, tuple[int, int, int]]) -> 
                 for number in flow.made_of(op.reads, ("product", "softmax"))
                 if number in made
             }
-            values = {takes[number] for number in _ahead(flow, op.writes) if number in takes}
+            values = {takes[number] for number in flow.ahead(op.writes, _SHARES) if number in takes}
             if scores and values:
                 found |= dict.fromkeys(scores, SCORES) | dict.fromkeys(values, VALUES)
-    return found
-
-
-def _ahead(flow: Flow, numbers: tuple[int, ...]) -> set[int]:
-    """What is computed from these values, without adding to them: what is masked has no share."""
-    found: set[int] = set()
-    waiting = list(numbers)
-    while waiting:
-        number = waiting.pop()
-        if number in found:
-            continue
-        found.add(number)
-        for op in flow.consumers[number]:
-            if op.kind in ("copy", "move", "choice", "other"):
-                waiting += op.writes
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -69,6 +69,18 @@ class Flow:
             op = self.producer[number]
             if op is not None and op.kind not in barred:
                 waiting += [each for each in op.reads if self.data[each]]
+        return found
+
+    def ahead(self, numbers: Iterable[int], kinds: Collection[Kind]) -> set[int]:
+        """These values and what operations of these kinds make of them."""
+        found: set[int] = set()
+        waiting = list(numbers)
+        while waiting:
+            number = waiting.pop()
+            if number not in found:
+                found.add(number)
+                readers = (op for op in self.consumers[number] if op.kind in kinds)
+                waiting += [each for op in readers for each in op.writes]
         return found
 
     def reached_from(self, numbers: set[int]) -> set[int]:

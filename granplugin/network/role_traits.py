@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from granplugin.network.flow import Flow, Kind
+from granplugin.network.flow import Flow
 from granplugin.quant.layers import DETECTION, EMBEDDING, HEAD, ROUTER, VOCABULARY, Operation
 
 
@@ -82,7 +82,7 @@ def _detection(flow: Flow, products: Mapping[str, Product], ends: set[int]) -> s
         moved
         for op in flow.ops
         if op.kind == "softmax"
-        for moved in _ahead(flow, op.writes, ("copy", "move"))
+        for moved in flow.ahead(op.writes, ("copy", "move"))
     }
     expectations = {
         name
@@ -115,21 +115,9 @@ def _detection(flow: Flow, products: Mapping[str, Product], ends: set[int]) -> s
 
 def _is_joined(flow: Flow, result: int, leading: set[int]) -> bool:
     """Whether the value, as it is, becomes part of a concatenation on the way to an output."""
-    moved = _ahead(flow, (result,), ("copy", "move"))
+    moved = flow.ahead((result,), ("copy", "move"))
     readers = [op for number in moved for op in flow.consumers[number]]
     return any(op.kind == "concat" and not leading.isdisjoint(op.writes) for op in readers)
-
-
-def _ahead(flow: Flow, numbers: Iterable[int], kinds: tuple[Kind, ...]) -> set[int]:
-    """These values and what operations of these kinds make of them."""
-    found: set[int] = set()
-    waiting = list(numbers)
-    while waiting:
-        number = waiting.pop()
-        if number not in found:
-            found.add(number)
-            waiting += [n for op in flow.consumers[number] if op.kind in kinds for n in op.writes]
-    return found
 
 
 def _multiplied(flow: Flow, numbers: Iterable[int]) -> bool:
