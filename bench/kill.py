@@ -98,7 +98,7 @@ def brought(recipe: str) -> None:
     for model in sent.glob("variants/*/model.onnx"):
         if model.parent.name == "fp32":  # whose plan is as good as any for what is tried here
             built = engine.build(model, Path("engine"), Options(batch=16))
-            told = inspector_json(engine.plan(built))
+            told = inspector_json(engine.engine_plan(built))
     for folder in sent.glob("variants/*"):
         (results / folder.name).mkdir()
         (results / folder.name / "layers.json").write_text(told)
