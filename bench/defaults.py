@@ -26,6 +26,7 @@ import torch
 HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parent))
 import sweep  # noqa: E402
+import sweep_networks  # noqa: E402
 
 RESULTS = HERE.parent / "results"
 NETWORKS = ("bert", "vit", "clip", "gpt2", "llama", "mixtral", "t5", "yolo11n")
@@ -56,8 +57,8 @@ def one(name: str) -> dict[str, Any]:
     from granplugin.__main__ import main
     from granplugin.network.trace import trace
 
-    model = sweep.build(name)
-    example = {key: torch.from_numpy(x[:2]) for key, x in next(sweep.data(name)).items()}
+    model = sweep_networks.build(name)
+    example = {key: torch.from_numpy(x[:2]) for key, x in next(sweep_networks.data(name)).items()}
     layers = trace(model, example).layers
     there = Counter(trait for layer in layers for trait in layer.traits)
     there["skip"] = sum(map(_adds, layers))
@@ -68,10 +69,10 @@ def one(name: str) -> dict[str, Any]:
     }
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        call = {"callable": f"{HERE.parent / 'sweep.py'}:data", "args": {"name": name}}
+        call = {"callable": f"{sweep.NETWORKS}:data", "args": {"name": name}}
         recipe = {
             "version": 1,
-            "model": {"callable": f"{HERE.parent / 'sweep.py'}:build", "args": {"name": name}},
+            "model": {"callable": f"{sweep.NETWORKS}:build", "args": {"name": name}},
             "data": {
                 "calibration": {**call, "args": {"name": name, "samples": 64}},
                 "evaluation": {**call, "args": {"name": name, "seed": 1, "samples": 64}},
