@@ -9,6 +9,8 @@ import torch
 from conftest import run_main
 
 import granplugin
+from granplugin.graph.read.loading import read_model
+from granplugin.graph.read.quantized_graph import read_quantized
 from granplugin.graph.reference import open_session
 from granplugin.network.copying import copy_of
 
@@ -96,11 +98,19 @@ class Net(nn.Module):
         self.direct.forward = functools.partial(nn.Conv2d.forward, self.direct)
         self.reflect = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
         self.circular = nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")
+        self.weight_hook = nn.utils.weight_norm(nn.Conv2d(4, 4, 1))
+        self.spectral_hook = nn.utils.spectral_norm(nn.Conv2d(4, 4, 1))
+        self.weight_normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
+        self.spectral_normed = nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 1))
         self.recurrent, self.head = nn.LSTM(4, 4, batch_first=True), nn.Linear(4, 4)
 
     def forward(self, image):
         x = self.act(self.conv(image))
-        for name in "method partial function named odd twice hidden fused normed direct reflect circular".split():
+        for name in "method partial function named odd twice hidden fused normed direct".split():
+            x = self.act(getattr(self, name)(x))
+        for name in "reflect circular".split():
+            x = self.act(getattr(self, name)(x))
+        for name in "weight_hook spectral_hook weight_normed spectral_normed".split():
             x = self.act(getattr(self, name)(x))
         steps, _ = self.recurrent(x.flatten(2).transpose(1, 2))
         return self.head(steps.mean(1))
@@ -118,6 +128,7 @@ LAYERS = [
     *("conv", "method.conv", "partial.conv", "function.conv", "named.0", "odd.a layer"),
     *("odd.größe", "odd.a/b", "odd.conv", "twice.conv", "fused", "normed.0", "direct", "head"),
     *("reflect", "circular"),
+    *("weight_hook", "spectral_hook", "weight_normed", "spectral_normed"),
     "hidden.conv2d",  # a module that is registered nowhere, so called as what is called in it
 ]
 
@@ -134,6 +145,11 @@ def test_every_layer_is_quantized_whatever_calls_it_and_whoever_shares_it(projec
     types = [node.op_type for node in nodes]
     assert types.count("LSTM") == 1 and "BatchNormalization" not in types
     assert report.variants[-1].quantized_sites == 2 * len(LAYERS)
+    assert report.variants[-1].agreement.oracle_differs == 0
+    path = project.out / report.variants[-1].onnx
+    found = {site.row.site for site in read_quantized(read_model(path), path).operands}
+    # In the file what pads by values of the input is a node between that and the product.
+    assert {f"model.{name}/Conv.input" for name in ("reflect", "circular")} <= found
 
 
 def test_a_batch_norm_that_cannot_be_folded_is_an_error_of_a_rule_and_a_note_of_the_defaults(

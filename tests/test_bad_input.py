@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from conftest import run_main
 from filelock import FileLock
 
+from granplugin import backends
 from granplugin.store import run_folder
 
 
@@ -252,6 +255,49 @@ def test_our_own_failure_exits_70_with_versions_in_a_log(applied, monkeypatch):
     os.unlink(log)
     assert "ZeroDivisionError: by our own fault" in told
     assert "torch 2." in told
+
+
+def test_what_a_hook_of_ours_raises_is_not_told_as_the_models(project, monkeypatch):
+    ours = {"__name__": "granplugin.calibration.seen"}
+    exec("def add(*_):\n    raise ZeroDivisionError('by our own hook')", ours)
+    monkeypatch.setattr("granplugin.modelopt_bridge.observe.Seen.add", ours["add"])
+    project.recipe()
+    done = project.apply()
+    assert (done.code, done.stdout) == (70, "")
+    assert "forward" not in done.stderr and "nets.py" not in done.stderr
+    log = Path(done.stderr.split()[-1])
+    told = log.read_text()
+    log.unlink()
+    assert "Traceback" in told and "in hook" in told
+    assert "ZeroDivisionError: by our own hook" in told
+
+
+def test_a_file_that_an_engine_refuses_is_told_by_the_variants_name(applied, monkeypatch):
+    pytest.importorskip("openvino")
+    backend = backends.backend_of("onnxruntime")  # which quotes the path of what it refuses
+    build, refused = backend.build, []
+
+    def damaged(path, out, options=None):
+        if not path.name.startswith("variant-"):
+            return build(path, out, options)
+        model = onnx.load(path)
+        next(node for node in model.graph.node if node.op_type == "Conv").op_type = "Unheard"
+        (applied.folder / "damaged").mkdir(exist_ok=True)
+        refused.append(path.stem)
+        onnx.save(model, applied.folder / "damaged" / path.name)
+        return build(applied.folder / "damaged" / path.name, out, options)
+
+    monkeypatch.setattr(backend, "build", damaged)
+    applied.recipe(engines=["onnxruntime", "openvino"])
+    done = applied.apply()
+    by_name = {each.name: each for each in applied.report().variants}
+    for name in ("fp32", "recipe"):
+        told = next(e for e in by_name[name].engines if e.engine == "onnxruntime").refused
+        assert told.startswith("onnxruntime refused it: ") and "conv/Conv" in told
+        assert f"REFUSED: {name}: onnxruntime refused it: " in done.stdout
+    assert "layers 'conv'" in told, "that of the recipe names its layers"
+    texts = [done.stdout, done.stderr, (applied.out / "report.md").read_text()]
+    assert refused and not any(name in text for name in refused for text in texts)
 
 
 def test_a_rule_that_matches_nothing_is_refused_before_calibration(project, monkeypatch):
