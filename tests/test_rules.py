@@ -95,6 +95,7 @@ def test_a_bound_compares_as_it_reads(sign, limit, number):
     [
         ({"name": ["stem.cnv"]}, "'stem.cnv' matches no layer; nearest: 'stem.conv'"),
         ({"name": ["blocks.*.conv"]}, "'blocks.*.conv' matches no layer; nearest: 'block.*.conv'"),
+        ({"name": ["block*"]}, "'block*' matches no layer; nearest: 'block**'"),
         ({"name": ["zzzzzzzz"]}, "'zzzzzzzz' matches no layer"),
         ({"name": ["stem.conv"], "type": ["Linear"]}, "no layer has name stem.conv, type Linear"),
         ({"trait": ["first", "last"]}, "no layer has trait first and last"),

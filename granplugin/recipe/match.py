@@ -14,6 +14,7 @@ from granplugin.recipe.glob import MAX_LENGTH, matcher
 from granplugin.recipe.strict import OneOf, OrAlone, Strict, words
 
 _BOUND = re.compile(r"(>=|<=|>|<)\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)")
+_ONE_LEVEL = re.compile(r"(?<!\*)\*(?!\*)")
 
 
 def _bound(value: Any) -> str:
@@ -147,7 +148,8 @@ def nearest(match: Match, layers: Sequence[Layer]) -> str:
 
 
 def _globbed(names: Sequence[str], wanted: str) -> list[str]:
-    """Layer names written as the pattern would have to be: with its wildcards in place."""
+    """Layer names, and what matches some: those written as the pattern would have to be, with its
+    wildcards in place, and the pattern with wildcards that cross levels."""
     parts = wanted.split(".")
     globbed = {
         ".".join(
@@ -157,4 +159,6 @@ def _globbed(names: Sequence[str], wanted: str) -> list[str]:
         for name in names
         if len(name.split(".")) == len(parts)
     }
-    return list(dict.fromkeys([*sorted(globbed), *names]))
+    patterns = [_ONE_LEVEL.sub("**", wanted), *sorted(globbed)]
+    matching = [each for each in patterns if any(map(matcher(each), names))]
+    return list(dict.fromkeys([*matching, *names]))
