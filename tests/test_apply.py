@@ -292,6 +292,16 @@ def test_a_variant_of_the_defaults_own_file_is_said_to_change_nothing(applied):
         assert own.metrics["sqnr_db"].value == default.metrics["sqnr_db"].value
 
 
+def test_a_variant_of_fp32s_own_file_has_every_metric_that_is_asked(applied):
+    applied.recipe(rules=[{"match": {"type": ["Conv2d", "Linear"]}, "format": "float"}])
+    done = applied.apply()
+    assert done.code == 0, done.stderr
+    assert "recipe changes nothing: its file is fp32's" in done.stdout
+    found = applied.report().variants[-1].engines[0].metrics
+    assert found.keys() == {"top1", "agreement", "sqnr_db"}
+    assert (found["agreement"].value, found["sqnr_db"].value) == (100, float("inf"))
+
+
 def test_a_file_that_is_not_what_the_plan_says_exits_3(applied, monkeypatch):
     from granplugin.runs import variants
 

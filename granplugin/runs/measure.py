@@ -186,15 +186,15 @@ def measure(
     """
     tasks = [_task(session, each, module) for module in engines.values() for each in built]
     results: dict[tuple[str, str], Measured] = {}
-    same: dict[Path, Mapping[str, metrics.Score]] = {}  # engine's folder -> values
+    same: dict[Path, Mapping[str, metrics.Score]] = {}  # engine's folder -> the user's own values
     names = [f"{task.built.job.name} on {task.engine}" for task in tasks]
     done = track(run_tasks(tasks, session.run.kept), "building and measuring", names=names)
     for task, found in zip(tasks, done, strict=True):
         variant = task.built.job.name
         if found.ran:
-            values = _values(session, variant, found, results)
             # An `evaluate` that draws lots would tell one file from itself.
-            found = replace(found, values=same.setdefault(found.engine.path, values))
+            found = replace(found, values=same.setdefault(found.engine.path, found.values))
+            found = replace(found, values=_values(session, variant, found, results))
         results[variant, task.engine] = found
         _refuse_without(session.recipe, results, [FP32], len(engines))
     wanted = [each.job.name for each in built if each.job.kind != "baseline"]
