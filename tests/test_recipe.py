@@ -108,6 +108,7 @@ MISTAKES = {
     "engines: []": "5:1: one at least is expected here",
     "metrics: [top2]": "5:11: unknown metric 'top2'; did you mean 'top5'?",
     "rules: [{match: {trait: depthwize}, bn: fold}]": "5:18: unknown trait 'depthwize'; did you",
+    "rules: [{match: {type: Conv1D}, bn: fold}]": "'Conv1D'; did you mean 'Linear'?",
     "rules: [{match: {type: Conv2D}, bn: fold}]": "5:18: unknown layer type 'Conv2D'; did you",
     "baselines: [half]": "5:13: unknown baseline 'half'; known: fp32, fp16, tensorrt@11",
     "precision: half": "5:1: unknown precision 'half'; known: fp32, fp16, bf16",

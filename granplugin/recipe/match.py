@@ -48,7 +48,9 @@ def _names(value: Any) -> Any:
     return words(value)
 
 
-LayerType = Annotated[str, OneOf("layer type", tuple(sorted({*PRODUCTS, *PASSIVE})))]
+_MEANT = (("Conv1D", "Linear"), ("NonDynamicallyQuantizableLinear", "Linear"))
+"""Classes of transformers and of torch -> the type of their layers."""
+LayerType = Annotated[str, OneOf("layer type", tuple(sorted({*PRODUCTS, *PASSIVE})), meant=_MEANT)]
 Trait = Annotated[str, OneOf("trait", TRAITS)]
 
 
