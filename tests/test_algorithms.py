@@ -1,5 +1,5 @@
-"""modelopt's smoothquant and awq_lite, by run_algorithm or a rule, as a float network that computes the
-same."""
+"""modelopt's smoothquant, awq_lite and svdquant, by run_algorithm or a rule, as a float network that
+computes the same."""
 
 from __future__ import annotations
 
@@ -70,6 +70,36 @@ def test_the_float_network_stays_and_the_quantized_one_is_nearer(model, data, re
     assert loss(changed, data, recipe, before) < loss(copy.deepcopy(model), data, recipe, before)
 
 
+SVD = {"method": "svdquant", "lowrank": 4}
+
+
+@pytest.fixture(scope="module")
+def directed(model):
+    """The network, of which four directions hold most of a weight."""
+    made = copy.deepcopy(model)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        made.a.weight += torch.randn(32, 4) @ torch.randn(4, 64)
+    return made
+
+
+def test_svdquant_keeps_the_part_of_low_rank_beside_the_layer(directed, data):
+    with torch.no_grad():
+        before = directed(data)
+        changed = granplugin.run_algorithm(directed, INT4, data, lambda net: net(data), SVD, "a")
+        assert torch.allclose(changed(data), before, rtol=1e-4, atol=1e-4)
+        down, up = changed.a.low_rank
+        whole = (changed.a.weight + up.weight @ down.weight) * changed.a.input_scale
+    assert torch.allclose(whole, directed.a.weight, atol=1e-5)
+    _, a, *branch, b = trace(changed, data).layers
+    assert [a.unusable, b.unusable] == [None, None]
+    assert {each.unusable for each in branch} == {"low-rank branch of svdquant"}
+    alone = {**INT4, "rules": [*INT4["rules"], {"match": "b", "format": "float"}]}
+    plain = loss(copy.deepcopy(directed), data, alone, before)
+    branched = loss(changed, data, alone, before)
+    assert branched < plain / 4
+
+
 def test_the_scales_are_modelopts_own(model, data):
     changed = granplugin.run_algorithm(
         model, INT8, data, lambda net: net(data), {"method": "smoothquant", "alpha": 0.5}, "a"
@@ -88,6 +118,7 @@ def test_the_scales_are_modelopts_own(model, data):
         (INT8, "smoothquant", "b", "'b' has a float weight by defaults"),
         (INT4, "smoothquant", "a", "'a' has a float input by defaults"),
         (INT8, "awq_lite", "c", "'c' matches no layer"),
+        (INT4, "svdquant", "b", "weight of 8 x 32, of which such a rank leaves nothing"),
     ],
 )
 def test_an_algorithm_that_does_not_fit_is_refused(model, data, recipe, method, match, said):
@@ -137,6 +168,20 @@ def test_a_rule_lets_modelopt_change_its_layers_and_no_other(model, data, tmp_pa
     assert "=> its weight is changed first: smoothquant" in told
 
 
+def test_svdquant_by_a_rule_leaves_its_branch_float_in_the_file(tmp_path):
+    rules = [*INT4["rules"], {"match": "a", "algorithm": SVD}]
+    done = granplugin.apply(recipe_of(tmp_path, rules), out=tmp_path / "run")
+    assert done.exit_code == 0
+    (own,) = (each for each in done.report.variants if each.kind == "recipe")
+    graph = onnx.load(tmp_path / "run" / "variants" / own.name / "model.onnx").graph
+    made = {node.output[0]: node for node in graph.node}
+    read = {node.name: [made[x].op_type for x in node.input if x in made] for node in graph.node}
+    assert read["a/Gemm"] == ["DequantizeLinear"] * 2
+    assert read["a.low_rank.0/Gemm"] == ["Mul"] and read["a.low_rank.1/Gemm"] == ["Gemm"]
+    told = [(each.reason, each.products) for each in own.coverage.floats]
+    assert told == [("low-rank branch of svdquant", 2)]
+
+
 @pytest.mark.parametrize(
     ("rules", "more", "said"),
     [
@@ -145,7 +190,9 @@ def test_a_rule_lets_modelopt_change_its_layers_and_no_other(model, data, tmp_pa
          "'a' has a float weight by rule 1"),
         ([{"match": "a", "half": "allow", "input": "float"},
           {"match": {"type": "Linear"}, "algorithm": "smoothquant"}], {}, "'a' has a float input"),
-        ([{"match": "a", "algorithm": "svdquant"}], {}, "adds products of its own"),
+        ([{"match": "a", "algorithm": {"method": "svdquant", "lowrank": 0.5}}], {}, "a whole number"),
+        ([{"match": "a", "algorithm": SVD, "output": {"format": "int8"}}], {}, "a quantized output"),
+        ([{"match": "a", "algorithm": "gptq"}], {}, "it rounds the weights it finds itself"),
         ([{"match": "a", "algorithm": {"method": "awq_lite", "alpha": 1}}], {}, "alpha_step"),
         ([{"id": "s", "match": "a", "algorithm": "smoothquant"}],
          {"variants": {"plain": {"drop": ["s"]}}}, "one float network"),

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from granplugin.errors import ModelError, RecipeError
+from granplugin.network.changed_linear import with_changed
 from granplugin.network.forward import Example, call, flatten_outputs
-from granplugin.network.scaled_input import with_scaled_inputs
 from granplugin.network.trace import trace
 from granplugin.planning.moving import misfit, rows_of
 from granplugin.planning.plan import make_plan
@@ -31,9 +31,10 @@ def run_algorithm(
     algorithm: str | Mapping[str, Any],
     match: str | list[str] = "**",
 ) -> nn.Module:
-    """A float copy of `model` with the weights that modelopt's `smoothquant` or `awq_lite` chose
-    for its linear layers named by `match`: their inputs are multiplied by a scale for each channel,
-    their weights divided by it.
+    """A float copy of `model` with the weights that modelopt's `smoothquant`, `awq_lite` or
+    `svdquant` chose for its linear layers named by `match`: their inputs are multiplied by a scale
+    for each channel, their weights divided by it. svdquant's lose their part of low rank besides,
+    which two float linear layers, LAYER.low_rank.0 and .1, compute beside them.
 
     What these layers are quantized to is what `recipe` says, of which rules and defaults count. An
     `algorithm` with parameters is `{"method": "awq_lite", "alpha_step": 0.1}`. `forward_loop(model)`
@@ -63,7 +64,7 @@ def run_algorithm(
     found = moved(model, rows_of(fitting, plan.quantized), told.told, forward_loop)
     if missed := sorted(fitting - found.keys()):
         raise ModelError(f"modelopt's {told} changed nothing in {first(missed)}")
-    changed = with_scaled_inputs(model, found)
+    changed = with_changed(model, found)
     with torch.no_grad():
         before, after = (flatten_outputs(call(each, example)) for each in (model, changed))
     check_same(f"the weights of {told}", _arrays(before), _arrays(after))

@@ -1,4 +1,4 @@
-"""modelopt's algorithms that move ranges from inputs into weights, run on a copy of a network."""
+"""modelopt's algorithms that change weights, run on a copy of a network."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from granplugin.errors import ModelError
 from granplugin.modelopt_bridge.chatter import quiet
 from granplugin.modelopt_bridge.library import mtq
 from granplugin.modelopt_bridge.observe import ForwardLoop
+from granplugin.network.changed_linear import Change
 from granplugin.network.copying import copy_of
 from granplugin.network.forward import evaluating
 from granplugin.planning.quantize_config import native_attributes, quantizer_name
 from granplugin.planning.rows import QuantizedRow
+
+_BRANCH = ("svdquant_lora_a", "svdquant_lora_b")
+"""Of a weight's quantizer: the factors that read the input, and put out, of a low-rank branch."""
 
 
 def moved(
@@ -24,9 +28,9 @@ def moved(
     rows: Iterable[QuantizedRow],
     algorithm: Mapping[str, Any],
     forward_loop: ForwardLoop,
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Linear layer -> the scale of its input (in,) and its weight (out, in), as an algorithm of
-    modelopt's chose them while these rows, and no others, are quantized. The model stays as it is.
+) -> dict[str, Change]:
+    """Linear layer -> what an algorithm of modelopt's made of it while these rows, and no others, are
+    quantized. The model stays as it is.
 
     Raises ModelError for a row that modelopt's own quantizers do not have.
     """
@@ -40,9 +44,10 @@ def moved(
     config = {"quant_cfg": entries, "algorithm": dict(algorithm)}
     with quiet(), evaluating(model):
         found = mtq.quantize(copy_of(model), config, forward_loop)
-    layers: dict[str, tuple[Tensor, Tensor]] = {}
+    layers: dict[str, Change] = {}
     for name, module in found.named_modules():
         scale = getattr(getattr(module, "input_quantizer", None), "_pre_quant_scale", None)
         if isinstance(scale, torch.Tensor):
-            layers[name] = scale.detach(), module.weight.detach()
+            branch = (getattr(module.weight_quantizer, each, None) for each in _BRANCH)
+            layers[name] = Change(scale.detach(), module.weight.detach(), *branch)
     return layers

@@ -12,6 +12,10 @@ from granplugin.quant.folding import channel_ranges, fold, spread
 from granplugin.quant.layers import PASSIVE, PRODUCTS, WEIGHTED, Layer, sites_of
 
 
+class LowRankFactor(nn.Linear):
+    """One of two that compute what a layer's weight lacks, which svdquant keeps out of rounding."""
+
+
 def sited(model: nn.Module) -> dict[str, nn.Module]:
     """The modules that are layers, by name: not those whose own forward says what they multiply."""
     own = {name for name, module in weighted(model).items() if has_own_forward(module)}
@@ -48,6 +52,8 @@ def describe(name: str, module: nn.Module, bn: nn.Module | None) -> Layer:
     type_ = base.__name__
     if "forward" in vars(module):
         unusable = "its forward is set on the instance, so modelopt's would not be called"
+    elif isinstance(module, LowRankFactor):
+        unusable = "low-rank branch of svdquant"
     elif has_own_forward(module):
         unusable = (
             f"its class {type(module).__name__} has its own forward, which modelopt does not "

@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from granplugin.errors import RecipeError
 from granplugin.planning.rows import Moved, QuantizedRow, Row
 from granplugin.quant.layers import Layer
-from granplugin.recipe.algorithms import NONE, Algorithm
+from granplugin.recipe.algorithms import NONE, SVDQUANT, Algorithm
 from granplugin.recipe.loaded import LoadedPart
 
-_RANGED = {"smoothquant": ("weight", "input"), "awq_lite": ("weight",)}
+_RANGED = {"smoothquant": ("weight", "input"), "awq_lite": ("weight",), SVDQUANT: ("weight",)}
 """The operands that have to be quantized: smoothquant moves ranges from inputs to weights, awq_lite
-those within weights."""
+those within weights, as svdquant does first."""
 
 
 def moved_by(
@@ -66,6 +66,25 @@ def misfit(layer: Layer, algorithm: Algorithm, rows: Mapping[str, Row]) -> str |
         row = rows[f"{layer.name}.{operand}"]
         if not row.quantized:
             return f"has a float {operand} by {row.rule} ({row.where})"
+    if algorithm.method == SVDQUANT:
+        return _unbranched(layer, algorithm, rows)
+    return None
+
+
+def _unbranched(layer: Layer, algorithm: Algorithm, rows: Mapping[str, Row]) -> str | None:
+    """Why a layer can have no product of low rank beside its own, or None."""
+    weight = layer.shape("weight") or ()
+    if algorithm.parameter is not None and algorithm.parameter >= min(weight, default=0):
+        return (
+            f"has a weight of {' x '.join(map(str, weight))}, of which such a rank leaves nothing"
+        )
+    if rows[f"{layer.name}.weight"].bn == "fold":
+        return "has a batch norm folded into its weight, and the branch beside it would miss that"
+    for operand in ("output", "skip"):
+        row = rows.get(f"{layer.name}.{operand}")
+        if row is not None and row.quantized:
+            told = "output" if operand == "output" else "skip input"
+            return f"has a quantized {told} by {row.rule} ({row.where}), where the branch is added"
     return None
 
 

@@ -132,7 +132,7 @@ class _Planner:
                 f"{kept[0].unfolded}; exclude the layer, or say bn: keep for it",
             )
         folded = rule.bn == "fold" and any(layer.given is not None for layer in usable)
-        if rule.bn and not folded and not any(layer.bn for layer in usable):
+        if rule.bn and not folded and not any(layer.bn or layer.unfolded for layer in usable):
             raise self.loaded.error(
                 ("rules", index, "bn"),
                 "no layer this rule matches has a batch norm behind it that can be folded",

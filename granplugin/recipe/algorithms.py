@@ -1,4 +1,4 @@
-"""modelopt's algorithms that move ranges of inputs into weights, as a rule names them."""
+"""modelopt's algorithms that change weights, as a rule names them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 from granplugin.suggest import did_you_mean
 
-MOVING = {"smoothquant": "alpha", "awq_lite": "alpha_step"}
+SVDQUANT = "svdquant"
+MOVING = {"smoothquant": "alpha", "awq_lite": "alpha_step", SVDQUANT: "lowrank"}
 """Those that multiply an input by a scale for each channel and divide the weight by it, with the
-parameter of each. (awq_clip changes ranges alone, svdquant adds products of its own.)"""
+parameter of each. svdquant then keeps the part of the weight that is of rank `lowrank` in float, as
+two products beside the layer's. (awq_clip changes ranges alone.)"""
+_LOWRANK = 32
+"""modelopt's own (SVDQuantConfig)."""
 NONE = "none"
 """Takes back what an earlier rule says."""
 _ELSE = {
-    "svdquant": "it adds products of its own beside each layer's; take smoothquant or awq_lite",
     "awq_full": "its second half, awq_clip, changes ranges alone; take awq_lite and calibrator: mse",
     "awq_clip": "it changes ranges alone; say calibrator: mse of the weight",
     "gptq": "it rounds the weights it finds itself, and what is exported here is rounded again",
@@ -25,7 +28,8 @@ _ELSE = {
 
 @dataclass(frozen=True, slots=True)
 class Algorithm:
-    """One of MOVING, or NONE; `parameter` is its one number, modelopt's own default where None."""
+    """One of MOVING, or NONE; `parameter` is its one number, modelopt's own default where None,
+    which it never is for svdquant."""
 
     method: str
     parameter: float | None = None
@@ -64,10 +68,26 @@ def parse_algorithm(value: Any) -> Algorithm:
     if others:
         raise ValueError(f"{method} has the parameter {MOVING[method]}, and no {others[0]!r}")
     number = told.get(MOVING[method])
+    if method == SVDQUANT:
+        return Algorithm(method, _rank(number))
     numeric = isinstance(number, (int, float)) and not isinstance(number, bool)
     if number is not None and not (numeric and 0 < number <= 1):
         raise ValueError(f"{MOVING[method]} is a number above 0 and at most 1, not {number!r}")
     return Algorithm(method, None if number is None else float(number))
+
+
+def _rank(number: Any) -> int:
+    if number is None:
+        return _LOWRANK
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ValueError(f"lowrank is a whole number of at least 1, not {number!r}")
+    return number
+
+
+def _schema_of(method: str) -> dict[str, Any]:
+    if method == SVDQUANT:
+        return {"type": "integer", "minimum": 1}
+    return {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
 
 
 AlgorithmKey = Annotated[
@@ -83,7 +103,7 @@ AlgorithmKey = Annotated[
                         "type": "object",
                         "properties": {
                             "method": {"const": method},
-                            parameter: {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+                            parameter: _schema_of(method),
                         },
                         "required": ["method"],
                         "additionalProperties": False,

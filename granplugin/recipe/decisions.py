@@ -78,8 +78,8 @@ class Rule(Decision):
     algorithm: AlgorithmKey | None = Field(
         default=None,
         description="Let modelopt change the weights of these linear layers first, so that they and "
-        "their inputs lose less by rounding: smoothquant, awq_lite, or with its number, {method: "
-        "awq_lite, alpha_step: 0.05}; none takes it back. The float network stays the same.",
+        "their inputs lose less by rounding: smoothquant, awq_lite, svdquant, or with its number, "
+        "{method: svdquant, lowrank: 16}; none takes it back. The float network computes the same.",
         examples=["smoothquant"],
     )
 

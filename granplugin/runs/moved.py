@@ -15,7 +15,7 @@ from granplugin.planning.moving import rows_of
 from granplugin.planning.plan import make_plan
 from granplugin.planning.rows import Moved, Plan, QuantizedRow
 from granplugin.progress import stage
-from granplugin.recipe.algorithms import Algorithm
+from granplugin.recipe.algorithms import SVDQUANT, Algorithm
 from granplugin.store.keys import content_key
 from granplugin.store.maker import made_by
 from granplugin.words import counted, first
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from granplugin.runs.session import Session
     from granplugin.sources.torch_network import TorchNetwork
 
-Found = dict[str, tuple[np.ndarray, np.ndarray]]
-"""Linear layer -> the scale of its input, and its weight."""
+Found = dict[str, dict[str, np.ndarray]]
+"""Linear layer -> the tensors of a Change of it, by name."""
 _CLOSE = 1e-4
 """Of the largest output: what float32 sums in another order may differ by."""
 
@@ -68,14 +68,16 @@ def moved(plain: Session) -> TorchNetwork:
             found |= own
         save_file(
             {f"{name}.{part}": np.ascontiguousarray(array)
-             for name, pair in found.items()
-             for part, array in zip(("scale", "weight"), pair, strict=True)},
+             for name, parts in found.items()
+             for part, array in parts.items()},
             path,
         )  # fmt: skip
 
     kept = load_file(plain.run.kept.made("moved", key, ".safetensors", find))
-    layers = {each.layer for each in plan.moved}
-    found = {name: (kept[f"{name}.scale"], kept[f"{name}.weight"]) for name in layers}
+    found: Found = {each.layer: {} for each in plan.moved}
+    for name, array in kept.items():
+        layer, _, part = name.rpartition(".")
+        found[layer][part] = array
     return network.with_moved(found, key, notes)
 
 
@@ -107,8 +109,9 @@ def _rows(plan: Plan, asked: Sequence[Moved]) -> list[QuantizedRow]:
 def _notes(asked: Sequence[Moved]) -> Iterator[str]:
     for algorithm, own in _by_algorithm(asked):
         names = [each.layer for each in own]
+        branch = ", with a float branch of low rank" if algorithm.method == SVDQUANT else ""
         yield (
-            f"{algorithm} changed the weights of {counted(names, 'layer')} and scales their inputs: "
-            f"{first(names)} ({own[0].rule}); baselines and variants are of this network, whose "
+            f"{algorithm} changed the weights of {counted(names, 'layer')} and scales their inputs"
+            f"{branch}: {first(names)} ({own[0].rule}); baselines and variants are of this network, whose "
             "float outputs are the same"
         )

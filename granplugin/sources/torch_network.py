@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -18,6 +18,7 @@ from granplugin.calibration.statistics import Need, Statistics, ranged
 from granplugin.errors import UserError
 from granplugin.measures.samples import Output
 from granplugin.network.batch_norms import fold_batch_norms
+from granplugin.network.changed_linear import Change, with_changed
 from granplugin.network.copying import copy_of
 from granplugin.network.export import export_float
 from granplugin.network.first_norm import first_norm
@@ -27,7 +28,6 @@ from granplugin.network.modules import Stored, stored, untraced, weight_of
 from granplugin.network.nested import hold_inputs, nested
 from granplugin.network.norm_seen import NormSeen
 from granplugin.network.repeatable import check_repeatable
-from granplugin.network.scaled_input import with_scaled_inputs
 from granplugin.network.taken import Quantizers, take
 from granplugin.network.trace import Traced, trace
 from granplugin.network.unexportable import chosen_by_values
@@ -186,10 +186,9 @@ class TorchNetwork:
         rows: Sequence[QuantizedRow],
         algorithm: Algorithm,
         batches: Callable[[], Iterable[Batch]],
-    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Linear layer -> the scale of its input (in,) and its weight (out, in), as an algorithm of
-        modelopt's chose them for these rows and batches, of which it takes more than one pass. Raises
-        ModelError."""
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """Linear layer -> the tensors of a Change, by name, as an algorithm of modelopt's chose them
+        for these rows and batches, of which it takes more than one pass. Raises ModelError."""
         from granplugin.modelopt_bridge.algorithms import moved
 
         def loop(model: nn.Module) -> None:
@@ -198,19 +197,23 @@ class TorchNetwork:
 
         found = moved(self.model, rows, algorithm.told, loop)
         return {
-            name: (scale.float().cpu().numpy(), weight.float().cpu().numpy())
-            for name, (scale, weight) in found.items()
+            name: {
+                part.name: tensor.detach().float().cpu().numpy()
+                for part in fields(change)
+                if (tensor := getattr(change, part.name)) is not None
+            }
+            for name, change in found.items()
         }
 
     def with_moved(
-        self, layers: Mapping[str, tuple[np.ndarray, np.ndarray]], key: str, notes: Sequence[str]
+        self, layers: Mapping[str, Mapping[str, np.ndarray]], key: str, notes: Sequence[str]
     ) -> TorchNetwork:
         """The network with what `moved` found in place: the same outputs, under another key."""
         found = {
-            name: (torch.from_numpy(scale), torch.from_numpy(weight))
-            for name, (scale, weight) in layers.items()
+            name: Change(**{part: torch.from_numpy(array) for part, array in parts.items()})
+            for name, parts in layers.items()
         }
-        model = with_scaled_inputs(self.model, found)
+        model = with_changed(self.model, found)
         return TorchNetwork(model, key, self.form, notes=(*self.notes, *notes))
 
     def export(self, layers: Sequence[Layer], example: Batch, path: Path) -> None:
