@@ -396,6 +396,15 @@ def test_a_rule_without_which_the_plan_is_refused_decides_something(recipe):
     assert needless.uses[0].decides == 0 and "half decides nothing" in needless.notes[0]
 
 
+def test_why_says_what_keeps_a_batch_norm_that_the_preset_folds(recipe):
+    def told(*rules):
+        return why(loaded(rules), NET, plan_of(rules), "stem.conv")[-1]
+
+    assert told().startswith("=> bn: fold (") and told().endswith(")")
+    kept = told({"match": "stem.conv", "format": "float"})
+    assert kept.startswith("=> bn: keep (") and "where the layer is quantized" in kept
+
+
 def test_why_of_an_unknown_layer_names_the_nearest(recipe):
     with pytest.raises(UserError, match="no layer is called 'head.fx'; did you mean 'head.fc'?"):
         why(loaded(), NET, plan_of(), "head.fx")

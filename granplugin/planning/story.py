@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from granplugin.errors import UserError
 from granplugin.planning.rows import Plan
-from granplugin.planning.settle import Sayings, Settled
+from granplugin.planning.settle import PRESET, Sayings, Settled
 from granplugin.quant.layers import Layer
 from granplugin.recipe.loaded import LoadedPart
 from granplugin.recipe.match import select
@@ -28,7 +28,7 @@ def why(loaded: LoadedPart, layers: Sequence[Layer], plan: Plan, name: str) -> t
     sayings = Sayings(loaded)
     rules = [n for n, rule in enumerate(sayings.rules) if select(rule.match, [layer])]
     settled = sayings.settle(layer, rules)
-    return (*_said(sayings, settled), *_moved(sayings, rules), *_came_of_it(plan, layer))
+    return (*_said(sayings, settled), *_moved(sayings, rules), *_came_of_it(plan, layer, settled))
 
 
 def _moved(sayings: Sayings, rules: Sequence[int]) -> Iterator[str]:
@@ -53,7 +53,7 @@ def _said(sayings: Sayings, settled: Settled) -> Iterator[str]:
         yield f"{where}  {rule}: {what} = {value}{lost}"
 
 
-def _came_of_it(plan: Plan, layer: Layer) -> Iterator[str]:
+def _came_of_it(plan: Plan, layer: Layer, settled: Settled) -> Iterator[str]:
     rows = [row for row in plan.rows if row.layer == layer.name]
     for each in plan.moved:
         if each.layer == layer.name:
@@ -69,4 +69,6 @@ def _came_of_it(plan: Plan, layer: Layer) -> Iterator[str]:
         elif row.operand != "output":
             yield f"=> {row.operand}: float"
     if rows and rows[0].bn:
-        yield f"=> bn: {rows[0].bn} ({layer.bn})"
+        kept = rows[0].bn == "keep" and (settled.bn, settled.bn_rule) == ("fold", PRESET)
+        why_kept = ": the preset folds it where the layer is quantized" if kept else ""
+        yield f"=> bn: {rows[0].bn} ({layer.bn}){why_kept}"
