@@ -15,6 +15,7 @@ from granplugin.audits.lint import lint
 from granplugin.audits.refusals import refusals
 from granplugin.audits.shapes import parse_shapes, shapes_for
 from granplugin.backends.engine_plan import EnginePlan
+from granplugin.backends.nvidia.builder import Builder
 from granplugin.backends.nvidia.kernels import Kernels
 from granplugin.errors import EngineError
 from granplugin.graph.read.loading import read_model
@@ -57,6 +58,59 @@ def of(op, domain="", inputs=1, **attributes):
     return net.model(net.node(op, *given, domain=domain, **attributes), (1, 32, 8, 8))
 
 
+def stored(op, *more, **attributes):
+    """Sums of an input and what `op` makes of an int8 constant."""
+    net = Net(half=False)
+    held = net.node(op, net.constant(np.ones((32, 1, 1), np.int8)), *more, **attributes)
+    return net.model(net.node("Add", "x", held), (1, 32, 8, 8))
+
+
+def between(op, kind=np.int8, **attributes):
+    """`op` between a QuantizeLinear and a DequantizeLinear."""
+    net = Net(half=False)
+    scale, zero = net.constant(np.float32(0.03)), net.constant(kind(0))
+    y = net.node(op, net.node("QuantizeLinear", "x", scale, zero), **attributes)
+    return net.model(net.node("DequantizeLinear", y, scale, zero), (1, 32, 8, 8))
+
+
+def cast(*to):
+    """Casts of `x`, one after another, and Q/DQ."""
+    net, x = Net(half=False), "x"
+    for kind in to:
+        x = net.node("Cast", x, to=kind)
+    return net.model(net.qdq(x), (1, 32, 8, 8))
+
+
+def fp8(net):
+    scale = net.constant(np.float32(0.03))
+    net.constants.append(helper.make_tensor("z8", TensorProto.FLOAT8E4M3FN, (), [0.0]))
+    q = net.node("QuantizeLinear", "x", scale, "z8")
+    return net.node("DequantizeLinear", q, scale, "z8")
+
+
+def at_run_time(net, axes=(), what="scale"):
+    """Q/DQ whose scale or zero point is computed, over everything or `axes`."""
+    given = net.node("ReduceMax", "x", *(net.constant(np.int64(a)) for a in axes), keepdims=0)
+    scale, zero = net.constant(np.float32(0.03)), net.constant(np.zeros([32] * len(axes), np.int8))
+    scale, zero = (given, zero) if what == "scale" else (scale, net.node("Cast", given, to=3))
+    said = {"axis": 1} if axes else {}
+    q = net.node("QuantizeLinear", "x", scale, zero, **said)
+    return net.node("DequantizeLinear", q, scale, zero, **said)
+
+
+def uint8_input(op, **attributes):
+    net = Net(half=False)
+    x = net.node(op, "x", **attributes)
+    model = net.model(net.node("Relu", net.node("Cast", x, to=1)), (1, 32, 8, 8))
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    return model
+
+
+def nothing(net):
+    """A quantized tensor of no channels."""
+    return weight(net, np.float32(0.1), np.int8(0), axis=None, shape=(1, 0, 8, 8))
+
+
 REFUSED = {
     "scale-zero": conv(scale=scales(5)),
     "scale-negative": conv(scale=scales(5, -0.01)),
@@ -66,6 +120,11 @@ REFUSED = {
     "asymmetric": conv(lambda net: net.qdq("x", zero=np.uint8(128))),
     "unsupported-type": conv(stored=np.uint8),
     "int32-bias": conv(bias=bias),
+    "int8-constant": stored("Cast", to=1),
+    "quantized-integers": cast(TensorProto.INT32),
+    "int8-operator": between("Sigmoid"),
+    "formats-differ": conv(fp8),
+    "scale-at-run-time": conv(at_run_time),
     "qoperator": of("QLinearSigmoid", "com.microsoft"),
     "integer-operators": of("MatMulInteger", inputs=2),
     "packed-weights": of("MatMulNBits", "com.microsoft"),
@@ -94,6 +153,53 @@ def test_each_refusal_is_told_alone_and_of_no_good_file(tmp_path, code):
     assert told[0].severity == "refused" and told[0].instead
     good = conv() if code != "unsupported-type" else conv(lambda net: net.qdq("x"))
     assert refusals(found_in(good, tmp_path), "tensorrt_rtx") == ()
+
+
+ALIKE = {
+    "int8-constant": [stored("Identity"), stored("Transpose", perm=[0, 2, 1])],
+    "quantized-integers": [cast(TensorProto.BOOL), cast(TensorProto.INT64)],
+    "int8-operator": [between("Softmax", np.uint8), between("GlobalAveragePool")],
+    "scale-at-run-time": [conv(lambda net: at_run_time(net, what="zero"))],
+    "unsupported-type": [
+        cast(TensorProto.INT16, 1), cast(TensorProto.UINT8, 1), cast(TensorProto.FLOAT8E4M3FN, 1),
+        uint8_input("Transpose", perm=[0, 1, 3, 2]), uint8_input("Identity"),
+    ],
+}  # fmt: skip
+"""More of the kinds of tensors that what reads them does not take."""
+BUILT = {
+    "int8 moved": between("Transpose", perm=[0, 1, 3, 2]),
+    "uint8 moved": between("MaxPool", np.uint8, kernel_shape=[2, 2]),
+    "int8 Relu": between("Relu"),
+    "cast to int8": cast(TensorProto.INT8, 1),
+    "cast to int64": cast(TensorProto.INT64, 1),
+    "uint8 input": uint8_input("Cast", to=1),
+    "nothing": conv(lambda net: net.node("Concat", net.qdq("x"), nothing(net), axis=1)),
+    "scales at run time": conv(lambda net: at_run_time(net, [[0, 2, 3]])),
+}
+"""What lies next to them, and is taken."""
+
+
+@pytest.mark.parametrize(("code", "at"), [(c, i) for c in ALIKE for i in range(len(ALIKE[c]))])
+def test_more_tensors_that_their_reader_does_not_take_are_told(tmp_path, code, at):
+    told = refusals(found_in(ALIKE[code][at], tmp_path), "tensorrt_rtx")
+    assert code in [finding.code for finding in told]
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_what_lies_next_to_a_refused_type_is_not_told(tmp_path, name):
+    assert refusals(found_in(BUILT[name], tmp_path), "tensorrt_rtx") == ()
+
+
+@needs_rtx
+def test_the_engine_refuses_and_takes_the_same_types(tmp_path):
+    """A crash of its compiler costs a process, so the one there is is not among them."""
+    refused = [REFUSED["int8-constant"], *(m for models in ALIKE.values() for m in models)]
+    with Builder("tensorrt_rtx", tmp_path) as builder:
+        for model in [*refused, REFUSED["int8-operator"], REFUSED["formats-differ"]]:
+            with pytest.raises(EngineError):
+                builder.build(model)
+        for model in BUILT.values():
+            builder.build(model)
 
 
 def test_every_refusal_has_a_case():

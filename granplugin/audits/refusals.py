@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from granplugin.audits.types_read import TYPES, unread
 from granplugin.backends.nvidia.libraries import LIBRARIES
 from granplugin.capabilities import Promise
 from granplugin.graph.read.graph import closed, dequantizes, quantizes
@@ -33,16 +34,6 @@ _INTEGER = frozenset(
 """What quantize_dynamic writes."""
 _QOPERATORS = frozenset({"QAttention", "QGemm"})
 _PACKED = frozenset({"GatherBlockQuantized", "MatMulBnb4", "MatMulFpQ4", "MatMulNBits"})
-_TYPES = {
-    TensorProto.INT16: "int16",
-    TensorProto.UINT16: "uint16",
-    TensorProto.UINT32: "uint32",
-    TensorProto.UINT64: "uint64",
-    TensorProto.STRING: "text",
-    TensorProto.COMPLEX64: "complex numbers",
-    TensorProto.COMPLEX128: "complex numbers",
-}
-"""Types of tensors that its parser takes of nothing."""
 _STORED = {"uint8", "uint4", "int16", "uint16", "fp8_e5m2"}
 """Formats that it takes of no stored weight."""
 _OF_ACTIVATIONS = _STORED - {"uint8"}
@@ -176,17 +167,7 @@ def _types(found: QuantizedGraph, library: str) -> Iterator[Finding]:
                 "unsupported-type", found, pair, f"{tensor_of(pair)} has a type that is not read",
                 "quantize to int8, fp8 (E4M3) or, weights alone, int4",
             )  # fmt: skip
-    for name, kind in _inputs(found).items():
-        if kind in _TYPES:
-            yield Finding(
-                "unsupported-type", name, None, f"the input holds {_TYPES[kind]}, which is not read",
-                "give the model that tensor in int32 or float32, or leave what reads it out",
-                severity="refused",
-            )  # fmt: skip
-
-
-def _inputs(found: QuantizedGraph) -> dict[str, int]:
-    return {value.name: value.type.tensor_type.elem_type for value in found.graph.model.graph.input}
+    yield from unread(found)
 
 
 def _bias(found: QuantizedGraph, library: str) -> Iterator[Finding]:
@@ -285,6 +266,7 @@ REFUSALS: Mapping[str, Check] = {
     "asymmetric": _asymmetric,
     "unsupported-type": _types,
     "int32-bias": _bias,
+    **TYPES,
     "qoperator": _nodes(
         "qoperator", _qoperator,
         "quantize with quant_format=QuantFormat.QDQ",

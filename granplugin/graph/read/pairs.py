@@ -92,7 +92,10 @@ def scaled(graph: ReadGraph, pair: Qdq) -> Scaled:
     size = said.get("block_size", 0) or BLOCKS.get(format, 0)
     block: Shape | None = None
     misfit = None
-    if scale is not None and scale.size == 1:
+    if shape is not None and 0 in shape:
+        # Nothing is scaled; no block can be cut of it.
+        block = tuple(n or 1 for n in shape)
+    elif scale is not None and scale.size == 1:
         block = shape
     elif shape is not None:
         axis = said.get("axis", -1 if format in BLOCKS else graph.qdq_axis)

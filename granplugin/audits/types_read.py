@@ -1,0 +1,273 @@
+"""Tensors of a type that what reads them does not take, seen in a file before an engine is built.
+
+Each was tried with TensorRT-RTX 1.7.1. What its compiler behind the parser refuses is told of it
+alone: of TensorRT's it is not known.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+
+import onnx
+from onnx import TensorProto
+
+from granplugin.graph.read.bodies import body_graphs
+from granplugin.graph.read.graph import ReadGraph, dequantizes, quantizes
+from granplugin.graph.read.quantized_graph import QuantizedGraph
+from granplugin.results.audited import Finding
+
+_UNREAD = {
+    TensorProto.INT16: "int16",
+    TensorProto.UINT16: "uint16",
+    TensorProto.UINT32: "uint32",
+    TensorProto.UINT64: "uint64",
+    TensorProto.UINT4: "uint4",
+    TensorProto.FLOAT8E5M2: "fp8 (E5M2)",
+    TensorProto.STRING: "text",
+    TensorProto.COMPLEX64: "complex numbers",
+    TensorProto.COMPLEX128: "complex numbers",
+}
+"""Types that its parser takes of no tensor, read or not."""
+_QUANTIZED = {
+    TensorProto.INT8: "int8",
+    TensorProto.FLOAT8E4M3FN: "fp8",
+    TensorProto.INT4: "int4",
+}
+"""Types of which only DequantizeLinear reads a constant."""
+_MADE_BY_Q = {TensorProto.FLOAT8E4M3FN: "fp8", TensorProto.INT4: "int4"}
+"""Types that no Cast makes."""
+_INTEGERS = {
+    TensorProto.BOOL: "booleans",
+    TensorProto.INT8: "int8",
+    TensorProto.UINT8: "uint8",
+    TensorProto.INT32: "int32",
+    TensorProto.INT64: "int64",
+}
+_FLOATS = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.BFLOAT16: "bfloat16",
+}
+_FLOAT_ONLY = frozenset(
+    "BatchNormalization Ceil ConvTranspose Cos CumSum Einsum Elu Exp Floor Gelu Gemm "
+    "GlobalAveragePool InstanceNormalization IsNaN LayerNormalization Log LogSoftmax "
+    "LpNormalization MatMul Mish Not Pow PRelu ReduceL2 ReduceMean Round Selu Sigmoid Sin Softmax "
+    "Softplus Sqrt Swish Tanh".split()
+)
+"""Operators that it does not compute in int8 without Q and DQ around them; it does Add, Mul, Relu,
+MaxPool, and what moves numbers."""
+_UINT8_READERS = frozenset({"Cast", "Identity", "If", "Loop", "Scan", "Shape", "Size"})
+_OWN_WORDS = ("QLinear", "ConvInteger", "MatMulInteger", "DynamicQuantize")
+"""Operators that another refusal tells of."""
+
+Check = Callable[[QuantizedGraph, str], Iterator[Finding]]
+
+
+def unread(found: QuantizedGraph) -> Iterator[Finding]:
+    """Inputs, constants and casts of types that are not read, but for those of Q/DQ."""
+    graph = found.graph
+    for name, kind in _inputs(graph).items():
+        if kind in _UNREAD:
+            yield _finding(
+                "unsupported-type", name,
+                f"the input holds {_UNREAD[kind]}, which is not read",
+                "give the model that tensor in int32 or float32, or leave what reads it out",
+            )  # fmt: skip
+    told = [
+        node for pair in found.pairs for node in (pair.pair.dq, pair.pair.q) if node is not None
+    ]
+    scaled = {name for node in told for name in node.input}
+    for name, tensor in graph.stored.items():
+        if tensor.data_type in _UNREAD and name not in scaled:
+            reader = next((node.name for node, _ in graph.uses.get(name, ())), name)
+            yield _finding(
+                "unsupported-type", reader,
+                f"the constant {name!r} holds {_UNREAD[tensor.data_type]}, which is not read",
+                "store it in int32 or float32",
+            )  # fmt: skip
+    for place, node in _nodes(graph):
+        if node.op_type == "Cast":
+            yield from _cast(graph, place, node)
+    yield from _uint8_inputs(graph)
+
+
+def _cast(graph: ReadGraph, place: str, node: onnx.NodeProto) -> Iterator[Finding]:
+    to = next((attribute.i for attribute in node.attribute if attribute.name == "to"), 0)
+    if to in _UNREAD:
+        says, instead = f"casts to {_UNREAD[to]}, which is not read", "cast to int32 or float32"
+    elif to in _MADE_BY_Q and node.input[0] not in graph.constant:
+        says = f"casts to {_MADE_BY_Q[to]}, which QuantizeLinear alone makes"
+        instead = "write QuantizeLinear with scale 1"
+    elif to == TensorProto.UINT8 and _is_inside(graph, node):
+        says = "casts to uint8, which is had at the network's inputs and outputs alone"
+        instead = "cast to int32, or to int8 where the numbers are below 128"
+    else:
+        return
+    yield _finding("unsupported-type", place, says, instead)
+
+
+def _is_inside(graph: ReadGraph, node: onnx.NodeProto) -> bool:
+    return node.output[0] not in graph.outputs and node.input[0] not in graph.constant
+
+
+def _uint8_inputs(graph: ReadGraph) -> Iterator[Finding]:
+    for name, kind in _inputs(graph).items():
+        for node, _ in graph.uses.get(name, ()) if kind == TensorProto.UINT8 else ():
+            passed = node.op_type != "Identity" or node.output[0] in graph.outputs
+            if _is_onnx(node) and not (node.op_type in _UINT8_READERS and passed):
+                yield _finding(
+                    "unsupported-type", node.name,
+                    f"{node.op_type} reads the input {name!r} in uint8, which Cast alone reads",
+                    "write a Cast to float32 directly behind the input (and multiply by the scale "
+                    "where it is quantized), or give the model float32 or int8",
+                )  # fmt: skip
+
+
+def _constants(found: QuantizedGraph, library: str) -> Iterator[Finding]:
+    graph = found.graph
+    held = {name: _QUANTIZED.get(tensor.data_type) for name, tensor in graph.stored.items()}
+    for place, node in _nodes(graph):
+        own = not _is_onnx(node) or node.op_type.startswith(_OWN_WORDS)
+        for name in () if own or _of_pair(node) else dict.fromkeys(node.input):
+            if held.get(name) and not _multiplies_integers(graph, node):
+                yield _constant(place, f"{held[name]} constant {name!r}", f"{node.op_type}")
+    for name in graph.outputs:
+        if held.get(name):
+            yield _constant(name, f"{held[name]} constant {name!r}", "the graph's outputs")
+
+
+def _constant(place: str, tensor: str, reader: str) -> Finding:
+    return _finding(
+        "int8-constant", place,
+        f"the {tensor} is read by {reader}; only DequantizeLinear reads one",
+        "write its DequantizeLinear directly behind it, and what moves its numbers (Reshape, "
+        "Transpose) behind that; or store it in float32 or int32",
+    )  # fmt: skip
+
+
+def _multiplies_integers(graph: ReadGraph, node: onnx.NodeProto) -> bool:
+    """A convolution of int8 by int8, which no ONNX allows, is built."""
+    kinds = [graph.element_type(name) for name in node.input[:2]]
+    return node.op_type == "Conv" and kinds == [TensorProto.INT8] * 2
+
+
+def _of_integers(found: QuantizedGraph, library: str) -> Iterator[Finding]:
+    graph = found.graph
+    for node in filter(_of_pair, graph.nodes):
+        kind = graph.element_type(node.input[0])
+        if quantizes(node) and kind in _INTEGERS:
+            yield _finding(
+                "quantized-integers", node.name,
+                f"{node.op_type} reads {_INTEGERS[kind]}; it quantizes floating-point numbers alone",
+                "write a Cast to float32 in front of it, or leave it out",
+            )  # fmt: skip
+        elif dequantizes(node) and (
+            kind in _FLOATS or (kind == TensorProto.INT32 and node.input[0] not in graph.constant)
+        ):
+            yield _finding(
+                "quantized-integers", node.name,
+                f"{node.op_type} reads {_FLOATS.get(kind, 'int32')}; it dequantizes 8-bit and 4-bit "
+                "numbers alone",
+                "write a Cast to float32 and a Mul by the scale in its place",
+            )  # fmt: skip
+
+
+def _in_int8(found: QuantizedGraph, library: str) -> Iterator[Finding]:
+    graph = found.graph
+    for node in graph.nodes if library == "tensorrt_rtx" else ():
+        if node.op_type not in _FLOAT_ONLY or not _is_onnx(node):
+            continue
+        name = next((name for name in node.input if _is_quantized(graph, name)), None)
+        if name is not None:
+            yield _finding(
+                "int8-operator", node.name,
+                f"{node.op_type} reads the quantized tensor {name!r} as it is; it is computed in "
+                "floating point alone",
+                "write DequantizeLinear in front of it, and Q and DQ behind",
+            )  # fmt: skip
+
+
+def _is_quantized(graph: ReadGraph, name: str) -> bool:
+    kind = graph.element_type(name)
+    return kind in (TensorProto.INT8, TensorProto.UINT8) and name not in graph.constant
+
+
+def _formats(found: QuantizedGraph, library: str) -> Iterator[Finding]:
+    if library != "tensorrt_rtx":
+        return
+    formats: dict[str, dict[str, str]] = defaultdict(dict)
+    for operand in found.operands:
+        if operand.product:
+            format = operand.row.format
+            formats[operand.node][operand.row.operand] = "int8" if format == "uint8" else format
+    for node, of in formats.items():
+        if "fp8" in of.values() and not {"int8", "int4"}.isdisjoint(of.values()):
+            said = " and ".join(f"its {role} {format}" for role, format in of.items())
+            yield _finding(
+                "formats-differ", node, f"{said}: nothing multiplies the two",
+                "write both in one format, or one of them float",
+            )  # fmt: skip
+
+
+def _at_run_time(found: QuantizedGraph, library: str) -> Iterator[Finding]:
+    graph = found.graph
+    for pair in found.pairs:
+        zero = next(iter(pair.pair.dq.input[2:3]), "")
+        if zero not in graph.fixed:
+            yield _finding(
+                "scale-at-run-time", pair.pair.dq.name,
+                f"the zero point of {pair.format} tensor {pair.pair.source!r} is computed at run time",
+                "quantize symmetric, with zero point 0 stored in the file",
+            )  # fmt: skip
+    held = Counter(o.node for o in found.operands if o.product)
+    for operand in found.operands:
+        if operand.op_type != "Conv" or operand.scale is not None or held[operand.node] < 2:
+            continue
+        for pair in operand.pairs:
+            name = pair.pair.dq.input[1]
+            if pair.format == "int8" and name not in graph.fixed and graph.shape(name) == ():
+                yield _finding(
+                    "scale-at-run-time", operand.node,
+                    f"the scale of int8 tensor {pair.pair.source!r} is computed at run time",
+                    "calibrate it and store the scale in the file, or leave the convolution float",
+                )  # fmt: skip
+
+
+def _inputs(graph: ReadGraph) -> dict[str, int]:
+    return {
+        value.name: value.type.tensor_type.elem_type
+        for value in graph.model.graph.input
+        if value.name not in graph.stored
+    }
+
+
+def _nodes(graph: ReadGraph) -> Iterator[tuple[str, onnx.NodeProto]]:
+    """Every node with its name; those inside If, Loop and Scan with the names that lead there."""
+    for node in graph.nodes:
+        yield node.name, node
+    for place, body in body_graphs(graph.nodes):
+        for node in body.node:
+            yield f"{place}/{node.name}", node
+
+
+def _is_onnx(node: onnx.NodeProto) -> bool:
+    return node.domain in ("", "ai.onnx")
+
+
+def _of_pair(node: onnx.NodeProto) -> bool:
+    return quantizes(node) or dequantizes(node)
+
+
+def _finding(code: str, node: str, says: str, instead: str) -> Finding:
+    return Finding(code, node, None, says, instead, severity="refused")
+
+
+TYPES: Mapping[str, Check] = {
+    "int8-constant": _constants,
+    "quantized-integers": _of_integers,
+    "int8-operator": _in_int8,
+    "formats-differ": _formats,
+    "scale-at-run-time": _at_run_time,
+}
+"""Code -> what finds it."""
