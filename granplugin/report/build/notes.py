@@ -94,7 +94,8 @@ def _of_files(built: Sequence[Built]) -> list[str]:
         notes |= dict.fromkeys(each.job.plan.notes)
         if each.zero_sites:
             notes[
-                f"{name}: only saw zeros, so their layers stay float: {first(each.zero_sites)}"
+                f"{name}: saw only zeros, or values up to 2^-24, which modelopt takes for zero, so "
+                f"their layers stay float: {first(each.zero_sites)}"
             ] = None
         if each.float32_nodes:
             notes[
