@@ -152,17 +152,18 @@ class Killed(BaseException):
     """A process that ends at this call."""
 
 
+def write(path, generation):
+    with open_run(path) as run, run.publishing():
+        for name in ("a", generation):
+            run.publish(f"variants/{name}/model.onnx", generation)
+        run.publish("plan.json", generation)
+        run.publish("report.md", generation)
+        run.publish("report.json", generation)
+        run.forget_unused()
+
+
 def test_a_kill_at_any_call_leaves_one_generation_or_no_report(tmp_path, monkeypatch):
     """Whatever is in the folder belongs to the report in it, and the next run completes it."""
-
-    def write(path, generation):
-        with open_run(path) as run, run.publishing():
-            for name in ("a", generation):
-                run.publish(f"variants/{name}/model.onnx", generation)
-            run.publish("plan.json", generation)
-            run.publish("report.md", generation)
-            run.publish("report.json", generation)
-            run.forget_unused()
 
     def generations(path):
         return {file.read_text() for file in path.rglob("*.*") if file.suffix in (".json", ".onnx")}
@@ -207,6 +208,28 @@ def test_a_kill_at_any_call_leaves_one_generation_or_no_report(tmp_path, monkeyp
             assert generations(path) == {"new"} and not (path / "variants/old").exists()
             return
     raise AssertionError("it never finished")
+
+
+def test_a_limit_of_descriptors_leaves_the_report_and_what_it_speaks_of(tmp_path):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = len(os.listdir("/dev/fd"))
+    told = []
+    for room in range(20):
+        path = tmp_path / str(room)
+        write(path, "old")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (held + room, limits[1]))
+        try:
+            write(path, "new")
+            told.append("new")
+        except RunError as err:
+            assert "Too many open files" in str(err)
+            told.append("old")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        results = (*path.glob("*.json"), *path.glob("variants/*/*.onnx"))
+        assert [file.read_text() for file in results] == [told[-1]] * 4
+    assert told == sorted(told, reverse=True) and len(set(told)) == 2
 
 
 def test_who_only_looks_locks_nothing_and_reads_and_keeps_its_stage(tmp_path):

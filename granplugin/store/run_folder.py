@@ -89,7 +89,7 @@ class RunFolder:
 ENDING_SECONDS = 2.0
 """How long another run may take to end: a process that was killed holds its lock until it is gone."""
 
-_GATHERED, _DECIDED = ".publishing", ".published"
+_GATHERED, _DECIDED, _REPLACED = ".publishing", ".published", ".replaced"
 _TREE = "variants"
 _REPORTS = ("report.", "analysis.")
 """How the names of files begin that speak of the others."""
@@ -97,22 +97,26 @@ _REPORTS = ("report.", "analysis.")
 
 def put_in_place(path: Path) -> None:
     """Move results that were decided on to where they belong: what speaks of the others is taken
-    away first and put back last. Done again after a kill, it goes on where that was."""
-    decided = path / _DECIDED
+    away first and put back last. Done again after a kill, it goes on where that was. From the first
+    change on it renames and unlinks alone, which takes no descriptor."""
+    decided, replaced = path / _DECIDED, path / _REPLACED
     if not decided.is_dir():
         return
     try:
+        if replaced.exists():
+            shutil.rmtree(replaced)
         names = sorted(entry.name for entry in decided.iterdir())
         reports = [name for name in names if name.startswith(_REPORTS)]
         for name in reports:
             (path / name).unlink(missing_ok=True)
         if _TREE in names and (path / _TREE).exists():
-            shutil.rmtree(path / _TREE)
+            os.replace(path / _TREE, replaced)
         for name in (*(name for name in names if name not in reports), *reports):
             os.replace(decided / name, path / name)
         decided.rmdir()
     except OSError as err:
         raise RunError(f"{path}: cannot be written: {err.strerror or err}") from err
+    shutil.rmtree(replaced, ignore_errors=True)  # what cannot be deleted now is by the next run
 
 
 def _link(path: Path, to: Path) -> None:
@@ -224,7 +228,12 @@ def _held(path: Path) -> Iterator[RunFolder]:
     try:
         # What a killed run left half-written.
         put_in_place(path)
-        left_over = (path / _GATHERED, *run.cache.glob(".making-*"), *path.rglob(".*.new"))
+        left_over = (
+            path / _GATHERED,
+            path / _REPLACED,
+            *run.cache.glob(".making-*"),
+            *path.rglob(".*.new"),
+        )
         for left in left_over:
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
         yield run
