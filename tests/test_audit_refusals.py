@@ -32,7 +32,7 @@ def scales(at=None, value=0.0):
 
 def weight(net, scale=None, zero=None, stored=np.int8, axis=0, shape=(32, 32, 3, 3)):
     """Stored numbers and their DequantizeLinear."""
-    values = net.random.integers(-100, 100, shape).astype(stored)
+    values = np.asarray(net.random.integers(-100, 100, shape), stored)
     scale = scales() if scale is None else scale
     zero = np.zeros(scale.shape, stored) if zero is None else zero
     said = {} if axis is None else {"axis": axis}
@@ -155,8 +155,15 @@ def test_each_refusal_is_told_alone_and_of_no_good_file(tmp_path, code):
     assert refusals(found_in(good, tmp_path), "tensorrt_rtx") == ()
 
 
+def factor(shape):
+    """A product with a quantized constant of this shape."""
+    net = Net(half=False)
+    held = weight(net, np.float32(0.1), np.int8(0), axis=None, shape=shape)
+    return net.model(net.node("Mul", net.qdq("x"), held), (1, 32, 8, 8))
+
+
 ALIKE = {
-    "int8-constant": [stored("Identity"), stored("Transpose", perm=[0, 2, 1])],
+    "int8-constant": [factor(()), stored("Identity"), stored("Transpose", perm=[0, 2, 1])],
     "quantized-integers": [cast(TensorProto.BOOL), cast(TensorProto.INT64)],
     "int8-operator": [between("Softmax", np.uint8), between("GlobalAveragePool")],
     "scale-at-run-time": [conv(lambda net: at_run_time(net, what="zero"))],
@@ -173,6 +180,7 @@ BUILT = {
     "cast to int8": cast(TensorProto.INT8, 1),
     "cast to int64": cast(TensorProto.INT64, 1),
     "uint8 input": uint8_input("Cast", to=1),
+    "a factor": factor((1,)),
     "nothing": conv(lambda net: net.node("Concat", net.qdq("x"), nothing(net), axis=1)),
     "scales at run time": conv(lambda net: at_run_time(net, [[0, 2, 3]])),
 }

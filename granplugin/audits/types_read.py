@@ -129,12 +129,30 @@ def _constants(found: QuantizedGraph, library: str) -> Iterator[Finding]:
     held = {name: _QUANTIZED.get(tensor.data_type) for name, tensor in graph.stored.items()}
     for place, node in _nodes(graph):
         own = not _is_onnx(node) or node.op_type.startswith(_OWN_WORDS)
+        if dequantizes(node) and node.input[0] in held:
+            yield from _scalar(graph, place, node, held[node.input[0]])
         for name in () if own or _of_pair(node) else dict.fromkeys(node.input):
             if held.get(name) and not _multiplies_integers(graph, node):
                 yield _constant(place, f"{held[name]} constant {name!r}", f"{node.op_type}")
     for name in graph.outputs:
         if held.get(name):
             yield _constant(name, f"{held[name]} constant {name!r}", "the graph's outputs")
+
+
+def _scalar(
+    graph: ReadGraph, place: str, dq: onnx.NodeProto, format: str | None
+) -> Iterator[Finding]:
+    """The parser puts a Reshape between a number without axes and its DequantizeLinear."""
+    name = dq.input[0]
+    if format and not graph.stored[name].dims:
+        reader, _ = next(iter(graph.uses.get(dq.output[0], ())), (None, 0))
+        yield _finding(
+            "int8-constant", place if reader is None else reader.name,
+            f"the {format} constant {name!r} is one number without an axis, for which its "
+            "DequantizeLinear is not read",
+            "leave it float (onnxruntime's quantize_static: nodes_to_exclude), or store it with "
+            "the shape [1]",
+        )  # fmt: skip
 
 
 def _constant(place: str, tensor: str, reader: str) -> Finding:
