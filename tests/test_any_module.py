@@ -13,6 +13,8 @@ from granplugin.graph.read.loading import read_model
 from granplugin.graph.read.quantized_graph import read_quantized
 from granplugin.graph.reference import open_session
 from granplugin.network.copying import copy_of
+from granplugin.network.trace import trace
+from granplugin.quant.layers import ONNX_PRODUCTS
 
 NETS = """
 import functools
@@ -44,6 +46,46 @@ class Activated(nn.BatchNorm2d):
     def forward(self, x):
         given = self.running_mean, self.running_var, self.weight, self.bias
         return nn.functional.batch_norm(x, *given, eps=self.eps).relu()
+
+
+class Standardized(nn.Conv2d):  # as timm's StdConv2d
+    def forward(self, x):
+        rows = self.weight.flatten(1)
+        weight = ((rows - rows.mean(1, True)) / rows.std(1, keepdim=True)).view_as(self.weight)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class Gained(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.gain = nn.Parameter(torch.randn(4, 2, 1, 1)), nn.Parameter(torch.rand(()))
+        self.norm, self.then = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = nn.functional.conv_transpose2d(x, self.weight * self.gain, groups=2)
+        return self.then(self.norm(x))
+
+
+def with_statistics(model):
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            for tensor, low in ((norm.running_mean, -1), (norm.running_var, 0.2)):
+                nn.init.uniform_(tensor, low, 2)
+            nn.init.uniform_(norm.weight, -1, 2), nn.init.uniform_(norm.bias, -1, 1)
+    return model
+
+
+class Computed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.standard, self.norm = Standardized(4, 4, 3, bias=False), nn.BatchNorm2d(4)
+        self.biased, self.active = Standardized(4, 4, 3, groups=2), Activated(4)
+        self.gained = Gained()
+        with_statistics(self)
+
+    def forward(self, x):
+        x = self.norm(self.standard(x)).relu()
+        return self.gained(self.active(self.biased(x)))
 
 
 class Odd(nn.Module):
@@ -102,6 +144,7 @@ class Net(nn.Module):
         self.spectral_hook = nn.utils.spectral_norm(nn.Conv2d(4, 4, 1))
         self.weight_normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
         self.spectral_normed = nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 1))
+        self.computed = Computed()
         self.recurrent, self.head = nn.LSTM(4, 4, batch_first=True), nn.Linear(4, 4)
 
     def forward(self, image):
@@ -112,6 +155,7 @@ class Net(nn.Module):
             x = self.act(getattr(self, name)(x))
         for name in "weight_hook spectral_hook weight_normed spectral_normed".split():
             x = self.act(getattr(self, name)(x))
+        x = self.computed(x)
         steps, _ = self.recurrent(x.flatten(2).transpose(1, 2))
         return self.head(steps.mean(1))
 
@@ -129,6 +173,8 @@ LAYERS = [
     *("odd.größe", "odd.a/b", "odd.conv", "twice.conv", "fused", "normed.0", "direct", "head"),
     *("reflect", "circular"),
     *("weight_hook", "spectral_hook", "weight_normed", "spectral_normed"),
+    *("computed.standard", "computed.biased"),
+    *("computed.gained.conv_transpose2d", "computed.gained.then"),
     "hidden.conv2d",  # a module that is registered nowhere, so called as what is called in it
 ]
 
@@ -140,12 +186,14 @@ def test_every_layer_is_quantized_whatever_calls_it_and_whoever_shares_it(projec
     assert done.code == 0, done.stderr
     report = project.report()
     nodes = onnx.load_from_string(project.onnx()).graph.node
-    read = {node.name.rpartition("/")[0] for node in nodes if node.op_type in ("Conv", "Gemm")}
+    read = {node.name.rpartition("/")[0] for node in nodes if node.op_type in ONNX_PRODUCTS}
     assert {f"model.{name}" for name in LAYERS} <= read
     types = [node.op_type for node in nodes]
     assert types.count("LSTM") == 1 and "BatchNormalization" not in types
     assert report.variants[-1].quantized_sites == 2 * len(LAYERS)
-    assert report.variants[-1].agreement.oracle_differs == 0
+    agreement = report.variants[-1].agreement
+    assert agreement.oracle_differs == agreement.modelopt_differs == 0
+    assert agreement.network_sqnr_db > 40 and report.variants[-1].folded == 4
     path = project.out / report.variants[-1].onnx
     found = {site.row.site for site in read_quantized(read_model(path), path).operands}
     # In the file what pads by values of the input is a node between that and the product.
@@ -205,6 +253,47 @@ def test_a_script_quantizes_exports_and_restores_a_layer_of_two_names(tmp_path):
         restored = mto.restore_from_modelopt_state(fresh, mto.modelopt_state(model))
         restored.load_state_dict(model.state_dict())
         assert torch.equal(restored(x), expected)
+
+
+def test_batch_norms_behind_computed_weights_stay_folded_when_trained_saved_and_opened(tmp_path):
+    from granplugin.modelopt_bridge import take_apart
+    from granplugin.modelopt_bridge.library import mto, mtq
+
+    nets: dict = {}
+    exec(NETS, nets)
+    x, recipe = torch.randn(16, 4, 8, 8), {"version": 1}
+    torch.manual_seed(0)
+    model = nets["Computed"]().eval()
+    known = {name: (type(m), set(vars(m))) for name, m in model.named_modules()}
+    hooks = [len(m._forward_pre_hooks) for m in model.modules()]
+    model, float_output = granplugin.prepare(model, recipe, x), model(x).detach()
+    left = {name: (type(m), set(vars(m))) for name, m in model.named_modules()}
+    assert left.pop("")[1] - known.pop("")[1] == {"_granplugin_prepared"} and left == known
+    assert hooks == [len(m._forward_pre_hooks) for m in model.modules()], "only tried"
+    fresh = copy.deepcopy(model)
+    config = granplugin.modelopt_config(recipe, model)
+    model = mtq.quantize(model, config, lambda model: model(x)).train()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    (model(x) - float_output).square().mean().backward()
+    optimizer.step()
+    assert model.gained.gain.grad.abs() > 0, "the standardization and the gain are trained"
+    found, expected = model.eval(), model(x).detach()
+    path = granplugin.export_onnx(found, x, tmp_path / "model.onnx")
+    assert "BatchNormalization" not in [node.op_type for node in onnx.load(path).graph.node]
+    session = open_session(path)
+    (run,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(run), expected, rtol=0.02, atol=0.02)
+    restored = mto.restore_from_modelopt_state(fresh, mto.modelopt_state(model))
+    restored.load_state_dict(model.state_dict())
+    assert torch.equal(restored.eval()(x), expected)
+    opened, _ = take_apart(restored)
+    assert not any("_quantizer" in name for name, _ in opened.named_modules())
+    traced = trace(opened, x)
+    assert [layer.name for layer in traced.layers if layer.multiplied] == [
+        *("standard", "biased", "gained.conv_transpose2d", "gained.then")
+    ]
+    assert traced.batch_norms == {} and not any(layer.unfolded for layer in traced.layers)
+    torch.testing.assert_close(opened(x), float_output, rtol=0.05, atol=0.05)
 
 
 def test_a_copy_runs_its_own_modules_whatever_forward_was_set():

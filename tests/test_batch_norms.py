@@ -10,9 +10,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from granplugin.errors import ModelError
 from granplugin.network.batch_norms import TOLERANCE, fold_batch_norms
+from granplugin.network.folded_calls import FoldedNorm
 from granplugin.network.forward import call
 from granplugin.network.trace import Traced, trace
 from granplugin.quant.folding import fold
+from granplugin.quant.layers import Layer
 
 
 def with_statistics(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -75,6 +77,12 @@ def test_fold_is_the_formula_in_float64_rounded_once(seed, groups, transposed):
     eps = 1e-5
     got, shift = fold(weight, bias, gamma, beta, mean, var, eps, int(transposed), groups)
     assert got.dtype == shift.dtype == np.float32 and got.shape == shape
+    bn = nn.BatchNorm1d(out, eps)
+    state = {"weight": gamma, "bias": beta, "running_mean": mean, "running_var": var}
+    bn.load_state_dict({key: torch.from_numpy(x) for key, x in state.items()}, strict=False)
+    layer = Layer("", "ConvTranspose1d" if transposed else "Conv2d", groups=groups)
+    tensors = FoldedNorm(layer, bn)(torch.from_numpy(weight), torch.from_numpy(bias))
+    assert all(np.array_equal(t.numpy(), x) for t, x in zip(tensors, (got, shift), strict=True))
     for channel in range(out):
         factor = float(gamma[channel]) / np.sqrt(float(var[channel]) + float(np.float32(eps)))
         where = np.s_[channel]

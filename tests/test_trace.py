@@ -255,11 +255,33 @@ def test_a_layer_that_changes_its_result_behind_the_convolution_is_not_folded():
         def forward(self, x):
             return self._conv_forward(x, self.weight, None)
 
-    for cls in (Scaled, Standardized):
+    for cls, found in ((Scaled, {}), (Standardized, {"c": "b"}), (Unbiased, {"c": "b"})):
         modules = dict(c=cls(4, 4, 3, padding=1), b=nn.BatchNorm2d(4))
-        assert folds(lambda m, x: m.b(m.c(x)), **modules) == {}
-    modules = dict(c=Unbiased(4, 4, 3, padding=1), b=nn.BatchNorm2d(4))
-    assert folds(lambda m, x: m.b(m.c(x)), **modules) == {"c": "b"}
+        assert folds(lambda m, x: m.b(m.c(x)), **modules) == found
+
+
+def test_a_computed_weight_that_is_read_or_computed_again_is_not_folded():
+    class Standardized(nn.Conv2d):
+        def forward(self, x):
+            return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+    def twice(m, x):
+        return m.b(m.c(m.c(x)))
+
+    def read(m, x):
+        weight = m.c.weight - m.c.weight.mean()
+        return m.b(F.conv2d(x, weight, padding=1)) + weight.sum()
+
+    def turned(m, x):
+        return m.n(x.mean((2, 3)) @ m.l.weight.tanh())
+
+    sizes, norm = (4, 4, 3), nn.BatchNorm2d(4)
+    assert folds(twice, c=Standardized(*sizes, padding=1), b=norm) == {}
+    assert folds(read, c=nn.Conv2d(*sizes), b=norm) == {}
+    held = nn.BatchNorm2d(4)
+    held.register_buffer("filter", torch.randn(4, 4, 1, 1))
+    assert folds(lambda m, x: m.b(F.conv2d(x, m.b.filter)), b=held) == {"conv2d": "b"}
+    assert folds(turned, l=nn.Linear(4, 4), n=nn.BatchNorm1d(4)) == {}, "no place for a bias"
 
 
 # ---- layers -------------------------------------------------------------------------------------

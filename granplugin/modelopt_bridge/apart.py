@@ -11,7 +11,8 @@ from granplugin.modelopt_bridge.library import ModeloptStateManager, QuantModule
 from granplugin.network import batch_norms
 from granplugin.network.call_quantizers import CallQuantizers
 from granplugin.network.copying import copy_of
-from granplugin.network.frames import Call
+from granplugin.network.folded_calls import folded_calls, run_folded
+from granplugin.network.frames import FOLDED_NORM, Call
 from granplugin.network.skip_inputs import SkipInputs
 from granplugin.network.suitable import is_quantizer
 from granplugin.network.taken import Quantizers, arrays_of, quantizers_of
@@ -46,12 +47,15 @@ def take_apart(model: nn.Module) -> tuple[nn.Module, Quantizers]:
 
 
 def _without(model: nn.Module) -> nn.Module:
-    """The model without quantizers, and without what runs them, changed in place."""
+    """The model without quantizers, and without what runs them, changed in place; batch norms that
+    are folded into calls stay there."""
+    folded = folded_calls(model)
     for module in list(model.modules()):
         if isinstance(module, QuantModule):
             module.export()
         for child, held in list(module._modules.items()):
-            if isinstance(held, Call) or (held is not None and is_quantizer(held)):
+            call = isinstance(held, Call) and FOLDED_NORM not in held._modules
+            if call or (held is not None and is_quantizer(held)):
                 del module._modules[child]
         for hooks in _HOOKS:
             kept = OrderedDict(
@@ -60,6 +64,7 @@ def _without(model: nn.Module) -> nn.Module:
             setattr(module, hooks, kept)
         for key in [key for key in vars(module) if key.startswith(("_granplugin_", "_modelopt_"))]:
             delattr(module, key)
+    run_folded(model, folded)
     return model
 
 

@@ -36,7 +36,7 @@ from granplugin.modelopt_bridge.places import want_quantizers
 from granplugin.modelopt_bridge.quantizers import refuse_unfolded, set_quantizers
 from granplugin.modelopt_bridge.starts import squares_seen, start_weights
 from granplugin.network.batch_norms import fold_behind, freeze_batch_norms, is_folded, norm_of
-from granplugin.network.modules import stored
+from granplugin.network.modules import Stored, stored
 from granplugin.planning.quantize_config import METHOD, config
 from granplugin.planning.row_json import row_from_json
 from granplugin.planning.rows import QuantizedRow
@@ -180,8 +180,10 @@ def _weight_of(
         return None
     if row.layer in folding:
         layer, norm = folding[row.layer]
-        held = stored(model, layer)
-        return None if held is None else held.folded(norm)[0]
+        if held := stored(model, layer):
+            return held.folded(norm)[0]
+        if row.layer in seen:
+            return Stored(row.type, layer.groups, seen[row.layer], None).folded(norm)[0]
     module = dict(model.named_modules()).get(row.layer)
     weight = module.weight if isinstance(module, QuantModule) else seen.get(row.layer)
     if weight is None:

@@ -8,11 +8,14 @@ from collections.abc import Callable, Collection, Iterable
 from itertools import takewhile
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from granplugin.errors import ModelError
+from granplugin.network.foldable import lets_through
+from granplugin.network.folded_calls import fold_call
 from granplugin.network.forward import Example, call, copied, flatten_outputs
 from granplugin.network.modules import stored
 from granplugin.network.trace import Traced
@@ -85,7 +88,7 @@ def norm_of(model: nn.Module, layer: Layer) -> nn.Module:
 def _proven(
     model: nn.Module, traced: Traced, names: Collection[str], example: Example
 ) -> list[Callable[[], None]]:
-    """Fold, with the proof; how to undo it, step by step."""
+    """Fold, with the proof; how to undo it, the last step first."""
     for name in names:
         if name not in traced.batch_norms:
             raise ModelError(f"layer {name!r} has no batch norm that can be folded into it")
@@ -98,7 +101,7 @@ def _proven(
         return []
     before = _outputs(model, example)
     layers = {layer.name: layer for layer in traced.layers}
-    undo = [_fold(model, layers[name], bn) for name, bn in pairs.items()]
+    undo = [_fold(model, layers[name], bn) for name, bn in pairs.items()][::-1]
     moved = _moved(model, before, example)
     if moved <= TOLERANCE:
         log.info("folded %d batch norms; outputs moved by %.1e of their range", len(pairs), moved)
@@ -121,33 +124,46 @@ def _proven(
 def _fold(model: nn.Module, layer: Layer, bn_name: str) -> Callable[[], None]:
     """Fold one batch norm; the function that is returned puts everything back."""
     bn, held = model.get_submodule(bn_name), stored(model, layer)
-    if held is None:
-        raise ModelError(f"layer {layer.name!r} computes its weight; set bn: keep for it")
     places = [(m, key) for m in model.modules() for key, child in m._modules.items() if child is bn]
-    weight, bias = (torch.from_numpy(values).to(held.weight.device) for values in held.folded(bn))
+    if held is None:
+        take_out, shift = fold_call(model, layer, bn), None
+    else:
+        take_out, shift = _into_parameters(model, layer, *held.folded(bn))
+    if _has_own_forward(bn):
+        put_back = _let_through(bn, shift)
+    else:
+        put_back = _replace(places, bn, nn.Identity() if shift is None else _Shift(shift))
+
+    def undo() -> None:
+        put_back()
+        take_out()
+
+    return undo
+
+
+def _into_parameters(
+    model: nn.Module, layer: Layer, weight: np.ndarray, bias: np.ndarray
+) -> tuple[Callable[[], None], Tensor | None]:
+    """Give a layer this weight and bias; how to undo it, and the bias where it has none to change:
+    a call without a bias gets it where the batch norm was."""
     names = layer.parameters or (
         f"{layer.name}.weight".lstrip("."),
         f"{layer.name}.bias".lstrip("."),
     )
-    old = {}
-    for name, values in zip(names, (weight, bias), strict=False):
+    old: dict[tuple[nn.Module, str], Any] = {}
+    own = model.get_parameter(names[0])
+    tensors = [torch.from_numpy(values).to(own.device) for values in (weight, bias)]
+    for name, values in zip(names, tensors, strict=False):
         parent, _, key = name.rpartition(".")
         owner = model.get_submodule(parent)
         old[owner, key] = owner._parameters[key]
-        setattr(owner, key, nn.Parameter(values, held.weight.requires_grad))
-    # A call without a bias gets it where the batch norm was.
-    shift = bias if len(names) == 1 else None
-    if _has_own_forward(bn):
-        restore = _let_through(bn, shift)
-    else:
-        restore = _replace(places, bn, nn.Identity() if shift is None else _Shift(shift))
+        setattr(owner, key, nn.Parameter(values, own.requires_grad))
 
     def undo() -> None:
         for (owner, key), parameter in old.items():
             setattr(owner, key, parameter)
-        restore()
 
-    return undo
+    return undo, tensors[1] if len(names) == 1 else None
 
 
 def _replace(
@@ -166,18 +182,20 @@ def _replace(
 
 def _let_through(bn: Any, bias: Tensor | None) -> Callable[[], None]:
     """A batch norm that does more, such as an activation, computes x * 1 + bias in its place: with
-    an eps of 0 and a variance of 1 that is exact."""
+    an eps of 0 and a variance of 1 that is exact. It does so in training too, and is not trained."""
     tensors = {
         "running_mean": torch.zeros_like(bn.running_mean) if bias is None else -bias,
         "running_var": torch.ones_like(bn.running_var),
-        "weight": None if bn.weight is None else nn.Parameter(torch.ones_like(bn.weight)),
-        "bias": None if bn.bias is None else nn.Parameter(torch.zeros_like(bn.bias)),
+        "weight": None if bn.weight is None else nn.Parameter(torch.ones_like(bn.weight), False),
+        "bias": None if bn.bias is None else nn.Parameter(torch.zeros_like(bn.bias), False),
     }
     old = {"eps": bn.eps, **{key: getattr(bn, key) for key in tensors}}
     for key, value in {"eps": 0.0, **tensors}.items():
         setattr(bn, key, value)
+    frozen = bn.register_forward_pre_hook(_frozen)
 
     def restore() -> None:
+        frozen.remove()
         for key, value in old.items():
             setattr(bn, key, value)
 
@@ -191,12 +209,7 @@ def _has_own_forward(bn: nn.Module) -> bool:
 
 def is_folded(bn: Any) -> bool:
     """Whether this stands where a batch norm was that has been folded."""
-    if isinstance(bn, (nn.Identity, _Shift)):
-        return True
-    if not isinstance(bn, _BatchNorm):
-        return False
-    scales = [bn.running_var, *([] if bn.weight is None else [bn.weight])]
-    return bn.eps == 0 and all(bool((scale == 1).all()) for scale in scales)
+    return isinstance(bn, (nn.Identity, _Shift)) or lets_through(bn)
 
 
 class _Shift(nn.Module):

@@ -49,9 +49,13 @@ class CallLayer:
         return self.product.type(self.weighted)
 
     @property
-    def foldable(self) -> tuple[str, ...]:
-        """The parameters into which a batch norm can be folded; none where there are no such."""
-        return () if self.product.form.reversed else self.parameters
+    def foldable(self) -> tuple[Tensor, Tensor | None] | None:
+        """The weight and the bias of the call with which a batch norm can be multiplied, parameters
+        or computed; None where there are no such."""
+        form = self.product.form
+        if not self.weighted or form.reversed or (form.bias is None and not self.parameters):
+            return None
+        return self.product.second, self.product.bias
 
     @property
     def layer_calls(self) -> list[LayerCall]:
@@ -97,16 +101,15 @@ def find_call_layers(
 ) -> dict[str, CallLayer]:
     """Layer -> its calls, in the order of the first; `layers` are the modules that are products
     themselves, `ran` those of them that were called."""
-    names = {
-        values.number(p): name for name, p in (*model.named_parameters(), *model.named_buffers())
-    }
+    parameters = {values.number(p): name for name, p in model.named_parameters()}
+    names = {**parameters, **{values.number(p): name for name, p in model.named_buffers()}}
     own = [made for made in values.products if made.frame.name not in layers]
     found: dict[str, list[CalledProduct]] = defaultdict(list)
     for called in _frames(own):
         for name, made in _named(called, values.flow, names, layers, ran, own):
             found[name].append(made)
     layered = {
-        name: _layer(name, name not in layers, calls, values, names)
+        name: _layer(name, name not in layers, calls, values, parameters)
         for name, calls in found.items()
     }
     modules = dict(model.named_modules())
@@ -177,19 +180,19 @@ def _layer(
     call: bool,
     calls: Sequence[CalledProduct],
     values: Values,
-    names: Mapping[int, str],
+    parameters: Mapping[int, str],
 ) -> CallLayer:
     made, flow = calls[0], values.flow
     product, weighted = made.product, not flow.data[made.second]
     stored = [made.second, *(() if product.bias is None else (values.number(product.bias),))]
-    known = weighted and all(number in names for number in stored)
+    known = weighted and all(number in parameters for number in stored)
     return CallLayer(
         name,
         call,
         tuple(calls),
         weighted,
         product.laid(product.second, "weight") if weighted else None,
-        tuple(names[number] for number in stored) if known else (),
+        tuple(parameters[number] for number in stored) if known else (),
         _unusable(calls, flow) or product.unusable(weighted),
     )
 

@@ -16,10 +16,11 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from granplugin.network import skip_inputs
-from granplugin.network.frames import QUANTIZER, Call, Frame, quantized
+from granplugin.network.frames import QUANTIZER, Call, Frame, passing, quantized
 from granplugin.network.opened import opened
 from granplugin.network.product_calls import Product, product_of
 from granplugin.network.raised import passed_on
+from granplugin.quant.site import OPERANDS
 
 _STANDS = "_granplugin_stands"
 _WHOLE = "_granplugin_calls"
@@ -38,15 +39,32 @@ _RUNNING = _Running()
 
 class CallQuantizers:
     """Lets the operands of a model's calls go through the quantizers there are for them. Its hooks
-    are copied with the model."""
+    are copied with the model, which has them once."""
 
     def __init__(self, model: nn.Module) -> None:
+        if not self.missing(model):
+            return
         # On in all of it: torch has fast paths around modules that it takes without a mode.
         setattr(model, _WHOLE, True)
         for module in list(model.modules()):
             if not isinstance(module, (Call, torch.jit.ScriptModule)):
                 module.register_forward_pre_hook(self._enter)
                 module.register_forward_hook(self._leave, always_call=True)
+
+    @staticmethod
+    def missing(model: nn.Module) -> bool:
+        """Whether the model has none of these hooks."""
+        return _WHOLE not in model.__dict__
+
+    @staticmethod
+    def remove(model: nn.Module) -> None:
+        """Take the hooks off."""
+        delattr(model, _WHOLE)
+        for module in model.modules():
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                for key in [key for key, hook in hooks.items() if _is_ours(hook)]:
+                    del hooks[key]
+                    module._forward_hooks_always_called.pop(key, None)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         # Of a part that is run alone, such as a checkpoint's, the mode is on within what has calls.
@@ -73,6 +91,10 @@ class CallQuantizers:
                 return
 
 
+def _is_ours(hook: object) -> bool:
+    return isinstance(getattr(hook, "__self__", None), CallQuantizers)
+
+
 def let_stand(module: nn.Module) -> None:
     """The one product that this module's forward calls goes through quantizers of its own."""
     setattr(module, _STANDS, True)
@@ -95,6 +117,18 @@ def place_of(model: nn.Module, name: str) -> nn.Module:
     elif not isinstance(held, Call):
         let_stand(held)
     return held
+
+
+def clear_place(model: nn.Module, name: str) -> None:
+    """Undo place_of where what it gave holds no quantizer."""
+    parent, _, child = name.rpartition(".")
+    held = model.get_submodule(name)
+    if any(passing(held, operand) for operand in OPERANDS):
+        return
+    if isinstance(held, Call):
+        del model.get_submodule(parent)._modules[child]
+    else:
+        delattr(held, _STANDS)
 
 
 class _Quantizing(TorchFunctionMode):

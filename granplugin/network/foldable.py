@@ -35,8 +35,8 @@ def find_batch_norms(
     values: Values,
     ends: set[int],
 ) -> BatchNorms:
-    """What the batch norms that read layers' outputs are to them; `weights` has the stored weight
-    and bias of layers."""
+    """What the batch norms that read layers' outputs are to them; `weights` has the weight
+    and bias of layers, parameters or what a forward computes of such."""
     finder = _Finder(model, modules, weights, calls, values, ends)
     found = BatchNorms()
     for name in calls:
@@ -48,6 +48,14 @@ def find_batch_norms(
             elif why is not None:
                 found.kept[name] = why
     return found
+
+
+def lets_through(bn: Any) -> bool:
+    """Whether this is a batch norm that scales no channel, as folding leaves some."""
+    if not isinstance(bn, _BatchNorm) or bn.eps != 0:
+        return False
+    scales = [bn.running_var, *([] if bn.weight is None else [bn.weight])]
+    return all(bool((scale == 1).all()) for scale in scales)
 
 
 class _Finder:
@@ -80,10 +88,13 @@ class _Finder:
         return next((op for op in readers if self._function(op) is F.batch_norm), None)
 
     def judge(self, name: str, op: Op) -> tuple[str | None, str | None]:
-        """The batch norm of an operation behind a layer, and why it cannot be folded."""
+        """The batch norm of an operation behind a layer, and why it cannot be folded;
+        neither where it is what folding left of one."""
         called = self.values.calls[op.at]
         given = inspect.signature(F.batch_norm).bind(*called.args, **called.kwargs).arguments
         bn = self.by_mean.get(id(given["running_mean"]))
+        if bn is not None and lets_through(self.modules[bn]):
+            return None, None
         return bn, self._layer(name) or self._norm(bn, op, given)
 
     def _layer(self, name: str) -> str | None:
@@ -91,10 +102,11 @@ class _Finder:
         flow, made = self.values.flow, self.calls[name][0]
         weight, bias = self.weights.get(name, (None, None))
         if weight is None:
-            return "the layer has no stored weight"
+            return "it multiplies by no weight of shape (out, in, ...)"
         if weight.dtype != torch.float32:  # fold's result is float32
             return f"the layer's weight is {str(weight.dtype).removeprefix('torch.')}"
-        if self.owners[id(weight)] != 1 or len(self._readers(weight)) != 1:
+        used = (self.owners[id(weight)], len(self._readers(weight)), len(self.calls[name]))
+        if used[0] > 1 or used[1:] != (1, 1):
             return "the layer's weight is used more than once"
         producer = self._readers(weight)[0]
         if (

@@ -19,6 +19,10 @@ QUANTIZER = "_quantizer"
 """What follows an operand in the name of the quantizer that it goes through."""
 
 
+FOLDED_NORM = "folded_norm"
+"""The child of what a call is that multiplies a batch norm into the weight which it computes."""
+
+
 class Call(nn.Module):
     """One call of a function within a module's forward, as a child of that module: the quantizers
     of its operands are children of it. `function` and `number` say which call of the forward."""
@@ -35,7 +39,10 @@ def passing(holder: nn.Module, operand: str) -> nn.Module | None:
 
 
 def quantized(holder: nn.Module, product: Product) -> Tensor:
-    """What the product puts out with its operands sent through the quantizers that `holder` has."""
+    """What the product puts out with its operands sent through the quantizers that `holder` has,
+    its weight with the batch norm in it that is folded there."""
+    if norm := holder._modules.get(FOLDED_NORM):
+        product = product.with_weight(*norm(product.laid(product.second, "weight"), product.bias))
     first, second = product.first, product.second
     if quantizer := passing(holder, "input"):
         first = quantizer(first)
@@ -82,8 +89,8 @@ class Frames:
 
     @property
     def current(self) -> Frame:
-        """That of the innermost module."""
-        return self._running[-1]
+        """That of the innermost module that is no Call."""
+        return next(f for f in reversed(self._running) if not isinstance(f.module, Call))
 
     @contextmanager
     def hooked(self) -> Iterator[None]:

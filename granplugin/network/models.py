@@ -105,6 +105,8 @@ def _weighted(
                 "return the float model"
             )
         model = unwrapped(model)
+        if quantizers.folded:  # into parameters: trace takes no weight that torch computes
+            compute_once(model)
         fold_behind(model, quantizers.folded)
         own = {
             name: tensor

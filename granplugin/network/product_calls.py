@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -126,6 +126,15 @@ class Product:
         if weighted and second.ndim != 2:
             return f"its weight has {second.ndim} axes, and a linear layer's has 2"
         return None
+
+    def with_weight(self, weight: Tensor, bias: Tensor) -> Product:
+        """The call with these for its second factor, as a layer has it, and its bias. Requires a
+        function that takes a bias."""
+        assert self.form.bias is not None, f"{self.name} takes a bias"
+        second = self.laid(weight, "weight")
+        args, kwargs = self.form.second.put(self.args, self.kwargs, second)
+        args, kwargs = self.form.bias.put(args, kwargs, bias)
+        return replace(self, args=args, kwargs=kwargs)
 
     def with_factors(self, first: Tensor, second: Tensor) -> Tensor:
         """What the call puts out with these factors in place of its own."""

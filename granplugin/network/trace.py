@@ -87,7 +87,7 @@ def trace(model: nn.Module, example: Example) -> Traced:
     products = {name for name, module in modules.items() if layer_type(module) in WEIGHTED}
     called = find_call_layers(model, watch.values, products, watch.calls.keys())
     calls = _in_order(watch, called)
-    weights = {name: found for name in calls if (found := _stored(model, modules, called, name))}
+    weights = {name: found for name in calls if (found := _foldable(modules, called, name))}
     norms = find_batch_norms(model, modules, weights, calls, watch.values, ends)
     held = {watch.values.number(tensor) for tensor in (*model.parameters(), *model.buffers())}
     read = watch.values.flow.behind(ends, starts | held)
@@ -133,16 +133,14 @@ def _in_order(watch: Watch, called: Mapping[str, CallLayer]) -> dict[str, list[L
     return {name: calls[name] for name in sorted(calls, key=begins)} if called else calls
 
 
-def _stored(
-    model: nn.Module,
+def _foldable(
     modules: Mapping[str, nn.Module],
     called: Mapping[str, CallLayer],
     name: str,
 ) -> tuple[Tensor, Tensor | None] | None:
-    """The weight and the bias of a layer as the model holds them."""
+    """The weight and the bias of a layer as the model holds or computes them."""
     if name in called:
-        held = [model.get_parameter(each) for each in called[name].foldable]
-        return (held[0], held[1] if len(held) > 1 else None) if held else None
+        return called[name].foldable
     module = modules[name]
     weight = module._parameters.get("weight")  # not there: computed by a hook
     if weight is None or layer_type(module) not in WEIGHTED:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 
@@ -27,19 +29,34 @@ def fold(
     >>> fold(np.ones((1, 2)), None, np.array([3.0]), None, np.array([1.0]), np.array([4.0]), 0, 0)
     (array([[1.5, 1.5]], dtype=float32), array([-1.5], dtype=float32))
     """
-    mean, var = mean.astype(np.float64), var.astype(np.float64)
+    factor = factors(gamma, var, eps)
+    folded = multiplied(weight.astype(np.float64), factor, axis, groups)
+    own, beta = (None if array is None else array.astype(np.float64) for array in (bias, beta))
+    shift = shifted(own, factor, mean.astype(np.float64), beta)
+    return folded.astype(np.float32), shift.astype(np.float32)
+
+
+def factors(gamma: np.ndarray | None, var: np.ndarray, eps: float) -> np.ndarray:
+    """What a batch norm multiplies each channel by, gamma / sqrt(var + eps): [out], float64."""
     # An ONNX attribute is a float32: only an eps rounded so gives the same bits on both sides.
-    factor = 1 / np.sqrt(var + float(np.float32(eps)))
-    if gamma is not None:
-        factor = gamma.astype(np.float64) * factor
-    shift = -mean if bias is None else bias.astype(np.float64) - mean
-    shift = shift * factor
-    if beta is not None:
-        shift = shift + beta.astype(np.float64)
-    blocks = _by_group(weight.astype(np.float64), axis, groups)
+    factor = 1 / np.sqrt(var.astype(np.float64) + float(np.float32(eps)))
+    return factor if gamma is None else gamma.astype(np.float64) * factor
+
+
+def multiplied(weight: Any, factor: Any, axis: int, groups: int = 1) -> Any:
+    """The weight with each output channel times its factor, [out], all float64, arrays or tensors;
+    `axis` and `groups` as in fold."""
+    blocks = _by_group(weight, axis, groups)
     ones = (1,) * (blocks.ndim - 3)
-    folded = blocks * factor.reshape(blocks.shape[0], 1, blocks.shape[2], *ones)
-    return folded.reshape(weight.shape).astype(np.float32), shift.astype(np.float32)
+    factor = factor.reshape(blocks.shape[0], 1, blocks.shape[2], *ones)
+    return (blocks * factor).reshape(weight.shape)
+
+
+def shifted(bias: Any, factor: Any, mean: Any, beta: Any) -> Any:
+    """The bias of the layer with its batch norm in it, all [out] and float64, arrays or tensors;
+    without bias or beta these are zeros."""
+    shift = (-mean if bias is None else bias - mean) * factor
+    return shift if beta is None else shift + beta
 
 
 def channel_ranges(weight: np.ndarray, axis: int, groups: int = 1) -> np.ndarray:
@@ -69,7 +86,7 @@ def spread(ranges: np.ndarray) -> float | None:
     return float(ranges.max()) / middle if middle else None
 
 
-def _by_group(weight: np.ndarray, axis: int, groups: int) -> np.ndarray:
+def _by_group(weight: Any, axis: int, groups: int) -> Any:
     """View as [group, in, out of the group, ...]; the first and third axis number the outputs."""
     if axis == 0:
         return weight.reshape(1, 1, *weight.shape)
