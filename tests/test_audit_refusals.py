@@ -88,6 +88,14 @@ def fp8(net):
     return net.node("DequantizeLinear", q, scale, "z8")
 
 
+def fp8_between(op, **attributes):
+    net = Net(half=False)
+    fp8(net)
+    (q, dq), net.nodes = net.nodes, net.nodes[:1]
+    y = net.node(op, *q.output, **attributes)
+    return net.model(net.node("DequantizeLinear", y, *dq.input[1:]), (1, 32, 8, 8))
+
+
 def at_run_time(net, axes=(), what="scale"):
     """Q/DQ whose scale or zero point is computed, over everything or `axes`."""
     given = net.node("ReduceMax", "x", *(net.constant(np.int64(a)) for a in axes), keepdims=0)
@@ -165,7 +173,9 @@ def factor(shape):
 ALIKE = {
     "int8-constant": [factor(()), stored("Identity"), stored("Transpose", perm=[0, 2, 1])],
     "quantized-integers": [cast(TensorProto.BOOL), cast(TensorProto.INT64)],
-    "int8-operator": [between("Softmax", np.uint8), between("GlobalAveragePool")],
+    "int8-operator": [
+        fp8_between("Relu"), fp8_between("MaxPool", kernel_shape=[2, 2]),
+        between("Softmax", np.uint8), between("GlobalAveragePool")],
     "scale-at-run-time": [conv(lambda net: at_run_time(net, what="zero"))],
     "unsupported-type": [
         cast(TensorProto.INT16, 1), cast(TensorProto.UINT8, 1), cast(TensorProto.FLOAT8E4M3FN, 1),
@@ -176,6 +186,7 @@ ALIKE = {
 BUILT = {
     "int8 moved": between("Transpose", perm=[0, 1, 3, 2]),
     "uint8 moved": between("MaxPool", np.uint8, kernel_shape=[2, 2]),
+    "fp8 moved": fp8_between("Transpose", perm=[0, 1, 3, 2]),
     "int8 Relu": between("Relu"),
     "cast to int8": cast(TensorProto.INT8, 1),
     "cast to int64": cast(TensorProto.INT64, 1),

@@ -57,6 +57,10 @@ _FLOAT_ONLY = frozenset(
 )
 """Operators that it does not compute in int8 without Q and DQ around them; it does Add, Mul, Relu,
 MaxPool, and what moves numbers."""
+_SHUFFLES = frozenset(
+    "Concat DepthToSpace Flatten Identity If Loop Reshape Scan Shape Size SpaceToDepth Transpose".split()
+)
+"""What fp8 and int4 tensors are read by besides DequantizeLinear."""
 _UINT8_READERS = frozenset({"Cast", "Identity", "If", "Loop", "Scan", "Shape", "Size"})
 _OWN_WORDS = ("QLinear", "ConvInteger", "MatMulInteger", "DynamicQuantize")
 """Operators that another refusal tells of."""
@@ -191,24 +195,29 @@ def _of_integers(found: QuantizedGraph, library: str) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _in_int8(found: QuantizedGraph, library: str) -> Iterator[Finding]:
+def _in_8_bits(found: QuantizedGraph, library: str) -> Iterator[Finding]:
     graph = found.graph
-    for node in graph.nodes if library == "tensorrt_rtx" else ():
-        if node.op_type not in _FLOAT_ONLY or not _is_onnx(node):
+    for node in graph.nodes:
+        if not _is_onnx(node) or _of_pair(node) or node.op_type.startswith(_OWN_WORDS):
             continue
-        name = next((name for name in node.input if _is_quantized(graph, name)), None)
-        if name is not None:
-            yield _finding(
-                "int8-operator", node.name,
-                f"{node.op_type} reads the quantized tensor {name!r} as it is; it is computed in "
-                "floating point alone",
-                "write DequantizeLinear in front of it, and Q and DQ behind",
-            )  # fmt: skip
+        for name in dict.fromkeys(node.input):
+            format = _quantized_as(graph, name)
+            only_float = format == "int8" and node.op_type in _FLOAT_ONLY
+            if (only_float and library == "tensorrt_rtx") or (
+                format in _MADE_BY_Q.values() and node.op_type not in _SHUFFLES
+            ):
+                yield _finding(
+                    "int8-operator", node.name,
+                    f"{node.op_type} reads the {format} tensor {name!r} as it is, in which it is "
+                    "not computed",
+                    "write DequantizeLinear in front of it, and Q and DQ behind",
+                )  # fmt: skip
 
 
-def _is_quantized(graph: ReadGraph, name: str) -> bool:
-    kind = graph.element_type(name)
-    return kind in (TensorProto.INT8, TensorProto.UINT8) and name not in graph.constant
+def _quantized_as(graph: ReadGraph, name: str) -> str | None:
+    """The format of a tensor of 8 bits or less that is computed; uint8 is read as int8."""
+    kind = graph.element_type(name) if name not in graph.constant else 0
+    return "int8" if kind == TensorProto.UINT8 else _QUANTIZED.get(kind)
 
 
 def _formats(found: QuantizedGraph, library: str) -> Iterator[Finding]:
@@ -284,7 +293,7 @@ def _finding(code: str, node: str, says: str, instead: str) -> Finding:
 TYPES: Mapping[str, Check] = {
     "int8-constant": _constants,
     "quantized-integers": _of_integers,
-    "int8-operator": _in_int8,
+    "int8-operator": _in_8_bits,
     "formats-differ": _formats,
     "scale-at-run-time": _at_run_time,
 }
