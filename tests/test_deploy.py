@@ -102,7 +102,9 @@ def _deployed(_tiny, tmp_path_factory) -> Path:
                 built = backends.backend_of("tensorrt_rtx").build(
                     model, folder / "engines" / sha, Options(batch=16)
                 )
-                layers.write_text(inspector_json(backends.backend_of("tensorrt_rtx").plan(built)))
+                layers.write_text(
+                    inspector_json(backends.backend_of("tensorrt_rtx").engine_plan(built))
+                )
     for script, rounds in (("run_10.sh", 1), ("run_11.sh", 7), ("run_rtx.sh", 1)):
         ran = project.run_script(script, rounds)
         assert ran.returncode == 0, ran.stderr

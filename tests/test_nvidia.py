@@ -198,7 +198,7 @@ def test_a_truncated_or_foreign_engine_is_refused_and_rebuilt(rtx, tmp_path, fil
     whole = rtx.engine_plan(engine)
     for damage in (b"foreign", (out / file).read_bytes()[:100]):
         (out / file).write_bytes(damage)
-        for read in (rtx.plan, rtx.layers, lambda engine: rtx.open(engine).__enter__()):
+        for read in (rtx.engine_plan, rtx.layers, lambda engine: rtx.open(engine).__enter__()):
             with pytest.raises(EngineError, match="not as they were built; delete the folder"):
                 read(engine)
         assert rtx.engine_plan(rtx.build(path, out, options=Options(batch=1))) == whole

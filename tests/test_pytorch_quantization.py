@@ -35,6 +35,20 @@ def library():
     )
 
 
+@pytest.fixture(autouse=True)
+def as_imported(library, monkeypatch):
+    """A program that runs sets the library's defaults and adds to its list of modules: for its test."""
+    from pytorch_quantization import nn as quant_nn
+    from pytorch_quantization import quant_modules
+
+    for made in vars(quant_nn).values():
+        for name in ("default_quant_desc_input", "default_quant_desc_weight"):
+            if isinstance(made, type) and hasattr(made, name):
+                monkeypatch.setattr(made, name, getattr(made, name))
+    helper = quant_modules.QuantModuleReplacementHelper()
+    monkeypatch.setattr(quant_modules, "_quant_module_helper_object", helper)
+
+
 class Made(nn.Module):
     def __init__(self):
         super().__init__()

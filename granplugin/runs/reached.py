@@ -56,8 +56,8 @@ def told_of(times: Mapping[str, float], samples: int) -> Iterator[Doubt]:
     """Of sites, each with how many times its range the samples reach.
 
     >>> [doubt.said for doubt in told_of({"a.input": 5.0, "b.input": 1.0}, 32)]
-    ['at 1 of 2 sites the evaluation data reach up to 5 times as far as the ranges (a.input): beyond \
-them all is clipped']
+    ['at 1 of 2 sites the evaluation data reach up to 5 times as far as the ranges (a.input): what \
+lies beyond is clipped']
     """
     beyond = sorted((s for s in times if times[s] >= _BEYOND), key=lambda s: -times[s])
     if beyond:
