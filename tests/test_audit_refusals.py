@@ -221,6 +221,15 @@ def test_the_engine_refuses_and_takes_the_same_types(tmp_path):
             builder.build(model)
 
 
+@pytest.mark.parametrize("op", ["Cast", "Identity", "Conv"])
+def test_a_body_whose_nodes_lack_what_they_read_is_no_crash(tmp_path, op):
+    given = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    body = helper.make_graph([helper.make_node(op, [], ["y"])], "body", [], given)
+    net = Net(half=False)
+    chosen = net.node("If", net.constant(np.True_), then_branch=body, else_branch=body)
+    assert refusals(found_in(net.model(chosen), tmp_path), "tensorrt_rtx") == ()
+
+
 def test_every_refusal_has_a_case():
     from granplugin.audits.refusals import REFUSALS
 

@@ -118,7 +118,7 @@ def _is_inside(graph: ReadGraph, node: onnx.NodeProto) -> bool:
 def _uint8_inputs(graph: ReadGraph) -> Iterator[Finding]:
     for name, kind in _inputs(graph).items():
         for node, _ in graph.uses.get(name, ()) if kind == TensorProto.UINT8 else ():
-            passed = node.op_type != "Identity" or node.output[0] in graph.outputs
+            passed = node.op_type != "Identity" or not graph.outputs.keys().isdisjoint(node.output)
             if _is_onnx(node) and not (node.op_type in _UINT8_READERS and passed):
                 yield _finding(
                     "unsupported-type", node.name,
@@ -176,7 +176,7 @@ def _multiplies_integers(graph: ReadGraph, node: onnx.NodeProto) -> bool:
 
 def _of_integers(found: QuantizedGraph, library: str) -> Iterator[Finding]:
     graph = found.graph
-    for node in filter(_of_pair, graph.nodes):
+    for node in filter(_of_pair, filter(_is_whole, graph.nodes)):
         kind = graph.element_type(node.input[0])
         if quantizes(node) and kind in _INTEGERS:
             yield _finding(
@@ -270,12 +270,16 @@ def _inputs(graph: ReadGraph) -> dict[str, int]:
 
 
 def _nodes(graph: ReadGraph) -> Iterator[tuple[str, onnx.NodeProto]]:
-    """Every node with its name; those inside If, Loop and Scan with the names that lead there."""
-    for node in graph.nodes:
-        yield node.name, node
+    """Every node that reads and gives something, with its name; those inside If, Loop and Scan with
+    the names that lead there."""
+    yield from ((node.name, node) for node in graph.nodes if _is_whole(node))
     for place, body in body_graphs(graph.nodes):
-        for node in body.node:
-            yield f"{place}/{node.name}", node
+        yield from ((f"{place}/{node.name}", node) for node in body.node if _is_whole(node))
+
+
+def _is_whole(node: onnx.NodeProto) -> bool:
+    """What a body holds, or another library's operator, may lack both."""
+    return bool(node.input and node.output)
 
 
 def _is_onnx(node: onnx.NodeProto) -> bool:
