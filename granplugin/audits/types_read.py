@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 import onnx
 from onnx import TensorProto
 
+from granplugin.backends.nvidia.libraries import LIBRARIES
 from granplugin.graph.read.bodies import body_graphs
 from granplugin.graph.read.graph import ReadGraph, dequantizes, quantizes
 from granplugin.graph.read.quantized_graph import QuantizedGraph
@@ -203,7 +204,7 @@ def _in_8_bits(found: QuantizedGraph, library: str) -> Iterator[Finding]:
         for name in dict.fromkeys(node.input):
             format = _quantized_as(graph, name)
             only_float = format == "int8" and node.op_type in _FLOAT_ONLY
-            if (only_float and library == "tensorrt_rtx") or (
+            if (only_float and LIBRARIES[library].compiler_tried) or (
                 format in _MADE_BY_Q.values() and node.op_type not in _SHUFFLES
             ):
                 yield _finding(
@@ -221,7 +222,7 @@ def _quantized_as(graph: ReadGraph, name: str) -> str | None:
 
 
 def _formats(found: QuantizedGraph, library: str) -> Iterator[Finding]:
-    if library != "tensorrt_rtx":
+    if not LIBRARIES[library].compiler_tried:
         return
     formats: dict[str, dict[str, str]] = defaultdict(dict)
     for operand in found.operands:

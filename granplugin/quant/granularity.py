@@ -326,12 +326,13 @@ GranularityKey = Annotated[
 
 
 def grid(shape: Shape, block: Shape) -> Shape:
-    """How many blocks lie along each axis; one scale per cell.
+    """How many blocks lie along each axis; one scale per cell. A block of nothing is the whole of an
+    axis without values.
 
-    >>> grid((8, 16, 3, 3), (1, 4, 3, 3))
-    (8, 4, 1, 1)
+    >>> grid((8, 16, 3, 3), (1, 4, 3, 3)), grid((8, 0), (1, 0))
+    ((8, 4, 1, 1), (8, 1))
     """
-    return tuple(length // part for length, part in zip(shape, block, strict=True))
+    return tuple(length // part if part else 1 for length, part in zip(shape, block, strict=True))
 
 
 def scales(shape: Shape, block: Shape) -> int:

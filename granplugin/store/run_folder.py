@@ -226,19 +226,26 @@ def _held(path: Path) -> Iterator[RunFolder]:
     except OSError as err:
         raise RunError(f"{path}: cannot be used: {err.strerror or err}; give --out") from err
     try:
-        # What a killed run left half-written.
-        put_in_place(path)
-        left_over = (
-            path / _GATHERED,
-            path / _REPLACED,
-            *run.cache.glob(".making-*"),
-            *path.rglob(".*.new"),
-        )
-        for left in left_over:
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
+        _clear_left_over(run)
         yield run
     finally:
         lock.release()
+
+
+def _clear_left_over(run: RunFolder) -> None:
+    """What a killed run left half-written."""
+    try:
+        put_in_place(run.path)
+        left_over = (
+            run.path / _GATHERED,
+            run.path / _REPLACED,
+            *run.cache.glob(".making-*"),
+            *run.path.rglob(".*.new"),
+        )
+        for left in left_over:
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
+    except OSError as err:
+        raise RunError(f"{run.path}: cannot be used: {err.strerror or err}; give --out") from err
 
 
 @contextmanager

@@ -18,7 +18,8 @@ class Library:
     whatever else reads it; `vector_scale_is_float`: a convolution whose input's scale has shape
     [1] runs in float; `moves_not`: operators that move values, in front of which Q/DQ stays where it
     is, so that what is behind them gets float. `operators_not` are operators of ONNX that it does not build;
-    `has_plugins`: it has operators of its own for what comes behind a network (..._TRT).
+    `has_plugins`: it has operators of its own for what comes behind a network (..._TRT);
+    `compiler_tried`: what its compiler refuses behind the parser was tried, and is told.
     """
 
     title: str
@@ -32,6 +33,7 @@ class Library:
     moves_not: frozenset[str]
     operators_not: frozenset[str]
     has_plugins: bool
+    compiler_tried: bool
 
 
 # onnx-tensorrt has no importer for them.
@@ -78,6 +80,7 @@ LIBRARIES = {
         moves_not=frozenset(),
         operators_not=_WITHOUT - {"DeformConv"},
         has_plugins=True,
+        compiler_tried=False,
     ),
     "tensorrt_rtx": Library(
         title="TensorRT-RTX",
@@ -92,5 +95,6 @@ LIBRARIES = {
         # It comes without TensorRT's plugins, which compute these.
         operators_not=_WITHOUT | {"NonMaxSuppression", "NonZero", "RoiAlign"},
         has_plugins=False,
+        compiler_tried=True,
     ),
 }
