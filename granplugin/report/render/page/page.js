@@ -422,6 +422,8 @@
     fill(at("plan-engine"), engines.map((name) => [name, name]), engines[0]);
     const choose = () => {
       const names = data.plans.filter((plan) => plan.engine === at("plan-engine").value).map((plan) => plan.variant);
+      // One plan alone has nothing beside it.
+      at("plans").classList.toggle("alone", names.length < 2);
       const recipe = (data.spots.find((spot) => spot.kind === "recipe") || {}).name;
       ["plan-a", "plan-b"].forEach((id, index) => {
         at(id).replaceChildren();
@@ -439,7 +441,8 @@
       a.bytes === b.bytes ? "" : "bytes",
     ].filter(Boolean);
     const compare = () => {
-      const found = ["plan-a", "plan-b"].map((id) => data.plans.find((plan) => plan.engine === at("plan-engine").value && plan.variant === at(id).value));
+      const alone = at("plans").classList.contains("alone");
+      const found = ["plan-a", "plan-b"].slice(alone ? 1 : 0).map((id) => data.plans.find((plan) => plan.engine === at("plan-engine").value && plan.variant === at(id).value));
       const most = Math.max(1, ...found.flatMap((plan) => (plan ? plan.kernels.map((kernel) => kernel.bytes || 0) : [])));
       const only = at("plan-changed").checked;
       const both = at("plan-both");
@@ -457,13 +460,14 @@
         line.title = [kernel.name, kernel.arithmetic, megabytes(kernel.bytes), ...kernel.nodes].join("\n");
         return put(line, length, made("span", `${titled(kernel)}  ${kernel.arithmetic}`), what ? made("em", what) : null);
       };
-      const same = found[0] === found[1];
+      const same = alone || found[0] === found[1];
       let differing = 0;
-      aligned(found[0]?.kernels ?? [], found[1]?.kernels ?? [], (kernel) => `${kernel.does} ${titled(kernel)}`).forEach(([a, b]) => {
+      aligned(found[0]?.kernels ?? [], (alone ? found[0] : found[1])?.kernels ?? [], (kernel) => `${kernel.does} ${titled(kernel)}`).forEach(([a, b]) => {
         const what = same ? [] : a && b ? apart(a, b) : ["only here"];
         if (what.length) differing += 1;
         if (only && !what.length) return;
-        both.append(bar(a, what.length > 0, a && !b ? "only here" : ""), bar(b, what.length > 0, b ? what.join(", ") : ""));
+        both.append(bar(a, what.length > 0, a && !b ? "only here" : ""));
+        if (!alone) both.append(bar(b, what.length > 0, b ? what.join(", ") : ""));
       });
       at("plan-said").textContent = same ? "" : `${differing} places differ, each marked ≠ with what differs.`;
     };
