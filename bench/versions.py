@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 HERE = Path(__file__).resolve().parent
 VERSIONS = ("0.45.0", "0.46.0", "0.47.0")
 TESTS = ("test_modelopt_bridge.py", "test_taken.py", "test_base.py", "test_presets.py",
-         "test_convert_back.py")  # fmt: skip
+         "test_convert_back.py", "test_algorithms.py")  # fmt: skip
 ALSO = ("torch", "transformers")
 
 
