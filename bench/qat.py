@@ -5,9 +5,10 @@ comes back, what a step costs, and what taking the result over adds to an apply.
 
 Top-1 is of the fake-quantized model on the 797 held-out images; its difference to the float network
 has Tango's interval for pairs. Adam, 1e-4 at most in one cycle, on the labels of the 1,000 training
-images, 10 at a time: 200 steps in two epochs, no image is changed. A step is forward, backward and the optimizer's on 50 images; modelopt's own is
-mtq.quantize with INT8_DEFAULT_CFG. An apply is the recipe's alone, held to ONNX Runtime, in a fresh
-run folder, of the float network and of the fine-tuned checkpoint.
+images, 10 at a time: 200 steps in two epochs, no image is changed. A step is forward, backward and
+the optimizer's on 50 images; modelopt's own is mtq.quantize with INT8_DEFAULT_CFG. An apply is the
+recipe's alone, held to ONNX Runtime, in a fresh run folder, of the float network and of the
+fine-tuned checkpoint.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
 """A maximum with -inf behind extrema that are quantized.
 
-The larger of a number and -inf is the number. It keeps a reduction to its largest or smallest value
-from being fused with the QuantizeLinear behind it (which OpenVINO computes wrongly).
+It keeps a reduction to its largest or smallest value from being fused with the QuantizeLinear behind
+it (which OpenVINO computes wrongly).
 """
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from granplugin.graph.edit.additions import Additions
 from granplugin.graph.edit.contract import seam
-from granplugin.graph.edit.nodes import constant
+from granplugin.graph.edit.maximum import put_maximum
+from granplugin.graph.edit.nodes import computes_of_one, scope_of
 
 _EXTREMA = ("ReduceMax", "ReduceMin", "GlobalMaxPool")
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
@@ -31,14 +31,9 @@ def _quantized(value: ir.Value) -> bool:
         for user, _ in left.pop().uses():
             if user.op_type == "QuantizeLinear":
                 return True
-            if user.op_type == "Concat" or (user.op_type != "Max" and _alone(user)):
+            if user.op_type == "Concat" or (user.op_type != "Max" and computes_of_one(user)):
                 left += user.outputs
     return False
-
-
-def _alone(node: ir.Node) -> bool:
-    """Whether a node has but one operand that is no constant."""
-    return sum(each is not None and constant(each) is None for each in node.inputs) == 1
 
 
 def _requires(model: ir.Model) -> str | None:
@@ -60,12 +55,6 @@ def apart_from_extrema(model: ir.Model) -> ir.Model:
     model = model.clone()
     additions = Additions(model.graph)
     for node in quantized_extrema(model):
-        value = node.outputs[0]
-        least = np.asarray(-np.inf, (value.dtype or ir.DataType.FLOAT).numpy())
-        name = node.name.rpartition("/")[0] or node.name
-        infinity = additions.constant(f"{name}.least", least)
-        behind = additions.node(name, "Max", [value, infinity], after=node)
-        for user, at in list(value.uses()):
-            if user is not behind.producer():
-                user.replace_input_with(at, behind)
+        dtype = (node.outputs[0].dtype or ir.DataType.FLOAT).numpy()
+        put_maximum(additions, node, dtype, scope_of(node) or node.name)
     return model

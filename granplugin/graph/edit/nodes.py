@@ -69,6 +69,11 @@ def inner_nodes(node: ir.Node) -> Iterator[ir.Node]:
                 yield from all_nodes(graph)
 
 
+def computes_of_one(node: ir.Node) -> bool:
+    """Whether it has but one operand that is no constant."""
+    return sum(each is not None and constant(each) is None for each in node.inputs) == 1
+
+
 def constant(value: ir.Value | None) -> np.ndarray | None:
     """What the value always is, or None."""
     tensor = None if value is None else ir.convenience.get_const_tensor(value)

@@ -1,18 +1,18 @@
 """A maximum with -inf behind quantized products whose result is cut in pieces.
 
-The larger of a number and -inf is the number. It keeps the cut of a joint projection (queries, keys
-and values of one linear layer) behind the product: TensorRT-RTX moves it in front, onto the weight,
-whose scales for each channel it then dequantizes by, and multiplies in float.
+It keeps the cut of a joint projection (queries, keys and values of one linear layer) behind the
+product: TensorRT-RTX moves it in front, onto the weight, whose scales for each channel it then
+dequantizes by, and multiplies in float.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from granplugin.graph.edit.additions import Additions
 from granplugin.graph.edit.contract import seam
-from granplugin.graph.edit.nodes import constant
+from granplugin.graph.edit.maximum import put_maximum
+from granplugin.graph.edit.nodes import computes_of_one, constant, scope_of
 
 _PRODUCTS = ("MatMul", "Gemm")
 _CUTS = ("Slice", "Split", "Gather")
@@ -50,14 +50,9 @@ def _is_cut(value: ir.Value) -> bool:
         for user, at in left.pop().uses():
             if user.op_type in _CUTS and at == 0:
                 return True
-            if user.op_type in _MOVED and _alone(user):
+            if user.op_type in _MOVED and computes_of_one(user):
                 left += user.outputs
     return False
-
-
-def _alone(node: ir.Node) -> bool:
-    """Whether a node has but one operand that is no constant."""
-    return sum(each is not None and constant(each) is None for each in node.inputs) == 1
 
 
 def _requires(model: ir.Model) -> str | None:
@@ -79,13 +74,8 @@ def apart_from_cuts(model: ir.Model) -> ir.Model:
         scale = _scale(node)
         assert scale is not None, "it is one of them"
         last = _with_bias(node)
-        kind = (scale.dtype or ir.DataType.FLOAT).numpy()
-        name = node.name.rpartition("/")[0] or node.name
-        least = additions.constant(f"{name}.least", np.asarray(-np.inf, kind))
-        behind = additions.node(name, "Max", [last.outputs[0], least], after=last)
-        for user, at in list(last.outputs[0].uses()):
-            if user is not behind.producer():
-                user.replace_input_with(at, behind)
+        dtype = (scale.dtype or ir.DataType.FLOAT).numpy()
+        put_maximum(additions, last, dtype, scope_of(node) or node.name)
     return model
 
 
@@ -94,4 +84,4 @@ def _with_bias(node: ir.Node) -> ir.Node:
     value = node.outputs[0]
     users = [user for user, _ in value.uses()]
     alone = len(users) == 1 and not value.is_graph_output()
-    return users[0] if alone and users[0].op_type == "Add" and _alone(users[0]) else node
+    return users[0] if alone and users[0].op_type == "Add" and computes_of_one(users[0]) else node
