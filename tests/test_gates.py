@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import os
 import re
 import subprocess
 import sys
@@ -27,9 +28,12 @@ def test_ruff_has_nothing_to_say(command):
 
 
 def test_mypy_has_nothing_to_say(tmp_path):
+    """Of the package, and of a script that uses each of its names (typed_use.py)."""
+    command = ["mypy", "--no-pretty", "--cache-dir", str(tmp_path)]
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--no-pretty", "--cache-dir", str(tmp_path)],
+        [sys.executable, "-m", *command, "-p", "granplugin", "-m", "typed_use"],
         cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "MYPYPATH": "tests"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
