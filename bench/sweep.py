@@ -44,10 +44,11 @@ PACKAGES = (
 
 
 class Count(TorchDispatchMode):
-    """Counts the operators that multiply matrices or convolve."""
+    """Counts the operators that multiply matrices or convolve; a grouped one as often as it has
+    groups, which are products of matrices of their own."""
 
     NAMES = frozenset(
-        "mm bmm addmm baddbmm mv addmv dot convolution _trilinear _grouped_mm addbmm "
+        "mm bmm addmm baddbmm mv addmv dot convolution _trilinear addbmm "
         "_scaled_dot_product_flash_attention_for_cpu mkldnn_rnn_layer".split()
     )
 
@@ -56,7 +57,11 @@ class Count(TorchDispatchMode):
         self.there = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.there += func.overloadpacket.__name__ in self.NAMES
+        name = func.overloadpacket.__name__
+        if name == "_grouped_mm":
+            self.there += args[2].numel()
+        else:
+            self.there += name in self.NAMES
         return func(*args, **(kwargs or {}))
 
 

@@ -31,6 +31,15 @@ def size(count: int) -> str:
     return f"{value:.1f} {unit}" if value < 9.95 else f"{value:,.0f} {unit}"
 
 
+def digits(value: float) -> str:
+    """A figure of two digits, and of all that are in front of its point.
+
+    >>> digits(0.0412), digits(99.96), digits(234.0), digits(1.2e9)
+    ('0.041', '100', '234', '1.2e+09')
+    """
+    return f"{value:,.0f}" if 99.5 <= abs(value) < 1e6 else f"{value:.2g}"
+
+
 def duration(seconds: float) -> str:
     """
     >>> duration(0.2), duration(75.0), duration(7380)

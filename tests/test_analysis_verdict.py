@@ -158,6 +158,19 @@ def test_nothing_is_within_whose_outputs_are_very_bad(db, measured_by):
     assert told in ("within", "cannot tell")
 
 
+@given(st.floats(1.5, 50), st.floats(0, 50), st.floats(-3, 3))
+def test_what_won_only_where_it_was_chosen_is_not_advised(before, final, won_db):
+    from granplugin.analysis.advice import FLOATING, held
+
+    whole = [
+        Whole(Loss(at, at - 0.4, at + 0.4), db, "outputs")
+        for at, db in ((before, 30.0), (final, 30 + won_db))
+    ]
+    told = held({"a": FLOATING}, *whole, 1.0)
+    useful = final - 0.4 <= 1.0 or final + 0.4 < before - 0.4 or 30 + won_db >= 31
+    assert bool(told.overrides) == useful == (told.promise is not None)
+
+
 @pytest.mark.parametrize("samples", [1, 2, 7, 64])
 def test_what_is_promised_is_measured_on_samples_that_nothing_was_chosen_by(samples):
     from types import SimpleNamespace

@@ -174,6 +174,16 @@ def choose(
     return overrides
 
 
+def held(overrides: Mapping[str, Pair], before: Effect, final: Effect, tolerance: float) -> Advice:
+    """What is advised of overrides for a recipe that loses too much, by the network without and
+    with them on samples that nothing was chosen by: nothing, where they neither reach the goal nor
+    win anything there, as what they won on the others was those samples' luck."""
+    promise = verdict_of(final, tolerance)
+    if promise == "above" and not _wins(final, before):
+        return Advice("above", {})
+    return Advice("above", overrides, final, promise)
+
+
 def _wins(found: Effect, now: Effect) -> bool:
     """Whether a change is worth one: a decibel, or a loss whose whole interval is below; a loss
     alone may get smaller by chance."""

@@ -15,6 +15,7 @@ from granplugin.analysis.settings import label
 from granplugin.analysis.tried import START, Pair
 from granplugin.network.weight_facts import WeightFacts
 from granplugin.recipe.settings import FLOAT
+from granplugin.words import digits
 
 MUCH = 0.25
 """A share of the noise of a network that loses too much, from which on a layer is not either."""
@@ -68,10 +69,12 @@ def why_of(each: LayerLosses, facts: Facts, evidence: Evidence, tolerance: float
     if role is not None and lost[role] >= why.MATTERS and where == "neither":
         return (
             f"its {role} loses, not its weight or input: rounding takes "
-            f"{100 * lost[role]:.2g} % of that tensor's channels' signal"
+            f"{digits(100 * lost[role])} % of that tensor's channels' signal"
         )
     if where == "neither" and (harm := _harm(each, evidence, tolerance)):
-        return f"rounding takes only {100 * each.both:.2g} % of its channels' signal, but {harm}"
+        return (
+            f"rounding takes only {digits(100 * each.both)} % of its channels' signal, but {harm}"
+        )
     told = why.why(each, facts.weight, facts.given)
     own = {row.operand: row for row in each.tried.asked.start}
     for each_role in why.roles_of(where):
@@ -129,6 +132,6 @@ def _of_site(site: SiteLosses, index: int | None) -> str:
     then = "float" if index is None else label(site.tried.rows[index])
     leaves = " keeps it" if index is None else f" leaves {site.db(index):.0f} dB"
     return (
-        f"{label(site.tried.own)} leaves {site.db(0):.0f} dB of this tensor and "
-        f"{100 * (1 - (site.lost(0) or 0.0)):.2g} % of its channels' signal; {then}{leaves}"
+        f"{label(site.tried.own)} leaves {site.db(0):.0f} dB of this tensor and takes "
+        f"{digits(100 * (site.lost(0) or 0.0))} % of its channels' signal; {then}{leaves}"
     )

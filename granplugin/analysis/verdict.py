@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from granplugin.analysis import why
-from granplugin.analysis.advice import BAD_DB, Advice, choose, judged, verdict_of
+from granplugin.analysis.advice import BAD_DB, Advice, choose, held, judged, verdict_of
 from granplugin.analysis.answer import network_effect
 from granplugin.analysis.effects import Effect, choice_name
 from granplugin.analysis.evidence import Evidence
@@ -68,8 +68,8 @@ def find_advice(
         )
         if not overrides:
             return Advice(verdict, {})
-        (final,) = measure([{**start, **overrides}], promised_on)
-    return Advice(verdict, overrides, final, verdict_of(final, tolerance))
+        before, final = measure([start, {**start, **overrides}], promised_on)
+    return held(overrides, before, final, tolerance)
 
 
 def _site_options(each: SiteLosses, fixed: frozenset[str], had: frozenset[int]) -> list[Pair]:
@@ -177,10 +177,13 @@ def _sentence(advice: Advice, evidence: Evidence, subject: Subject) -> str:
     first = "" if kept else _mend_first(evidence.layers, evidence.ranges.fixed)
     if not advice.overrides and not outputs.top:
         return f"The recipe loses {lost}; with analyze.top at 0 nothing else was measured."
+    tried, layers = len(outputs.top), len(outputs.start)
+    further = first or (_TRY_MORE if tried < layers else "") + _TRAIN
     if advice.final is None:
         return (
-            f"The recipe loses {lost}, and no setting that was tried on its "
-            f"{len(outputs.top)} worst layers, nor leaving them float, wins any of it back.{first or _TRAIN}"
+            f"The recipe loses {lost}, and no setting that was tried on its {tried} worst layers"
+            f"{f' of {layers}' if tried < layers else ''}, nor leaving them float, wins any of it "
+            f"back.{further}"
         )
     many = f"{len(advice.overrides)} layer{'s' if len(advice.overrides) > 1 else ''}"
     floats = sum(pair == FLOATING for pair in advice.overrides.values())
@@ -197,10 +200,11 @@ def _sentence(advice: Advice, evidence: Evidence, subject: Subject) -> str:
         f"The recipe loses {lost}; with {many} changed{left} it loses {final.loss.value:.2f}"
         f"{_interval(final)} on {_counted(final.sqnr.samples)}{unseen}{reaches}. "
         f"{per_tensor} of {weights} weights are per_tensor then."
-        f"{first or (_TRAIN if advice.promise == 'above' else '')}"
+        f"{further if first or advice.promise == 'above' else ''}"
     )
 
 
+_TRY_MORE = " A larger analyze.top tries more of its layers."
 _TRAIN = " What no setting wins back, fine-tuning may: granplugin.quantize (docs/qat.md)."
 
 

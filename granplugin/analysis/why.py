@@ -15,6 +15,7 @@ from granplugin.analysis.tried import START
 from granplugin.network.weight_facts import OUTLIER, WeightFacts
 from granplugin.quant.calibrators import EDGES
 from granplugin.quant.folding import spread, typical
+from granplugin.words import digits
 
 Where = Literal["weight", "input", "both", "neither"]
 
@@ -92,7 +93,8 @@ def why(losses: LayerLosses, weight: WeightFacts, given: InputFacts | None) -> s
             return "nothing is rounded: its tensors hold only zeros"
         return "the recipe leaves it float"
     return (
-        f"nothing to gain: rounding takes {100 * losses.both:.2g} % of its channels' signal at most"
+        f"nothing to gain: rounding takes {digits(100 * losses.both)} % of its channels' signal at "
+        "most"
     )
 
 
@@ -166,7 +168,7 @@ def _of_input(losses: LayerLosses, facts: InputFacts | None) -> str:
     said = _loses(start, losses.inputs)
     wide = facts.spread if facts else None
     if facts and facts.clipped is not None and facts.clipped > 0.1:
-        said += f": {facts.clipped:.2g} % of its values are clipped"
+        said += f": {digits(facts.clipped)} % of its values are clipped"
     elif facts and facts.outlier_samples and (peaks := facts.sample_spread or 0) > (wide or 0):
         several = "samples reach" if facts.outlier_samples > 1 else "sample reaches"
         said += (
@@ -213,7 +215,7 @@ def _hidden(start: Loss, best: Loss) -> bool:
 
 
 def _share(loss: Loss) -> str:
-    return f"{100 * loss.channels_lost:.2g} %"
+    return f"{digits(100 * loss.channels_lost)} %"
 
 
 def sample_facts(counts: np.ndarray, largest: float) -> tuple[float | None, int]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from granplugin.data.portrait import Portrait
-from granplugin.words import first
+from granplugin.words import digits, first
 
 FEW = 8
 """Below so many samples of a set, only what is far off says anything."""
@@ -106,7 +106,7 @@ def doubts_between(calibration: Portraits, other: Portraits, role: str) -> Itera
             )
         elif (share := theirs.beyond(float(ours.peaks.max()))) > _BEYOND:
             yield Doubt(
-                f"{100 * share:.2g} % of the {role} data's {name!r} lies beyond "
+                f"{digits(100 * share)} % of the {role} data's {name!r} lies beyond "
                 f"{ours.peaks.max():.4g}, the most that the calibration data show",
                 False,
             )

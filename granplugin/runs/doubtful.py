@@ -11,6 +11,7 @@ from granplugin.data.portrait import portraits
 from granplugin.planning.rows import Row
 from granplugin.recipe.loaded import located
 from granplugin.runs.session import Session
+from granplugin.words import digits
 
 if TYPE_CHECKING:
     from granplugin.network.norm_seen import NormSeen
@@ -29,7 +30,7 @@ def unlike_training(seen: NormSeen) -> Iterator[Doubt]:
     times, shift = max(seen.times, 1 / max(seen.times, 1e-9)), seen.shift
     if times < _OFF and shift < _OFF:
         return
-    told = f"spread {seen.times:.2g} times as far as" if times >= _OFF else "far off"
+    told = f"spread {digits(seen.times)} times as far as" if times >= _OFF else "far off"
     yield Doubt(
         f"the first batch norm ({seen.name!r}) gets values {told} those it was trained on: are the "
         "inputs scaled and normalized as in training?",

@@ -17,7 +17,7 @@ from granplugin.results.values import Job
 from granplugin.runs.calibrated import Calibrated
 from granplugin.runs.session import Session
 from granplugin.store.keys import content_key
-from granplugin.words import first
+from granplugin.words import digits, first
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ lies beyond is clipped']
     if beyond:
         most = times[beyond[0]]
         yield Doubt(
-            f"at {len(beyond)} of {len(times)} sites the evaluation data reach up to {most:.2g} "
+            f"at {len(beyond)} of {len(times)} sites the evaluation data reach up to {digits(most)} "
             f"times as far as the ranges ({first(beyond)}): what lies beyond is clipped",
             most >= _FAR_BEYOND,
         )
@@ -71,7 +71,7 @@ lies beyond is clipped']
     if within and samples >= _ENOUGH:
         yield Doubt(
             f"at {len(within)} of {len(times)} sites {samples} evaluation samples reach no more than "
-            f"{100 * times[within[0]]:.2g} to {100 * times[within[-1]]:.2g} % of the ranges "
+            f"{digits(100 * times[within[0]])} to {digits(100 * times[within[-1]])} % of the ranges "
             f"({first(within)}): their steps are wider than these data need",
             False,
         )

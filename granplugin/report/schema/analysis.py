@@ -213,7 +213,7 @@ class Analysis(Part):
     )
     finest: NetworkEffect = Field(
         description="With the setting of each layer that, of those asked that round, loses least "
-        "there."
+        "there; other sites as the recipe has them or float, whichever loses less."
     )
     layers: list[LayerAnalysis]
     sites: list[SiteAnalysis] = Field(description="Worst first.")

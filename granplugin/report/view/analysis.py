@@ -72,9 +72,10 @@ def _measured(analysis: Analysis) -> Iterator[Item]:
     yield Item(f"{analysis.recipe}: {measured_on(analysis)}")
     if analysis.coverage:
         yield Item(f"the recipe {coverage_line(analysis.coverage)}")
+    others = ", other sites as they are or float, whichever loses less" if analysis.sites else ""
     yield Item(
         f"loss: {loss_means(analysis)}; tolerated: {analysis.tolerance:g}; the finest: the "
-        "best setting of each layer that every engine of the recipe has"
+        f"best setting of each layer that every engine of the recipe has{others}"
     )
     yield Item("±: to the farther end of the 95 % interval over samples")
 

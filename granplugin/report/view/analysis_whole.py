@@ -53,7 +53,8 @@ _MEANINGS = {
     "squared changes. 20 dB is a relative error of 10 %, 40 dB of 1 %; exact: nothing changed; "
     "none: there is no signal.",
     "the finest": "the network with the setting of each layer that, of those asked, loses least "
-    "there, of those that every engine of the recipe has, natively or rewritten.",
+    "there, of those that every engine of the recipe has, natively or rewritten; what is a site of "
+    "its own - of a call, a skip, a lookup - as the recipe has it or float, whichever loses less.",
     "alone": "the network with only this layer quantized, as the recipe has it.",
     "restored": "the network with all that the recipe quantizes, but not this layer.",
     "agreement": "samples on which the network decides as fp32 does.",
