@@ -8,7 +8,6 @@ heavy is imported until a function is used.
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from granplugin.errors import (
@@ -33,10 +32,7 @@ if TYPE_CHECKING:
     )
     from granplugin.api.verbs import analyze, apply, audit, inspect, load, plan
 
-try:
-    __version__ = version("granplugin")
-except PackageNotFoundError:  # a source tree on sys.path, not installed
-    __version__ = "0"
+__version__: str
 
 __all__ = [
     "DataError",
@@ -66,11 +62,24 @@ _SCRIPTS = ("calibration_batches", "export_onnx", "modelopt_config", "prepare", 
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        globals()[name] = _version()
+        return globals()[name]
     if name in __all__:
         module = "algorithms" if name == "run_algorithm" else "verbs"
         module = "scripts" if name in _SCRIPTS else module
         return getattr(import_module(f"granplugin.api.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _version() -> str:
+    # What reads it takes as long to import as all else that a compiler's process needs of ours.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("granplugin")
+    except PackageNotFoundError:  # a source tree on sys.path, not installed
+        return "0"
 
 
 def __dir__() -> list[str]:

@@ -7,20 +7,21 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from granplugin.backends.engine_plan import EnginePlan
 from granplugin.engines import EngineFacts
 from granplugin.errors import EngineError
 from granplugin.translate import load_library, one_line
 
+# A compiler's process imports this module, and would take longer for numpy than for its library.
+if TYPE_CHECKING:
+    import numpy as np
+
 Shape = tuple[int, ...]
-Feeds = dict[str, np.ndarray]
+Feeds: TypeAlias = "dict[str, np.ndarray]"
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,8 @@ class Backend(ABC):
 
     def version(self) -> str:
         """The library's version; does not import it."""
+        from importlib import metadata
+
         for distribution in self.facts.distributions:
             with suppress(metadata.PackageNotFoundError):
                 return metadata.version(distribution)
