@@ -14,6 +14,7 @@ import onnx_ir as ir
 from granplugin.graph.edit.apart_zeros import apart_from_shared_zeros, shared_zeros
 from granplugin.graph.edit.extrema import apart_from_extrema, quantized_extrema
 from granplugin.graph.edit.nonnegative import nonnegative_unsigned, quantizes_nonnegative
+from granplugin.graph.edit.rounded_pools import rounded_before_pools, rounded_pools
 from granplugin.graph.edit.uncut import apart_from_cuts, cut_products
 from granplugin.graph.edit.unsigned import concatenates, unsigned
 from granplugin.graph.edit.zero_bias import add_zero_biases, unbiased
@@ -33,7 +34,12 @@ def _biased(model: ir.Model) -> ir.Model:
     return model
 
 
+def _rounds_behind_pools(model: ir.Model) -> bool:
+    return next(rounded_pools(model), None) is not None
+
+
 FORMS: dict[str, Form] = {
+    "rounded-pools": Form(_rounds_behind_pools, rounded_before_pools),
     "unsigned-nonnegative": Form(quantizes_nonnegative, nonnegative_unsigned),
     "unsigned-concat": Form(concatenates, unsigned),
     "zero-bias": Form(lambda model: bool(unbiased(model)), _biased),

@@ -81,9 +81,24 @@ class FileGraph(ReadGraph):
             if list(map(dequantizes, self.readers(node.output[0]))) != [True]:
                 raise Unhonoured(f"{node.name}: is not followed by one DequantizeLinear")
         self.by_result = {pair.result: pair for pair in self.pairs}
+        self.pooled: set[str] = set()
+        """Max pools of what was rounded with one scale: theirs are the same numbers, rounded
+        behind them."""
+        for node in self.nodes:
+            pair = self.by_result.get(node.input[0]) if node.op_type == "MaxPool" else None
+            if pair is not None and not pair.scale.shape and node.output[0] not in self.outputs:
+                self.pooled.add(node.name)
+                self.by_result[node.output[0]] = pair
         self.by_source: dict[str, list[Pair]] = defaultdict(list)
         for pair in self.pairs:
             self.by_source[pair.source].append(pair)
+
+    def rounded_for(self, result: str) -> list[onnx.NodeProto]:
+        """The nodes that read what a pair rounds, and such pools with their own readers."""
+        found = []
+        for node in self.readers(result):
+            found += [node, *(self.rounded_for(node.output[0]) if node.name in self.pooled else [])]
+        return found
 
     def _pair(self, pair: Qdq) -> Pair:
         dq, q, source, result = pair.dq, pair.q, pair.source, pair.result

@@ -102,8 +102,9 @@ def read_back(
         # Anything may read an output behind its Q/DQ, but an input only the layers with a row, and
         # a skip input the adds that one is about.
         allowed = readers[pair.name]
-        for node in graph.readers(pair.result):
-            if None not in allowed and allowed.isdisjoint((scope_of(node), node.name)):
+        for node in graph.rounded_for(pair.result):
+            known = node.name in graph.pooled or not allowed.isdisjoint((scope_of(node), node.name))
+            if None not in allowed and not known:
                 raise Unhonoured(f"{node.name}: reads {pair.result}, and no row says so")
 
 
