@@ -13,6 +13,7 @@ import pytest
 from conftest import run_main
 
 from granplugin.graph import files
+from granplugin.graph.edit.precision import convert
 from granplugin.graph.read.graph import read
 from granplugin.store.cache import Cache
 from granplugin.store.companions import companions
@@ -56,6 +57,22 @@ def test_the_same_network_is_written_with_its_weights_outside(
     assert exported.code == 0, exported.stderr
     onnx.checker.check_model(str(tmp_path / "export/variants/recipe/model.onnx"), full_check=True)
     assert len(companions(tmp_path / "export/variants/recipe/model.onnx")) == 1
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_weights_outside_are_lowered_as_those_in_the_file(applied, tmp_path, precision):
+    inside, outside = applied.out / "variants/recipe/model.onnx", tmp_path / "outside.onnx"
+    ir.save(ir.load(inside), outside, external_data="weights", size_threshold_bytes=32)
+    assert (tmp_path / "weights").stat().st_size > 0
+    plan = json.loads((applied.out / "plan.json").read_text())["variants"]["recipe"]
+    sites = [f"{row['layer']}.{row['role']}" for row in plan]
+    found = []
+    for path in (inside, outside):
+        files.save(convert(path, precision, sites, []), tmp_path / "low.onnx")
+        onnx.checker.check_model(str(tmp_path / "low.onnx"))
+        found.append(constants(tmp_path / "low.onnx"))
+    assert found[0].keys() == found[1].keys()
+    assert all(found[0][name].tobytes() == found[1][name].tobytes() for name in found[0])
 
 
 def test_what_is_outside_is_named_by_its_content_and_goes_where_the_file_goes(

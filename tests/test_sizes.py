@@ -286,3 +286,6 @@ def data():
     told = " ".join(done.stderr.split())
     assert "no output has an axis of samples; what is put out depends on values" in told
     assert "it has aten.nonzero (nets.py:12" in told and "name model.onnx" in told
+    planned = run_main("plan", project.folder / "recipe.yaml")
+    assert "apply will refuse it: nothing can be measured" in " ".join(planned.stdout.split())
+    assert "next:" not in planned.stdout + planned.stderr

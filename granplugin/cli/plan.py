@@ -43,6 +43,6 @@ def plan(
         show(WhyOutput(layer=why, story=list(found.why(why))), json_)
     else:
         show(found.output(), json_)
-        if not json_:
+        if not json_ and not found.refused:
             say_next([Next(("apply", *typed(recipe, settings, out)), "build and measure it")])
     return 0

@@ -13,11 +13,14 @@ from torch import nn
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def copy_of(model: Model) -> Model:
-    """A deep copy; a function that is some module's forward and holds modules of the model - in its
-    closure, its defaults, or a partial's arguments - holds those of the copy."""
+def copy_of(model: Model, *, sharing: bool = False) -> Model:
+    """A deep copy, or one with the model's own parameters (`sharing`). A function that is some
+    module's forward and holds modules of the model - in its closure, its defaults, or a partial's
+    arguments - holds those of the copy."""
     # A recurrent layer holds this module, of which there is no copy.
     memo: dict[int, Any] = {id(torch._VF): torch._VF}
+    if sharing:
+        memo.update((id(parameter), parameter) for parameter in model.parameters())
     made = copy.deepcopy(model, memo)
     for module in model.modules():
         if "forward" in vars(module):

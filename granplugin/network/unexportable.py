@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from types import FrameType
 from typing import Any
 
 import torch
@@ -123,13 +124,24 @@ class _ByValues(TorchDispatchMode):
     ) -> Any:
         space, _, name = func._schema.name.partition("::")
         if name in _BY_VALUES:
-            frame = sys._getframe(1)
-            while frame.f_back is not None and not is_users(frame):
-                frame = frame.f_back
             told = "torchvision.ops.nms" if space == "torchvision" else f"{space}.{name}"
-            at = Raised(False, line_of(frame.f_code, frame.f_lineno), self.inside[-1] or None)
+            at = Raised(False, _lines(sys._getframe(1)), self.inside[-1] or None)
             self.found[f"{told}{at}"] = None
         return passed_on(func, args, kwargs)
+
+
+def _lines(frame: FrameType | None) -> str | None:
+    """The innermost line that is not torch's; where that is an installed library's, also the one
+    that called into it."""
+    inner = None
+    while frame is not None and frame.f_code is not call.__code__:
+        if is_users(frame):
+            line = line_of(frame.f_code, frame.f_lineno)
+            inner = inner or line
+            if "site-packages" not in frame.f_code.co_filename:
+                return inner if inner == line else f"{inner}, called at {line}"
+        frame = frame.f_back
+    return inner
 
 
 def _dynamic(shapes: Any) -> Any:

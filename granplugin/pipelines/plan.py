@@ -54,6 +54,7 @@ class Planned(Result):
     written: Mapping[str, Written]
     doubts: tuple[Doubt, ...] = ()
     last: Mapping[str, EngineResult] = field(default_factory=dict)
+    refused: str | None = None
 
     def output(self) -> PlanOutput:
         """Every site, rule and promise."""
@@ -109,8 +110,11 @@ def plan(loaded: Loaded, variant: str | None = None, out: Path | None = None) ->
         job = dict(zip(variants, own, strict=True))[name]
         # Of a file that tells its layers no data need be there.
         notes: Sequence[str] = session.network.notes
+        refused = None
         with suppress(DataError):
             notes = session.notes
+            if refused := session.unmeasurable:
+                notes = (*session.network.notes, f"apply will refuse it: {refused}")
         # Evaluation data that cannot be read are for apply to refuse.
         doubtful: tuple[Doubt, ...] = ()
         with suppress(DataError):
@@ -126,6 +130,7 @@ def plan(loaded: Loaded, variant: str | None = None, out: Path | None = None) ->
         written=job.written,
         doubts=doubtful,
         last=_did(report, plan_key(session.key, job.plan)) if report else {},
+        refused=refused,
     )
 
 

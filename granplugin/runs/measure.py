@@ -77,14 +77,8 @@ def check_data(session: Session) -> None:
         if scores and labels is not None:
             name, axis = scores
             metrics.check_labels(labels, outputs[name].shape[axis])
-    if not outputs:
-        chosen = session.network.chosen(session.example)
-        told = (
-            f"no output has an axis of samples; {chosen}"
-            if chosen
-            else "; ".join(note for output in session.outputs if (note := output.note))
-        )
-        raise session.loaded.error(("model",), f"nothing can be measured: {told}")
+    if why := session.unmeasurable:
+        raise session.loaded.error(("model",), why)
     for index, name in enumerate(session.recipe.metrics):
         labels = np.zeros(len(next(iter(outputs.values()))), np.int64)
         try:

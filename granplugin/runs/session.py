@@ -178,6 +178,21 @@ class Session:
         told = [note for output in self.outputs if (note := output.note)]
         return [*self.network.notes, *told]
 
+    @property
+    def unmeasurable(self) -> str | None:
+        """Why no metric can be of any output: none has its samples on an axis. None where one
+        has."""
+        axes = self.axes
+        if not axes or any(axis is not None for axis in axes.values()):
+            return None
+        chosen = self.network.chosen(self.example)
+        told = (
+            f"no output has an axis of samples; {chosen}"
+            if chosen
+            else "; ".join(note for output in self.outputs if (note := output.note))
+        )
+        return f"nothing can be measured: {told}"
+
     @cached_property
     def _planned(self) -> Ran:
         """What a plan is made of: what the network tells alone, where that is all."""

@@ -233,7 +233,8 @@ class TorchNetwork:
         """The proof that folding did not change outputs is part of it (fold_batch_norms)."""
         from granplugin import modelopt_bridge
 
-        model = copy_of(self._convert(layers))
+        # Folding puts in parameters of its own, and quantizers change none.
+        model = copy_of(self._convert(layers), sharing=True)
         norms = {layer.name: layer.bn for layer in layers if layer.bn}
         traced = Traced(tuple(layers), norms, {}, {})
         fold_batch_norms(model, traced, plan.folded, self.tensors(example))

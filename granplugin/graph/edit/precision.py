@@ -4,12 +4,16 @@ ONNX Runtime's converter changes the types; Q/DQ and the arithmetic that belongs
 it, and its casts around them are taken out: QuantizeLinear reads what the network computes and
 DequantizeLinear gives what the network goes on with (`output_dtype`, which needs opset 23), both
 with the scales as they were calibrated. In float16 a scale below 6e-8 would be 0.
+
+Weights in a file beside the model may be more than protobuf holds: the converter sees inputs in
+their places, and they are made one by one when the result is written.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +35,8 @@ INFINITE = 1e30
 _OPSET, _IR_VERSION = 23, 11
 _HALF, _FLOAT = DTYPES["fp16"], ir.DataType.FLOAT
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
+_AT_ONCE = 2**22
+"""Values of one tensor that are rounded in one go."""
 
 
 def too_large(path: Path, feeds: Mapping[str, np.ndarray]) -> list[str]:
@@ -116,7 +122,7 @@ def convert(path: Path, precision: str, sites: Collection[str], keep: Collection
     one of DTYPES. Ensures that inputs, outputs and the scales of Q/DQ are float32 still, and that
     constants are in no other low precision.
     """
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)
     blocked = {
         node.name
         for node in model.graph.node
@@ -135,13 +141,16 @@ def convert(path: Path, precision: str, sites: Collection[str], keep: Collection
         if node.op_type == "Transpose" and readers[node.output[0]] <= blocked
     )
     _part_constants(model, blocked)
+    ends = [value.name for value in (*model.graph.input, *model.graph.output)]
+    outside = _take_outside(model)
     floats = {tensor.name: tensor for tensor in model.graph.initializer}
     originals = {name: onnx.numpy_helper.to_array(tensor) for name, tensor in floats.items()}
     named = {node.name for node in model.graph.node}
+    low = {n for node in model.graph.node if node.name not in blocked for n in node.input}
     # The converter infers types itself, and would cast the constants that are listed.
     del model.graph.value_info[:]
     converted = float16.convert_float_to_float16(
-        model, keep_io_types=True, node_block_list=list(blocked)
+        model, keep_io_types=[*ends, *(outside.keys() - low)], node_block_list=list(blocked)
     )
     del converted.graph.value_info[:]  # they are those of before
     result = ir.from_proto(converted)
@@ -153,9 +162,51 @@ def convert(path: Path, precision: str, sites: Collection[str], keep: Collection
             node.name = unique(f"{CASTS}/{node.op_type}", named)
     if precision == "bf16":
         _to_bfloat16(result.graph, originals)
+    _put_outside(result.graph, outside, path.parent)
     result.opset_imports[""] = _OPSET
     result.ir_version = max(result.ir_version, _IR_VERSION)
     return result
+
+
+def _take_outside(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """The tensors whose numbers lie beside the file, by name; inputs stand in their places."""
+    graph = model.graph
+    held = [t for t in graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL]
+    outside = [t for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    for tensor in outside:
+        graph.input.append(
+            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        )
+    del graph.initializer[:]
+    graph.initializer.extend(held)
+    return {tensor.name: tensor for tensor in outside}
+
+
+def _put_outside(graph: ir.Graph, outside: Mapping[str, onnx.TensorProto], folder: Path) -> None:
+    """Constants again, in the precision of those inputs; rounded where they are read."""
+    for value in [value for value in graph.inputs if value.name in outside]:
+        graph.inputs.remove(value)
+        tensor = ir.serde.deserialize_tensor(outside[value.name], str(folder))
+        if value.dtype != tensor.dtype:
+            tensor = ir.LazyTensor(
+                partial(_lowered, tensor, value.dtype),
+                dtype=value.dtype,
+                shape=tensor.shape,
+                name=value.name,
+            )
+        value.const_value = tensor
+        graph.register_initializer(value)
+
+
+def _lowered(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.Tensor:
+    values = tensor.numpy().reshape(-1)
+    made = np.empty(values.size, dtype.numpy())
+    for at in range(0, values.size, _AT_ONCE):
+        part = values[at : at + _AT_ONCE]
+        # float16 as the converter rounds what the model holds: no value becomes 0 or infinite
+        half = dtype == _HALF
+        made[at : at + _AT_ONCE] = float16.convert_np_to_float16(part) if half else part
+    return ir.Tensor(made.reshape(tensor.shape.numpy()), dtype=dtype, name=tensor.name)
 
 
 def _part_constants(model: onnx.ModelProto, blocked: Collection[str]) -> None:
@@ -213,6 +264,9 @@ def _casts(node: ir.Node | None, dtype: ir.DataType) -> bool:
 def _to_bfloat16(graph: ir.Graph, originals: Mapping[str, np.ndarray]) -> None:
     """What is float16 becomes bfloat16, constants from their float32 values."""
     low = DTYPES["bf16"]
+    for value in graph.inputs:  # constants whose numbers lie outside: see _take_outside
+        if value.dtype == _HALF:
+            value.dtype = low
     for name, value in graph.initializers.items():
         if value.dtype == _HALF:
             array = originals[name].astype(low.numpy())

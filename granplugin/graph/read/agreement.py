@@ -15,6 +15,7 @@ from granplugin.errors import Unhonoured
 from granplugin.graph import reference
 from granplugin.graph.methods import How
 from granplugin.graph.read.file_graph import FileGraph, open_file, pairs_of
+from granplugin.graph.read.graph import reads
 from granplugin.graph.read.intended import Intended
 from granplugin.graph.read.verify_lowered import (
     check_division,
@@ -75,6 +76,8 @@ def agreement(
     graph = open_file(path)
     plan = Intended(rows, amax, how)
     found = [place for row in plan.rows for place in _places(graph, plan, row)]
+    # Weights first: together they are computed without the network.
+    found.sort(key=lambda place: place.held is None)
     values = differs = worst = 0
     for chunk in _chunks(found, max(len(array) for array in feeds.values())):
         fetched = _fetch(graph, chunk, feeds)
@@ -177,14 +180,31 @@ def _fetch(
     known = {name: feeds[name] for name in wanted & feeds.keys()}
     known |= {name: graph.array(name) for name in wanted & graph.stored.keys()}
     computed = sorted(wanted - known.keys())
-    exposing = onnx.ModelProto()
-    exposing.CopyFrom(graph.model)
-    own = {value.name for value in exposing.graph.output}
-    for name in computed:
-        if name not in own:
-            exposing.graph.output.append(onnx.ValueInfoProto(name=name))
-    results = reference.run(exposing, computed, feeds, graph.path.parent)
+    if not computed:
+        return known
+    model = _up_to(graph.model, computed)
+    given = {value.name for value in model.graph.input}
+    read = {name: array for name, array in feeds.items() if name in given}
+    results = reference.run(model, computed, read, graph.path.parent)
     return known | dict(zip(computed, results, strict=True))
+
+
+def _up_to(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """What of a model computes these tensors: of a weight its DequantizeLinear alone."""
+    graph = model.graph
+    needed, nodes = set(names), []
+    for node in reversed(graph.node):
+        if not needed.isdisjoint(node.output):
+            needed |= reads(node)
+            nodes.append(node)
+    part = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    part.functions.extend(model.functions)
+    part.graph.name = graph.name
+    part.graph.node.extend(reversed(nodes))
+    part.graph.input.extend(value for value in graph.input if value.name in needed)
+    part.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in needed)
+    part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return part
 
 
 def _broadcast(row: QuantizedRow, cells: np.ndarray) -> tuple[np.ndarray, Shape]:
