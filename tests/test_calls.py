@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import granplugin
 import granplugin.modelopt_bridge as bridge
 from granplugin.modelopt_bridge.library import mto, mtq
+from granplugin.network import call_quantizers
 from granplugin.network.forward import call
 from granplugin.network.opened import opened
 from granplugin.network.trace import trace
@@ -78,14 +79,16 @@ class Net(nn.Module):
         x = self.bn(self.same(self.std(image).relu())).relu()
         y = self.around(F.conv2d(x, self.kernel, padding=1, groups=32))
         tokens = (x + y).flatten(2).transpose(1, 2)
-        tokens = tokens + self.mha(tokens, tokens, tokens, need_weights=False)[0]
+        seen = tokens.flip(1)  # so its one weight is split: of queries, of keys and values
+        tokens = tokens + self.mha(tokens, seen, seen, need_weights=False)[0]
         causal = F.scaled_dot_product_attention(tokens, tokens, tokens, is_causal=True)
         shares = (torch.bmm(causal, tokens.mT) / 8).masked_fill(self.hidden, -1e9).softmax(-1)
         x = torch.bmm(shares, tokens).mean(1) @ self.left
         return self.lora(self.own(x).relu())
 '''
 CALLED = {
-    "std": "Conv2d", "same": "Conv2d", "conv2d": "Conv2d", "mha.linear": "Linear",
+    "std": "Conv2d", "same": "Conv2d", "conv2d": "Conv2d",
+    "mha.linear": "Linear", "mha.linear_1": "Linear",
     "mha.matmul": "MatMul", "mha.matmul_1": "MatMul", "mha.out_proj": "Linear",
     "matmul": "MatMul", "matmul_1": "MatMul", "bmm": "MatMul", "bmm_1": "MatMul",
     "matmul_2": "Linear", "own": "Linear",
@@ -225,6 +228,44 @@ def test_without_quantizers_a_converted_attention_computes_the_same(make):
     before, layers = make()(image), trace(make(), image).layers
     model, _ = bridge.convert(make(), [], lambda net: None, layers)
     torch.testing.assert_close(model(image), before, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_forward_that_raised_had_entered_is_left():
+    model = nn.Sequential(nn.Linear(2, 2))
+    quantizers = call_quantizers.CallQuantizers(model)
+    with call_quantizers.left_behind():  # an exporter runs no hook behind it
+        for module in model.modules():
+            quantizers._enter(module, ())
+    assert not call_quantizers._RUNNING.modes and not call_quantizers._RUNNING.frames
+
+
+@pytest.mark.parametrize("what", ["vmap", "script", "function"])
+def test_data_reach_what_is_computed_unseen(what):
+    """So a product of two of them has no weight."""
+    unseen = {
+        "vmap": torch.vmap(lambda x: x + 1),
+        "script": torch.jit.script(_plus_one),
+        "function": _PlusOne.apply,
+    }[what]
+
+    class Net(nn.Module):
+        def forward(self, x):
+            y = unseen(x)
+            return (y @ y.mT).softmax(-1) @ y
+
+    layers = {each.name: each for each in trace(Net(), torch.ones(2, 3, 4)).layers}
+    assert {each.type for each in layers.values()} == {"MatMul"}
+    assert "attention_values" in layers["matmul_1"].traits
+
+
+def _plus_one(x: torch.Tensor) -> torch.Tensor:
+    return x + 1
+
+
+class _PlusOne(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x + 1
 
 
 def test_what_dispatch_counts_is_found(make):

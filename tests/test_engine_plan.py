@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from granplugin.backends.engine_plan import EngineLayer, EnginePlan, EngineTensor, Moved
+from granplugin.backends.nvidia.kernels import Kernels
 from granplugin.backends.nvidia.plan_reader import (
     read_inspector_json,
     read_layers_text,
@@ -84,6 +85,15 @@ def test_a_weight_that_is_dequantized_at_run_time_is_written_and_read_as_a_weigh
         "test",
     )
     assert plan.moved == Moved(x.bytes + y.bytes, stored.bytes + 2 * made.bytes, scales.bytes, 0)
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("MulReluConc", False), ("MulRelu", True)])
+def test_zeros_that_fill_up_channels_are_no_scales_of_another_shape(name, wrong):
+    x, y, z = (tensor(n, "float", 8, c, 16, 1) for n, c in (("x", 4), ("y", 6), ("z", 8)))
+    conv = EngineLayer("conv", "correlation", (x,), (), (y,), ("conv",))
+    behind = EngineLayer(name, "kgen", (y,), (tensor("c", "float", 8, 2, 16, 1),), (z,), ())
+    kernels = Kernels("tensorrt_rtx", EnginePlan((conv, behind), (), "test"), {})
+    assert bool(kernels.misfit(conv)) is wrong
 
 
 def test_what_tensorrt_10_does_not_tell_of_constants_is_unknown():

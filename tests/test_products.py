@@ -38,6 +38,7 @@ class Dispatched(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
+        name = name.removesuffix("_")
         self.seen[name] += name in MULTIPLY
         return func(*args, **(kwargs or {}))
 
@@ -87,6 +88,7 @@ LAYERS: dict[str, tuple[Callable, Callable, tuple[int, ...]]] = {
     "addmm": (lambda x, w: torch.addmm(x[:, :1], x, w), lambda: weight(4, 5), (2, 4)),
     "bmm": (lambda x, _: torch.bmm(x, x.mT), lambda: None, ROWS),
     "baddbmm": (lambda x, _: torch.baddbmm(x[:, :, :1], x, x.mT), lambda: None, ROWS),
+    "baddbmm_": (lambda x, _: (x @ x.mT).baddbmm_(x, x.mT), lambda: None, ROWS),
     "einsum": (lambda x, w: torch.einsum("bnd,dhk->bhnk", x, w), lambda: weight(4, 2, 3), ROWS),
     "tensordot": (lambda x, w: torch.tensordot(x, w, 1), lambda: weight(4, 5), ROWS),
     "inner": (torch.inner, lambda: weight(5, 4), ROWS),
@@ -140,6 +142,20 @@ OTHERS = {
     ),
     "lstm": (lambda x, m: m(x)[0], lambda: nn.LSTM(4, 5), ROWS, "recurrence"),
     "gru_cell": (lambda x, m: m(x), lambda: nn.GRUCell(4, 5), (2, 4), "recurrence"),
+    "rnn_cell": (lambda x, m: m(x), lambda: nn.RNNCell(4, 5), (2, 4), "recurrence"),
+    "vmap": (
+        lambda x, w: torch.vmap(torch.matmul, (1, 0), 1)(x, w),
+        lambda: weight(3, 4, 5),
+        ROWS,
+        "inside torch.vmap",
+    ),
+    "complex": (
+        lambda x, w: torch.view_as_real(torch.complex(x, x) @ torch.complex(w, w)),
+        lambda: weight(4, 5),
+        ROWS,
+        "complex numbers",
+    ),
+    "activations": (lambda x, _: x @ x.mT, lambda: None, ROWS, "no attention's"),
     "batches of matrices": (torch.matmul, lambda: weight(2, 4, 5), ROWS, "3 axes"),
     "weight first": (lambda x, w: w @ x, lambda: weight(5, 3), ROWS, "first operand"),
     "constant": (lambda x, w: x + (w @ w)[0], lambda: weight(4, 4), ROWS, "no data reaches it"),

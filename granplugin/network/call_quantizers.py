@@ -9,6 +9,8 @@ child of its own instead of calling it, that child's quantizers are the product'
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -89,6 +91,18 @@ class CallQuantizers:
                 _RUNNING.modes.pop()[1].__exit__(None, None, None)
             if frame.module.__dict__ is module.__dict__:
                 return
+
+
+@contextmanager
+def left_behind() -> Iterator[None]:
+    """Leaves what was entered within. An exporter runs no hook behind a forward that raises."""
+    frames, modes = len(_RUNNING.frames), len(_RUNNING.modes)
+    try:
+        yield
+    finally:
+        while len(_RUNNING.modes) > modes:
+            _RUNNING.modes.pop()[1].__exit__(None, None, None)
+        del _RUNNING.frames[frames:]
 
 
 def _is_ours(hook: object) -> bool:

@@ -14,12 +14,22 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common as passes
 from onnxscript.optimizer import fold_constants
 
 from granplugin.errors import ModelError
-from granplugin.graph.edit.nodes import bypass, constant, marker_body, markers, site_of
+from granplugin.graph.edit.nodes import (
+    add_constant,
+    bypass,
+    constant,
+    marker_body,
+    markers,
+    replace,
+    site_of,
+)
 from granplugin.graph.files import save
+from granplugin.network.call_quantizers import left_behind
 from granplugin.network.custom_ops import translations
 from granplugin.network.forward import evaluating, flatten_outputs, named_inputs
 from granplugin.network.node_names import name_nodes, name_values
@@ -61,7 +71,7 @@ def export_float(
     try:
         with evaluating(model), _chatter_to_log():
             try:
-                with _without_traces():
+                with _without_traces(), left_behind():
                     program = torch.onnx.export(
                         model,
                         args,
@@ -115,14 +125,39 @@ def _compute_weights(model: ir.Model) -> None:
         if node is not None and node not in nodes:
             nodes.add(node)
             waiting += node.inputs
-    if any(node.op_type != "Constant" for node in nodes):
+    if all(node.op_type == "Constant" for node in nodes):
+        return
+    # It leaves what puts out several tensors, such as the split of an attention's one weight.
+    left: list[ir.Node] = [next(iter(nodes))]
+    while left:
         fold_constants(
             model,
             should_fold=lambda node: node in nodes,
             input_size_limit=sys.maxsize,
             output_size_limit=sys.maxsize,
         )
-        passes.RemoveUnusedNodesPass()(model)
+        left = [node for node in nodes if len(node.outputs) > 1 and _is_constant(node)]
+        for node in left:
+            _put_in(node)
+    passes.RemoveUnusedNodesPass()(model)
+
+
+def _is_constant(node: ir.Node) -> bool:
+    """Whether it is in a graph and reads constants alone."""
+    given = (value for value in node.inputs if value is not None)
+    return node.graph is not None and all(constant(value) is not None for value in given)
+
+
+def _put_in(node: ir.Node) -> None:
+    """What this node puts out, in its place. Requires that it reads constants alone."""
+    graph = node.graph
+    assert graph is not None, "it is in a graph"
+    feeds = {value.name: constant(value) for value in node.inputs if value is not None}
+    made = ReferenceEvaluator(ir.to_proto(node)).run(None, feeds)
+    for value, array in zip(list(node.outputs), made, strict=True):
+        name, value.name = value.name or f"{node.name}_out", None
+        replace(value, add_constant(graph, name, array))
+    graph.remove(node, safe=True)
 
 
 def _drop_neutral_norms(graph: ir.Graph) -> None:

@@ -65,6 +65,11 @@ _MACS: dict[Any, Callable[[tuple[Any, ...], Any], int]] = {
     _aten._cudnn_rnn: _recurrence,
 }
 """Operator -> the multiply-accumulates of one call, by its arguments and its result."""
+_IN_PLACE = {
+    getattr(_aten, f"{name}_"): getattr(_aten, name)
+    for name in ("addmm", "baddbmm", "addbmm", "addmv")
+}
+"""Operator that adds a product to what it is given -> the one that returns the sum."""
 
 
 @dataclass(slots=True)
@@ -99,7 +104,9 @@ class Multiplied(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = passed_on(func, args, kwargs)
-        count = _MACS.get(getattr(func, "overloadpacket", func))
+        self._values.computed((args, kwargs), result)
+        operator = getattr(func, "overloadpacket", func)
+        count = _MACS.get(_IN_PLACE.get(operator, operator))
         if count is not None:
             self._add(func, count(args, result), args)
         return result

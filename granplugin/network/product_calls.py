@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from granplugin.network.raised import passed_on
-from granplugin.network.torch_calls import name_of
+from granplugin.network.torch_calls import in_vmap, name_of
 from granplugin.quant.site import Operand
 
 
@@ -117,6 +117,8 @@ class Product:
         first, second = self.first, self.second
         if self.form.weighted == "Embedding":
             return _unusable_lookup(self, weighted)
+        if first.is_complex() or second.is_complex():
+            return "it multiplies complex numbers"
         if not first.is_floating_point():
             return "it multiplies integers"
         if self.form.weighted != "Linear":
@@ -157,6 +159,6 @@ def product_of(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     if form is None:
         return None
     factors = (form.first.of(args, kwargs), form.second.of(args, kwargs))
-    if not all(isinstance(factor, Tensor) for factor in factors):
+    if not all(isinstance(factor, Tensor) and not in_vmap(factor) for factor in factors):
         return None
     return Product(_CALLED.get(name, name), form, function, args, dict(kwargs))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch._C import _functorch as functorch
 
 from granplugin.network.flow import Kind
 
@@ -28,7 +29,8 @@ _PRODUCTS = frozenset(
     "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution "
     "conv_tbc bilinear matmul __matmul__ __rmatmul__ mm bmm addmm addbmm baddbmm mv addmv einsum "
     "tensordot embedding embedding_bag multi_head_attention_forward _native_multi_head_attention "
-    "scaled_dot_product_attention lstm gru rnn_tanh rnn_relu lstm_cell gru_cell".split()
+    "scaled_dot_product_attention lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell "
+    "rnn_relu_cell".split()
 )
 
 
@@ -39,10 +41,17 @@ def name_of(function: Any) -> str:
 
 def storage_of(tensor: Tensor) -> int:
     """The number of the memory that a tensor is a view of; one without any is its own."""
+    while in_vmap(tensor):
+        tensor = functorch.get_unwrapped(tensor)
     try:
         return tensor.untyped_storage()._cdata
-    except NotImplementedError:  # sparse, or inside torch.vmap
+    except NotImplementedError:  # sparse
         return id(tensor)
+
+
+def in_vmap(tensor: Tensor) -> bool:
+    """Whether this stands for one of several tensors that torch.vmap computes with together."""
+    return bool(functorch.is_batchedtensor(tensor))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -13,6 +13,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from granplugin.errors import ModelError, UserError
+from granplugin.network.call_quantizers import left_behind
 from granplugin.network.forward import call, copied, following
 from granplugin.network.raised import Raised, is_users, line_of, passed_on, raised_in
 from granplugin.translate import one_line
@@ -43,9 +44,10 @@ def why_not(
     exporter tries, it tells of the last. An error of ours is raised."""
     program = None
     try:
-        program = torch.export.export(
-            model, args, kwargs=kwargs, dynamic_shapes=_dynamic(shapes), strict=False
-        )
+        with left_behind():
+            program = torch.export.export(
+                model, args, kwargs=kwargs, dynamic_shapes=_dynamic(shapes), strict=False
+            )
     except Exception as again:  # it runs the user's code: anything can come out of it
         error = again
     if error is None:

@@ -1,7 +1,8 @@
 """The flow of values through a torch model's forward, recorded call by call.
 
 A value is what a tensor holds until it is changed in place: then every tensor on the same storage
-gets a new value. What runs inside TorchScript and torch.vmap is not seen.
+gets a new value. What runs inside TorchScript and torch.vmap is not seen, but for whether data
+reach what it puts out.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -18,7 +20,14 @@ from granplugin.network.frames import Frame, Frames
 from granplugin.network.opened import opened
 from granplugin.network.product_calls import Product, product_of
 from granplugin.network.raised import passed_on
-from granplugin.network.torch_calls import addends, kind_of, name_of, storage_of, tensors_in
+from granplugin.network.torch_calls import (
+    addends,
+    in_vmap,
+    kind_of,
+    name_of,
+    storage_of,
+    tensors_in,
+)
 from granplugin.quant.site import Shape
 
 # These return no tensor and yet look at the values.
@@ -67,6 +76,15 @@ class Values(TorchFunctionMode):
         # Kept alive, or Python would give a new tensor an old one's id.
         self._tensors: list[Tensor] = []
         self._on_storage: dict[int, list[int]] = defaultdict(list)
+        self._reached: dict[int, Tensor] = {}
+        """Storage that data reach -> a tensor on it, kept for the same reason."""
+
+    def computed(self, given: Any, result: Any) -> None:
+        """An operator made this of that, whichever function called it: what data reach is known
+        even where no function is seen."""
+        if any(storage_of(tensor) in self._reached for tensor in tensors_in(given)):
+            for tensor in tensors_in(result):
+                self._reached.setdefault(storage_of(tensor), tensor)
 
     def number(self, tensor: Tensor, data: bool = False) -> int:
         """The value the tensor holds now; `data` where it depends on a model input."""
@@ -74,8 +92,11 @@ class Values(TorchFunctionMode):
         if known is not None:
             return known
         self._tensors.append(tensor)
-        self._on_storage[storage_of(tensor)].append(id(tensor))
-        return self._new(id(tensor), data)
+        storage = storage_of(tensor)
+        self._on_storage[storage].append(id(tensor))
+        if data:
+            self._reached.setdefault(storage, tensor)
+        return self._new(id(tensor), data or storage in self._reached)
 
     def _new(self, tensor_id: int, data: bool) -> int:
         number = self._current[tensor_id] = self.flow.value(data)
@@ -133,7 +154,8 @@ class Values(TorchFunctionMode):
         return frame, frame.next(product.name), product
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        before, self.running = self.running, func
+        inside = any(in_vmap(tensor) for tensor in tensors_in((args, kwargs)))
+        before, self.running = self.running, torch.vmap if inside else func
         try:
             return passed_on(func, args, kwargs)
         finally:

@@ -99,9 +99,13 @@ def coverage(
 _RECURRENCE = "a recurrence is one node, and stays as it is"
 _INSIDE = "its products are inside one function"
 _WHOLE = {
-    **dict.fromkeys("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell".split(), _RECURRENCE),
+    **dict.fromkeys(
+        "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell".split(),
+        _RECURRENCE,
+    ),
     **dict.fromkeys("LSTM GRU RNN".split(), _RECURRENCE),
     **dict.fromkeys("linalg_multi_dot chain_matmul linalg_matrix_power cdist".split(), _INSIDE),
+    "vmap": "it is computed inside torch.vmap",
     "einsum": "it is more than one matrix product of two factors",
     "addbmm": "it sums its products over the batch",
     "dot": "it multiplies two vectors",

@@ -67,7 +67,7 @@ def _came_of_it(plan: Plan, layer: Layer, settled: Settled) -> Iterator[str]:
                 + (f" ({row.note})" if row.note else "")
             )
         elif row.operand != "output":
-            yield f"=> {row.operand}: float"
+            yield f"=> {row.operand}: float" + (f" ({row.note})" if row.note else "")
     if rows and rows[0].bn:
         kept = rows[0].bn == "keep" and (settled.bn, settled.bn_rule) == ("fold", PRESET)
         why_kept = ": the preset folds it where the layer is quantized" if kept else ""

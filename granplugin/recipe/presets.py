@@ -89,9 +89,17 @@ FLOAT_ROLES = {
 
 def left_float(defaults: str | Decision, layer: Layer) -> str | None:
     """Why these defaults leave a layer float that could be quantized; None where they do not, or
-    leave all of its kind float."""
-    told = FLOAT_ROLES.items() if defaults == "tensorrt@11" else ()
-    return next((why for trait, why in told if trait in layer.traits), None)
+    are another library's, or are spelt out."""
+    if not isinstance(defaults, str) or PRESETS[defaults] not in (tensorrt_11, openvino_2026_4):
+        return None
+    role = next((why for trait, why in FLOAT_ROLES.items() if trait in layer.traits), None)
+    if role or layer.kind is None or "weight" in layer.multiplied or _tensorrt(layer) != _NOTHING:
+        return role
+    if layer.traits & {SCORES, VALUES}:
+        keys = _keys(layer)
+        many = f"{keys} keys, more than {_LONGEST}" if keys > 0 else "a number of keys not known"
+        return f"an attention over {many}"
+    return "a product of two activations, and no attention's"
 
 
 def _as_float(settings: Settings | None) -> Settings | None:

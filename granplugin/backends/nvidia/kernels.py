@@ -152,8 +152,10 @@ class Kernels:
                 if tensor.dtype not in LOW and math.prod(tensor.shape) not in weights
             ]
             for constant in scales:
+                out = list(behind.outputs[0].shape)
+                if "Conc" in behind.name and _is_joined(constant.shape, behind):
+                    continue  # zeros, which fill up the channels that the next kernel reads
                 if not any(_fits(constant.shape, shape) for shape in shapes):
-                    out = list(behind.outputs[0].shape)
                     return f"scales of shape {list(constant.shape)} are multiplied to {out}"
         return None
 
@@ -199,6 +201,18 @@ def _fused(kernel: EngineLayer, pair: PairNames) -> bool:
     quantize, dequantize = pair
     has = dequantize in kernel.onnx_nodes and quantize not in kernel.onnx_nodes
     return has and len(_low(kernel.inputs)) == 1
+
+
+def _is_joined(constant: tuple[int, ...], kernel: EngineLayer) -> bool:
+    """Whether the kernel writes what it reads with a tensor of this shape put to its end."""
+    whole = kernel.outputs[0].shape
+    for part in (tensor.shape for tensor in kernel.inputs):
+        if len(part) == len(constant) == len(whole):
+            apart = [axis for axis in range(len(whole)) if constant[axis] != whole[axis]]
+            rest = [a + b == c for a, b, c in zip(part, constant, whole, strict=True)]
+            if len(apart) == 1 and rest[apart[0]]:
+                return True
+    return False
 
 
 def _fits(constant: tuple[int, ...], shape: tuple[int, ...]) -> bool:
