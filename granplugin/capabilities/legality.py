@@ -132,7 +132,7 @@ class _Decision:
         self.planned = self.rows = rows
         self.how: dict[str, How] = {}
         self.made: dict[str, str] = {}
-        self.plain = self.promises = self._promised()
+        self.plain = self.promises = self._promised(rows)
 
     def decide(self, default: Sequence[str]) -> None:
         """Make something of each row that the engine does not have; RecipeError where it cannot.
@@ -179,7 +179,8 @@ class _Decision:
         if choice == "coarsen" and (coarse := self._coarser(row)) is not None:
             self.made[row.site] = f"coarsened to {coarse.granularity}"
             self._replace(coarse)
-            self.promises = {**self.promises, **self._promised()}
+            written = [row for row in self.rows if self.made.get(row.site) not in _IN_FLOAT]
+            self.promises = {**self.promises, **self._promised(written)}
             if self.promises[row.site].kind == "native":
                 own = replace(self.promises[row.site], reason=promise.reason)
                 self.promises[row.site] = own
@@ -217,10 +218,8 @@ class _Decision:
                 return coarse
         return None
 
-    def _promised(self, rows: Sequence[Row] | None = None) -> dict[str, Promise]:
-        """Site -> promise for these rows, or for those that are written and not in float."""
-        if rows is None:
-            rows = [row for row in self.rows if self.made.get(row.site) not in _IN_FLOAT]
+    def _promised(self, rows: Sequence[Row]) -> dict[str, Promise]:
+        """Site -> promise for these rows of the layer."""
         of_roles = self.book.of_layer(self.layer, [row for row in rows if row.quantized])
         return {f"{self.layer.name}.{role}": promise for role, promise in of_roles.items()}
 

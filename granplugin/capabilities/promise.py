@@ -11,7 +11,6 @@ from granplugin.capabilities.table import ACTIVATIONS, LOOKUP, LOWERINGS, Cell, 
 from granplugin.engines import PromiseKind
 from granplugin.planning.rows import AnyRow, ScaledRow
 from granplugin.planning.sharing import shared_skips
-from granplugin.quant.granularity import grid
 from granplugin.quant.layers import Layer
 from granplugin.quant.site import MULTIPLIED, Operand
 
@@ -115,14 +114,17 @@ def scales_of(row: AnyRow | None) -> tuple[str, int | None]:
     if row is None or not row.quantized:
         return "float", None
     block = row.block  # found anew each time
-    varying = [axis for axis, cells in enumerate(grid(row.shape, block)) if cells > 1]
+    lengths = zip(row.shape, block, strict=True)
+    varying = [axis for axis, (length, part) in enumerate(lengths) if part < length]
     if row.dynamic:
         return ("per_token(dynamic)" if varying else "per_tensor(dynamic)"), None
     if not varying:
         return "per_tensor", None
+    if len(varying) == 1:
+        return _VECTORS[_axis_word(row, varying[0])], None
     words = {_axis_word(row, axis) for axis in varying}
-    if len(varying) == 1 or words == {"token"}:
-        return _VECTORS[words.pop()], None
+    if words == {"token"}:
+        return _VECTORS["token"], None
     if not row.at.constant:
         return "reshaped", None
     axis = max(range(len(block)), key=lambda i: (block[i], i))
@@ -173,7 +175,8 @@ class Book:
     def of_layer(self, layer: Layer, rows: Sequence[AnyRow]) -> Mapping[Operand, Promise]:
         """Operand -> promise for one layer's quantized rows, decided together."""
         op = operation(layer)
-        sites = tuple((row.operand, row.format, *scales_of(row)) for row in rows)
+        sites = tuple([(row.operand, row.format, *scales_of(row)) for row in rows])
+        add = None
         if any(row.operand == "skip" for row in rows):
             # A batch norm that is kept scales each channel behind the product.
             one = [row.scales for row in rows if row.operand == "weight" and row.bn != "keep"] == [
@@ -184,8 +187,6 @@ class Book:
                 "",
                 "per_tensor" if one else "per_channel",
             )
-        else:
-            add = None
         if (op, sites, add) not in self.known:
             self.known[op, sites, add] = self._decide(op, sites, add)
         return self.known[op, sites, add]

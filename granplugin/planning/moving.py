@@ -27,11 +27,11 @@ def moved_by(
     Layers that are float as a whole are left out. Raises RecipeError, at the rule's line, where
     none is left, and for others that the algorithm does not fit; an optional rule leaves them out.
     """
-    by_site = {row.site: row for row in rows}
     asked: dict[int, int] = {}
     for index, positions in enumerate(matched):
         if loaded.recipe.rules[index].algorithm is not None:
             asked |= dict.fromkeys(positions, index)
+    by_site = {row.site: row for row in rows} if asked else {}
     found: list[tuple[int, Moved]] = []
     left: dict[int, str] = {}
     for position, index in sorted(asked.items()):

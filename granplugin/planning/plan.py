@@ -143,7 +143,10 @@ class _Planner:
         bn = settled.bn if layer.bn and (by_rule or not settled.is_float) else None
         bn = bn or ("keep" if layer.bn else None)
         # A residual add is fused into a layer that multiplies integers, and else stays float.
-        half = FLOAT in (settled.value(each, "format") or FLOAT for each in layer.multiplied)
+        half = any(
+            settled.value(each, "format") in (None, FLOAT)
+            for each in (layer.multiplied if "skip" in settled.operands else ())
+        )
         rows: list[Row] = []
         for site in layer.sites:
             operand = site.operand
@@ -200,7 +203,7 @@ class _Planner:
         self, layer: Layer, site: Site, granularity: Granularity, block: Shape, settled: Settled
     ) -> tuple[Calibrator, float | None]:
         operand = site.operand
-        if {settled.source(operand, key) for key in ("calibrator", "amax")} != {PRESET}:
+        if any(settled.source(operand, key) != PRESET for key in ("calibrator", "amax")):
             self.ranged.add(site.name)
         if granularity.at_run_time:
             self._check_later(layer, operand, settled)
@@ -309,7 +312,9 @@ def _kept(
 ) -> str | None:
     """The key of the ranges that the layer came with, where nothing that is said of it changes
     what they are of. A rule that says the calibrator they were found with changes nothing."""
-    given = dict(layer.given or ()).get(site.operand)
+    if layer.given is None:
+        return None
+    given = dict(layer.given).get(site.operand)
     if given is None or given.ranges is None:
         return None
     if (given.format, given.granularity.block(site)) != (format, block):
@@ -323,13 +328,14 @@ def _kept(
 
 def _is_half(layer: Layer, rows: Sequence[Row]) -> bool:
     """Whether one of the tensors that the layer multiplies is quantized and another is not."""
-    return len({row.quantized for row in rows if row.operand in layer.multiplied}) > 1
+    multiplied = layer.multiplied
+    return len({row.quantized for row in rows if row.operand in multiplied}) > 1
 
 
 def check_varying(layer: Layer, site: Site, block: Shape) -> None:
     """DoesNotApply where the layer sees shapes that these blocks do not all fit."""
-    cells = grid(site.shape, block)
     if layer.varying and not site.constant:
+        cells = grid(site.shape, block)
         if any(count > 1 and axis != site.channel_axis for axis, count in enumerate(cells)):
             raise DoesNotApply("it sees tensors of different shapes; use per_tensor or per_channel")
 
@@ -353,11 +359,12 @@ def _check_folded_norms(rows: Sequence[Row], folded: Mapping[str, str]) -> None:
 
 def _coarser(granularity: Granularity, site: Site, block: Shape) -> str | None:
     """The coarser granularity this one equals here, if any."""
+    if isinstance(granularity, PerTensor):
+        return None
     cells = grid(site.shape, block)
-    if not isinstance(granularity, PerTensor) and set(cells) <= {1}:
+    if set(cells) <= {1}:
         return f"equals {PerTensor(dynamic=granularity.at_run_time)} here"
-    no_channels = site.channel_axis not in range(len(site.shape))
-    if isinstance(granularity, (PerTensor, PerChannel)) or no_channels:
+    if isinstance(granularity, PerChannel) or site.channel_axis not in range(len(site.shape)):
         return None
     by_channel = grid(site.shape, PerChannel().block(site))
     return "equals per_channel here" if by_channel == cells else None

@@ -38,7 +38,7 @@ def pair_readers(rows: Sequence[AnyRow]) -> dict[str, QuantizedRow]:
 def shared_skips(rows: Sequence[AnyRow]) -> frozenset[str]:
     """The layers whose skip input another layer reads through the same Q/DQ."""
     readers = pair_readers(rows)
-    return frozenset(row.layer for row in rows if row.site in readers)
+    return frozenset(row.layer for row in rows if row.operand == "skip" and row.site in readers)
 
 
 def one_pair(rows: Sequence[Row], ranged: frozenset[str]) -> list[Row]:

@@ -332,7 +332,7 @@ def grid(shape: Shape, block: Shape) -> Shape:
     >>> grid((8, 16, 3, 3), (1, 4, 3, 3)), grid((8, 0), (1, 0))
     ((8, 4, 1, 1), (8, 1))
     """
-    return tuple(length // part if part else 1 for length, part in zip(shape, block, strict=True))
+    return tuple([length // part if part else 1 for length, part in zip(shape, block, strict=True)])
 
 
 def scales(shape: Shape, block: Shape) -> int:
@@ -397,7 +397,7 @@ def _axis(axis: int, site: Site) -> int:
 
 
 def _replace(shape: Shape, changed: dict[int, int]) -> Shape:
-    return tuple(changed.get(axis, length) for axis, length in enumerate(shape))
+    return tuple([changed.get(axis, length) for axis, length in enumerate(shape)])
 
 
 def _compact(value: Any) -> str:

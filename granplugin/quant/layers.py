@@ -124,7 +124,8 @@ class Layer:
     @property
     def kind(self) -> Kind | None:
         """None for what is no product."""
-        return _kind_of(self.type, self.site("weight") is not None)
+        # The weight, where there is one, is the first of OPERANDS.
+        return _kind_of(self.type, bool(self.sites) and self.sites[0].operand == "weight")
 
     @property
     def is_module(self) -> bool:
@@ -136,14 +137,18 @@ class Layer:
     @property
     def multiplied(self) -> tuple[Operand, ...]:
         """The operands of its product; none for what is no product."""
-        return self.kind.multiplied if self.kind else ()
+        kind = self.kind
+        return kind.multiplied if kind else ()
 
     @property
     def operands(self) -> tuple[Operand, ...]:
         return tuple(site.operand for site in self.sites)
 
     def site(self, operand: Operand) -> Site | None:
-        return next((site for site in self.sites if site.operand == operand), None)
+        for site in self.sites:
+            if site.operand == operand:
+                return site
+        return None
 
     def shape(self, operand: Operand) -> Shape | None:
         site = self.site(operand)
