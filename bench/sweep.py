@@ -5,12 +5,8 @@ batch-norm statistics of random images, and writes results/sweep.json and result
 takes what it finds installed of torchvision, timm, ultralytics and transformers, which need another
 torch than the tests (`pip install torchvision timm ultralytics`), and adds to a saved result.
 
-size: of one sample, smaller than these networks' own: it changes neither the products nor what
-engines do with them. found / there: calls of layers that the trace finds, and operators that multiply as torch dispatches
-them, counted here; what of them has no site, the last column lists with its reason. honoured: rows
-that the engine's own plan shows to be computed as asked, of those it tells of. dB: the engine's
-outputs against FP32; the reference (ONNX Runtime, optimizations off) has its own column. analyze:
-layers that were ranked, and what it says, on 8 samples and without costs.
+What the columns say stands below the table (sweep_table.py). Analyses are of 8 samples, without
+costs, with the two worst layers tried at the output.
 """
 
 from __future__ import annotations
@@ -27,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sweep_networks import NAMES, build, data
+from sweep_networks import NAMES, STATIC, build, data
 from sweep_table import table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -96,7 +92,11 @@ def one(name: str) -> Iterator[dict[str, Any]]:
         call = {"callable": f"{NETWORKS}:data", "args": {"name": name}}
         recipe = {
             "version": 1,
-            "model": {"callable": f"{NETWORKS}:build", "args": {"name": name}},
+            "model": {
+                "callable": f"{NETWORKS}:build",
+                "args": {"name": name},
+                "static_batch": name in STATIC,
+            },
             "data": {
                 "calibration": call,
                 "evaluation": {**call, "args": {"name": name, "seed": 1}},
@@ -121,10 +121,15 @@ def one(name: str) -> Iterator[dict[str, Any]]:
         analysis = Path("runs/recipe/analysis.json")
         told["analyze"] = {"exit": analyzed}
         if analysis.exists():
-            found = json.loads(analysis.read_text())
+            answer = json.loads(analysis.read_text())
+            advice = answer["advice"]
             told["analyze"] |= {
-                "layers": len(found["layers"]), "verdict": found["advice"]["verdict"]
-            }  # fmt: skip
+                "layers": len(answer["layers"]),
+                "sites": len(answer["sites"]),
+                "verdict": advice["verdict"],
+                "changed": sum(len(each["layers"]) for each in advice["overrides"]),
+                "promise": advice["promise"],
+            }
         yield told
 
 
@@ -142,6 +147,10 @@ def _engines(report: dict[str, Any]) -> dict[str, Any]:
             "db": metric and metric["value"],
             "honoured": kinds.count("honoured"),
             "told": sum(kind != "unknown" for kind in kinds),
+            "simulated": sum(
+                (each["promise"], each["verdict"]) == ("simulated", "degraded")
+                for each in engine["verdicts"]
+            ),
             "wrong": kinds.count("wrong"),
             "refused": engine["refused"] or engine["cannot_run"],
         }

@@ -7,6 +7,7 @@ engines do with them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,35 @@ def _timm(name: str, **args: Any) -> nn.Module:
     return timm.create_model(name, pretrained=False, num_classes=10, **args)
 
 
-def _yolo11n() -> nn.Module:
-    from ultralytics.nn.tasks import DetectionModel
+def _ultralytics(kind: str, name: str, **args: Any) -> nn.Module:
+    from ultralytics.nn import tasks
 
-    return DetectionModel("yolo11n.yaml", ch=3, nc=8, verbose=False)
+    return getattr(tasks, kind)(f"{name}.yaml", ch=3, nc=8, verbose=False, **args)
+
+
+def _maxvit() -> nn.Module:
+    from torchvision.models.maxvit import MaxVit
+
+    return MaxVit(
+        input_size=(64, 64), stem_channels=16, partition_size=4, block_channels=[16, 32],
+        block_layers=[1, 1], head_dim=16, stochastic_depth_prob=0.0, num_classes=10,
+    )  # fmt: skip
+
+
+def _mvit() -> nn.Module:
+    from torchvision.models.video import mvit
+
+    blocks = [
+        mvit.MSBlockConfig(
+            num_heads=n, input_channels=32, output_channels=32 * n, kernel_q=[3, 3, 3],
+            kernel_kv=[3, 3, 3], stride_q=[1, n, n], stride_kv=[1, 3 - n, 3 - n],
+        )
+        for n in (1, 2)
+    ]  # fmt: skip
+    return mvit.MViT(
+        spatial_size=(32, 32), temporal_size=4, block_setting=blocks, residual_pool=True,
+        residual_with_cls_embed=False, rel_pos_embed=True, proj_after_attn=True, num_classes=10,
+    )  # fmt: skip
 
 
 def _hidden() -> dict[str, int]:
@@ -100,7 +126,25 @@ def _named(name: str) -> tuple[_Make, dict[str, tuple[int, ...]]]:
     """How a network is made, and the shapes of one sample; integers are tokens."""
     hf, h = _transformers, _hidden()
     special: dict[str, tuple[_Make, dict[str, tuple[int, ...]]]] = {
-        **dict.fromkeys(ULTRALYTICS, (_yolo11n, {"x": (3, 128, 128)})),
+        **{
+            name: (partial(_ultralytics, *of), {"x": (3, 128, 128)})
+            for name, of in ULTRALYTICS.items()
+        },
+        "yolov8n-pose": (
+            lambda: _ultralytics("PoseModel", "yolov8n-pose", data_kpt_shape=(5, 3)),
+            {"x": (3, 128, 128)},
+        ),
+        "maxvit": (_maxvit, {"x": (3, 64, 64)}),
+        "mvit": (_mvit, {"x": (3, 4, 32, 32)}),
+        "s3d": (lambda: _torchvision("s3d"), {"x": (3, 16, 224, 224)}),
+        "inception_v3": (
+            lambda: _torchvision("inception_v3", aux_logits=False, init_weights=False),
+            {"x": (3, 96, 96)},
+        ),
+        **{
+            name: (partial(_timm, name, img_size=64, **args), {"x": (3, 64, 64)})
+            for name, args in SIZED.items()
+        },
         "r3d_18": (lambda: _torchvision("r3d_18"), {"x": (3, 8, 32, 32)}),
         "googlenet": (
             lambda: _torchvision("googlenet", aux_logits=False, init_weights=True),
@@ -190,7 +234,7 @@ def _named(name: str) -> tuple[_Make, dict[str, tuple[int, ...]]]:
     }  # fmt: skip
     if name in special:
         return special[name]
-    if name in TORCHVISION:
+    if name in (*TORCHVISION, *MORE_TORCHVISION):
         shapes = {"input": _IMAGE["x"]} if name.startswith("lraspp") else _IMAGE
         return lambda: _torchvision(name, **SEGMENTS.get(name, {})), shapes
     return lambda: _timm(name), _IMAGE
@@ -207,12 +251,39 @@ TIMM = (
     "efficientvit_b0", "fastvit_t8", "vit_small", "swin_tiny",
 )  # fmt: skip
 FUSED = "yolo11n, fused"
-ULTRALYTICS = ("yolo11n", FUSED)
+ULTRALYTICS = {
+    "yolo11n": ("DetectionModel", "yolo11n"),
+    FUSED: ("DetectionModel", "yolo11n"),
+    "yolov8n-seg": ("SegmentationModel", "yolov8n-seg"),
+    "yolov8n-obb": ("OBBModel", "yolov8n-obb"),
+    "yolov8n-cls": ("ClassificationModel", "yolov8n-cls"),
+    "yolo26n": ("DetectionModel", "yolo26n"),
+    "rtdetr-l": ("RTDETRDetectionModel", "rtdetr-l"),
+}
 TRANSFORMERS = (
     "bert", "distilbert", "vit", "swin", "detr", "clip", "whisper encoder", "t5", "gpt2", "llama",
     "qwen3", "mixtral", "qwen3-moe", "wav2vec2", "segformer",
 )  # fmt: skip
-NAMES = (*TORCHVISION, *TIMM, *ULTRALYTICS, *TRANSFORMERS)
+MORE_TORCHVISION = (
+    "shufflenet_v2_x0_5", "mnasnet0_5", "inception_v3", "swin_v2_t", "maxvit", "mvit", "s3d",
+)  # fmt: skip
+SIZED: dict[str, dict[str, Any]] = {
+    "coatnet_pico_rw_224": {},
+    "levit_128s": {},
+    "beit_base_patch16_224": {"depth": 2},
+    "hiera_tiny_224": {},
+    "efficientformerv2_s0": {},
+}
+MORE_TIMM = (
+    "resnest14d", "res2net50_14w_8s", "convmixer_768_32", "mobilevit_xxs", "edgenext_xx_small",
+    "hrnet_w18_small", "xcit_nano_12_p8_224", "pvt_v2_b0", "repvgg_a0", "poolformer_s12",
+    "starnet_s1", *SIZED,
+)  # fmt: skip
+NAMES = (
+    *TORCHVISION, *TIMM, *ULTRALYTICS, *TRANSFORMERS, *MORE_TORCHVISION, *MORE_TIMM, "yolov8n-pose",
+)  # fmt: skip
+STATIC = ("rtdetr-l",)
+"""Those that are exported with one batch size alone."""
 
 
 def build(name: str) -> nn.Module:

@@ -26,8 +26,11 @@ def measured_on(analysis: Analysis) -> str:
     drawn = f"{analysis.local_samples:,} of them, drawn at random"
     if analysis.local_samples >= analysis.samples:
         drawn = "all of them"
+    layers = counted(analysis.layers, "layer")
+    if analysis.sites:
+        layers += f" and {counted(analysis.sites, 'other site')}"
     return (
-        f"{counted(analysis.layers, 'layer')} on {counted(analysis.samples, 'sample')} "
+        f"{layers} on {counted(analysis.samples, 'sample')} "
         f"({analysis.data} data), the layers' own dB on {drawn}; calibrated on "
         f"{analysis.calibration_samples:,}; {_took(analysis.seconds)}"
     )
