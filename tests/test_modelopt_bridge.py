@@ -17,6 +17,7 @@ from granplugin.calibration.statistics import Need, Statistics, find_amax
 from granplugin.errors import DataError, ModelError, UserError
 from granplugin.modelopt_bridge import library
 from granplugin.modelopt_bridge.chatter import quiet
+from granplugin.modelopt_bridge.late import compiled_late
 from granplugin.modelopt_bridge.library import TensorQuantizer, mto, mtq
 from granplugin.modelopt_bridge.observe import observe
 from granplugin.planning.row_json import row_from_json
@@ -500,6 +501,18 @@ def quantized():
             "(conv.input_quantizer, conv.output_quantizer, conv.weight_quantizer and 10 more), "
             "which would be lost; write model.quantized: keep" in done.stderr
         )
+
+
+def test_a_function_that_is_compiled_at_import_is_compiled_at_its_first_call(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda function, **how: asked.append(how) or function)
+    at_once = torch.compile
+    with compiled_late():
+        double = torch.compile(dynamic=True)(lambda x: 2 * x)
+        triple = torch.compile(lambda x: 3 * x)
+    assert torch.compile is at_once and not asked
+    assert (double(2), double(3), triple(1)) == (4, 6, 3)
+    assert asked == [{"dynamic": True}, {}]
 
 
 def test_what_modelopt_no_longer_has_is_one_sentence():

@@ -218,7 +218,9 @@ def test_nothing_on_the_way_imports_torch_or_modelopt(both):
 
         sys.meta_path.insert(0, Blocker())
         from granplugin.__main__ import main
-        code = main(["apply", "images-onnx.yaml", "--out", "blocked"])
+        code = main(["plan", "images-onnx.yaml", "--out", "blocked"])
+        code = code or main(["inspect", "images-onnx.yaml", "--out", "blocked"])
+        code = code or main(["apply", "images-onnx.yaml", "--out", "blocked"])
         code = code or main(["export", "images-onnx.yaml", "--out", "trt", "--run", "blocked"])
         code = main(["analyze", "images-onnx.yaml", "--no-costs", "--out", "blocked"]) or code
         sys.exit(0 if code == 4 else code)

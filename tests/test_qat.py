@@ -196,13 +196,29 @@ def test_calls_of_functions_are_trained_through_their_quantizers(tmp_path):
     model(x).square().sum().backward()
     assert all(each.grad is not None and each.grad.any() for each in model.parameters())
     optimizer.step()
-    compiled = torch.compile(model, backend="eager")
-    assert compiled(x).equal(model(x))
-    with pytest.raises(ModelError, match="give that model"):
-        granplugin.export_onnx(compiled, x, tmp_path / "compiled.onnx")
     path = granplugin.export_onnx(model, x, tmp_path / "trained.onnx")
     with torch.no_grad():
         np.testing.assert_allclose(of_file(path.read_bytes(), x=x.numpy()), model(x), atol=1e-5)
+
+
+class Mixed(nn.Module):
+    """One call of a function: each quantizer is compiled for itself, which takes a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x):
+        return F.linear(x, self.mix)
+
+
+def test_a_compiled_model_computes_the_same_and_is_exported_as_it_was_before(tmp_path):
+    x = torch.randn(16, 8)
+    model = granplugin.quantize(Mixed(), {"version": 1, "qat": {"learn_ranges": True}}, [x])
+    compiled = torch.compile(model, backend="eager")
+    assert compiled(x).equal(model(x)) and not model(x).equal(x @ model.mix.T)
+    with pytest.raises(ModelError, match="give that model"):
+        granplugin.export_onnx(compiled, x, tmp_path / "compiled.onnx")
 
 
 RANK = """

@@ -10,6 +10,7 @@ from importlib import metadata
 
 from granplugin.errors import UserError
 from granplugin.modelopt_bridge.chatter import quiet
+from granplugin.modelopt_bridge.late import compiled_late
 
 
 def _gone(what: str) -> UserError:
@@ -25,7 +26,7 @@ def _gone(what: str) -> UserError:
     )
 
 
-with quiet():
+with quiet(), compiled_late():
     try:
         import modelopt.torch.opt as mto
         import modelopt.torch.quantization as mtq
