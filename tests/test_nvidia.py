@@ -26,6 +26,7 @@ from granplugin.backends.nvidia import backend as nvidia
 from granplugin.backends.nvidia import kernels
 from granplugin.backends.nvidia import run as nvidia_run
 from granplugin.backends.nvidia.build import Options, run_build
+from granplugin.backends.nvidia.builder import Builder as Builds
 from granplugin.backends.nvidia.plan_reader import (
     read_inspector_json,
     read_layers_text,
@@ -784,3 +785,40 @@ def test_the_library_is_not_imported_until_it_is_asked_for(library):
     command = [sys.executable, "-c", script, library]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == f"{library} False\n"
+
+
+ATTENTION = """
+<ir_version: 10, opset_import: ["" : 21]>
+attention (float[2,2,16,32] q, float[2,2,16,32] k, float[2,2,16,32] v, float[2,1,16,16] m)
+=> (float[2,2,16,32] y) <float s = {0.03}, float part = {0.008}, int8 z = {0}, float d = {0.18}> {
+  [q_q] qq = QuantizeLinear(q, s, z) [q_dq] qd = DequantizeLinear(qq, s, z)
+  [k_q] kq = QuantizeLinear(k, s, z) [k_dq] kd = DequantizeLinear(kq, s, z)
+  [v_q] vq = QuantizeLinear(v, s, z) [v_dq] vd = DequantizeLinear(vq, s, z)
+  [turn] t = Transpose <perm = [0, 1, 3, 2]> (kd)
+  [scores] a = MatMul(qd, t)
+  [scale] b = Mul(a, d)
+  [mask] c = Add(b, m)
+  [softmax] e = Softmax(c)
+  [p_q] pq = QuantizeLinear(e, part, z) [p_dq] pd = DequantizeLinear(pq, part, z)
+  [values] o = MatMul(pd, vd)
+  [o_q] oq = QuantizeLinear(o, s, z) [o_dq] y = DequantizeLinear(oq, s, z)
+}"""
+
+
+def test_the_kernel_of_a_whole_attention_tells_both_products(tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    products = [("scores", "scores", None), ("values", "values", None)]
+    unmasked = ATTENTION.replace(", float[2,1,16,16] m", "").replace("Add(b, m)", "Identity(b)")
+    float_weights = ATTENTION.replace("MatMul(pd, vd)", "MatMul(e, vd)")
+    with Builds("tensorrt_rtx", tmp_path) as builder:
+        for text, expected in (
+            (ATTENTION, ["int8", "int8"]),
+            (unmasked, ["int8", "int8"]),
+            (float_weights, ["int8", "float"]),
+        ):
+            plan = builder.build(onnx.parser.parse_model(text))
+            found = kernels.layer_precisions("tensorrt_rtx", products, plan)
+            assert [each.precision for each in found] == expected
+            whole = [kernel for kernel in plan.kernels if kernel.attends]
+            assert len(whole) == (text != float_weights)
+            assert not any(kernel.weights for kernel in whole)

@@ -10,7 +10,11 @@ from granplugin.errors import EngineError
 
 _NO_KERNEL = {"cjmp", "constant", "jmp", "noop", "shape_call", "signal", "wait"}
 _MULTIPLIES = ("correlation", "conv", "gemm", "matrixmultiply", "fusion")
-"""What is in the kinds of layers that multiply with weights; CaskConvolution is TensorRT's own."""
+"""What is in the kinds of layers that multiply; CaskConvolution is TensorRT's own."""
+_ATTENTION = "_gemm_mha"
+"""How TensorRT-RTX names the kernel of a whole attention, whose kind is that of those that add and
+scale. It has none for an attention in float: it takes one whose factors, weights of the softmax and
+result are all quantized."""
 LOW = frozenset({"int8", "fp8", "int4", "fp4"})
 """Types of quantized values."""
 
@@ -47,16 +51,21 @@ class EngineLayer:
     time_ms: float | None = None
 
     @property
+    def attends(self) -> bool:
+        """Whether it is a whole attention: both products and the softmax between, by its name."""
+        return self.name.startswith(_ATTENTION)
+
+    @property
     def multiplies(self) -> bool:
-        """Whether it multiplies with weights, by its kind."""
-        return any(word in self.kind.lower() for word in _MULTIPLIES)
+        """Whether it multiplies two matrices, or convolves, by its kind."""
+        return self.attends or any(word in self.kind.lower() for word in _MULTIPLIES)
 
     @property
     def weights(self) -> tuple[EngineTensor, ...]:
         """Those of its constants that it multiplies with, or makes the factor of a product of:
         quantized values, or else what has more than a value for each channel. A count is all that
         the inspector tells of a weight, which is then the largest."""
-        if not self.multiplies and self.inputs:
+        if self.attends or (not self.multiplies and self.inputs):
             return ()
         low = tuple(tensor for tensor in self.constants if tensor.dtype in LOW)
         if low or not self.multiplies:

@@ -17,15 +17,17 @@ largest, or none of these."""
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Op:
-    """One operation: the values it read - its operands first, in order - and wrote; `at` counts the
-    operations. Of an add whose two operands are floats of one shape, `shape` is that shape with 1 on
-    axis 0."""
+    """One operation: the values it read - its operands first, in order, and what shares memory with
+    one that it changes - and wrote; `at` counts the operations. Of an add whose two operands are
+    floats of one shape, `shape` is that shape with 1 on axis 0. `wider` are those of `writes`
+    of which a part was changed in place."""
 
     at: int
     kind: Kind
     reads: tuple[int, ...]
     writes: tuple[int, ...]
     shape: Shape | None = None
+    wider: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,10 +48,15 @@ class Flow:
         return len(self.data) - 1
 
     def record(
-        self, kind: Kind, reads: Sequence[int], writes: Sequence[int], shape: Shape | None = None
+        self,
+        kind: Kind,
+        reads: Sequence[int],
+        writes: Sequence[int],
+        shape: Shape | None = None,
+        wider: Sequence[int] = (),
     ) -> None:
         """One operation more."""
-        op = Op(len(self.ops), kind, tuple(reads), tuple(writes), shape)
+        op = Op(len(self.ops), kind, tuple(reads), tuple(writes), shape, tuple(wider))
         self.ops.append(op)
         for number in op.reads:
             self.consumers[number].append(op)

@@ -100,10 +100,13 @@ def _meets(flow: Flow, output: int, ends: set[int]) -> tuple[int, int, int] | No
         foreign = [number for number in op.reads if flow.data[number] and number not in own]
         if op.kind == "add" and not own.issuperset(op.reads[:2]):
             # A tensor that is no data, such as a position embedding, would be taken for the skip.
-            if met or len(foreign) != 1 or foreign[0] not in op.reads[:2]:
-                return None
             left, right = op.reads[:2]
-            met = (at, left, right) if right == foreign[0] else (at, right, left)
+            if met or (left in foreign) == (right in foreign):
+                return None
+            # Where a part of the result is added to in place, a graph has the sum put back into it.
+            if op.wider and not own.isdisjoint(op.reads[2:]):
+                return None
+            met = (at, left, right) if right in foreign else (at, right, left)
         elif foreign or op.kind == "product":
             return None
         else:

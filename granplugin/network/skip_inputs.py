@@ -79,11 +79,16 @@ class _Following(TorchFunctionMode):
         if branch is None:
             return passed_on(func, args, kwargs)
         added = addends(func, args, kwargs)
-        left, right = added or (None, None)
-        if added and (id(left) in self.live) != (id(right) in self.live):
+        if added and (id(added[0]) in self.live) != (id(added[1]) in self.live):
+            left, right = added
             skip_first = id(right) in self.live
             self.live = {i: seen for i, seen in self.live.items() if seen[1] is not branch}
-            return _add(func, *added, module=branch[0], skip_first=skip_first)
+            more = {key: said for key, said in kwargs.items() if key not in ("input", "other")}
+            skip = branch[0](left if skip_first else right)
+            if skip_first and name_of(func) in IN_PLACE_ADDS:
+                # Of a slice, a graph would have the quantized skip put back before it is added to.
+                return left.copy_(skip + right)
+            return passed_on(func, (skip, right) if skip_first else (left, skip), more)
         result = passed_on(func, args, kwargs)
         self.live |= {id(tensor): (tensor, branch) for tensor in tensors_in(result)}
         return result
@@ -97,11 +102,3 @@ class _Running(threading.local):
 
 
 _RUNNING = _Running()
-
-
-def _add(func: Any, left: Tensor, right: Tensor, module: nn.Module, skip_first: bool) -> Tensor:
-    if not skip_first:
-        return passed_on(func, (left, module(right)))
-    if name_of(func) in IN_PLACE_ADDS:
-        return passed_on(func, (left.copy_(module(left)), right))
-    return passed_on(func, (module(left), right))

@@ -12,13 +12,17 @@ from torch._C import _functorch as functorch
 from granplugin.network.flow import Kind
 
 IN_PLACE_ADDS = frozenset({"add_", "__iadd__"})
-_ADDS = IN_PLACE_ADDS | {"add", "__add__", "__radd__"}
+ADDS = IN_PLACE_ADDS | {"add", "__add__", "__radd__"}
 _SOFTMAX = frozenset({"softmax", "_softmax", "_safe_softmax"})
 _CONCATS = frozenset({"cat", "concat", "concatenate"})
 _NOTHING_DONE = frozenset(
     "dropout dropout1d dropout2d dropout3d alpha_dropout clone contiguous detach".split()
 )
 
+SHAPE_READERS = frozenset(
+    "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty".split()
+)
+"""They take no number of the tensor that they are given."""
 _CHOICES = frozenset("topk argmax argsort sort".split())
 _MOVES = frozenset(
     "view reshape flatten unflatten permute transpose swapaxes swapdims movedim squeeze unsqueeze "
@@ -69,7 +73,7 @@ def addends(
     function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor] | None:
     """The two tensors that this call adds, or None for a call that adds no two tensors."""
-    if name_of(function) not in _ADDS or kwargs.get("alpha", 1) != 1:
+    if name_of(function) not in ADDS or kwargs.get("alpha", 1) != 1:
         return None
     given = [*args, *(kwargs[key] for key in ("input", "other") if key in kwargs)]
     if len(given) != 2 or not all(isinstance(operand, Tensor) for operand in given):

@@ -21,6 +21,7 @@ from granplugin.network.opened import opened
 from granplugin.network.product_calls import Product, product_of
 from granplugin.network.raised import passed_on
 from granplugin.network.torch_calls import (
+    SHAPE_READERS,
     addends,
     in_vmap,
     kind_of,
@@ -76,12 +77,15 @@ class Values(TorchFunctionMode):
         # Kept alive, or Python would give a new tensor an old one's id.
         self._tensors: list[Tensor] = []
         self._on_storage: dict[int, list[int]] = defaultdict(list)
+        self._sizes: dict[int, int] = {}
         self._reached: dict[int, Tensor] = {}
         """Storage that data reach -> a tensor on it, kept for the same reason."""
 
     def computed(self, given: Any, result: Any) -> None:
         """An operator made this of that, whichever function called it: what data reach is known
         even where no function is seen."""
+        if name_of(self.running) in SHAPE_READERS:
+            return
         if any(storage_of(tensor) in self._reached for tensor in tensors_in(given)):
             for tensor in tensors_in(result):
                 self._reached.setdefault(storage_of(tensor), tensor)
@@ -94,6 +98,7 @@ class Values(TorchFunctionMode):
         self._tensors.append(tensor)
         storage = storage_of(tensor)
         self._on_storage[storage].append(id(tensor))
+        self._sizes[id(tensor)] = tensor.numel()
         if data:
             self._reached.setdefault(storage, tensor)
         return self._new(id(tensor), data or storage in self._reached)
@@ -129,11 +134,14 @@ class Values(TorchFunctionMode):
             tensor_id for tensor in changed for tensor_id in self._on_storage[storage_of(tensor)]
         ]
         reads = tuple(dict.fromkeys([*numbers, *(self._current[i] for i in touched)]))
-        data = any(self.flow.data[number] for number in reads)
+        data = any(map(self.flow.data.__getitem__, reads)) and name_of(func) not in SHAPE_READERS
+        most = max((tensor.numel() for tensor in changed), default=0)
         writes = [self._new(i, data) for i in dict.fromkeys(touched)]
+        wider = [self._current[i] for i in touched if self._sizes[i] > most]
         writes += [self.number(tensor, data) for tensor in new]
         self.calls.append(Called(func, args, kwargs))
-        self.flow.record(kind_of(func, args, kwargs), reads, writes, _sum(func, args, kwargs))
+        shape = _sum(func, args, kwargs)
+        self.flow.record(kind_of(func, args, kwargs), reads, writes, shape, wider)
         if called is not None:
             frame, name, product = called
             first, second, put_out = map(self.number, (product.first, product.second, result))

@@ -57,9 +57,10 @@ class Kernels:
     def _precision(self, kernel: EngineLayer) -> tuple[str, str]:
         own = [self.products[node] for node in kernel.onnx_nodes if node in self.products]
         if kernel.multiplies and len(own) > 1 and not any(own):
-            # A whole attention: of what is between its products nothing is told but what it reads.
-            read = {tensor.dtype in LOW for tensor in kernel.inputs}
-            return precision(self.library, kernel) if len(read) == 1 else ("unknown", "")
+            # A whole attention: of what is between its products nothing is told but what it reads,
+            # which are one factor more than there are products, and a mask.
+            low = sum(tensor.dtype in LOW for tensor in kernel.inputs)
+            return precision(self.library, kernel) if not 0 < low <= len(own) else ("unknown", "")
         if kernel.multiplies and len(own) > 1:
             held = max((math.prod(t.shape) for t in kernel.constants if t.dtype in LOW), default=0)
             if None in own or held != sum(filter(None, own)):
