@@ -76,6 +76,7 @@ def test_what_no_setting_mends_is_left_float_and_as_little_as_is_enough(project)
     changed = {name: o.rule for o in found.advice.overrides for name in o.layers}
     assert changed.keys() == {"convs.2", "convs.3"}
     assert all("float" in rule.values() for rule in changed.values())
+    assert not any("nothing to gain" in each.reason for each in found.advice.overrides)
     assert found.advice.suggested.loss.value < 5 < found.start.loss.low
 
 
@@ -265,3 +266,4 @@ def test_of_the_weight_of_a_call_other_granularities_are_measured_and_advised(tm
     assert own.alone.db < finer.alone.db and own.alone.low == pytest.approx(own.alone.high)
     advised = {each.rule["match"]: each.rule for each in found.advice.overrides}
     assert advised["linear"]["weight"] == "per_channel", found.advice
+    assert (found.advice.per_tensor, found.advice.layers) == (0, 2)  # weights of calls count too

@@ -19,6 +19,8 @@ from granplugin.words import digits
 
 MUCH = 0.25
 """A share of the noise of a network that loses too much, from which on a layer is not either."""
+SOME = 0.05
+"""A share of that noise from which on something can be gained at a layer."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,10 @@ def facts_of(each: LayerLosses, evidence: Evidence) -> Facts:
     return Facts(weight, given, tuple(found))
 
 
-def why_of(each: LayerLosses, facts: Facts, evidence: Evidence, tolerance: float) -> str:
-    """Why a layer loses what it loses."""
+def why_of(
+    each: LayerLosses, facts: Facts, evidence: Evidence, tolerance: float, least: float = SOME
+) -> str:
+    """Why a layer loses what it loses; `least` is the share of the network's noise to speak of."""
     lost = {
         site.tried.own.operand: site.lost(0) or 0.0
         for site in evidence.sites
@@ -71,7 +75,7 @@ def why_of(each: LayerLosses, facts: Facts, evidence: Evidence, tolerance: float
             f"its {role} loses, not its weight or input: rounding takes "
             f"{digits(100 * lost[role])} % of that tensor's channels' signal"
         )
-    if where == "neither" and (harm := _harm(each, evidence, tolerance)):
+    if where == "neither" and (harm := _harm(each, evidence, tolerance, least)):
         return (
             f"rounding takes only {digits(100 * each.both)} % of its channels' signal, but {harm}"
         )
@@ -85,7 +89,7 @@ def why_of(each: LayerLosses, facts: Facts, evidence: Evidence, tolerance: float
     return told
 
 
-def _harm(each: LayerLosses, evidence: Evidence, tolerance: float) -> str | None:
+def _harm(each: LayerLosses, evidence: Evidence, tolerance: float, least: float) -> str | None:
     """What a layer that hardly loses anything itself does to the network; None: as good as nothing,
     or that was not measured."""
     outputs = evidence.outputs
@@ -95,11 +99,14 @@ def _harm(each: LayerLosses, evidence: Evidence, tolerance: float) -> str | None
     if alone.measured_by != "outputs" and judged(alone.loss, tolerance) == "above":
         of = "points" if alone.measured_by == "metric" else "% of decisions"
         return f"what is left decides: this layer alone loses {alone.loss.value:.1f} {of}"
-    share = 10 ** ((start.db - alone.db) / 10)
-    if alone.db < LOUD_DB or (share >= MUCH and judged(start.loss, tolerance) == "above"):
+    above = judged(start.loss, tolerance) == "above"
+    share = 10 ** ((start.db - alone.db) / 10) if above else 0.0
+    if alone.db < LOUD_DB or share >= MUCH:
         return (
             f"the layers behind make much of it: {alone.db:.0f} dB are left at the network's output"
         )
+    if share > least:
+        return f"{digits(100 * share)} % of the noise at the network's output comes of it"
     return None
 
 
@@ -124,7 +131,7 @@ def reasons(
             )
             of = facts[name]
             told = why.reason(of_layers[name], of.weight, of.given, changed)
-            found[name] = told or why_of(of_layers[name], of, evidence, tolerance)
+            found[name] = told or why_of(of_layers[name], of, evidence, tolerance, least=0)
     return found
 
 

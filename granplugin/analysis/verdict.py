@@ -137,14 +137,19 @@ def say(
 
 
 def _per_tensor(advice: Advice, outputs: OutputEffects) -> tuple[int, int]:
-    """Of the weights that stay quantized, how many have one scale; and how many there are."""
-    tried = outputs.network.tried
-    final = {**outputs.start, **{n: p for n, p in advice.overrides.items() if n in tried}}
+    """Of the weights that stay quantized, those of calls too, how many have one scale; and how many
+    there are."""
+    network, overrides = outputs.network, advice.overrides
+    final = {**outputs.start, **{n: p for n, p in overrides.items() if n in network.tried}}
     weights = [
-        tried[name].asked.weights[weight]
+        network.tried[name].asked.weights[weight]
         for name, (weight, _) in final.items()
         if weight is not None
     ]
+    for name, site in network.sites.items():
+        at = overrides.get(name, (None, 0))[1]
+        if site.own.operand == "weight" and at is not None:
+            weights.append(site.rows[at])
     return sum(row.scales == 1 for row in weights), len(weights)
 
 

@@ -230,8 +230,9 @@ def sample_facts(counts: np.ndarray, largest: float) -> tuple[float | None, int]
 
 
 def _steps(start: Loss) -> str:
-    scales = "one scale serves" if start.row.scales == 1 else f"{start.row.scales} scales serve"
-    return f"its values are small beside its range, and {scales} it"
+    if start.row.scales == 1:
+        return "most of its values are small beside the range of its one scale"
+    return f"most of its values are small beside the ranges of its {start.row.scales} scales"
 
 
 def _times(factor: float) -> str:

@@ -182,8 +182,8 @@ class Advice(Part):
     promise: Literal["within", "above", "cannot tell"] | None = Field(
         description="Of that loss, as `verdict`; null without overrides."
     )
-    per_tensor: int = Field(description="Layers whose weight has one scale then.")
-    layers: int = Field(description="Layers that are quantized then.")
+    per_tensor: int = Field(description="Weights that have one scale then.")
+    layers: int = Field(description="Weights that are quantized then, those of calls too.")
 
 
 class Analysis(Part):
