@@ -23,6 +23,7 @@ from granplugin.backends import base
 from granplugin.backends.base import BuildFailed
 from granplugin.backends.engine_plan import EngineLayer, EngineTensor
 from granplugin.backends.nvidia import backend as nvidia
+from granplugin.backends.nvidia import build as building
 from granplugin.backends.nvidia import kernels
 from granplugin.backends.nvidia import run as nvidia_run
 from granplugin.backends.nvidia.build import Options, run_build
@@ -284,6 +285,22 @@ def test_an_operator_that_the_parser_does_not_know_is_named(rtx, tmp_path):
     with pytest.raises(BuildFailed, match=r"node y \(Rectify\): it does not know") as error:
         rtx.build(path, tmp_path / "engine")
     assert error.value.nodes == ("y",)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("Plugin not found, are the plugin name, version, and namespace correct?", "it does not know"),
+        ("NonZero plugin creator version 1 was not found in plugin registry.", "it does not know"),
+        ("false", "it does not know"),
+        ("falsely shaped", "falsely shaped"),
+    ],
+)  # fmt: skip
+def test_what_a_parser_lacks_is_told_in_one_way(said, told):
+    error = {"desc": said, "node_name": "n", "node_operator": "NonZero"}
+    functions = {name: lambda word=word: word for name, word in error.items()}
+    parser = SimpleNamespace(get_error=lambda at: SimpleNamespace(**functions))
+    assert str(building._parser_error(parser)).startswith(f"node n (NonZero): {told}")
 
 
 def test_an_input_that_is_dynamic_in_more_than_its_batch_needs_shapes(rtx, tmp_path):

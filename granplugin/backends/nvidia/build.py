@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -311,8 +312,8 @@ def _parser_error(parser: Any) -> _Refused:
     error = parser.get_error(0)
     node = " ".join(filter(None, [error.node_name(), f"({error.node_operator()})"]))
     where = f"node {node}: " if error.node_operator() else ""
-    # What it has no importer for, it takes for a plugin.
-    unknown = "Plugin not found" in error.desc()
+    # What it has no importer for, it takes for a plugin; some importers ask for one, or just fail.
+    unknown = re.search("plugin not found|plugin registry|^false$", error.desc(), re.IGNORECASE)
     told = "it does not know this operator" if unknown else error.desc()
     return _Refused(one_line(ValueError(where + told)), error.node_name())
 
