@@ -106,3 +106,22 @@ def inspected(model, version: int = 11) -> str:
             )
     io = {"Bindings": ["x"]} if version == 10 else {"I/O Tensors": []}
     return json.dumps({"Layers": layers, **io})
+
+
+ATTENTION = """
+<ir_version: 10, opset_import: ["" : 21]>
+attention (float[2,2,16,32] q, float[2,2,16,32] k, float[2,2,16,32] v, float[2,1,16,16] m)
+=> (float[2,2,16,32] y) <float s = {0.03}, float part = {0.008}, int8 z = {0}, float d = {0.18}> {
+  [q_q] qq = QuantizeLinear(q, s, z) [q_dq] qd = DequantizeLinear(qq, s, z)
+  [k_q] kq = QuantizeLinear(k, s, z) [k_dq] kd = DequantizeLinear(kq, s, z)
+  [v_q] vq = QuantizeLinear(v, s, z) [v_dq] vd = DequantizeLinear(vq, s, z)
+  [turn] t = Transpose <perm = [0, 1, 3, 2]> (kd)
+  [scores] a = MatMul(qd, t)
+  [scale] b = Mul(a, d)
+  [mask] c = Add(b, m)
+  [softmax] e = Softmax(c)
+  [p_q] pq = QuantizeLinear(e, part, z) [p_dq] pd = DequantizeLinear(pq, part, z)
+  [values] o = MatMul(pd, vd)
+  [o_q] oq = QuantizeLinear(o, s, z) [o_dq] y = DequantizeLinear(oq, s, z)
+}"""
+"""Both products of an attention in INT8, with a mask."""

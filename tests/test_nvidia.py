@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from qdq_files import ATTENTION
 
 from granplugin import backends
 from granplugin.backends import base
@@ -802,24 +803,6 @@ def test_the_library_is_not_imported_until_it_is_asked_for(library):
     command = [sys.executable, "-c", script, library]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == f"{library} False\n"
-
-
-ATTENTION = """
-<ir_version: 10, opset_import: ["" : 21]>
-attention (float[2,2,16,32] q, float[2,2,16,32] k, float[2,2,16,32] v, float[2,1,16,16] m)
-=> (float[2,2,16,32] y) <float s = {0.03}, float part = {0.008}, int8 z = {0}, float d = {0.18}> {
-  [q_q] qq = QuantizeLinear(q, s, z) [q_dq] qd = DequantizeLinear(qq, s, z)
-  [k_q] kq = QuantizeLinear(k, s, z) [k_dq] kd = DequantizeLinear(kq, s, z)
-  [v_q] vq = QuantizeLinear(v, s, z) [v_dq] vd = DequantizeLinear(vq, s, z)
-  [turn] t = Transpose <perm = [0, 1, 3, 2]> (kd)
-  [scores] a = MatMul(qd, t)
-  [scale] b = Mul(a, d)
-  [mask] c = Add(b, m)
-  [softmax] e = Softmax(c)
-  [p_q] pq = QuantizeLinear(e, part, z) [p_dq] pd = DequantizeLinear(pq, part, z)
-  [values] o = MatMul(pd, vd)
-  [o_q] oq = QuantizeLinear(o, s, z) [o_dq] y = DequantizeLinear(oq, s, z)
-}"""
 
 
 def test_the_kernel_of_a_whole_attention_tells_both_products(tmp_path):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import onnx
 import pytest
 from conftest import run_main
+from qdq_files import ATTENTION
 
 from granplugin import backends
 
@@ -47,3 +49,13 @@ def test_floats_are_named_for_what_they_are_and_broken_promises_counted(applied,
         planned = run_main("plan", applied.folder / "recipe.yaml", "--out", applied.out).stdout
         told = "ran 2 of 3 layers in 8 bits, and 1 of 3 native promises in float: head"
         assert (told in " ".join(planned.split())) == said, "of the same plan alone"
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_openvinos_kernel_of_a_whole_attention_tells_both_products(tmp_path, scaled):
+    pytest.importorskip("openvino")
+    openvino = backends.backend_of("openvino")
+    text = ATTENTION if scaled else ATTENTION.replace("Mul(a, d)", "Identity(a)")
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    engine = openvino.build(tmp_path / "model.onnx", tmp_path / "engine")
+    assert [ran.precision for ran in openvino.layers(engine)] == ["int8", "int8"]

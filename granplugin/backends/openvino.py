@@ -201,23 +201,21 @@ def _ran(
         elif info["layerType"] == "Subgraph":
             # What it compiles itself: work value by value, and a whole attention, which reads its
             # masks as u8.
-            low = ("int8", "") if reads.count("i8") > 1 else ("float", "fp32")
-            found, ran = attentions, (low[0], info["primitiveType"], "", low[1])
+            precision, arithmetic = ("int8", "") if reads.count("i8") > 1 else ("float", "fp32")
+            found, ran = attentions, (precision, info["primitiveType"], "", arithmetic)
         for node in info["originalLayersNames"].split(",") if ran else ():
             for suffix in _SUFFIXES:
                 node = node.removesuffix(suffix)
             found[node] = ran
-    nothing = ("unknown", "")
-    return tuple(
-        LayerPrecision(
-            layer,
-            *next(
-                (kernels[node] for node in nodes if node in kernels),
-                attentions.get(nodes[0], nothing),
-            ),
-        )
-        for layer, nodes in listed
-    )
+    # What stands behind a product may be work value by value, in float, of its own.
+    low = {node: ran for node, ran in attentions.items() if ran[0] == "int8"}
+
+    def of(names: list[str]) -> tuple[str, ...]:
+        places = ((kernels, names), (attentions, names[:1]), (low, names))
+        known = (place[name] for place, given in places for name in given if name in place)
+        return next(known, ("unknown", ""))
+
+    return tuple(LayerPrecision(layer, *of(nodes)) for layer, nodes in listed)
 
 
 def _low(layers: tuple[LayerPrecision, ...]) -> int:
@@ -226,13 +224,15 @@ def _low(layers: tuple[LayerPrecision, ...]) -> int:
 
 def _known_as(graph: ReadGraph) -> list[tuple[str, list[str]]]:
     """Each product's layer, and the names OpenVINO may keep for its kernel: its own,
-    and those of a batch norm, bias or renaming that alone reads its output."""
+    and those of a batch norm, bias or renaming that alone reads its output, or of a factor behind
+    two activations: attention's scores are multiplied by the dequantization's and that one's."""
     found = []
     for product in graph.products:
         chain = [product.node]
+        scaled = ("Mul", "Div") if product.weight is None else ()
         while (
             len(behind := graph.readers(chain[-1].output[0])) == 1
-            and behind[0].op_type in ("BatchNormalization", "Add", "Identity")
+            and behind[0].op_type in ("BatchNormalization", "Add", "Identity", *scaled)
             and graph.constant.issuperset(set(behind[0].input) - {chain[-1].output[0]})
         ):
             chain.append(behind[0])
