@@ -273,6 +273,54 @@ def test_a_weight_that_comes_first_stays_float_and_says_why(project):
     assert "first operand" in told["layers"][0]["unusable"]
 
 
+def written_of_old(model: onnx.ModelProto) -> None:
+    """Initializers that are no inputs, where the format's version 3 asks for it, one of them sparse."""
+    set_weights(model)
+    (dense,) = model.graph.initializer
+    values = helper.make_tensor(dense.name, onnx.TensorProto.FLOAT, [2], [1.0, 2.0])
+    places = helper.make_tensor("", onnx.TensorProto.INT64, [2], [0, 5])
+    model.graph.ClearField("initializer")
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, dense.dims))
+    model.ir_version = 3
+
+
+def test_what_few_tools_write_is_read_as_it_is_meant(project):
+    found = rows(project(NET, change=written_of_old))
+    assert found["fc.weight"]["scales"] == 4
+
+
+def test_what_outputs_do_not_depend_on_and_what_is_no_product_of_a_weight_is_told(project):
+    text = """
+    g (float[N, 4] x) => (float[N, 4] y) <float[4, 4] w> {
+        [fc] y = MatMul (x, w)
+        [dead] z = MatMul (x, w)
+        [gram] d = Gemm <transB = 1> (x, y)
+    }"""
+    told = json.loads(project(text, "inspect", change=set_weights).stdout)
+    why = {layer["name"]: layer.get("unusable") for layer in told["layers"]}
+    assert why["fc"] is None and "no output" in why["dead"] and "two activations" in why["gram"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "g (float[N, 4] x) => (seq(float) y) { y = SplitToSequence <axis = 1> (x) }",
+            "a sequence",
+        ),
+        ("g (float x) => (float[N] y) { y = Relu (x) }", "no shape"),
+    ],
+)
+def test_what_comes_and_goes_is_tensors_with_axes(project, text, said):
+    def open_rank(model):
+        for value in model.graph.input:
+            if not value.type.tensor_type.shape.dim:
+                value.type.tensor_type.ClearField("shape")
+
+    done = project(text, change=open_rank)
+    assert done.code == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def quantized(model: onnx.ModelProto) -> None:
     set_weights(model)
     model.graph.node.insert(0, helper.make_node("QuantizeLinear", ["x", "s"], ["q"]))

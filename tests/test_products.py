@@ -155,6 +155,7 @@ OTHERS = {
         ROWS,
         "complex numbers",
     ),
+    "double": (lambda x, w: x.double() @ w.double(), lambda: weight(4, 5), ROWS, "in float64"),
     "activations": (lambda x, _: x @ x.mT, lambda: None, ROWS, "no attention's"),
     "batches of matrices": (torch.matmul, lambda: weight(2, 4, 5), ROWS, "3 axes"),
     "weight first": (lambda x, w: w @ x, lambda: weight(5, 3), ROWS, "first operand"),

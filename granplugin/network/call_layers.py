@@ -229,5 +229,5 @@ def _layer_call(made: CalledProduct, weighted: bool) -> LayerCall:
     )
     return LayerCall(
         made.first, shapes[0], made.result, made.shape,
-        None if weighted else made.second, None if weighted else shapes[1],
+        None if weighted else made.second, None if weighted else shapes[1], made.kind,
     )  # fmt: skip

@@ -17,6 +17,7 @@ from onnx import TensorProto, numpy_helper
 from granplugin.errors import ModelError
 from granplugin.graph.read.graph import ReadGraph, dequantizes, quantizes, read_graph
 from granplugin.graph.read.loading import read_model, reading, with_subgraphs
+from granplugin.network.onnx_einsum import as_products
 from granplugin.network.onnx_shapes import infer_shapes
 from granplugin.network.onnx_strip import Stripped
 from granplugin.network.onnx_strip import strip as remove
@@ -64,9 +65,13 @@ def float_model(path: Path, strip: bool = False) -> FloatModel:
     stripped = None
     with reading(path):
         _check_whole(model, path)
+        _check_tensors(model, path)
+        _write_out(model)
         if _is_quantized(model, path, strip):
             model, stripped = remove(read_graph(model, path))
         _say_types(model, path)
+        if any(node.op_type == "Einsum" for node in model.graph.node):
+            as_products(read_graph(model, path))
         _take_biases(model, path)
     return FloatModel(model, stripped)
 
@@ -99,6 +104,60 @@ def _check_whole(model: onnx.ModelProto, path: Path) -> None:
             f"{path}: its weights are in {missing[0]}{more}, which must be beside it, as the "
             "exporter wrote them"
         )
+
+
+def _check_tensors(model: onnx.ModelProto, path: Path) -> None:
+    """Raises ModelError for an input without axes, and an input or output that is a sequence, a map
+    or an optional."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        held = value.type.tensor_type
+        if value.type.HasField("tensor_type") and not held.HasField("shape"):
+            if value.name not in stored:
+                raise ModelError(
+                    f"{path}: its input {value.name!r} has no shape; export it with one, in which "
+                    "lengths may be open"
+                )
+    for what, values in (("input", model.graph.input), ("output", model.graph.output)):
+        for value in values:
+            kind = value.type.WhichOneof("value")
+            if kind in ("sequence_type", "map_type", "optional_type"):
+                raise ModelError(
+                    f"{path}: its {what} {value.name!r} is no tensor, but {_KINDS[kind]}, which "
+                    f"nothing could be compared of; {_made_by(model, value.name)}"
+                )
+
+
+_KINDS = {"sequence_type": "a sequence", "map_type": "a map", "optional_type": "an optional"}
+
+
+def _made_by(model: onnx.ModelProto, name: str) -> str:
+    """The way out where this is no tensor."""
+    node = next((node for node in model.graph.node if name in node.output), None)
+    if node is None:
+        return "export it with tensors alone"
+    if node.op_type == "ZipMap":
+        return "export it without ZipMap (skl2onnx: options={'zipmap': False})"
+    return (
+        f"export what {node.op_type} ({node.name or name}) reads in its place, or cut the file in "
+        "front of it (onnx.utils.extract_model)"
+    )
+
+
+def _write_out(model: onnx.ModelProto) -> None:
+    """What few tools write, in the form that all read: sparse initializers become dense ones, and
+    initializers need not be inputs, which old versions of the format ask for and nobody checks."""
+    model.ir_version = max(model.ir_version, 4)
+    for sparse in model.graph.sparse_initializer:
+        values = numpy_helper.to_array(sparse.values)
+        places = numpy_helper.to_array(sparse.indices)
+        dense = np.zeros(tuple(sparse.dims), values.dtype)
+        if places.ndim == 1:
+            dense.reshape(-1)[places] = values
+        else:
+            dense[tuple(places.T)] = values
+        model.graph.initializer.append(numpy_helper.from_array(dense, sparse.values.name))
+    model.graph.ClearField("sparse_initializer")
 
 
 def _is_quantized(model: onnx.ModelProto, path: Path, strip: bool) -> bool:

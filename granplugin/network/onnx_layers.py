@@ -7,7 +7,7 @@ MatMul are told as a Linear's are, [out, in], whichever way the file holds them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from granplugin.graph.read.bodies import body_graphs
-from granplugin.graph.read.graph import ReadGraph
+from granplugin.graph.read.graph import ReadGraph, reads
 from granplugin.network.attention_traits import find_attention
 from granplugin.network.onnx_file import is_float
 from granplugin.network.onnx_flow import GraphFlow, OpenShape, flow_of, is_lookup, known
@@ -49,15 +49,24 @@ class Placed:
 
 def place_layers(graph: ReadGraph) -> tuple[Placed, ...]:
     """The layers in an order of computation; nodes that read no data are none."""
-    flow = flow_of(graph)
+    flow, needed = flow_of(graph), _needed(graph)
     placed = [
-        _placed(graph, flow, node)
+        _placed(graph, flow, node, needed)
         for node in graph.nodes
         if node.output[0] not in graph.fixed
         and (node.op_type in (*ONNX_PRODUCTS, *PASSIVE) or _is_embedding(graph, node))
     ]
     found = [(graph.at[each.node.name], each) for each in _joined(graph, flow, placed)]
     return tuple(each for _, each in sorted([*found, *_inside(graph)], key=itemgetter(0)))
+
+
+def _needed(graph: ReadGraph) -> set[str]:
+    """The tensors that outputs depend on."""
+    found = set(graph.outputs)
+    for node in reversed(graph.nodes):
+        if not found.isdisjoint(node.output):
+            found.update(reads(node))
+    return found
 
 
 def _is_embedding(graph: ReadGraph, node: onnx.NodeProto) -> bool:
@@ -138,12 +147,17 @@ def _reversed(node: onnx.NodeProto) -> bool:
     return node.op_type == "MatMul" or (node.op_type == "Gemm" and not attribute(node, "transB", 0))
 
 
-def _placed(graph: ReadGraph, flow: GraphFlow, node: onnx.NodeProto) -> Placed:
+def _placed(
+    graph: ReadGraph, flow: GraphFlow, node: onnx.NodeProto, needed: Collection[str]
+) -> Placed:
     """A node by itself, with what stands behind it."""
     bias = flow.bias.get(node.name)
     output = node.output[0] if bias is None else bias.output[0]
     groups = attribute(node, "group", 1)
-    layer = Layer(node.name, node.op_type, unusable=_unusable(graph, node))
+    unusable = _unusable(graph, node)
+    if unusable is None and not any(name in needed for name in node.output):
+        unusable = "no output of the model depends on it"
+    layer = Layer(node.name, node.op_type, unusable=unusable)
     given: dict[Operand, OpenShape | None] = {
         "input": None if node.op_type == LOOKUP else graph.shape(node.input[0]),
         "output": graph.shape(output),
@@ -212,12 +226,18 @@ def _unusable(graph: ReadGraph, node: onnx.NodeProto) -> str | None:
     kind = graph.element_type(first) or graph.element_type(second)
     if kind and not is_float(kind):
         return "it multiplies integers"
+    if kind not in (0, TensorProto.FLOAT):
+        return f"it multiplies in {TensorProto.DataType.Name(kind).lower()}, and not in float32"
     if second in graph.constant:
         shape = _weight_shape(graph, node)
         if shape is None:
             return "the shape of its weight is not known"
         if not node.op_type.startswith("Conv") and len(shape) != 2:
             return f"its weight has {len(shape)} axes, and a linear layer's has 2"
+    elif node.op_type == "Gemm":
+        return "it multiplies two activations, which granplugin plans for of a MatMul alone"
+    elif node.op_type.startswith("Conv"):
+        return "its filter is computed from the data"
     if not all(known(graph.shape(name)) for name in (first, second)):
         return UNSHAPED
     return None

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from granplugin.errors import DataError, ModelError, UserError
@@ -261,6 +262,7 @@ def _describe_calls(
             | {trait for each, trait in attention.items() if each == name},
             bn=bn,
             unfolded=norms.kept.get(name),
+            unusable=layer.unusable or (_not_in_float32(calls) if name in multiplying else None),
             varying=len({(made.input_shape, made.output_shape) for made in calls}) > 1,
         )
 
@@ -290,6 +292,15 @@ def _products(
                     name not in norms.folded and name not in norms.kept,
                 ),
             )
+
+
+def _not_in_float32(calls: Sequence[LayerCall]) -> str | None:
+    """Why a product in other numbers than float32 stays as it is."""
+    kinds = (made.kind for made in calls if made.kind is not None and made.kind.is_floating_point)
+    other = next((kind for kind in kinds if kind != torch.float32), None)
+    if other is None:
+        return None
+    return f"it multiplies in {str(other).removeprefix('torch.')}, and not in float32"
 
 
 def _left_out(layer: Layer, calls: Sequence[LayerCall], read: set[int]) -> Layer:

@@ -47,7 +47,7 @@ class Called(NamedTuple):
 
 class CalledProduct(NamedTuple):
     """A product that is called `name` in its frame, the `running_at`-th call of any function; the
-    values of its factors and of its result, and the latter's shape."""
+    values of its factors and of its result, and the latter's shape and type."""
 
     frame: Frame
     name: str
@@ -57,6 +57,7 @@ class CalledProduct(NamedTuple):
     second: int
     result: int
     shape: Shape
+    kind: torch.dtype
 
 
 class Values(TorchFunctionMode):
@@ -147,7 +148,9 @@ class Values(TorchFunctionMode):
             first, second, put_out = map(self.number, (product.first, product.second, result))
             shape = batched_shape(result)
             self.products.append(
-                CalledProduct(frame, name, product, running_at, first, second, put_out, shape)
+                CalledProduct(
+                    frame, name, product, running_at, first, second, put_out, shape, result.dtype
+                )
             )
         return result
 

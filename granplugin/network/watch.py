@@ -22,7 +22,7 @@ from granplugin.quant.site import Shape
 class LayerCall:
     """One call of a layer: the values of its first tensor and of its result, and their shapes with
     1 on axis 0; without a result where it put out no tensor. A product of two activations has the
-    second as `other`."""
+    second as `other`. `kind` is the type of the result's numbers."""
 
     input: int
     input_shape: Shape
@@ -30,6 +30,7 @@ class LayerCall:
     output_shape: Shape | None = None
     other: int | None = None
     other_shape: Shape | None = None
+    kind: torch.dtype | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,5 +77,6 @@ class Watch:
         with torch._C.DisableTorchFunction():
             made = self.calls[name][-1]
             made.output, made.output_shape = self.values.number(tensor), batched_shape(tensor)
+            made.kind = tensor.dtype
             if not self.broken and not finite(tensor):
                 self.broken.append(name)

@@ -106,6 +106,7 @@ _WHOLE = {
     **dict.fromkeys("LSTM GRU RNN".split(), _RECURRENCE),
     **dict.fromkeys("linalg_multi_dot chain_matmul linalg_matrix_power cdist".split(), _INSIDE),
     "vmap": "it is computed inside torch.vmap",
+    "Einsum": "it is more than one matrix product of two factors",
     "einsum": "it is more than one matrix product of two factors",
     "addbmm": "it sums its products over the batch",
     "dot": "it multiplies two vectors",
