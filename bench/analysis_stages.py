@@ -15,6 +15,7 @@ from measure import HERE, Figure, of_values
 
 from granplugin.analysis import measuring
 from granplugin.analysis import subject as of_analysis
+from granplugin.analysis.by_torch import TorchAnalyst
 from granplugin.analysis.questions import ask_all
 from granplugin.analysis.ranges import find_ranges, gather
 from granplugin.analysis.rounded import run as forward
@@ -84,6 +85,11 @@ class Stages:
         self.subject = of_analysis.open_subject(session, self.questions)
         self.seen: Statistics | None = None
 
+    @property
+    def analyst(self) -> TorchAnalyst:
+        assert isinstance(self.subject.analyst, TorchAnalyst)
+        return self.subject.analyst
+
     def statistics(self) -> None:
         self.seen = gather(self.session, self.questions, self.subject, self.seen, self.clock)
 
@@ -120,9 +126,9 @@ def fresh(session: Session) -> Stages:
 
 def bare(stages: Stages) -> None:
     """The model alone, on all samples."""
-    subject, analyst = stages.subject, stages.subject.analyst
+    subject = stages.subject
     for batch in subject.batches(np.arange(subject.data.samples)):
-        forward(analyst.model, analyst.tensors(batch))
+        forward(stages.analyst.model, stages.analyst.tensors(batch))
 
 
 def stage_by_stage(clock: Clock, stages: Stages) -> None:

@@ -32,7 +32,7 @@ from analysis_stages import (
     settings_of,
     stage_by_stage,
 )
-from measure import Figure, main, of_values
+from measure import Figure, main, of_values, torch_network
 
 from granplugin.analysis import measuring
 from granplugin.analysis.effects import Wanted, alone_name, restored_name
@@ -123,7 +123,7 @@ def naive_loop(session: Session) -> Callable[[Clock], None]:
 
     stages = Stages(session)
     none = {"quant_cfg": [{"quantizer_name": "*", "enable": False}], "algorithm": None}
-    model = mtq.quantize(copy.deepcopy(session.network.module()), none)
+    model = mtq.quantize(copy.deepcopy(torch_network(session).module()), none)
     names = [each.layer.name for each in stages.questions.layers]
     names = [names[0], names[len(names) // 2], names[-1]]
 
@@ -136,7 +136,7 @@ def naive_loop(session: Session) -> Callable[[Clock], None]:
         )
         with mtq.set_quantizer_by_cfg_context(model, config):
             for batch in stages.subject.batches(np.arange(session.analysis.samples)):
-                forward(model, session.network.tensors(batch))
+                forward(model, torch_network(session).tensors(batch))
                 seen.pop().square().sum()
         hook.remove()
 
@@ -183,9 +183,9 @@ def on_device(network: str, samples: int, rounds: int, device: str) -> list[Figu
     clock = Clock()
     with session_of(network, samples, [*FOUR, f"device={device}", "data.batch_size=64"]) as session:
         stages = fresh(session).rounded()
-        batches = [session.network.tensors(batch) for batch in session.analysis]
+        batches = [torch_network(session).tensors(batch) for batch in session.analysis]
         local = LocalErrors(
-            stages.subject.analyst.model,
+            stages.analyst.model,
             list(stages.network.tried.values()),
             frozenset(key for t in stages.network.tried.values() for key in t.figures()),
         )
@@ -194,9 +194,9 @@ def on_device(network: str, samples: int, rounds: int, device: str) -> list[Figu
         alone = {alone_name(network_, *each): each for each in top.items()}
         restored = {restored_name(network_, name): name for name in top}
         effects = Effects(
-            stages.subject.analyst.model,
+            stages.analyst.model,
             Wanted(network_, {}, alone, restored, None),
-            session.network.tensors(session.example),
+            torch_network(session).tensors(session.example),
             lambda found: {name: t.cpu().numpy() for name, t in flatten_outputs(found).items()},
         )
 
@@ -210,11 +210,11 @@ def on_device(network: str, samples: int, rounds: int, device: str) -> list[Figu
         def passes() -> None:
             with lap("F"):
                 for batch in batches:
-                    forward(stages.subject.analyst.model, batch)
+                    forward(stages.analyst.model, batch)
             with lap("exact"):
                 for batch in batches:
                     local.run(
-                        lambda: forward(stages.subject.analyst.model, batch),
+                        lambda: forward(stages.analyst.model, batch),
                         len(batch["pixel_values"]),
                     )
             for what, names in (("alone", alone), ("restored", restored)):
@@ -223,7 +223,7 @@ def on_device(network: str, samples: int, rounds: int, device: str) -> list[Figu
                         effects.run(batch, None, frozenset(names))
             with lap("F"):
                 for batch in batches:
-                    forward(stages.subject.analyst.model, batch)
+                    forward(stages.analyst.model, batch)
 
         passes()
         for seconds in (clock.wall, clock.process):

@@ -17,7 +17,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from measure import HERE, Figure, forward_loop, main, of_latency, of_ratio, of_values, run
+from measure import (
+    HERE,
+    Figure,
+    forward_loop,
+    main,
+    of_latency,
+    of_ratio,
+    of_values,
+    run,
+    torch_network,
+)
 
 from granplugin import modelopt_bridge
 from granplugin.calibration.statistics import find_amax, needs_of
@@ -48,8 +58,10 @@ def time_network(network: str, samples: int, rounds: int) -> list[Figure]:
         session = open_session(network, samples, run_folder)
         rows = input_rows(session)
         every = [replace(row, calibrator=c) for row in rows for c in CALIBRATORS]
-        bare = copy.deepcopy(session.network.module())
-        converted, _ = modelopt_bridge.convert(session.network.module(), (), forward_loop(session))
+        bare = copy.deepcopy(torch_network(session).module())
+        converted, _ = modelopt_bridge.convert(
+            torch_network(session).module(), (), forward_loop(session)
+        )
         found = measure_interleaved(
             {
                 "bare": lambda: forward_loop(session)(bare),
@@ -107,7 +119,7 @@ def child(network: str, samples: int) -> None:
         session = open_session(network, samples, run_folder)
         every = [replace(row, calibrator=c) for row in input_rows(session) for c in CALIBRATORS]
         _, statistics = modelopt_bridge.convert(
-            session.network.module(), needs_of(every), forward_loop(session)
+            torch_network(session).module(), needs_of(every), forward_loop(session)
         )
         for row in every:
             find_amax(row, statistics)

@@ -54,7 +54,7 @@ def _arrays() -> list[bytes]:
 
 
 def _npz(path: Path) -> None:
-    source = NpzSource(npz=path, inputs={"x": "x"}, labels="y")
+    source = NpzSource(npz=path, inputs={"x": "x"}, labels="y", samples=None)
     list(open_data(source, 2, 0, "calibration"))
 
 
@@ -76,7 +76,10 @@ def _image(path: Path) -> None:
     path.replace("images/a.png")
     list(
         open_data(
-            FolderSource(folder=Path("images"), input="x", resize=8, crop=8), 1, 0, "calibration"
+            FolderSource(folder=Path("images"), input="x", resize=8, crop=8, samples=None),
+            1,
+            0,
+            "calibration",
         )
     )
 
@@ -86,7 +89,7 @@ def _labels() -> list[bytes]:
 
 
 def _labelled(path: Path) -> None:
-    source = FolderSource(folder=Path("labelled"), labels=path, input="x", resize=8)
+    source = FolderSource(folder=Path("labelled"), labels=path, input="x", resize=8, samples=None)
     list(open_data(source, 1, 0, "calibration"))
 
 

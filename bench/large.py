@@ -19,7 +19,7 @@ from time import perf_counter
 from typing import Any
 
 import measure
-from measure import Figure
+from measure import Figure, torch_network
 
 NET = '''
 import numpy as np
@@ -71,7 +71,7 @@ def plan(folder: Path) -> dict[str, Any]:
         opened = perf_counter()
         jobs = plan_jobs([loaded], session.layers)
         found = {"loaded": opened - start, "planned": perf_counter() - opened}
-        model = session.network.module()
+        model = torch_network(session).module()
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return {**found, "weights": weights, "quantized": len(jobs[-1].plan.quantized)}
 
@@ -93,7 +93,7 @@ def export(folder: Path) -> dict[str, Any]:
         seconds = perf_counter() - start
         task = variant_task(session, jobs[-1], calibrated)
         (folder / "task.pickle").write_bytes(pickle.dumps(task))
-        model = session.network.module()
+        model = torch_network(session).module()
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         return {"seconds": seconds, "peak": peak_gb() * 1e9 / weights}
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import modelopt.torch.quantization as mtq
 import numpy as np
 import torch
-from measure import HERE, Figure, forward_loop, main, of_latency, of_ratio
+from measure import HERE, Figure, forward_loop, main, of_latency, of_ratio, torch_network
 
 from granplugin import backends
 from granplugin.measures.timing import measure_interleaved, ratio
@@ -87,7 +87,7 @@ def write_variants(session: Session) -> dict[str, Path]:
 
 def export_own(session: Session, image: dict[str, np.ndarray], path: Path) -> None:
     """INT8_DEFAULT_CFG, calibrated on the same data, through modelopt's exporter."""
-    model = copy.deepcopy(session.network.module())
+    model = copy.deepcopy(torch_network(session).module())
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = mtq.quantize(model, mtq.INT8_DEFAULT_CFG, forward_loop(session))

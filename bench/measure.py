@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from granplugin.measures.timing import Latency, Ratio
 
 if TYPE_CHECKING:
     from granplugin.runs.session import Session
+    from granplugin.sources.torch_network import TorchNetwork
 
 HERE = Path(__file__).parent
 _PACKAGES = ("granplugin", "torch", "nvidia-modelopt", "onnxruntime", "openvino", "transformers")
@@ -49,14 +50,24 @@ class Figure:
         return "not measurably over the goal" if reaches else "OVER THE GOAL"
 
 
+def torch_network(session: Session) -> TorchNetwork:
+    """The network of a recipe that has a torch model."""
+    from granplugin.sources.torch_network import TorchNetwork
+
+    assert isinstance(session.network, TorchNetwork)
+    return session.network
+
+
 def forward_loop(session: Session) -> Callable[[object], None]:
     """What mtq.quantize runs a model with: the calibration data, in calibration's own batches."""
     from granplugin.network.forward import call
     from granplugin.runs.session import calibration_batches
 
+    network = torch_network(session)
+
     def loop(model: object) -> None:
         for batch in calibration_batches(session.calibration, session.recipe.data.batch_size):
-            call(model, session.network.tensors(batch))
+            call(model, network.tensors(batch))
 
     return loop
 
@@ -105,7 +116,7 @@ def _as_json(figure: Figure) -> dict[str, object]:
     return asdict(figure) | {"value": value, "verdict": figure.verdict}
 
 
-def machine() -> dict[str, object]:
+def machine() -> dict[str, Any]:
     """Processor, cores, versions, and the command that was run."""
     return {
         "command": shlex.join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
@@ -126,7 +137,7 @@ def _processor() -> str:
     return next((x.split(": ")[1] for x in lines if x.startswith("model name")), "unknown")
 
 
-def table(title: str, figures: Sequence[Figure], about: Mapping[str, object]) -> str:
+def table(title: str, figures: Sequence[Figure], about: Mapping[str, Any]) -> str:
     rows = [("", "value", "spread", "goal", "")]
     for figure in figures:
         spread = "" if figure.low is None else f"{_number(figure.low)} .. {_number(figure.high)}"

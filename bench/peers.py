@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -32,6 +32,7 @@ import numpy as np
 from measure import HERE, Figure, machine, main, of_ratio
 
 from granplugin import backends
+from granplugin.data.batches import Batch
 from granplugin.measures.timing import Latency, measure_interleaved, ratio
 from granplugin.recipe.load import load_recipe
 from granplugin.results.values import FP32
@@ -219,7 +220,7 @@ def ours(session: Session) -> dict[str, Path]:
     return {each.job.name: each.own.get("openvino", each.onnx).path for each in built}
 
 
-def first(batches: object, count: int) -> tuple[str, np.ndarray]:
+def first(batches: Iterable[Batch], count: int) -> tuple[str, np.ndarray]:
     """The first samples of the one input."""
     found, name = [], ""
     for batch in batches:

@@ -20,6 +20,7 @@ from measure import HERE, Figure, main, of_values
 from granplugin import backends
 from granplugin.audits.audit import audit
 from granplugin.audits.audit_file import examine
+from granplugin.backends.base import Engine
 from granplugin.backends.nvidia.build import Options
 from granplugin.backends.nvidia.plan_reader import read_layers_text
 from granplugin.recipe.load import load_recipe
@@ -75,7 +76,7 @@ def moved(network: str, built: Built, run: RunFolder) -> Figure:
     return Figure(f"{network}: {built.job.name}", plan.moved.total / 1e6, "MB moved", note=note)
 
 
-def build_and_audit(built: Built, run: RunFolder) -> tuple[float, tuple, object]:
+def build_and_audit(built: Built, run: RunFolder) -> tuple[float, tuple, Engine]:
     folder = run.cache / "engine"
     shutil.rmtree(folder, ignore_errors=True)
     start = perf_counter()

@@ -72,7 +72,7 @@ def engine(name: str, against: float | None, built: bool) -> EngineResult:
     vs = {"fp32": interval} if interval else {}
     ratio = {"fp32": Ratio(value=0.9, low=0.8, high=1.1)} if interval else {}
     metric = MetricValue(value=98.5, unit="%", low=97.0, high=99.0, vs=vs)
-    latency = LatencyValue(batch=1, median_ms=0.5, p90_ms=0.6, spread=0.1, rounds=9, vs=ratio)
+    latency = LatencyValue(batch=1, median_ms=0.5, p90_ms=0.6, iqr=0.1, rounds=9, vs=ratio)
     verdict = SiteVerdict(
         site=f"{HOSTILE}.weight", where="r.yaml:3:5", promise="native", verdict="degraded",
         detail="float",

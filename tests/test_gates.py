@@ -28,12 +28,13 @@ def test_ruff_has_nothing_to_say(command):
 
 
 def test_mypy_has_nothing_to_say(tmp_path):
-    """Of the package, and of a script that uses each of its names (typed_use.py)."""
+    """Of the package, a script that uses each of its names (typed_use.py), and the benches."""
+    modules = ["typed_use", *(path.stem for path in (ROOT / "bench").glob("*.py"))]
     command = ["mypy", "--no-pretty", "--cache-dir", str(tmp_path)]
     done = subprocess.run(
-        [sys.executable, "-m", *command, "-p", "granplugin", "-m", "typed_use"],
+        [sys.executable, "-m", *command, "-p", "granplugin", *(f"-m{each}" for each in modules)],
         cwd=ROOT, capture_output=True, text=True, check=False,
-        env={**os.environ, "MYPYPATH": "tests"},
+        env={**os.environ, "MYPYPATH": "tests:bench"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -16,8 +16,9 @@ out is measured anew, and promised, on the other half, of which nothing was chos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from granplugin.analysis.effects import Effect, Mean
@@ -91,87 +92,136 @@ def finest(
     return found
 
 
-def choose(
-    worst: Sequence[LayerLosses],
-    start: Choice,
-    at_start: Effect,
-    at_finest: Effect,
-    tolerance: float,
-    allowed: Mapping[str, Mapping[str, set[int]]],
-    measure: Measure,
-    sites: Mapping[str, Sequence[Pair]],
-    kept: Collection[str] = (),
-) -> dict[str, Pair]:
-    """The overrides for a recipe that loses too much. `worst` are the layers to try, worst first;
-    `measure` gives the effects of whole choices. `sites` are what else the recipe quantizes, worst
-    first, each with what it can have instead, coarsest first; `kept` are layers that are never left
-    float."""
-    finest_is = judged(at_finest.loss, tolerance)
-    least = max(at_finest.loss.value if finest_is == "cannot tell" else 0.0, tolerance / 2)
+@dataclass(frozen=True)
+class Goal:
+    """No more than `tolerance` of loss; `finest` is that of the network with its finest settings."""
 
-    def reached(found: Effect) -> bool:
-        told = judged(found.loss, tolerance)
-        if told != "cannot tell" or finest_is == "within":
+    tolerance: float
+    finest: Mean
+
+    def reached(self, effect: Effect) -> bool:
+        told, at_finest = judged(effect.loss, self.tolerance), judged(self.finest, self.tolerance)
+        if told != "cannot tell" or at_finest == "within":
             return told == "within"
         # So few samples do not tell even the finest settings from the tolerance.
-        return found.loss.value <= least and found.db >= GOOD_DB
+        least = self.finest.value if at_finest == "cannot tell" else 0.0
+        return effect.loss.value <= max(least, self.tolerance / 2) and effect.db >= GOOD_DB
 
-    rounded = {each.name: _options(each, start[each.name], allowed[each.name]) for each in worst}
-    floats = {
-        each.name: [[start[each.name]], rounded[each.name], _floats(each, start[each.name])]
-        for each in worst
-    }
-    overrides: dict[str, Pair] = {}
-    now = at_start
-    for each in worst:
-        options = rounded[each.name]
+
+@dataclass(frozen=True)
+class Search:
+    """What is looked for, among what. `worst` are the layers to try, worst first, `allowed` by
+    layer the settings that engines can have; `measure` gives the effects of whole choices. `sites`
+    are what else the recipe quantizes, worst first, each with what it can have instead, coarsest
+    first; `kept` are layers that are never left float."""
+
+    goal: Goal
+    worst: Sequence[LayerLosses]
+    start: Choice
+    allowed: Mapping[str, Mapping[str, set[int]]]
+    sites: Mapping[str, Sequence[Pair]]
+    kept: Collection[str]
+    measure: Measure
+
+    def effects(self, overrides: Iterable[Mapping[str, Pair]]) -> list[Effect]:
+        """Of the network with these, each by itself."""
+        return self.measure([{**self.start, **each} for each in overrides])
+
+    def reached(self, found: Found) -> bool:
+        return self.goal.reached(found.effect)
+
+    def rounded(self, layer: LayerLosses) -> list[Pair]:
+        """What a layer can have instead of its own, and not float."""
+        return _options(layer, self.start[layer.name], self.allowed[layer.name])
+
+    def best(self, effects: Sequence[Effect]) -> int:
+        """The first that reaches the goal, or is about as good as any."""
+        top = max(each.db for each in effects)
+        return next(
+            n for n, e in enumerate(effects) if self.goal.reached(e) or e.db >= top - NEAR_DB
+        )
+
+
+@dataclass(frozen=True)
+class Found:
+    """Overrides, and the network's effect with them."""
+
+    overrides: Mapping[str, Pair]
+    effect: Effect
+
+
+def choose(search: Search, at_start: Effect) -> Mapping[str, Pair]:
+    """The overrides for a recipe that loses too much, `at_start`."""
+    found = _one_by_one(search, Found({}, at_start))
+    if not search.reached(found):
+        best = finest(search.worst, search.start, search.allowed)
+        best |= {site: pairs[-1] for site, pairs in search.sites.items()}
+        found = _better(search, found, _coarsened(search, search.worst, best, search.sites))
+    found = _other_sites(search, found)
+    open_to = [each for each in search.worst if each.name not in search.kept]
+    if not search.reached(found):
+        found = _floating(search, open_to, found)
+    if not search.reached(found) and open_to:
+        # Errors that cancel each other get worse where one of them is left out.
+        best = {**found.overrides, **{each.name: FLOATING for each in open_to}}
+        found = _better(search, found, _coarsened(search, open_to, best, floats=True))
+    if search.reached(found):
+        found = _fewer(search, found)
+        left = [each for each in search.worst if found.overrides.get(each.name) == FLOATING]
+        if left:
+            # A layer that had to be float when others were not changed yet may be rounded now.
+            found = _coarsened(search, left, found.overrides, floats=True)
+    return found.overrides
+
+
+def _one_by_one(search: Search, found: Found) -> Found:
+    """Each of the worst layers with its coarsest settings that reach the goal, or are about the
+    best, on top of those before it."""
+    for each in search.worst:
+        options = search.rounded(each)
         if not options:
             continue
-        effects = measure([{**start, **overrides, each.name: pair} for pair in options])
-        good = [n for n, found in enumerate(effects) if reached(found)]
+        effects = search.effects({**found.overrides, each.name: pair} for pair in options)
+        good = [n for n, effect in enumerate(effects) if search.goal.reached(effect)]
         if not good:
-            top = max(found.db for found in effects)
-            good = [n for n, found in enumerate(effects) if found.db >= top - NEAR_DB]
-        chosen = _coarsest(each, start[each.name], options, effects, good)
-        found = effects[options.index(chosen)]
-        if not _wins(found, now):
+            top = max(effect.db for effect in effects)
+            good = [n for n, effect in enumerate(effects) if effect.db >= top - NEAR_DB]
+        at = _coarsest(each, search.start[each.name], options, effects, good)
+        if not _wins(effects[at], found.effect):
             continue
-        overrides[each.name], now = chosen, found
-        if reached(found):
+        found = Found({**found.overrides, each.name: options[at]}, effects[at])
+        if search.reached(found):
             break
-    if not reached(now):
-        best = {**finest(worst, start, allowed), **{site: of[-1] for site, of in sites.items()}}
-        coarser = {each.name: [[start[each.name]], rounded[each.name]] for each in worst}
-        together, found = _coarsened(worst, start, best, coarser, sites, measure, reached)
-        if reached(found) or _wins(found, now):
-            overrides, now = together, found
-    for site, pairs in sites.items():
-        if reached(now):
+    return found
+
+
+def _other_sites(search: Search, found: Found) -> Found:
+    """The same with what else the recipe quantizes."""
+    for site, pairs in search.sites.items():
+        if search.reached(found):
             break
-        effects = measure([{**start, **overrides, site: pair} for pair in pairs])
-        top = max(found.db for found in effects)
-        at = next(n for n, f in enumerate(effects) if reached(f) or f.db >= top - NEAR_DB)
-        if _wins(effects[at], now):
-            overrides[site], now = pairs[at], effects[at]
-    if not reached(now):
-        open_to = [each for each in worst if each.name not in kept]
-        overrides, now = _floating(open_to, start, overrides, now, tolerance, measure, reached)
-    if not reached(now) and open_to:
-        # Errors that cancel each other get worse where one of them is left out.
-        best = {**overrides, **{each.name: FLOATING for each in open_to}}
-        together, found = _coarsened(open_to, start, best, floats, {}, measure, reached)
-        if reached(found) or _wins(found, now):
-            overrides, now = together, found
-    for name in list(overrides)[-2::-1] if reached(now) else ():
-        fewer = {layer: pair for layer, pair in overrides.items() if layer != name}
-        (found,) = measure([{**start, **fewer}])
-        if reached(found):
-            overrides, now = fewer, found
-    left = [each for each in worst if overrides.get(each.name) == FLOATING]
-    if left and reached(now):
-        # A layer that had to be float when others were not changed yet may be rounded now.
-        overrides, now = _coarsened(left, start, overrides, floats, {}, measure, reached)
-    return overrides
+        effects = search.effects({**found.overrides, site: pair} for pair in pairs)
+        at = search.best(effects)
+        if _wins(effects[at], found.effect):
+            found = Found({**found.overrides, site: pairs[at]}, effects[at])
+    return found
+
+
+def _fewer(search: Search, found: Found) -> Found:
+    """Without the overrides, the last but one first, that the goal holds without."""
+    for name in list(found.overrides)[-2::-1]:
+        fewer = {layer: pair for layer, pair in found.overrides.items() if layer != name}
+        (effect,) = search.effects([fewer])
+        without = Found(fewer, effect)
+        if search.reached(without):
+            found = without
+    return found
+
+
+def _better(search: Search, found: Found, other: Found) -> Found:
+    """The other, where it reaches the goal or wins something."""
+    wins = search.reached(other) or _wins(other.effect, found.effect)
+    return other if wins else found
 
 
 def held(overrides: Mapping[str, Pair], before: Effect, final: Effect, tolerance: float) -> Advice:
@@ -214,31 +264,23 @@ def _options(each: LayerLosses, start: Pair, allowed: Mapping[str, set[int]]) ->
     return [pair for pair in dict.fromkeys(found) if pair != start]
 
 
-def _floating(
-    worst: Sequence[LayerLosses],
-    start: Choice,
-    overrides: Mapping[str, Pair],
-    now: Effect,
-    tolerance: float,
-    measure: Measure,
-    reached: Callable[[Effect], bool],
-) -> tuple[dict[str, Pair], Effect]:
-    """These overrides and, one by one, the worst layers left float; none of the latter behind the
-    last that reached the goal or won more than the tolerance."""
-    tried, held = dict(overrides), (dict(overrides), now)
-    for each in worst:
-        if reached(now):
+def _floating(search: Search, layers: Sequence[LayerLosses], found: Found) -> Found:
+    """These overrides and, one by one, the layers left float; none of the latter behind the last
+    that reached the goal or won more than the tolerance."""
+    tried = held = found
+    for each in layers:
+        if search.reached(tried):
             break
-        options = _floats(each, {**start, **tried}[each.name])
-        effects = measure([{**start, **tried, each.name: pair} for pair in options])
-        top = max(found.db for found in effects)
-        if top <= now.db:
+        options = _floats(each, {**search.start, **tried.overrides}[each.name])
+        others = {name: pair for name, pair in tried.overrides.items() if name != each.name}
+        effects = search.effects({**others, each.name: pair} for pair in options)
+        if max(effect.db for effect in effects) <= tried.effect.db:
             continue
-        at = next(n for n, f in enumerate(effects) if reached(f) or f.db >= top - NEAR_DB)
-        tried.pop(each.name, None)
-        tried[each.name], now = options[at], effects[at]
-        if reached(now) or now.loss.value < held[1].loss.value - tolerance:
-            held = dict(tried), now
+        at = search.best(effects)
+        tried = Found({**others, each.name: options[at]}, effects[at])
+        less = held.effect.loss.value - search.goal.tolerance
+        if search.reached(tried) or tried.effect.loss.value < less:
+            held = tried
     return held
 
 
@@ -253,28 +295,25 @@ def _floats(each: LayerLosses, now: Pair) -> list[Pair]:
 
 
 def _coarsened(
-    worst: Sequence[LayerLosses],
-    start: Choice,
+    search: Search,
+    layers: Sequence[LayerLosses],
     best: Mapping[str, Pair],
-    options: Mapping[str, Sequence[Sequence[Pair]]],
-    sites: Mapping[str, Sequence[Pair]],
-    measure: Measure,
-    reached: Callable[[Effect], bool],
-) -> tuple[dict[str, Pair], Effect]:
+    sites: Mapping[str, Sequence[Pair]] = MappingProxyType({}),
+    floats: bool = False,
+) -> Found:
     """`best`, which changes all these layers and sites, but each as coarse as it can be, the least
-    harmful first, by the first of its groups of `options` that holds one; and what is left of
-    that."""
+    harmful first: its own settings, else others, else, with `floats`, one of its factors float; and
+    what is left of that."""
     best = dict(best)
-    (now,) = measure([{**start, **best}])
-    enough_db = now.db - NEAR_DB
-    wins = reached(now)
+    (now,) = search.effects([best])
+    wins, enough_db = search.goal.reached(now), now.db - NEAR_DB
 
     def fitting(name: str, pairs: Sequence[Pair]) -> tuple[list[Effect], list[int]]:
-        effects = measure([{**start, **best, name: pair} for pair in pairs])
+        effects = search.effects({**best, name: pair} for pair in pairs)
         good = [
             n
             for n, found in enumerate(effects)
-            if (reached(found) if wins else found.db >= enough_db)
+            if (search.goal.reached(found) if wins else found.db >= enough_db)
         ]
         return effects, good
 
@@ -283,16 +322,16 @@ def _coarsened(
         effects, good = fitting(site, pairs)
         if good:
             best[site], now = pairs[good[0]], effects[good[0]]
-    for each in reversed(worst):
-        own = start[each.name]
-        for among in map(list, options[each.name]):
+    for each in reversed(layers):
+        own = search.start[each.name]
+        for among in ([own], search.rounded(each), _floats(each, own) if floats else []):
             effects, good = fitting(each.name, among) if among else ([], [])
             if good:
-                best[each.name] = _coarsest(each, own, among, effects, good)
-                now = effects[among.index(best[each.name])]
+                at = _coarsest(each, own, among, effects, good)
+                best[each.name], now = among[at], effects[at]
                 break
-    unchanged = {**start, **dict.fromkeys(sites, OWN)}
-    return {name: pair for name, pair in best.items() if pair != unchanged.get(name, OWN)}, now
+    unchanged = {**search.start, **dict.fromkeys(sites, OWN)}
+    return Found({name: p for name, p in best.items() if p != unchanged.get(name, OWN)}, now)
 
 
 def _coarsest(
@@ -301,7 +340,7 @@ def _coarsest(
     options: Sequence[Pair],
     effects: Sequence[Effect],
     good: Sequence[int],
-) -> Pair:
+) -> int:
     """Of the good options, one that changes as few sites as any, and stores the fewest scales."""
 
     def cost(n: int) -> tuple[Any, ...]:
@@ -310,4 +349,4 @@ def _coarsest(
         changed = sum(a != b for a, b in zip(pair, start, strict=True))
         return dynamic, changed, scales(each, pair), -effects[n].db, n
 
-    return options[min(good, key=cost)]
+    return min(good, key=cost)

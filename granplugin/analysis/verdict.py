@@ -8,7 +8,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from granplugin.analysis import why
-from granplugin.analysis.advice import BAD_DB, Advice, choose, held, judged, verdict_of
+from granplugin.analysis.advice import (
+    BAD_DB,
+    Advice,
+    Goal,
+    Search,
+    choose,
+    held,
+    judged,
+    verdict_of,
+)
 from granplugin.analysis.answer import network_effect
 from granplugin.analysis.effects import Effect, choice_name
 from granplugin.analysis.evidence import Evidence
@@ -46,26 +55,25 @@ def find_advice(
             return [found[choice_name(network, choice)] for choice in choices]
 
         at_start, at_finest = measure([start, outputs.finest])
-        overrides = choose(
-            [each for each in evidence.layers if each.name in outputs.top],
-            start,
-            at_start,
-            at_finest,
-            tolerance,
-            {each.name: evidence.promised.allowed(each, fixed) for each in evidence.layers},
-            measure,
-            {
+        search = Search(
+            Goal(tolerance, at_finest.loss),
+            worst=[each for each in evidence.layers if each.name in outputs.top],
+            start=start,
+            allowed={each.name: evidence.promised.allowed(each, fixed) for each in evidence.layers},
+            sites={
                 each.tried.own.site: _site_options(
                     each, fixed, evidence.promised.weights.get(each.tried.own.site, frozenset())
                 )
                 for each in evidence.sites
             },
-            [
+            kept=[
                 each.name
                 for each in evidence.layers
                 if any(row.site in fixed for row in each.tried.asked.start)
             ],
+            measure=measure,
         )
+        overrides = choose(search, at_start)
         if not overrides:
             return Advice(verdict, {})
         before, final = measure([start, {**start, **overrides}], promised_on)

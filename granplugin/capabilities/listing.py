@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from granplugin.capabilities.cells import cells
 from granplugin.capabilities.promise import Promise, cell_promise
@@ -26,10 +25,6 @@ class Line:
     stored: bool
     engine: str
     promise: Promise
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
-        return asdict(self)
 
 
 def listing(table: Table) -> tuple[Line, ...]:

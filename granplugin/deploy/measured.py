@@ -63,10 +63,11 @@ def with_engine(
     baselines = [v.name for v in report.variants if v.kind == "baseline"]
     variants = []
     for each in report.variants:
-        result = results.get((each.name, engine)) or _nothing(engine)
+        of = each.name, engine
         against = [name for name in baselines if name != each.name and (name, engine) in results]
-        made = exported.variants[each.name].made if result.audited.layers else {}
-        entry = engine_result(each.name, engine, result, against, results, latencies, made)
+        all_results = {of: _nothing(engine), **results}
+        made = exported.variants[each.name].made if all_results[of].audited.layers else {}
+        entry = engine_result(of, against, all_results, latencies, made)
         entry = entry.model_copy(update={"imported": True})
         variants.append(each.model_copy(update={"engines": [*each.engines, entry]}))
     told = [f"{engine} (imported): {note}" for note in dict.fromkeys(notes)]

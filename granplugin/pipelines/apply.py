@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -25,12 +25,12 @@ from granplugin.planning.plan_file import plan_file
 from granplugin.planning.quantize_config import config
 from granplugin.progress import track
 from granplugin.recipe.loaded import Loaded
-from granplugin.report.build.run import make_report
+from granplugin.report.build.run import RunInputs, make_report
 from granplugin.report.result import Result
 from granplugin.report.schema.page import KeptForPage
 from granplugin.report.schema.run import Report
 from granplugin.report.show import as_markdown
-from granplugin.results.values import Built, Measured, Timing
+from granplugin.results.values import Built, Ran, Results
 from granplugin.runs.build_options import check_build
 from granplugin.runs.calibrated import Calibrated, calibrate
 from granplugin.runs.checked import agreed
@@ -115,21 +115,19 @@ def apply_in(run: RunFolder, recipes: Sequence[Loaded]) -> Report:
     latencies, untimed = measure_latency(session, built, results, engines)
     results = {key: replace(each, untimed=untimed.get(key)) for key, each in results.items()}
     profiles = profile(session, results, engines)
-    report = make_report(
-        recipes, session.layers, session.products, built, results, latencies,
+    ran = Ran(built, results, latencies, profiles)
+    inputs = RunInputs(
+        recipes, session.key, session.layers, session.products,
         calibration_samples=session.calibration.samples,
         evaluation_samples=session.evaluation.samples,
-        doubts=doubtful,
-        labels=session.evaluation.labels(),
-        seconds=monotonic() - start,
-        told=session.notes,
-        network=session.key,
         evaluation_key=session.evaluation.key(),
+        labels=session.evaluation.labels(),
+        doubts=doubtful,
+        told=session.notes,
     )  # fmt: skip
+    report = make_report(inputs, ran, monotonic() - start)
     with run.publishing():
-        report = publish(
-            run, recipes, session, built, results, latencies, profiles, report, calibrated
-        )
+        report = publish(recipes, session, calibrated, ran, report)
         run.forget_unused()
     return report
 
@@ -158,34 +156,12 @@ def check_common(recipes: Sequence[Loaded]) -> None:
 
 
 def publish(
-    run: RunFolder,
-    recipes: Sequence[Loaded],
-    session: Session,
-    built: Sequence[Built],
-    results: Mapping[tuple[str, str], Measured],
-    latencies: Mapping[tuple[str, str, int], Timing],
-    profiles: Mapping[tuple[str, str], Path],
-    report: Report,
-    calibrated: Calibrated,
+    recipes: Sequence[Loaded], session: Session, calibrated: Calibrated, ran: Ran, report: Report
 ) -> Report:
     """Put every result in place, now that all exist; the report last, with what was imported of
     these very files."""
-    for each in built:
-        run.publish(f"variants/{each.job.name}/model.onnx", each.onnx.path)
-        for engine, other in each.own.items():
-            run.publish(f"variants/{each.job.name}/{engine}.onnx", other.path)
-    for (variant, engine), result in results.items():
-        folder = f"variants/{variant}/{engine}"
-        if result.audited.plan:
-            run.publish(f"{folder}/layers.json", inspector_json(result.audited.plan))
-        told = profiles.get((variant, engine), result.engine.path)
-        for name in ENGINE_FILES:
-            if (told / name).is_file():
-                run.publish(f"{folder}/{name}", told / name)
-    for (variant, engine, batch), found in latencies.items():
-        # As --exportTimes has it; the data are where the engine reads them.
-        calls = [{"latencyMs": ms, "computeMs": ms} for ms in found.latency.samples_ms]
-        run.publish(f"variants/{variant}/{engine}/times-b{batch}.json", json.dumps(calls))
+    run, built = session.run, ran.built
+    publish_variants(run, ran)
     run.publish("float.onnx", calibrated.floats)
     plans = {each.job.name: each.job.plan for each in built}
     run.publish("plan.json", plan_file(session.key, session.text_key, session.layers, plans))
@@ -193,7 +169,7 @@ def publish(
         name: config(plan.quantized, plan.folds(session.layers)) for name, plan in plans.items()
     }
     run.publish("modelopt.json", json.dumps(configs, indent=1))
-    run.publish("measurements.json", json.dumps(_measurements(results), indent=1))
+    run.publish("measurements.json", json.dumps(_measurements(ran.results), indent=1))
     for loaded in recipes:
         target = loaded.recipe.statistics.export
         own = next(b for b in built if b.job.loaded is loaded and b.job.kind == "recipe")
@@ -224,6 +200,26 @@ def publish(
     return report
 
 
+def publish_variants(run: RunFolder, ran: Ran) -> None:
+    """Each variant's files, and what each engine told of it."""
+    for each in ran.built:
+        run.publish(f"variants/{each.job.name}/model.onnx", each.onnx.path)
+        for engine, other in each.own.items():
+            run.publish(f"variants/{each.job.name}/{engine}.onnx", other.path)
+    for (variant, engine), result in ran.results.items():
+        folder = f"variants/{variant}/{engine}"
+        if result.audited.plan:
+            run.publish(f"{folder}/layers.json", inspector_json(result.audited.plan))
+        told = ran.profiles.get((variant, engine), result.engine.path)
+        for name in ENGINE_FILES:
+            if (told / name).is_file():
+                run.publish(f"{folder}/{name}", told / name)
+    for (variant, engine, batch), found in ran.latencies.items():
+        # As --exportTimes has it; the data are where the engine reads them.
+        calls = [{"latencyMs": ms, "computeMs": ms} for ms in found.latency.samples_ms]
+        run.publish(f"variants/{variant}/{engine}/times-b{batch}.json", json.dumps(calls))
+
+
 def _clips(built: Sequence[Built]) -> dict[str, dict[str, float]]:
     """Site -> how it was calibrated -> the largest amax, over all variants."""
     clips: dict[str, dict[str, float]] = {}
@@ -236,7 +232,7 @@ def _clips(built: Sequence[Built]) -> dict[str, dict[str, float]]:
     return clips
 
 
-def _measurements(results: Mapping[tuple[str, str], Measured]) -> dict[str, Any]:
+def _measurements(results: Results) -> dict[str, Any]:
     return {
         f"{variant}/{engine}": {
             name: {

@@ -17,8 +17,7 @@ class Verdict:
     honoured: the layer's kernels multiply in the row's format, or, where its weight alone is
     quantized, read it in the format; degraded: `detail` is fused-dequant (read in the format,
     multiplied in float), weight-only (the input is float) or float; wrong: built although it is
-    known to be computed wrongly; unknown: the engine does not tell. `as_promised` is False where
-    the engine was to have it natively and does not.
+    known to be computed wrongly; unknown: the engine does not tell.
     """
 
     site: str
@@ -26,10 +25,6 @@ class Verdict:
     promise: PromiseKind | None
     kind: Kind
     detail: str
-
-    @property
-    def as_promised(self) -> bool:
-        return self.kind == "honoured" or (self.kind == "degraded" and self.promise != "native")
 
 
 Severity = Literal["refused", "wrong", "advice"]

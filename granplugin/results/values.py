@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -179,3 +179,19 @@ class Timing:
     graph: Latency | None = None
     build_spread: float = 0.0
     clocks: tuple[Clocks, ...] = ()
+
+
+Timings = Mapping[tuple[str, str, int], Timing]
+"""By variant, engine and batch size."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ran:
+    """What a run came to: the variants that were `built`; what each was on each engine; its
+    latencies; and the folders with what an engine told of its
+    layers' times, by variant and engine."""
+
+    built: Sequence[Built]
+    results: Results
+    latencies: Timings
+    profiles: Mapping[tuple[str, str], Path]

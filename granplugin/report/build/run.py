@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import cast
 
@@ -48,50 +49,53 @@ from granplugin.report.schema.run import (
     VariantResult,
     WrongFile,
 )
-from granplugin.results.values import FP32, Built, Job, Measured, Results, Timing, Traced, WrongPart
+from granplugin.results.values import (
+    FP32,
+    Built,
+    Job,
+    Measured,
+    Ran,
+    Results,
+    Timing,
+    Timings,
+    Traced,
+    WrongPart,
+)
 
-Timings = Mapping[tuple[str, str, int], Timing]
-"""By variant, engine and batch size."""
+
+@dataclass(frozen=True, eq=False)
+class RunInputs:
+    """What a run is of: its recipes, the network by its key, and the samples it was calibrated and
+    measured on; `doubts` are of the data that ranges are found on, `told` is said of all of it."""
+
+    recipes: Sequence[Loaded]
+    network: str
+    layers: Sequence[Layer]
+    products: Sequence[Multiplication]
+    calibration_samples: int
+    evaluation_samples: int
+    evaluation_key: str
+    labels: np.ndarray | None
+    doubts: Sequence[Doubt]
+    told: Sequence[str] = ()
 
 
-def make_report(
-    recipes: Sequence[Loaded],
-    layers: Sequence[Layer],
-    products: Sequence[Multiplication],
-    built: Sequence[Built],
-    results: Results,
-    latencies: Timings,
-    calibration_samples: int,
-    evaluation_samples: int,
-    doubts: Sequence[Doubt],
-    labels: np.ndarray | None,
-    seconds: float,
-    network: str,
-    evaluation_key: str,
-    told: Sequence[str] = (),
-) -> Report:
-    """The report of a run, which took `seconds`: what was built of each variant of the network
-    with the key `network` on data with the key `evaluation_key`, of which `told` is said, and what it did on each engine; `doubts` are of
-    the data that ranges are found on."""
-    recipe = recipes[0].recipe
-    optional = {name for name in recipe.optional_engines if name not in recipe.engines}
-    baselines = [each.job.name for each in built if each.job.kind == "baseline"]
-    variants = [
-        _variant(each, baselines, results, latencies, layers, products, built, optional, network)
-        for each in built
-    ]
-    preset = _preset(recipes[0])
-    defaults = preset_plan(preset, layers, recipes[0])
+def make_report(of: RunInputs, ran: Ran, seconds: float) -> Report:
+    """The report of a run, which took `seconds`."""
+    first, recipe = of.recipes[0], of.recipes[0].recipe
+    variants = [_variant(each, of, ran) for each in ran.built]
+    preset = _preset(first)
+    defaults = preset_plan(preset, of.layers, first)
     overrides = [
         override
-        for each, result in zip(built, variants, strict=True)
+        for each, result in zip(ran.built, variants, strict=True)
         if each.job.kind != "baseline"
         for override in _overrides(each.job, defaults, result)
     ]
     broken = broken_baseline(
-        recipe, (r for (name, _), r in results.items() if name == FP32), labels
+        recipe, (r for (name, _), r in ran.results.items() if name == FP32), of.labels
     )
-    broken = "; ".join(filter(None, [*(d.said for d in doubts if d.breaks), broken])) or None
+    broken = "; ".join(filter(None, [*(d.said for d in of.doubts if d.breaks), broken])) or None
     # Of outputs that decide at many places a sample has a share, and a count of samples proves none.
     shares = any(
         metric in metrics.METRICS
@@ -105,29 +109,29 @@ def make_report(
     return Report(
         granplugin=granplugin.__version__,
         name=recipe.name,
-        recipes=[str(loaded.path) for loaded in recipes],
+        recipes=[str(loaded.path) for loaded in of.recipes],
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         seconds=round(seconds, 1),
         machine=machine(),
         defaults=preset,
-        calibration_samples=calibration_samples,
-        evaluation_samples=evaluation_samples,
+        calibration_samples=of.calibration_samples,
+        evaluation_samples=of.evaluation_samples,
         evaluated_on="evaluation" if recipe.data.evaluation else "calibration",
-        evaluation_key=evaluation_key,
+        evaluation_key=of.evaluation_key,
         batch_size=recipe.data.batch_size,
-        provable=provable(evaluation_samples, variants) if shares else None,
+        provable=provable(of.evaluation_samples, variants) if shares else None,
         variants=variants,
         overrides=overrides,
         broken_baseline=broken,
         notes=[
-            *(doubt.said for doubt in doubts if not doubt.breaks),
-            *decided(recipe, results.values()),
-            *told,
-            *notes(recipe, built, variants, calibration_samples),
+            *(doubt.said for doubt in of.doubts if not doubt.breaks),
+            *decided(recipe, ran.results.values()),
+            *of.told,
+            *notes(recipe, ran.built, variants, of.calibration_samples),
         ],
         limits=[
             limit.model_copy(update={"where": _line(each.job.loaded, limit.limit)})
-            for each, result in zip(built, variants, strict=True)
+            for each, result in zip(ran.built, variants, strict=True)
             if each.job.kind == "recipe"
             for limit in limits(each.job.loaded.recipe.limits, result, variants, broken)
         ],
@@ -144,23 +148,14 @@ def _preset(loaded: Loaded) -> str:
     return named[0] if named else defaults if isinstance(defaults, str) else DEFAULT
 
 
-def _variant(
-    each: Built,
-    baselines: Sequence[str],
-    results: Results,
-    latencies: Timings,
-    layers: Sequence[Layer],
-    products: Sequence[Multiplication],
-    built: Sequence[Built],
-    optional: Collection[str],
-    network: str,
-) -> VariantResult:
-    job = each.job
-    against = [name for name in baselines if name != job.name]
-    files = {engine: each.file(engine).path for _, engine in results}
+def _variant(each: Built, of: RunInputs, ran: Ran) -> VariantResult:
+    job, recipe = each.job, of.recipes[0].recipe
+    baselines = [other.job.name for other in ran.built if other.job.kind == "baseline"]
+    optional = set(recipe.optional_engines).difference(recipe.engines)
+    files = {engine: each.file(engine).path for _, engine in ran.results}
     same = (
         other.job.name
-        for other in takewhile(lambda other: other is not each, built)
+        for other in takewhile(lambda other: other is not each, ran.built)
         if other.onnx.path == each.onnx.path
         and all(other.file(engine).path == path for engine, path in files.items())
     )
@@ -169,7 +164,7 @@ def _variant(
         name=job.name,
         kind=cast(VariantKind, job.kind),
         recipe=None if job.kind == "baseline" else str(job.loaded.path),
-        plan_key=plan_key(network, job.plan),
+        plan_key=plan_key(of.network, job.plan),
         onnx=f"variants/{job.name}/model.onnx",
         onnx_bytes=each.onnx.path.stat().st_size,
         precision=cast(Precision, job.precision),
@@ -180,39 +175,38 @@ def _variant(
         zero_sites=list(each.zero_sites),
         agreement=each.agreement,
         same_as=next(same, None),
-        coverage=covered(coverage(products, layers, job.plan, each.zero_sites)),
+        coverage=covered(coverage(of.products, of.layers, job.plan, each.zero_sites)),
         engines=[
             engine_result(
-                job.name,
-                engine,
-                result,
-                against,
-                results,
-                latencies,
-                made=job.written[engine].made if engine in job.written else {},
-                optional=engine in optional,
-                targets=targets_of(job.loaded.recipe).get(engine, ()),
+                (job.name, engine),
+                [name for name in baselines if name != job.name],
+                ran.results,
+                ran.latencies,
+                job.written[engine].made if engine in job.written else {},
+            ).model_copy(
+                update={
+                    "optional": engine in optional,
+                    "targets": list(targets_of(job.loaded.recipe).get(engine, ())),
+                }
             )
-            for (name, engine), result in results.items()
+            for name, engine in ran.results
             if name == job.name
         ],
     )
 
 
 def engine_result(
-    name: str,
-    engine: str,
-    result: Measured,
+    of: tuple[str, str],
     against: Sequence[str],
     results: Results,
     latencies: Timings,
     made: Mapping[str, str],
-    optional: bool = False,
-    targets: Sequence[str] = (),
 ) -> EngineResult:
-    """One variant on one engine, compared with the baselines `against` that have results and
-    latencies of as many rounds; `optional` as the recipe names it."""
-    batches = sorted(batch for variant, on, batch in latencies if (variant, on) == (name, engine))
+    """One variant on one engine, compared with the baselines `against` that have latencies of as
+    many rounds; `made` says what was made of its sites for that engine."""
+    name, engine = of
+    result = results[of]
+    batches = sorted(batch for variant, on, batch in latencies if (variant, on) == of)
     plan, native = result.audited.plan, _native(result)
     return EngineResult(
         engine=engine,
@@ -239,12 +233,10 @@ def engine_result(
         traced=_traced(result.traced) if result.traced else None,
         cannot_run=result.cannot_run,
         refused=result.refused,
-        optional=optional,
         untimed=result.untimed,
         kernels=len(plan.kernels) if plan else None,
         moved=moved_bytes(plan.moved) if plan else None,
         batch=plan.batch if plan else None,
-        targets=list(targets),
         verdicts=[
             SiteVerdict(
                 site=v.site, where=v.where, promise=v.promise, verdict=v.kind, detail=v.detail
@@ -329,7 +321,7 @@ def _latency(timed: Timing, batch: int, baselines: Mapping[str, Timing]) -> Late
         batch=batch,
         median_ms=latency.median_ms,
         p90_ms=latency.p90_ms,
-        spread=latency.iqr,
+        iqr=latency.iqr,
         rounds=latency.rounds,
         vs={name: Ratio(**vars(ratio)) for name, ratio in against.items()},
         graph_ms=timed.graph.median_ms if timed.graph else None,

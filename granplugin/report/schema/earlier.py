@@ -31,7 +31,24 @@ def _moved(engine: dict[str, Any]) -> dict[str, Any]:
     return engine
 
 
-MIGRATIONS: Mapping[type[Part], Mapping[int, Migration]] = {Report: {1: _report_1}}
+def _report_2(data: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 called a latency's interquartile range what inspect.json calls a weight's."""
+    variants = [
+        variant | {"engines": [_iqr(engine) for engine in variant["engines"]]}
+        for variant in data["variants"]
+    ]
+    return data | {"version": 3, "variants": variants}
+
+
+def _iqr(engine: dict[str, Any]) -> dict[str, Any]:
+    latency = [
+        {"iqr" if key == "spread" else key: value for key, value in each.items()}
+        for each in engine.get("latency", ())
+    ]
+    return engine | {"latency": latency}
+
+
+MIGRATIONS: Mapping[type[Part], Mapping[int, Migration]] = {Report: {1: _report_1, 2: _report_2}}
 """By schema and the version that is read: what makes it one of the next version."""
 
 

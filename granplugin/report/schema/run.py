@@ -73,7 +73,7 @@ class LatencyValue(Part):
     batch: int
     median_ms: float
     p90_ms: float
-    spread: float = Field(description="Interquartile range over median.")
+    iqr: float = Field(description="Interquartile range over median.")
     rounds: int
     vs: dict[str, Ratio] = Field(
         default={}, description="Baseline -> ratio, its interval beyond the builds' spread."
@@ -360,7 +360,7 @@ class Provable(Part):
 class Report(Part):
     """One run of `granplugin apply`."""
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     granplugin: str
     name: str
     recipes: list[str]

@@ -134,7 +134,7 @@ def _figures(report: Report, engines: Sequence[EngineResult]) -> Table:
 def _timing(engines: Sequence[EngineResult]) -> Iterator[Paragraph]:
     latencies = [latency for engine in engines for latency in engine.latency]
     if latencies:
-        spread = 100 * max(latency.spread for latency in latencies)
+        spread = 100 * max(latency.iqr for latency in latencies)
         yield Paragraph(
             f"Latency: median of {latencies[0].rounds} interleaved rounds; largest spread "
             f"(interquartile range over median) {spread:.0f} %."
