@@ -77,32 +77,35 @@ def test_another_zero_point_is_refused():
         unsigned(joined([1, 1, 1], np.int8(1)))
 
 
-def product(behind_concat):
-    """A product of two activations; a concatenation makes the first, or stands apart."""
+def product(behind):
+    """A product of two activations; a concatenation makes the first - or is a part of a sum that does -, or stands apart."""
     nodes = [
         helper.make_node("Concat", ["x", "x"], ["c"], name="c/Concat", axis=1),
-        helper.make_node("Tanh", ["c" if behind_concat else "x"], ["t"], name="t/Tanh"),
+        helper.make_node("Tanh", ["c" if behind else "x"], ["u"], name="u/Tanh"),
+        helper.make_node(
+            "Add", ["u", "c"] if behind == "sum" else ["u", "one"], ["t"], name="t/Add"
+        ),
         *pair("t", "a", "s", "z"),
         *pair("w", "b", "s", "z"),
         helper.make_node("MatMul", ["a", "b"], ["m"], name="m/MatMul"),
         *pair("c", "y", "s", "z"),
     ]
-    inner = 6 if behind_concat else 3
+    inner = 6 if behind else 3
     return model_of(
         nodes,
         {"x": ["n", 3], "w": [inner, 4]},
         {"m": ["n", 4], "y": ["n", 6]},
-        {"s": np.float32(1), "z": np.int8(0)},
+        {"s": np.float32(1), "z": np.int8(0), "one": np.float32(1)},
     )
 
 
-@pytest.mark.parametrize(("behind_concat", "signed"), [(False, {"a/Q", "b/Q"}), (True, {"b/Q"})])
-def test_factors_of_two_activations_stay_int8_unless_a_concatenation_is_behind(
-    behind_concat, signed
-):
+@pytest.mark.parametrize(
+    ("behind", "signed"), [("", {"a/Q", "b/Q"}), ("concat", {"b/Q"}), ("sum", {"a/Q", "b/Q"})]
+)
+def test_factors_of_two_activations_stay_int8_unless_a_concatenation_is_behind(behind, signed):
     kinds = {
         node.name: node.inputs[2].dtype
-        for node in unsigned(product(behind_concat)).graph
+        for node in unsigned(product(behind)).graph
         if node.op_type == "QuantizeLinear"
     }
     assert {name for name, kind in kinds.items() if kind == ir.DataType.INT8} == signed

@@ -224,15 +224,14 @@ def _low(layers: tuple[LayerPrecision, ...]) -> int:
 
 def _known_as(graph: ReadGraph) -> list[tuple[str, list[str]]]:
     """Each product's layer, and the names OpenVINO may keep for its kernel: its own,
-    and those of a batch norm, bias or renaming that alone reads its output, or of a factor behind
-    two activations: attention's scores are multiplied by the dequantization's and that one's."""
+    and those of a batch norm, bias, factor or renaming that alone reads its output: it multiplies by
+    its own scales and that factor at once, be it an attention's or a layer scale's."""
     found = []
     for product in graph.products:
         chain = [product.node]
-        scaled = ("Mul", "Div") if product.weight is None else ()
         while (
             len(behind := graph.readers(chain[-1].output[0])) == 1
-            and behind[0].op_type in ("BatchNormalization", "Add", "Identity", *scaled)
+            and behind[0].op_type in ("BatchNormalization", "Add", "Mul", "Div", "Identity")
             and graph.constant.issuperset(set(behind[0].input) - {chain[-1].output[0]})
         ):
             chain.append(behind[0])

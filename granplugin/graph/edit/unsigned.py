@@ -3,8 +3,8 @@
 An integer q of int8 is q + 128 of uint8, and DequantizeLinear takes the 128 off before it
 multiplies, so every float of the graph stays the same to the bit. Of two equal forms an engine may
 compute one wrongly (OpenVINO: int8 around concatenations); it is given the other. The factors of
-a product of two activations stay int8 where no concatenation is behind them: with another zero
-point OpenVINO multiplies them in float.
+a product of two activations stay int8 where no concatenation is behind them, or a sum of two - as
+of rotated positions - between: with another zero point OpenVINO multiplies them in float.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _MOVING = ("DequantizeLinear", "Transpose", "Reshape", "Cast", "Identity")
 
 
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
+_OF_TWO = ("Add", "Sub", "Mul", "Div")
 
 
 def _signed(model: ir.Model) -> list[ir.Node]:
@@ -55,11 +56,14 @@ def _stored(value: ir.Value) -> bool:
 
 
 def _joined(value: ir.Value) -> bool:
-    """Whether a concatenation is among what computes a value behind the last products."""
+    """Whether a concatenation is among what computes a value behind the last products and sums or
+    products of two."""
     left, seen = [value], {value}
     while left:
         node = left.pop().producer()
         if node is None or node.op_type in _PRODUCTS:
+            continue
+        if node.op_type in _OF_TWO and not any(map(_stored, filter(None, node.inputs))):
             continue
         if node.op_type == "Concat":
             return True
