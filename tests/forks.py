@@ -54,10 +54,14 @@ IMPORTED = (
 )
 
 
-def serve(path: str) -> dict[str, Any]:
-    """What a child was asked for; only children return, each once."""
+def import_all() -> None:
     for name in IMPORTED:
         importlib.import_module(name)
+
+
+def serve(path: str) -> dict[str, Any]:
+    """What a child was asked for; only children return, each once."""
+    import_all()
     share_what_exports_have_in_common()
     progress.SECONDS = 3600.0  # as conftest does
     threads = os.listdir("/proc/self/task") if os.path.exists("/proc/self/task") else [""]
