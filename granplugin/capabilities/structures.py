@@ -206,6 +206,26 @@ def _unbiased_single(net: Drawn) -> str:
     return net.op("Add", net.op("Relu", read), net.op("Sigmoid", read))
 
 
+def _unbiased_pooled(net: Drawn) -> str:
+    seen = net.op("Relu", net.conv(INPUT, C, C, bias=False))
+    pooled = net.op("MaxPool", seen, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+    return net.conv(_clipped(net, pooled), C, C)
+
+
+def _unbiased_scaled(net: Drawn) -> str:
+    read = net.op("Mul", net.conv(INPUT, C, C, bias=False), net.constant(np.float32(0.7)))
+    return net.op("Add", net.conv(read, C, C), read)
+
+
+def _unbiased_clipped(net: Drawn) -> str:
+    read = net.op("Relu", net.conv(INPUT, C, C, bias=False))
+    return net.op("Add", net.conv(_clipped(net, read), C, C), read)
+
+
+def _clipped(net: Drawn, read: str) -> str:
+    return net.op("Clip", read, *(net.constant(np.float32(end)) for end in (0, 3)))
+
+
 def _residual(net: Drawn) -> str:
     seen = net.op("Relu", net.conv(INPUT, C, C))
     inner = net.conv(net.op("Relu", net.conv(seen, C, C)), C, C)
@@ -301,6 +321,9 @@ STRUCTURES: dict[Structure, Build] = {
     "gate of a convolution without bias": _unbiased_gate,
     "convolution without bias read twice": _unbiased_read_twice,
     "convolution without bias of one channel read twice": _unbiased_single,
+    "convolution without bias, pooled and clipped": _unbiased_pooled,
+    "convolution without bias, scaled and read twice": _unbiased_scaled,
+    "convolution without bias, clipped on one of two ways": _unbiased_clipped,
     "residual sum": _residual,
     "channel shuffle": _shuffle,
     "maximum": _reduced("ReduceMax"),

@@ -1,8 +1,9 @@
-"""A bias of zeros for quantized convolutions that have none and are read more than once.
+"""A bias of zeros for quantized convolutions that have none.
 
 To add 0 changes no number. Of the zeros the first is -0: a bias whose zeros are all alike is taken
-for none (by OpenVINO, which then applies the scales of such a convolution twice on one of the ways
-that its output goes). Of a single channel no two zeros can differ, and the bias is the smallest
+for none (by OpenVINO, which may then apply the scales of such a convolution twice, or one channel's
+to all: where its output goes several ways, at once or behind a ReLU or a gain, or is clipped behind a
+pool). Of a single channel no two zeros can differ, and the bias is the smallest
 number there is of float32: it changes no number but 0, and no quantized one.
 """
 
@@ -20,15 +21,13 @@ _WEIGHT, _BIAS = 1, 2
 
 
 def unbiased(model: ir.Model) -> list[ir.Node]:
-    """The convolutions of quantized weights whose output is read more than once, without a bias
-    or with one of equal zeros."""
+    """The convolutions of quantized weights without a bias, or with one of equal zeros."""
     return [node for node in model.graph if node.op_type in _CONVOLUTIONS and _is_unbiased(node)]
 
 
 def _is_unbiased(node: ir.Node) -> bool:
-    weight, output = node.inputs[_WEIGHT].producer(), node.outputs[0]
-    stored = weight is not None and weight.op_type == "DequantizeLinear"
-    if not stored or len(output.uses()) + output.is_graph_output() < 2:
+    weight = node.inputs[_WEIGHT].producer()
+    if weight is None or weight.op_type != "DequantizeLinear":
         return False
     if len(node.inputs) <= _BIAS or node.inputs[_BIAS] is None:
         return True
