@@ -320,6 +320,46 @@ def test_which_preset_quantizes_the_skips_of_convolutions_and_what_is_added_to_t
     assert [row.quantized for row in plan.rows if row.operand == "skip"] == [False, False]
 
 
+class Normed(nn.Module):
+    """A residual add behind a batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1)
+        self.bn = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return x + self.bn(self.conv(x))
+
+
+def test_counting_what_a_layer_puts_out_is_not_taken_for_the_residual_add(tmp_path):
+    seen = []
+    for calibrator in ("max", "mse"):
+        model, each = Normed().eval(), {"format": "int8", "calibrator": calibrator}
+        model.load_state_dict({k: torch.ones_like(v) for k, v in model.state_dict().items()})
+        plan = planned(
+            tmp_path, model, IMAGE, rules=[{"match": "conv", "skip": each, "output": each}]
+        )
+        rows = [row for row in plan.quantized if row.operand in ("skip", "output")]
+        layers = layers_of(model, IMAGE)
+        needs = needs_of(rows)
+        _, found = bridge.convert(model, needs, lambda net: [net(IMAGE), net(IMAGE)], layers)
+        seen.append({row.site: found.largest(row) for row in rows})
+    assert seen[0] == seen[1] and len(seen[0]) == 2
+
+
+def test_openvinos_preset_clips_by_mse_what_has_values_enough(tmp_path):
+    planned(tmp_path, MADE["residual"](), IMAGE)
+    loaded = load_recipe(tmp_path / "r.yaml")
+    found = preset_plan("openvino@2026.4", layers_of(MADE["residual"](), IMAGE), loaded).quantized
+    kinds = {row.site: str(row.calibrator) for row in found}
+    assert {kinds[site] for site in kinds if site.endswith(".weight")} == {"max"}
+    assert kinds["head.input"] == kinds["stem.input"] == "max", "16 and 64 values in a sample"
+    others = [site for site in kinds if site.startswith("blocks") and ".weight" not in site]
+    assert {kinds[site] for site in others} == {"mse"}
+
+
 @pytest.mark.parametrize(
     "rules, quantized",
     [

@@ -48,8 +48,10 @@ def observe(model: nn.Module, needs: Iterable[Need], forward_loop: ForwardLoop) 
     def watch(site: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             reached[site] = None
-            for seen in sites[site]:
-                seen.add(args[0].detach().float())
+            # What is counted of an output is added up: no residual add of that output.
+            with torch._C.DisableTorchFunction():
+                for seen in sites[site]:
+                    seen.add(args[0].detach().float())
 
         return hook
 

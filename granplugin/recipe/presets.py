@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
 
-from granplugin.quant.calibrators import Calibrator
+from granplugin.quant.calibrators import Calibrator, least_values
 from granplugin.quant.given import Given
 from granplugin.quant.granularity import PerChannel, PerTensor
 from granplugin.quant.layers import (
@@ -29,7 +30,7 @@ from granplugin.recipe.decisions import Decision
 from granplugin.recipe.settings import FLOAT, Settings
 from granplugin.suggest import did_you_mean
 
-_MAX = Calibrator("max")
+_MAX, _MSE = Calibrator("max"), Calibrator("mse")
 _PER_TENSOR = Settings(format="int8", granularity=PerTensor(), calibrator=_MAX)
 _NOTHING = Decision()
 _TENSORRT = Decision(
@@ -124,14 +125,23 @@ def openvino_2026_4(layer: Layer) -> Decision:
     """tensorrt@11, and the outputs that a residual add reads beside a quantized skip input
     per_tensor. OpenVINO's INT8 convolution adds into itself what is stored as integers, and stores
     the sum in 8 bits; with one of the two in float it stores float32, and adds in a kernel of its
-    own. NNCF, OpenVINO's own quantizer, places the same.
+    own. NNCF, OpenVINO's own quantizer, places the same. Ranges of activations are by mse, where a
+    sample has values enough for it: of five networks each was nearer to float than by max, by 0.5
+    to 2.2 dB; NNCF clips too, to the mean of the samples' largest values.
 
     Source: observed with OpenVINO 2026.4.1 and NNCF 3.4.0 (bench/peers.py).
     """
     decision = tensorrt_11(layer)
-    if decision.skip is None or layer.site("skip") is None:
-        return decision
-    return decision.model_copy(update={"output": _PER_TENSOR})
+    if decision.skip is not None and layer.site("skip") is not None:
+        decision = decision.model_copy(update={"output": _PER_TENSOR})
+    by_mse: dict[str, Settings] = {
+        site.operand: settings.model_copy(update={"calibrator": _MSE})
+        for site in layer.sites
+        if (settings := getattr(decision, site.operand)) is not None
+        and not site.constant
+        and math.prod(PerTensor().block(site)) >= least_values(_MSE)
+    }
+    return decision.model_copy(update=by_mse)
 
 
 def _keys(layer: Layer) -> int:
