@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from granplugin.errors import ModelError
 from granplugin.measures.samples import joined
+from granplugin.network.carried import check_carried
 from granplugin.network.forward import flatten_outputs
 from granplugin.network.repeatable import check_repeatable
 
@@ -98,6 +99,21 @@ def test_a_metric_that_no_output_serves_is_refused_before_anything_runs(
     done = project.apply()
     assert done.code == 2 and told in done.stderr
     assert not list(project.out.glob("cache/statistics*"))
+
+
+@pytest.mark.parametrize(
+    "output, told",
+    [
+        ({"image": torch.ones(2, 4)}, "'image' has the name of an input"),
+        ({"a": torch.ones(2, 4, dtype=torch.complex64)}, "'a' is complex.*view_as_real"),
+        ({"a": torch.ones(2, 4).to_sparse()}, "'a' is a sparse_coo tensor.*dense"),
+        ({"a": torch.nested.nested_tensor([torch.ones(2)])}, "'a' is a nested tensor"),
+    ],
+)
+def test_an_output_that_no_file_holds_is_refused_by_name(output, told):
+    check_carried({"logits": torch.ones(2, 4)}, ["image"])
+    with pytest.raises(ModelError, match=told):
+        check_carried(output, ["image"])
 
 
 def test_decisions_agree_where_they_are_equal(project):

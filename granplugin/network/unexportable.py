@@ -80,8 +80,8 @@ def why_not(
         return (
             f"it takes the batch of {name!r} for the constant {size}"
             f"{_elsewhere(model, args, kwargs)}; take sizes from the input, as in "
-            "x.reshape(len(x), ...), or write model: static_batch: true for files that take "
-            "data.batch_size samples and no other number"
+            "x.reshape(x.shape[0], ...) - len(x) is a constant to torch.export -, or write model: "
+            "static_batch: true for files that take data.batch_size samples and no other number"
         )
     where = raised_in(model, error)
     if where.ours and not isinstance(error, UserError):
@@ -178,12 +178,16 @@ def _elsewhere(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     def more(value: Any) -> Any:
         if isinstance(value, torch.Tensor) and value.ndim:
             return torch.cat([value, value[:1]])
+        if isinstance(value, dict):
+            return {key: more(part) for key, part in value.items()}
+        if type(value) in (tuple, list):
+            return type(value)(map(more, value))
         return value
 
     try:
         call(
             model,
-            copied((kwargs and {k: more(v) for k, v in kwargs.items()}) or tuple(map(more, args))),
+            copied(more(kwargs) if kwargs else more(args)),
         )
     except ModelError as err:
         return f", and with one sample more {str(err).partition('; it was given')[0]}"

@@ -18,6 +18,7 @@ from granplugin.calibration.statistics import Need, Statistics, ranged
 from granplugin.errors import UserError
 from granplugin.measures.samples import Output
 from granplugin.network.batch_norms import fold_batch_norms
+from granplugin.network.carried import check_carried
 from granplugin.network.changed_linear import Change, with_changed
 from granplugin.network.copying import copy_of
 from granplugin.network.export import export_float
@@ -94,6 +95,7 @@ class TorchNetwork:
 
     def traced(self, example: Batch, most: int) -> Ran:
         found = trace(self.model, self.tensors(example))
+        check_carried(found.values, found.inputs)
         check_repeatable(self.model, self.tensors(example), found.values)
         layers = self._varying(found.layers, example) if self.form.dynamic else found.layers
         if self._quantizers is not None:
