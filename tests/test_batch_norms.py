@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from granplugin.errors import ModelError
-from granplugin.network.batch_norms import TOLERANCE, fold_batch_norms
+from granplugin.network.batch_norms import TOLERANCE, check_folding, fold_batch_norms
 from granplugin.network.folded_calls import FoldedNorm
 from granplugin.network.forward import call
 from granplugin.network.trace import Traced, trace
@@ -239,6 +239,28 @@ class Hidden(nn.Module):
 @torch.jit.script
 def scripted(y: torch.Tensor) -> torch.Tensor:
     return y * 2
+
+
+class Amplified(nn.Module):
+    """Makes much of the last bits of what its batch norm puts out."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return (1e4 * self.bn(self.conv(x))).sin()
+
+
+def test_last_bits_that_a_network_makes_much_of_are_not_taken_for_another_reader():
+    torch.manual_seed(0)
+    model, x = with_statistics(Amplified()).eval(), torch.randn(4, 3, 5, 5)
+    kept = {name: values.clone() for name, values in model.state_dict().items()}
+    check_folding(model, trace(model, x), ["conv"], x)
+    assert all(torch.equal(values, kept[name]) for name, values in model.state_dict().items())
+    before = model(x)
+    fold_batch_norms(model, trace(model, x), ["conv"], x)
+    assert TOLERANCE < (model(x) - before).abs().max() < 0.05
 
 
 @pytest.mark.parametrize(
