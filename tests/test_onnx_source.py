@@ -309,6 +309,8 @@ def test_what_outputs_do_not_depend_on_and_what_is_no_product_of_a_weight_is_tol
             "a sequence",
         ),
         ("g (float x) => (float[N] y) { y = Relu (x) }", "no shape"),
+        ("g (float[N] x) => (string[N] y) { y = Cast <to = 8> (x) }", "'y' is of type string"),
+        ("g (float[N] x) => (bfloat16[N] y) { y = Cast <to = 16> (x) }", "of type bfloat16"),
     ],
 )
 def test_what_comes_and_goes_is_tensors_with_axes(project, text, said):

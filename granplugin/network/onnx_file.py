@@ -108,7 +108,7 @@ def _check_whole(model: onnx.ModelProto, path: Path) -> None:
 
 def _check_tensors(model: onnx.ModelProto, path: Path) -> None:
     """Raises ModelError for an input without axes, and an input or output that is a sequence, a map
-    or an optional."""
+    or an optional, or of a type that numpy has no numbers for."""
     stored = {tensor.name for tensor in model.graph.initializer}
     for value in model.graph.input:
         held = value.type.tensor_type
@@ -126,8 +126,20 @@ def _check_tensors(model: onnx.ModelProto, path: Path) -> None:
                     f"{path}: its {what} {value.name!r} is no tensor, but {_KINDS[kind]}, which "
                     f"nothing could be compared of; {_made_by(model, value.name)}"
                 )
+            of = value.type.tensor_type.elem_type
+            if of and of not in _NUMBERS:
+                raise ModelError(
+                    f"{path}: its {what} {value.name!r} is of type "
+                    f"{onnx.TensorProto.DataType.Name(of).lower()}, which ONNX Runtime does not "
+                    "exchange as numbers; export it as float32 or as integers, or cut the file "
+                    "before it (onnx.utils.extract_model)"
+                )
 
 
+_NUMBERS = frozenset(
+    getattr(onnx.TensorProto, name)
+    for name in "FLOAT FLOAT16 DOUBLE BOOL INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64".split()
+)
 _KINDS = {"sequence_type": "a sequence", "map_type": "a map", "optional_type": "an optional"}
 
 
