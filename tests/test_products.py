@@ -156,8 +156,19 @@ OTHERS = {
         "complex numbers",
     ),
     "double": (lambda x, w: x.double() @ w.double(), lambda: weight(4, 5), ROWS, "in float64"),
+    "exchanged": (
+        lambda x, m: torch.func.functional_call(m, {"weight": 2 * m.weight}, (x,)),
+        lambda: nn.Linear(4, 5),
+        ROWS,
+        "functional_call",
+    ),
     "activations": (lambda x, _: x @ x.mT, lambda: None, ROWS, "no attention's"),
-    "batches of matrices": (torch.matmul, lambda: weight(2, 4, 5), ROWS, "3 axes"),
+    "batches of matrices": (
+        lambda x, w: x.unsqueeze(1) @ w,
+        lambda: weight(3, 4, 5),
+        ROWS,
+        "3 axes",
+    ),
     "weight first": (lambda x, w: w @ x, lambda: weight(5, 3), ROWS, "first operand"),
     "constant": (lambda x, w: x + (w @ w)[0], lambda: weight(4, 4), ROWS, "no data reaches it"),
 }
@@ -170,6 +181,22 @@ def test_any_other_is_told_with_the_reason_why_it_stays_float(what):
     assert seen.total() and covered.quantized == 0
     assert len(traced.products) == covered.products == 1
     assert reason in covered.floats[0].reason
+
+
+@pytest.mark.parametrize("function", [torch.bmm, torch.matmul, torch.ops.aten.bmm.default])
+def test_of_experts_in_one_parameter_each_is_a_layer(function):
+    net = Net(lambda x, w: function(x.expand(EXPERTS, 2, 4), w), weight(EXPERTS, 4, 5))
+    _, traced, covered = looked_at(net.eval(), {"x": torch.randn(1, 2, 4)})
+    assert [layer.shape("weight") for layer in traced.layers] == [(5, 4)] * EXPERTS
+    assert covered.quantized == covered.products == EXPERTS
+
+
+def test_what_a_layers_hook_multiplies_is_told_apart():
+    held = nn.Linear(4, 4)
+    held.register_forward_hook(lambda module, given, result: result @ result.mT)
+    seen, _, covered = looked_at(Net(lambda x, m: m(x), held).eval(), {"x": torch.randn(ROWS)})
+    assert (covered.products, covered.quantized) == (seen.total(), 1)
+    assert "as by a hook" in covered.floats[0].reason
 
 
 EXPERTS = 3

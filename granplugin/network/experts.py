@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def grouped(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[..., Tensor] | None:
@@ -31,3 +31,24 @@ def _grouped(rows: Tensor, weights: Tensor, *, offs: Tensor, **_: Any) -> Tensor
     for number in range(1, weights.shape[0]):
         result = torch.where(expert == number, torch.matmul(rows, weights[number]), result)
     return result
+
+
+def stacked(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[..., Tensor] | None:
+    """torch.bmm or matmul of rows (experts, rows, in) and a parameter (experts, in, out), or of one
+    matrix in a parameter of three axes; None for any other."""
+    given = [*args, *kwargs.values()]
+    if len(given) != 2 or not all(isinstance(each, Tensor) for each in given):
+        return None
+    rows, weights = given
+    if not isinstance(weights, nn.Parameter) or weights.ndim != 3 or rows.ndim < 3:
+        return None
+    if len(weights) > 1 and (rows.ndim != 3 or len(rows) != len(weights)):
+        return None
+    return lambda *args, **kwargs: _stacked(rows, weights)
+
+
+def _stacked(rows: Tensor, weights: Tensor) -> Tensor:
+    if len(weights) == 1:
+        return torch.matmul(rows, weights[0])
+    products = [torch.matmul(rows[at], weights[at]) for at in range(len(weights))]
+    return torch.stack(products)

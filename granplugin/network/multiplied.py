@@ -128,10 +128,14 @@ class Multiplied(TorchDispatchMode):
 
     def products(self, samples: int, layers: Mapping[int, str]) -> tuple[Multiplication, ...]:
         """In the order of their first call, for one sample of a pass over so many; `layers` has
-        those that are calls, by the number of the function's call."""
+        those that are calls, by the number of the function's call. What is called within a module
+        that is a layer, as by a hook of it, has a place of its own there."""
+        own = {place for (place, _), found in self._found.items() if _multiplies(place, found)}
         return tuple(
             Multiplication(
-                layers.get(found.running_at, place),
+                layers.get(found.running_at, place)
+                if place not in own or _multiplies(place, found)
+                else f"{place}.{found.function}",
                 type(found.module).__name__,
                 found.function,
                 found.macs // samples,
@@ -139,6 +143,11 @@ class Multiplied(TorchDispatchMode):
             )
             for (place, _), found in self._found.items()
         )
+
+
+def _multiplies(place: str, found: _Product) -> bool:
+    """Whether it is with the weight of the module that calls it."""
+    return f"{place}.weight" in found.weights
 
 
 def _own(place: str, module: nn.Module) -> dict[str, int]:

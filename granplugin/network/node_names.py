@@ -70,7 +70,7 @@ def _site(marker: ir.Node) -> tuple[str, str]:
 
 
 def _called_in(node: ir.Node) -> str:
-    """The module that the exporter says."""
+    """The module that the exporter says; the model itself of a node that it says nothing of."""
     # "['', 'features', 'features.0', 'conv2d']": modules, outermost first, then the call
     scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))
-    return str(scopes[-2])
+    return str(scopes[-2]) if len(scopes) > 1 else ""

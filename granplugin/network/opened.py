@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from granplugin.network.attention import multi_head, scaled_dot_product
 from granplugin.network.contractions import bilinear, einsum, inner, tensordot
-from granplugin.network.experts import grouped
+from granplugin.network.experts import grouped, stacked
 from granplugin.network.lookups import embedding_bag
 from granplugin.network.torch_calls import name_of
 
@@ -25,10 +25,12 @@ _OPEN: dict[Any, _Open] = {
     torch.bilinear: bilinear,
     F.embedding_bag: embedding_bag,
 }
-_OPEN_BY_NAME: dict[str, _Open] = dict.fromkeys(
-    ("grouped_mm", "_grouped_mm", "grouped_mm_fallback"), grouped
-)
-"""What stands in for one that is not there, or is not on this device, has its name."""
+_OPEN_BY_NAME: dict[str, _Open] = {
+    **dict.fromkeys(("grouped_mm", "_grouped_mm", "grouped_mm_fallback"), grouped),
+    **dict.fromkeys(("bmm", "matmul", "__matmul__", "linalg_matmul"), stacked),
+}
+"""What stands in for one that is not there, or is not on this device, has its name; so have a
+function, a method and an operator."""
 
 
 def opened(

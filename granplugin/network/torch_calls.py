@@ -39,8 +39,10 @@ _PRODUCTS = frozenset(
 
 
 def name_of(function: Any) -> str:
-    """A torch function's name; "" where it has none."""
-    return getattr(function, "__name__", "")
+    """A torch function's name, of an overload its operator's (matmul.default); "" where it has
+    none."""
+    name: str = getattr(function, "__name__", "")
+    return name.partition(".")[0]
 
 
 def storage_of(tensor: Tensor) -> int:

@@ -227,6 +227,9 @@ def _describe_calls(
 
     def described(name: str, calls: Sequence[LayerCall]) -> Layer:
         bn = norms.folded.get(name)
+        why = _not_in_float32(calls) if name in multiplying else None
+        if name in watch.exchanged:
+            why = "it runs with another weight than it holds (torch.func.functional_call)"
         norm = None if bn is None else modules[bn]
         if name in called:
             layer = called[name].describe(norm)
@@ -262,7 +265,7 @@ def _describe_calls(
             | {trait for each, trait in attention.items() if each == name},
             bn=bn,
             unfolded=norms.kept.get(name),
-            unusable=layer.unusable or (_not_in_float32(calls) if name in multiplying else None),
+            unusable=layer.unusable or why,
             varying=len({(made.input_shape, made.output_shape) for made in calls}) > 1,
         )
 

@@ -36,11 +36,12 @@ class LayerCall:
 @dataclass(frozen=True, slots=True, eq=False)
 class Watch:
     """Calls by layer, in the order of their first; `broken` has the first layer, if any, that put
-    out NaN or Inf."""
+    out NaN or Inf, `exchanged` those that ran with another weight than they hold."""
 
     values: Values
     calls: dict[str, list[LayerCall]] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
+    exchanged: set[str] = field(default_factory=set)
 
     @contextmanager
     def hooked(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
@@ -48,7 +49,8 @@ class Watch:
         hooks = []
         try:
             for name, module in modules.items():
-                before, after = partial(self._before, name), partial(self._after, name)
+                before = partial(self._before, name, module._parameters.get("weight"))
+                after = partial(self._after, name)
                 hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
                 hooks.append(module.register_forward_hook(after))
             yield
@@ -57,8 +59,15 @@ class Watch:
                 hook.remove()
 
     def _before(
-        self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        name: str,
+        held: nn.Parameter | None,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> None:
+        if module._parameters.get("weight") is not held:
+            self.exchanged.add(name)
         tensor = next(tensors_in((args, kwargs)), None)
         if tensor is not None:
             if torch._C._functorch.is_batchedtensor(tensor):

@@ -59,7 +59,8 @@ def coverage(
     for product in products:
         layer = by_name.get(product.place)
         if layer is None or layer.unusable or not layer.multiplied:
-            told.setdefault(_without_sites(product, layer), []).append(product)
+            inside = product.place.rpartition(".")[0] in by_name
+            told.setdefault(_without_sites(product, layer, inside), []).append(product)
             continue
         own = [row for o in layer.multiplied if (row := rows.get(f"{layer.name}.{o}"))]
         done = [row for row in own if row.quantized]
@@ -119,12 +120,13 @@ def _reason(row: Row) -> str:
     return f"by {row.rule}: {row.note}" if row.note else f"by {row.rule}"
 
 
-def _without_sites(product: Multiplication, layer: Layer | None) -> tuple[str, str]:
-    """What such a product is, and why it has no row."""
+def _without_sites(product: Multiplication, layer: Layer | None, inside: bool) -> tuple[str, str]:
+    """What such a product is, and why it has no row; `inside` tells that a layer calls it."""
     if layer is None or not layer.multiplied:
         own = product.function == product.type  # a node of a file
         what = product.type if own else f"{product.function} in {product.type}"
-        return what, _WHOLE.get(product.function, "no layer that can be quantized")
+        other = "a layer calls it, as by a hook" if inside else "no layer that can be quantized"
+        return what, _WHOLE.get(product.function, other)
     why = (layer.unusable or "").partition(", which")[0]
     return product.type, why.removeprefix(f"its class {product.type} has its ")
 
