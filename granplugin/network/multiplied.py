@@ -131,11 +131,14 @@ class Multiplied(TorchDispatchMode):
         those that are calls, by the number of the function's call. What is called within a module
         that is a layer, as by a hook of it, has a place of its own there."""
         own = {place for (place, _), found in self._found.items() if _multiplies(place, found)}
+
+        def named(place: str, found: _Product) -> str:
+            theirs = place in own and not _multiplies(place, found)
+            return f"{place}.{found.function}" if theirs else place
+
         return tuple(
             Multiplication(
-                layers.get(found.running_at, place)
-                if place not in own or _multiplies(place, found)
-                else f"{place}.{found.function}",
+                layers.get(found.running_at, named(place, found)),
                 type(found.module).__name__,
                 found.function,
                 found.macs // samples,
