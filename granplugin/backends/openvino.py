@@ -78,14 +78,17 @@ class OpenVino(Backend):
                     model.reshape(_bounds(ov, shapes))
                 ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
                 known = _known_as(graph)
-                anyhow = _ran(_compile(ov, model, None, None), known)
-                fixed = _ran(_compile(ov, model, None, 1), known)
-                static = _low(fixed) >= _low(anyhow)
+                layers = _ran(_compile(ov, model.clone(), None, 1), known)
+                static = True
+                if _low(layers) < _most(graph):
+                    anyhow = _ran(_compile(ov, model, None, None), known)
+                    static = _low(layers) >= _low(anyhow)
+                    layers = layers if static else anyhow
             told = {
                 "build_seconds": perf_counter() - start,
                 "outputs": list(graph.outputs),
                 "static": static,
-                "layers": [astuple(layer) for layer in (fixed if static else anyhow)],
+                "layers": [astuple(layer) for layer in layers],
             }
             return told, _FILES
 
@@ -220,6 +223,13 @@ def _ran(
 
 def _low(layers: tuple[LayerPrecision, ...]) -> int:
     return sum(layer.precision == "int8" for layer in layers)
+
+
+def _most(graph: ReadGraph) -> int:
+    """No more products than this can run in 8 bits."""
+    if any(node.op_type == "DequantizeLinear" for node in graph.nodes):
+        return len(graph.products)
+    return 0
 
 
 def _known_as(graph: ReadGraph) -> list[tuple[str, list[str]]]:
