@@ -28,6 +28,7 @@ from granplugin.capabilities import (
     plan_promises,
     promises,
 )
+from granplugin.capabilities import probe as probing
 from granplugin.capabilities.cells import cells
 from granplugin.capabilities.networks import network
 from granplugin.capabilities.probe import probe
@@ -431,8 +432,12 @@ def test_every_cell_has_a_network_that_onnx_accepts():
         onnx.checker.check_model(network(cell), full_check=True)
 
 
-def test_the_probe_finds_what_the_rtx_table_says_of_matrices_and_pools():
+# `capabilities --probe` tries all of their cells; a build takes a tenth of a second.
+
+
+def test_the_probe_finds_what_the_rtx_table_says_of_matrices_and_pools(monkeypatch):
     pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr(probing, "cells", lambda *asked: cells(*asked)[::2])
     probed = probe("tensorrt_rtx", ("matmul_2d", "maxpool"))
     assert [each for each in probed if each.differs] == []
     assert {each.observed for each in probed} == {
@@ -440,10 +445,19 @@ def test_the_probe_finds_what_the_rtx_table_says_of_matrices_and_pools():
     }  # fmt: skip
 
 
-def test_the_probe_finds_what_the_openvino_table_says_of_linear_layers():
+def test_the_probe_finds_what_the_openvino_table_says_of_linear_layers(monkeypatch):
+    def most(*asked):
+        """Other formats than int8 are float there, whatever their granularity."""
+        found = cells(*asked)
+        others = [cell for cell in found if cell.format != "int8"]
+        return [cell for cell in found if cell.format == "int8" or cell in others[::4]]
+
+    monkeypatch.setattr(probing, "cells", most)
     probed = probe("openvino", ("gemm",), ("fp32",))
     assert [each for each in probed if each.differs] == []
-    assert "miscompile" in {each.observed for each in probed}
+    assert {each.observed for each in probed} == {
+        "quantized", "fused-dequant", "float", "error", "miscompile",
+    }  # fmt: skip
 
 
 def test_a_hang_or_a_crash_costs_one_cell(tmp_path):
