@@ -225,9 +225,22 @@ def analyses(draw):
     )
 
 
+@pytest.fixture(scope="module")
+def schema() -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(json.loads(run_main("schema", "analysis").stdout))
+
+
 @settings(max_examples=20, deadline=None)
 @given(analyses(), st.booleans())
-def test_any_analysis_fits_80_columns_and_shows_15_layers_or_all(analysis, all_layers):
+def test_any_analysis_is_told_whole_in_every_form(schema, analysis, all_layers):
+    """To draw one takes longer than all that is asked of it."""
+    fits_80_columns_and_shows_15_layers_or_all(analysis, all_layers)
+    names_each_layer_in_full_in_markdown_and_each_setting_in_tables_that_are_whole(analysis)
+    has_rules_to_copy_in_yaml_that_says_the_same(analysis)
+    is_what_the_schema_says_and_reads_back_equal(analysis, schema)
+
+
+def fits_80_columns_and_shows_15_layers_or_all(analysis, all_layers):
     told = lines(analysis, all_layers)
     assert [line for line in told if len(line) > WIDTH] == []
     head = next(
@@ -240,9 +253,7 @@ def test_any_analysis_fits_80_columns_and_shows_15_layers_or_all(analysis, all_l
     assert any("--all" in line for line in told) == (count < len(analysis.layers))
 
 
-@settings(max_examples=20, deadline=None)
-@given(analyses())
-def test_markdown_names_each_layer_in_full_and_has_each_setting_in_tables_that_are_whole(analysis):
+def names_each_layer_in_full_in_markdown_and_each_setting_in_tables_that_are_whole(analysis):
     told = as_markdown(analysis)
     width, rows = None, 0
     for line in told.splitlines():
@@ -260,9 +271,7 @@ def test_markdown_names_each_layer_in_full_and_has_each_setting_in_tables_that_a
     assert told.count("<details>") == told.count("</details>")
 
 
-@settings(max_examples=20, deadline=None)
-@given(analyses())
-def test_the_rules_to_copy_are_yaml_that_says_the_same(analysis):
+def has_rules_to_copy_in_yaml_that_says_the_same(analysis):
     advice = analysis.advice
     for told in ("\n".join(lines(analysis)), as_markdown(analysis)):
         copied = re.search(r"^rules:\n(  .*\n)+", told, re.MULTILINE)
@@ -273,17 +282,10 @@ def test_the_rules_to_copy_are_yaml_that_says_the_same(analysis):
         Rule.model_validate(override.rule)
 
 
-def test_json_is_what_the_schema_says_and_reads_back_equal():
-    check = jsonschema.Draft202012Validator(json.loads(run_main("schema", "analysis").stdout))
-
-    @settings(max_examples=15, deadline=None)
-    @given(analyses())
-    def both(analysis):
-        text = analysis.model_dump_json()
-        assert Analysis.model_validate_json(text) == analysis
-        check.validate(json.loads(text, parse_constant=lambda name: 1 / 0))
-
-    both()
+def is_what_the_schema_says_and_reads_back_equal(analysis, schema):
+    text = analysis.model_dump_json()
+    assert Analysis.model_validate_json(text) == analysis
+    schema.validate(json.loads(text, parse_constant=lambda name: 1 / 0))
 
 
 def exact(db):
