@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
@@ -197,12 +197,7 @@ class Backend(ABC):
 
     def version(self) -> str:
         """The library's version; does not import it."""
-        from importlib import metadata
-
-        for distribution in self.facts.distributions:
-            with suppress(metadata.PackageNotFoundError):
-                return metadata.version(distribution)
-        raise metadata.PackageNotFoundError(self.facts.distributions[0])
+        return _version(self.facts.distributions)
 
     def library(self) -> Any:
         """The library, imported. Raises EngineError where it is installed and does not load."""
@@ -246,3 +241,14 @@ def _fits(shape: Shape, wanted: Shape) -> bool:
     return len(shape) == len(wanted) and all(
         size == each or each < 0 for size, each in zip(shape, wanted, strict=True)
     )
+
+
+@cache
+def _version(distributions: tuple[str, ...]) -> str:
+    """Of the first that is installed; it is asked for nine times in a run, and reads its whole page."""
+    from importlib import metadata
+
+    for distribution in distributions:
+        with suppress(metadata.PackageNotFoundError):
+            return metadata.version(distribution)
+    raise metadata.PackageNotFoundError(distributions[0])
