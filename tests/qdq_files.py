@@ -125,3 +125,17 @@ attention (float[2,2,16,32] q, float[2,2,16,32] k, float[2,2,16,32] v, float[2,1
   [o_q] oq = QuantizeLinear(o, s, z) [o_dq] y = DequantizeLinear(oq, s, z)
 }"""
 """Both products of an attention in INT8, with a mask."""
+
+
+NAMELESS = """
+<ir_version: 10, opset_import: ["" : 21]>
+residual (float[2,4,2] x) => (float[2,4,2] y)
+<float s = {0.02}, uint8 z = {0}, int8[2,2] w = {1, 20, -30, 4}, float[2] ws = {0.01, 0.02},
+ int8[2] wz = {0, 0}> {
+  [relu] r = Relu(x)
+  [x_q] q = QuantizeLinear(r, s, z) [x_dq] d = DequantizeLinear(q, s, z)
+  [w_dq] v = DequantizeLinear <axis = 0> (w, ws, wz) [turn] t = Transpose <perm = [1, 0]> (v)
+  [product] m = MatMul(d, t)
+  [add] y = Add(r, m)
+}"""
+"""A product whose kernel OpenVINO gives a name of its own."""

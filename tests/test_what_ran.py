@@ -7,7 +7,7 @@ import dataclasses
 import onnx
 import pytest
 from conftest import run_main
-from qdq_files import ATTENTION
+from qdq_files import ATTENTION, NAMELESS
 
 from granplugin import backends
 
@@ -59,3 +59,12 @@ def test_openvinos_kernel_of_a_whole_attention_tells_both_products(tmp_path, sca
     onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
     engine = openvino.build(tmp_path / "model.onnx", tmp_path / "engine")
     assert [ran.precision for ran in openvino.layers(engine)] == ["int8", "int8"]
+
+
+def test_the_only_kernel_without_a_name_is_the_only_product_without_a_kernel(tmp_path):
+    pytest.importorskip("openvino")
+    openvino = backends.backend_of("openvino")
+    onnx.save(onnx.parser.parse_model(NAMELESS), tmp_path / "model.onnx")
+    engine = openvino.build(tmp_path / "model.onnx", tmp_path / "engine")
+    (ran,) = openvino.layers(engine)
+    assert ran.precision == "int8"

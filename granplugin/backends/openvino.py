@@ -182,9 +182,13 @@ def _ran(
 
     A kernel lists the nodes that were fused into it. A convolution with a batch norm behind it
     is there under the batch norm's name only, and a linear layer under its bias's or the graph
-    output's, so a layer is also known by what directly follows it.
+    output's, so a layer is also known by what directly follows it. Of a kernel with a name of
+    OpenVINO's own, it is not known which layer's it is: such layers are told where there are as many
+    of these kernels, all of one kind.
     """
     kernels: dict[str, tuple[str, ...]] = {}
+    nameless: list[tuple[str, ...]] = []
+    names = {name for _, nodes in listed for name in nodes}
     attentions: dict[str, tuple[str, ...]] = {}
     for op in compiled.get_runtime_model().get_ops():
         info = {key: value.astype(str) for key, value in op.get_rt_info().items()}
@@ -206,19 +210,29 @@ def _ran(
             # masks as u8.
             precision, arithmetic = ("int8", "") if reads.count("i8") > 1 else ("float", "fp32")
             found, ran = attentions, (precision, info["primitiveType"], "", arithmetic)
+        said = set()
         for node in info["originalLayersNames"].split(",") if ran else ():
             for suffix in _SUFFIXES:
                 node = node.removesuffix(suffix)
             found[node] = ran
+            said.add(node)
+        if ran and found is kernels and said.isdisjoint(names):
+            nameless.append(ran)
     # What stands behind a product may be work value by value, in float, of its own.
     low = {node: ran for node, ran in attentions.items() if ran[0] == "int8"}
 
-    def of(names: list[str]) -> tuple[str, ...]:
-        places = ((kernels, names), (attentions, names[:1]), (low, names))
-        known = (place[name] for place, given in places for name in given if name in place)
-        return next(known, ("unknown", ""))
+    def of(nodes: list[str]) -> tuple[str, ...] | None:
+        places = ((kernels, nodes), (attentions, nodes[:1]), (low, nodes))
+        return next(
+            (place[each] for place, given in places for each in given if each in place), None
+        )
 
-    return tuple(LayerPrecision(layer, *of(nodes)) for layer, nodes in listed)
+    known = [of(nodes) for _, nodes in listed]
+    alike = len({ran[:1] + ran[2:] for ran in nameless}) == 1
+    rest = nameless[0] if alike and len(nameless) == known.count(None) else ("unknown", "")
+    return tuple(
+        LayerPrecision(layer, *(ran or rest)) for (layer, _), ran in zip(listed, known, strict=True)
+    )
 
 
 def _low(layers: tuple[LayerPrecision, ...]) -> int:
