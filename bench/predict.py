@@ -10,6 +10,7 @@ Runtime in `apply`, on the same samples.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ import yaml
 from measure import HERE, Figure, main, of_values
 from scipy.stats import spearmanr
 
-from granplugin.analysis.effects import alone_name, predicted
+from granplugin.analysis.effects import alone_name
+from granplugin.analysis.figures import Sqnr
 from granplugin.analysis.measuring import effects_task, measure_effects
 from granplugin.analysis.questions import ask_all
 from granplugin.analysis.ranges import find_ranges, gather
@@ -141,6 +143,13 @@ def _choice(network: RoundedNetwork, plan: Plan) -> Choice:
             next(j for j, row in enumerate(inputs) if same(row, own["input"])),
         )
     return found
+
+
+def predicted(alone: Sequence[Sqnr]) -> float:
+    """The output SQNR, in dB, of a network with several layers rounded, from those of each alone:
+    their errors are taken as independent, so that noise powers add up."""
+    noise = sum(10 ** (-each.db / 10) for each in alone if each.db is not None)
+    return math.inf if noise == 0 else -10 * math.log10(noise)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Every figure is a row of sums over samples (granplugin.analysis.passes adds them
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -193,13 +193,6 @@ def alone_name(network: RoundedNetwork, layer: str, pair: Pair) -> str:
 
 def restored_name(network: RoundedNetwork, layer: str) -> str:
     return f"restored|{layer}|{content_key(network.names(network.start()))}"
-
-
-def predicted(alone: Sequence[Sqnr]) -> float:
-    """The output SQNR, in dB, of a network with several layers rounded, from those of each alone:
-    their errors are taken as independent, so that noise powers add up."""
-    noise = sum(10 ** (-each.db / 10) for each in alone if each.db is not None)
-    return math.inf if noise == 0 else -10 * math.log10(noise)
 
 
 def _energy(values: np.ndarray) -> np.ndarray:
