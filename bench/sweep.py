@@ -151,7 +151,8 @@ def _engines(report: dict[str, Any]) -> dict[str, Any]:
                 (each["promise"], each["verdict"]) == ("simulated", "degraded")
                 for each in engine["verdicts"]
             ),
-            "wrong": kinds.count("wrong"),
+            "wrong": kinds.count("wrong") or bool(engine["held"] and engine["held"]["wrong"]),
+            "left_float": [part["name"] for part in (engine["traced"] or {}).get("left_float", [])],
             "refused": engine["refused"] or engine["cannot_run"],
         }
     floats = [f"{each['products']} {each['what']} ({each['reason']})" for each in covered["floats"]]

@@ -136,11 +136,6 @@ def _named(name: str) -> tuple[_Make, dict[str, tuple[int, ...]]]:
         ),
         "maxvit": (_maxvit, {"x": (3, 64, 64)}),
         "mvit": (_mvit, {"x": (3, 4, 32, 32)}),
-        "s3d": (lambda: _torchvision("s3d"), {"x": (3, 16, 224, 224)}),
-        "inception_v3": (
-            lambda: _torchvision("inception_v3", aux_logits=False, init_weights=False),
-            {"x": (3, 96, 96)},
-        ),
         **{
             name: (partial(_timm, name, img_size=64, **args), {"x": (3, 64, 64)})
             for name, args in SIZED.items()
@@ -264,23 +259,19 @@ TRANSFORMERS = (
     "bert", "distilbert", "vit", "swin", "detr", "clip", "whisper encoder", "t5", "gpt2", "llama",
     "qwen3", "mixtral", "qwen3-moe", "wav2vec2", "segformer",
 )  # fmt: skip
-MORE_TORCHVISION = (
-    "shufflenet_v2_x0_5", "mnasnet0_5", "inception_v3", "swin_v2_t", "maxvit", "mvit", "s3d",
-)  # fmt: skip
+MORE_TORCHVISION = ("shufflenet_v2_x0_5", "mnasnet0_5", "maxvit", "mvit")
 SIZED: dict[str, dict[str, Any]] = {
     "coatnet_pico_rw_224": {},
     "levit_128s": {},
     "beit_base_patch16_224": {"depth": 2},
-    "hiera_tiny_224": {},
     "efficientformerv2_s0": {},
 }
 MORE_TIMM = (
-    "resnest14d", "res2net50_14w_8s", "convmixer_768_32", "mobilevit_xxs", "edgenext_xx_small",
-    "hrnet_w18_small", "xcit_nano_12_p8_224", "pvt_v2_b0", "repvgg_a0", "poolformer_s12",
+    "resnest14d", "mobilevit_xxs", "edgenext_xx_small", "xcit_nano_12_p8_224", "pvt_v2_b0",
     "starnet_s1", *SIZED,
 )  # fmt: skip
 NAMES = (
-    *TORCHVISION, *TIMM, *ULTRALYTICS, *TRANSFORMERS, *MORE_TORCHVISION, *MORE_TIMM, "yolov8n-pose",
+    *TORCHVISION, *TIMM, *ULTRALYTICS, "yolov8n-pose", *TRANSFORMERS, *MORE_TORCHVISION, *MORE_TIMM,
 )  # fmt: skip
 STATIC = ("rtdetr-l",)
 """Those that are exported with one batch size alone."""

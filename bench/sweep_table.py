@@ -18,7 +18,9 @@ dB: outputs of the engine against FP32. onnxruntime is the reference, with optim
   no plan to read.
 rows honoured: that the engine's own plan shows computed as asked, of those it tells of; behind ~,
   rows of which `plan` had said that this engine has no kernel and simulates them in float.
-  tensorrt_rtx builds here and does not run: there is no GPU, hence no dB.
+  tensorrt_rtx builds here and does not run: there is no GPU, hence no dB. !1: so many products that
+  the engine computes wrongly are found and left float for it; WRONG: its outputs are farther from
+  FP32 than the reference's by more than `apply` accepts, and what does it was not found in time.
 analyze: layers ranked (+ other sites: of calls, skips, lookups), and what it says of the loss by the
   recipe, of 8 samples, with 1 % tolerated: within, above, or cannot tell where the interval has the
   tolerance in it (8 samples tell little: it says how many would). Behind "above": how many changes
@@ -65,6 +67,7 @@ def _cell(of: dict[str, Any] | None) -> str:
     rows = f"{of['honoured']}/{of['told']}" if of["told"] else ""
     if rows and of.get("simulated"):
         rows += f" ~{of['simulated']}"
+    rows += f" !{len(of['left_float'])}" if of.get("left_float") else ""
     return " ".join(part for part in (db, rows, "WRONG" if of["wrong"] else "") if part) or "-"
 
 
