@@ -91,10 +91,12 @@ def _leave_libraries_to_themselves() -> None:
     if len(sys.modules) > _collected[-1] + 100:
         _collected.append(len(sys.modules))
         gc.freeze()
+    gc.enable()
 
 
 _collected = [0]
 gc.set_threshold(20_000, 20, 20)
+gc.disable()  # until the first test: what is imported before it stays
 
 
 # On a machine that does other work too, a slow example says nothing of the code, nor does a stage
