@@ -594,7 +594,7 @@ def test_a_script_of_ones_own_quantizes_saves_and_restores_skips(tmp_path):
     config = granplugin.modelopt_config(folder / "r.yaml", model)
     model = mtq.quantize(model, config, lambda net: net(images))
     sites = [site for site in bridge.sites_of(model) if site["role"] == "skip"]
-    assert len(sites) == 7 and all(site["grid"] is not None for site in sites)
+    assert len(sites) == 9 and all(site["grid"] is not None for site in sites)
     mto.save(model, folder / "model.pt")
     restored = mto.restore(prepared(), folder / "model.pt").eval()
     with torch.no_grad():
