@@ -267,3 +267,41 @@ def test_of_the_weight_of_a_call_other_granularities_are_measured_and_advised(tm
     advised = {each.rule["match"]: each.rule for each in found.advice.overrides}
     assert advised["linear"]["weight"] == "per_channel", found.advice
     assert (found.advice.per_tensor, found.advice.layers) == (0, 2)  # weights of calls count too
+
+
+READ = """
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Net(nn.Module):
+    \"\"\"Linear layers whose weights are read by who holds them: they themselves are never called.\"\"\"
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.qkv, self.head = nn.Linear(8, 8, bias=False), nn.Linear(8, 4)
+        self.bias = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x):
+        x = self.attn(x, x, x)[0]
+        x = F.linear(x, self.qkv.weight, torch.cat((self.bias, self.bias)))
+        return F.linear(x.relu(), self.head.weight, self.head.bias)
+
+
+def data():
+    yield {"x": np.random.default_rng(0).standard_normal((32, 5, 8), np.float32)}
+"""
+
+
+def test_layers_that_are_read_and_never_called_are_analyzed(tmp_path):
+    (tmp_path / "nets.py").write_text(READ)
+    recipe = tmp_path / "r.yaml"
+    source = {"calibration": {"callable": "nets.py:data"}}
+    told = {"version": 1, "model": {"callable": "nets.py:Net"}, "data": source}
+    recipe.write_text(yaml.safe_dump(told))
+    found = analyzed(recipe, tmp_path / "run")
+    assert {"attn.out_proj.input", "qkv.input", "head.input"} <= {each.site for each in found.sites}

@@ -109,7 +109,7 @@ def find_call_layers(
         for name, made in _named(called, values.flow, names, layers, ran, own):
             found[name].append(made)
     layered = {
-        name: _layer(name, name not in layers, calls, values, parameters)
+        name: _layer(name, name not in layers or name not in ran, calls, values, parameters)
         for name, calls in found.items()
     }
     modules = dict(model.named_modules())
