@@ -114,7 +114,7 @@ def find_call_layers(
     }
     modules = dict(model.named_modules())
     return {
-        name: replace(layer, converted=_is_conv1d(modules.get(name)))
+        name: replace(layer, converted=name in layers or _is_conv1d(modules.get(name)))
         for name, layer in layered.items()
     }
 
