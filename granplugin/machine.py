@@ -9,13 +9,17 @@ import os
 _LACKS = frozenset(
     getattr(errno, name)
     for name in (
-        "ENOSPC", "EDQUOT", "EFBIG", "EROFS", "ENOMEM", "EMFILE", "ENFILE", "EIO", "ENAMETOOLONG",
+        "ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EMFILE", "ENFILE", "EIO", "ENAMETOOLONG",
         "EACCES", "EPERM", "ELOOP", "EAGAIN", "ESTALE", "ETXTBSY", "ENXIO", "ENODEV",
     )
 )  # fmt: skip
-_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOMEM, errno.EMFILE)
-_MEMORY = ("bad_alloc", "can't allocate memory", "Unable to allocate", "out of memory")
-"""As libraries say it whose error is of no class of its own."""
+_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE)
+_MEMORY = (
+    os.strerror(errno.ENOMEM), "bad_alloc", "can't allocate memory", "Unable to allocate",
+    "out of memory",
+)  # fmt: skip
+"""As libraries say it whose error is of no class of its own, and the system: whichever file was
+opened, listed or mapped when there was none left is not to blame."""
 
 
 def lacking(err: BaseException) -> str | None:
@@ -24,6 +28,8 @@ def lacking(err: BaseException) -> str | None:
 
     >>> lacking(OSError(errno.ENOSPC, "No space left on device", "runs/a"))
     'runs/a: No space left on device'
+    >>> lacking(OSError(errno.ENOMEM, "Cannot allocate memory", "granplugin/cli"))
+    'there is not enough memory'
     >>> lacking(ValueError("no number")) is None
     True
     """
