@@ -6,6 +6,7 @@ derive from these entries. A new engine is an entry here and the module that it 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -85,6 +86,17 @@ _TIMING_CACHE = "--timingCacheFile=timing.cache"
 _TF32 = "TF32 (10 bits of mantissa), where the GPU has it, as its builder does by default"
 _OPERATORS = MappingProxyType({"mxfp8": "TRT_MXFP8DequantizeLinear"})
 _BUILD = ("optimization_level", "workspace_mb", "shapes", "seconds", "memory_mb")
+_nvidia = functools.partial(
+    EngineFacts,
+    backend="granplugin.backends.nvidia.backend:Nvidia",
+    device="gpu",
+    precisions=("fp32", "fp16", "bf16"),
+    targeted=True,
+    tells_plan=True,
+    operators=_OPERATORS,
+    fp32_is=_TF32,
+    builds_vary=True,
+)
 
 ENGINES: Mapping[str, EngineFacts] = {
     each.name: each
@@ -115,20 +127,12 @@ ENGINES: Mapping[str, EngineFacts] = {
             any_size=True,
             build=("shapes",),
         ),
-        EngineFacts(
+        _nvidia(
             name="tensorrt",
-            backend="granplugin.backends.nvidia.backend:Nvidia",
             what_for="the target: builds and runs on an NVIDIA GPU (TensorRT 10 and 11)",
             package="tensorrt",
             distributions=("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
             extra="tensorrt",
-            device="gpu",
-            precisions=("fp32", "fp16", "bf16"),
-            targeted=True,
-            tells_plan=True,
-            operators=_OPERATORS,
-            fp32_is=_TF32,
-            builds_vary=True,
             builds_for="this gpu",
             build=(*_BUILD, "timing_cache"),
             without={"targets": "builds for the GPU it runs on"},
@@ -148,20 +152,12 @@ ENGINES: Mapping[str, EngineFacts] = {
                 Program("run_11.sh", "TensorRT 11.x", "trtexec", build=(_TIMING_CACHE,)),
             ),
         ),
-        EngineFacts(
+        _nvidia(
             name="tensorrt_rtx",
-            backend="granplugin.backends.nvidia.backend:Nvidia",
             what_for="NVIDIA's compiler without a GPU: what the engine does; runs on RTX GPUs",
             package="tensorrt_rtx",
             distributions=("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
             extra="rtx",
-            device="gpu",
-            precisions=("fp32", "fp16", "bf16"),
-            targeted=True,
-            tells_plan=True,
-            operators=_OPERATORS,
-            fp32_is=_TF32,
-            builds_vary=True,
             builds_for="targets",
             targets=("sm75", "sm80", "sm86", "sm89", "sm120"),
             no_fp32_product=("sm75",),

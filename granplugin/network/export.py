@@ -57,6 +57,34 @@ def export_float(
     `flatten_outputs` calls them), nodes `module.path/OpType`. Raises ModelError.
     """
     args, kwargs = _arguments(example, form)
+    exported, names = _export(model, args, kwargs, output_names, form)
+    _compute_weights(exported)
+    inputs, outputs = exported.graph.inputs, exported.graph.outputs
+    named = [*named_inputs(model, example), *names]
+    for value, name in zip([*inputs, *outputs], named, strict=True):
+        value.name = name
+    passes.NameFixPass()(exported)  # other values that had one of these names
+    name_nodes(exported.graph)
+    _drop_neutral_norms(exported.graph)
+    name_values(exported.graph)
+    # The metadata holds absolute paths of the machine; the pass leaves the initializers'.
+    passes.ClearMetadataAndDocStringPass()(exported)
+    for value in exported.graph.initializers.values():
+        value.metadata_props.clear()
+    body = marker_body()
+    exported.functions[body.identifier()] = body
+    save(exported, path)
+    log.info("exported %s: %d nodes", type(model).__name__, exported.graph.num_nodes())
+
+
+def _export(
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output_names: Sequence[str] | None,
+    form: FileForm,
+) -> tuple[ir.Model, list[str]]:
+    """What torch makes of the model, and the names of its outputs. Raises ModelError."""
     names: list[str] = []
 
     def flat(module: torch.nn.Module, args: Any, outputs: Any) -> tuple[torch.Tensor, ...]:
@@ -92,24 +120,7 @@ def export_float(
                 ) from failed
     finally:
         hook.remove()
-    exported = program.model
-    _compute_weights(exported)
-    inputs, outputs = exported.graph.inputs, exported.graph.outputs
-    named = [*named_inputs(model, example), *names]
-    for value, name in zip([*inputs, *outputs], named, strict=True):
-        value.name = name
-    passes.NameFixPass()(exported)  # other values that had one of these names
-    name_nodes(exported.graph)
-    _drop_neutral_norms(exported.graph)
-    name_values(exported.graph)
-    # The metadata holds absolute paths of the machine; the pass leaves the initializers'.
-    passes.ClearMetadataAndDocStringPass()(exported)
-    for value in exported.graph.initializers.values():
-        value.metadata_props.clear()
-    body = marker_body()
-    exported.functions[body.identifier()] = body
-    save(exported, path)
-    log.info("exported %s: %d nodes", type(model).__name__, exported.graph.num_nodes())
+    return program.model, names
 
 
 def _compute_weights(model: ir.Model) -> None:

@@ -18,11 +18,10 @@ from onnx import TensorProto, helper
 
 from granplugin.graph.read.bodies import body_graphs
 from granplugin.graph.read.graph import ReadGraph, reads
-from granplugin.network.attention_traits import find_attention
 from granplugin.network.onnx_file import is_float
 from granplugin.network.onnx_flow import GraphFlow, OpenShape, flow_of, is_lookup, known
-from granplugin.network.residuals import find_concats, find_same, find_skips
-from granplugin.network.role_traits import Product, find_roles
+from granplugin.network.role_traits import Product
+from granplugin.network.standing import Passed, find_standings
 from granplugin.quant.folding import channel_ranges, fold, spread
 from granplugin.quant.layers import LOOKUP, ONNX_PRODUCTS, PASSIVE, Layer, sites_of
 from granplugin.quant.site import Operand, Shape
@@ -319,55 +318,25 @@ def _joined(graph: ReadGraph, flow: GraphFlow, placed: list[Placed]) -> tuple[Pl
     starts = {number[v.name] for v in graph.model.graph.input if v.name in number}
     starts = {start for start in starts if values.data[start]}
     ends = {number[name] for name in graph.outputs if name in number}
-    from_input, to_output = values.reached_from(starts), values.leading_to(ends)
-    roles = find_roles(values, dict(_products(graph, flow, placed)), ends)
-    weighted = {
-        each.layer.name: [number[each.output]]
-        for each in placed
-        if each.layer.shape("weight") and each.node.op_type != LOOKUP
-    }
-    skips = find_skips(values, weighted, ends)
-    concats, same = find_concats(values), find_same(values)
-    attention = find_attention(
-        values,
-        {
-            each.layer.name: (
-                number[each.node.input[0]],
-                number[each.node.input[1]],
+    passed = {
+        each.layer.name: [
+            Passed(
+                number[each.node.input[data_input(each.node)]],
                 number[each.output],
+                number[each.node.input[1]] if each.layer.shape("other") else None,
             )
-            for each in placed
-            if each.layer.shape("other")
-        },
-    )
+        ]
+        for each in placed
+    }
+    products = dict(_products(graph, flow, placed))
+    standings = find_standings(values, passed, products, starts, ends)
 
     def joined(each: Placed) -> Placed:
-        layer, skip = each.layer, skips.get(each.layer.name)
-        given, result = number[each.node.input[data_input(each.node)]], number[each.output]
-        tensors: dict[Operand, int] = {"input": given, "output": result}
-        shapes: dict[Operand, Shape | None] = {site.operand: site.shape for site in layer.sites}
-        if layer.shape("other"):
-            tensors["other"] = number[each.node.input[1]]
-        if skip:
-            tensors["skip"], shapes["skip"] = skip.value, skip.shape
-        tensors = {at: same.get(n, n) for at, n in tensors.items()}
-        found = {at: concats[n] for at, n in tensors.items() if n in concats}
-        ends_here = {"first": given in from_input, "last": result in to_output}
-        met = None
-        if skip:
-            add = graph.nodes[skip.at]
-            met = add, [number[name] for name in add.input].index(skip.value)
-        return replace(
-            each,
-            skip=met,
-            layer=replace(
-                layer,
-                sites=sites_of(layer.name, layer.type, shapes, layer.groups, tensors, found),
-                traits=layer.traits
-                | roles.get(layer.name, frozenset())
-                | {trait for trait, holds in ends_here.items() if holds}
-                | {trait for name, trait in attention.items() if name == layer.name},
-            ),
-        )
+        standing, met = standings[each.layer.name], None
+        if standing.skip:
+            add = graph.nodes[standing.skip.at]
+            met = add, [number[name] for name in add.input].index(standing.skip.value)
+        shapes = {site.operand: site.shape for site in each.layer.sites}
+        return replace(each, skip=met, layer=standing.of(each.layer, shapes))
 
     return tuple(map(joined, placed))

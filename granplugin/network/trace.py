@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from granplugin.errors import DataError, ModelError, UserError
-from granplugin.network.attention_traits import find_attention
 from granplugin.network.call_layers import CallLayer, find_call_layers
 from granplugin.network.computed import way_out
+from granplugin.network.flow import Flow
 from granplugin.network.foldable import BatchNorms, find_batch_norms
 from granplugin.network.forward import (
     Example,
@@ -34,11 +34,11 @@ from granplugin.network.forward import (
 from granplugin.network.frames import Frames
 from granplugin.network.modules import Stored, describe, layer_type, sited, weighted
 from granplugin.network.multiplied import Multiplied
-from granplugin.network.residuals import find_concats, find_same, find_skips
-from granplugin.network.role_traits import Product, find_roles
+from granplugin.network.role_traits import Product
+from granplugin.network.standing import Passed, Standing, find_standings
 from granplugin.network.values import Values
 from granplugin.network.watch import LayerCall, Watch
-from granplugin.quant.layers import LOOKUPS, PRODUCTS, WEIGHTED, Layer, sites_of
+from granplugin.quant.layers import LOOKUPS, PRODUCTS, WEIGHTED, Layer
 from granplugin.quant.multiplications import Multiplication
 from granplugin.quant.site import Operand, Shape
 
@@ -92,7 +92,12 @@ def trace(model: nn.Module, example: Example) -> Traced:
     norms = find_batch_norms(model, modules, weights, calls, watch.values, ends)
     held = {watch.values.number(tensor) for tensor in (*model.parameters(), *model.buffers())}
     read = watch.values.flow.behind(ends, starts | held)
-    ran = _describe_calls(modules, called, calls, watch, norms, starts, ends)
+    standings = _standings(modules, called, calls, watch.values.flow, norms, starts, ends)
+    described = {name: _describe(name, modules, called, norms) for name in calls}
+    ran = {
+        name: _placed(layer, calls[name], standings[name], name in watch.exchanged)
+        for name, layer in described.items()
+    }
     if read is not None:
         ran = {name: _left_out(layer, calls[name], read) for name, layer in ran.items()}
     idle = [
@@ -192,84 +197,55 @@ def _run(
     return output
 
 
-def _describe_calls(
+def _standings(
     modules: Mapping[str, nn.Module],
     called: Mapping[str, CallLayer],
     calls: Mapping[str, Sequence[LayerCall]],
-    watch: Watch,
+    flow: Flow,
     norms: BatchNorms,
     starts: set[int],
     ends: set[int],
-) -> dict[str, Layer]:
-    """The layers that ran, by name: what their modules or calls say, and what the flow of values
-    does."""
-    flow = watch.values.flow
-    types = {name: layer_type(module) for name, module in modules.items() if name in calls}
-    types |= {name: layer.type for name, layer in called.items()}
-    multiplying = {name for name, type in types.items() if type in WEIGHTED - LOOKUPS}
-    outputs = {
-        name: [made.output for made in of_layer if made.output is not None]
+) -> dict[str, Standing]:
+    """Where each layer that ran stands in the flow of values."""
+    passed = {
+        name: [Passed(made.input, made.output, made.other) for made in of_layer]
         for name, of_layer in calls.items()
-        if name in multiplying
     }
-    skips = find_skips(flow, outputs, ends)
-    concats, same = find_concats(flow), find_same(flow)
-    attention = find_attention(
-        flow,
-        {
-            name: (of_layer[0].input, of_layer[0].other, of_layer[0].output)
-            for name, of_layer in calls.items()
-            if of_layer[0].other is not None and of_layer[0].output is not None
-        },
+    products = dict(_products(modules, called, calls, norms))
+    return find_standings(flow, passed, products, starts, ends)
+
+
+def _describe(
+    name: str,
+    modules: Mapping[str, nn.Module],
+    called: Mapping[str, CallLayer],
+    norms: BatchNorms,
+) -> Layer:
+    """What a layer's module or calls say of it."""
+    bn = norms.folded.get(name)
+    norm = None if bn is None else modules[bn]
+    layer = called[name].describe(norm) if name in called else describe(name, modules[name], norm)
+    return dataclasses.replace(layer, bn=bn, unfolded=norms.kept.get(name))
+
+
+def _placed(layer: Layer, calls: Sequence[LayerCall], standing: Standing, exchanged: bool) -> Layer:
+    """The layer with what its calls in this pass show and where it stands."""
+    first = calls[0]
+    shapes: dict[Operand, Shape | None] = {
+        "weight": layer.shape("weight"),
+        "input": None if layer.multiplied == ("weight",) else first.input_shape,
+        "other": first.other_shape,
+        "output": first.output_shape,
+    }
+    why = _not_in_float32(calls) if layer.type in WEIGHTED - LOOKUPS else None
+    if exchanged:
+        why = "it runs with another weight than it holds (torch.func.functional_call)"
+    return dataclasses.replace(
+        standing.of(layer, shapes),
+        calls=len(calls),
+        unusable=layer.unusable or why,
+        varying=len({(made.input_shape, made.output_shape) for made in calls}) > 1,
     )
-    from_input, to_output = flow.reached_from(starts), flow.leading_to(ends)
-    roles = find_roles(flow, dict(_products(modules, called, calls, norms)), ends)
-
-    def described(name: str, calls: Sequence[LayerCall]) -> Layer:
-        bn = norms.folded.get(name)
-        why = _not_in_float32(calls) if name in multiplying else None
-        if name in watch.exchanged:
-            why = "it runs with another weight than it holds (torch.func.functional_call)"
-        norm = None if bn is None else modules[bn]
-        if name in called:
-            layer = called[name].describe(norm)
-        else:
-            layer = describe(name, modules[name], norm)
-        first, skip = calls[0], skips.get(name)
-        values: dict[Operand, int | None] = {
-            "input": first.input,
-            "other": first.other,
-            "output": first.output,
-            "skip": skip.value if skip else None,
-        }
-        tensors = {at: same.get(n, n) for at, n in values.items() if n is not None}
-        shapes: dict[Operand, Shape | None] = {
-            "weight": layer.shape("weight"),
-            "input": None if layer.multiplied == ("weight",) else first.input_shape,
-            "other": first.other_shape,
-            "output": first.output_shape,
-            "skip": skip.shape if skip else None,
-        }
-        joined = {at: concats[n] for at, n in tensors.items() if n in concats}
-        ends_here = {
-            "first": any(made.input in from_input for made in calls),
-            "last": any(made.output in to_output for made in calls),
-        }
-        return dataclasses.replace(
-            layer,
-            calls=len(calls),
-            sites=sites_of(name, layer.type, shapes, layer.groups, tensors, joined),
-            traits=layer.traits
-            | roles.get(name, frozenset())
-            | {trait for trait, holds in ends_here.items() if holds}
-            | {trait for each, trait in attention.items() if each == name},
-            bn=bn,
-            unfolded=norms.kept.get(name),
-            unusable=layer.unusable or why,
-            varying=len({(made.input_shape, made.output_shape) for made in calls}) > 1,
-        )
-
-    return {name: described(name, of_layer) for name, of_layer in calls.items()}
 
 
 def _products(

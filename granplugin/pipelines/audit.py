@@ -3,8 +3,11 @@ one that is built here, or one of which another machine sent the layers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import onnx
 
 from granplugin.audits.asked import Asked
 from granplugin.audits.audit import audit as verdicts_of
@@ -24,12 +27,13 @@ from granplugin.audits.shapes import parse_shapes, shapes_for
 from granplugin.backends.base import BuildFailed
 from granplugin.backends.engine_plan import EnginePlan
 from granplugin.backends.nvidia.kernels import Kernels
+from granplugin.capabilities import Promise
 from granplugin.engines import AUDITED
 from granplugin.errors import EngineError
 from granplugin.graph.read.loading import read_model
-from granplugin.graph.read.quantized_graph import read_quantized
+from granplugin.graph.read.quantized_graph import QuantizedGraph, read_quantized
 from granplugin.planning.rows import FileRow
-from granplugin.results.audited import Verdict
+from granplugin.results.audited import Finding, Verdict
 
 NOT_BUILT = "not built"
 INSIDE = "it is inside an If, Loop or Scan, of which the kernels that run are not known before"
@@ -58,34 +62,75 @@ def audit(
     model = read_model(path)
     found = read_quantized(model, path)
     asked = Asked(plan_json, path, found) if plan_json is not None else None
-    version, plan = None, None
-    notes: list[str] = []
-    stops = refusals(found, backend) if layers is None else ()
-    if layers is not None:
-        plan, source = read_plan_file(layers), str(layers)
-    elif stops:
-        version, source = installed(backend), NOT_BUILT
+    if layers is None:
+        engine = _built_here(model, path, found, backend, batch, shapes)
     else:
-        try:
-            sizes, chosen = shapes_for(model, parse_shapes(shapes), batch)
-            notes.extend(chosen)
-            plan, version = build_plan(model, path, backend, batch, sizes)
-            source = f"built here for {batch_of(plan)}"
-        except BuildFailed as err:
-            stops = (told_by(found, err.nodes, str(err)),)
-            version, source = installed(backend), NOT_BUILT
-        except PlanUnread as err:
-            plan, version, source = EnginePlan((), (), ""), installed(backend), "built here"
-            notes.append(f"nothing can be told of the engine: {err}")
-    notes += notes_of(found, plan, layers)
+        engine = _Engine(read_plan_file(layers), None, str(layers))
+    plan = engine.plan
     if profile is not None and plan is not None:
         plan = plan.timed(profile_of(profile))
     kernels = Kernels(backend, plan or EnginePlan((), (), ""), found.products)
-    promises = promises_of(found, backend, version)
+    promises = promises_of(found, backend, engine.version)
+    stops = engine.stops
     if any(stop.code == REFUSED for stop in stops):
         stops += not_had(found, promises)
+    sites = _sites(found, kernels, promises, built=plan is not None)
+    if asked is not None:
+        sites = asked.compared(sites)
+    return FileAudit(
+        path,
+        backend,
+        engine.version,
+        engine.source,
+        plan,
+        tuple(sites),
+        lint(backend, found, kernels, asked.where if asked else {}),
+        (*engine.notes, *notes_of(found, engine.plan, layers)),
+        stops,
+    )
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """An engine's plan with the library's version, and where it is from; without a plan, what is in
+    the way of the engine. A plan that cannot be read is an empty one, and a note."""
+
+    plan: EnginePlan | None
+    version: str | None
+    source: str
+    stops: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def _built_here(
+    model: onnx.ModelProto,
+    path: Path,
+    found: QuantizedGraph,
+    backend: str,
+    batch: int,
+    shapes: Sequence[str],
+) -> _Engine:
+    if stops := refusals(found, backend):
+        return _Engine(None, installed(backend), NOT_BUILT, stops)
+    sizes, chosen = shapes_for(model, parse_shapes(shapes), batch)
+    try:
+        plan, version = build_plan(model, path, backend, batch, sizes)
+    except BuildFailed as err:
+        stops = (told_by(found, err.nodes, str(err)),)
+        return _Engine(None, installed(backend), NOT_BUILT, stops, tuple(chosen))
+    except PlanUnread as err:
+        unread = f"nothing can be told of the engine: {err}"
+        empty = EnginePlan((), (), "")
+        return _Engine(empty, installed(backend), "built here", notes=(*chosen, unread))
+    return _Engine(plan, version, f"built here for {batch_of(plan)}", notes=tuple(chosen))
+
+
+def _sites(
+    found: QuantizedGraph, kernels: Kernels, promises: Mapping[str, Promise], built: bool
+) -> list[Site]:
+    """The file's sites, with verdicts where the engine was `built`."""
     verdicts: Sequence[Verdict | None] = [None] * len(found.rows)
-    if plan is not None:
+    if built:
         ran = [ran_of(operand, kernels) for operand in found.operands]
         verdicts = verdicts_of(found.rows, ran, promises)
     sites = [
@@ -94,13 +139,7 @@ def audit(
         )
         for operand, verdict in zip(found.operands, verdicts, strict=True)
     ]
-    sites += (_hidden(operand.row, plan is not None) for operand in found.hidden)
-    if asked is not None:
-        sites = asked.compared(sites)
-    findings = lint(backend, found, kernels, asked.where if asked else {})
-    return FileAudit(
-        path, backend, version, source, plan, tuple(sites), findings, tuple(notes), stops
-    )  # fmt: skip
+    return [*sites, *(_hidden(operand.row, built) for operand in found.hidden)]
 
 
 def _hidden(row: FileRow, built: bool) -> Site:

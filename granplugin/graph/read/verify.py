@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -62,48 +62,58 @@ def read_back(
     graph = open_file(path)
     _check_precision(graph, precision, keep)
     plan = Intended(rows, amax, how)
-    unclaimed = {pair.name: pair for pair in graph.pairs}
     readers: dict[str, set[str | None]] = defaultdict(set)
-
-    def claim(pair: Pair, reader: str | None) -> None:
-        unclaimed.pop(pair.name, None)
-        readers[pair.name].add(reader)
-
     for row in plan.rows:
-        method, cells = plan.methods.get(row.site), plan.scale(row)
-        if method == "simulated" and row.operand == "weight":
-            check_baked(graph, row, plan.static(row), weights[row.layer])
-        elif method == "simulated":
-            for place in simulated(graph, row, cells):
-                if place.pair is not None:
-                    claim(place.pair, row.site)
-                    _compare(place.pair, *_divided(row, cells))
-        elif method is not None:
-            for pair in pairs_of(graph, row):
-                claim(pair, row.layer)
-                _compare(pair, *_divided(row, cells))
-                check_division(graph, pair, row, cells)
-                if method == "row_scale":
-                    check_behind(graph, pair, row, cells)
-        else:
-            for pair in pairs_of(graph, row):
-                for reader in _readers(graph, row):
-                    claim(pair, reader)
-                if row.operand == "weight":
-                    written, own_amax, weight = plan.weight(row, weights)
-                    _compare(pair, written, scale_of(own_amax, FORMATS[row.format]))
-                    floats = weights[row.layer] if weight is None else weight
-                    _compare_stored(pair, written, own_amax, floats)
-                else:
-                    _compare(pair, row, plan.static(row))
-    for pair in unclaimed.values():
-        raise Unhonoured(f"{pair.name}: quantized, and no row of the plan says so")
+        for pair, reader in _held_to(graph, plan, row, weights):
+            readers[pair.name].add(reader)
+    _check_readers(graph, readers)
+
+
+def _held_to(
+    graph: FileGraph, plan: Intended, row: QuantizedRow, weights: Mapping[str, np.ndarray]
+) -> Iterator[tuple[Pair, str | None]]:
+    """The pairs of a row, each as the plan has it and with what may read it because of the row:
+    a layer, a site, a node, or None for any. Raises Unhonoured at the first that differs."""
+    method, cells = plan.methods.get(row.site), plan.scale(row)
+    if method == "simulated" and row.operand == "weight":
+        check_baked(graph, row, plan.static(row), weights[row.layer])
+    elif method == "simulated":
+        for place in simulated(graph, row, cells):
+            if place.pair is not None:
+                _compare(place.pair, *_divided(row, cells))
+                yield place.pair, row.site
+    elif method is not None:
+        for pair in pairs_of(graph, row):
+            _compare(pair, *_divided(row, cells))
+            check_division(graph, pair, row, cells)
+            if method == "row_scale":
+                check_behind(graph, pair, row, cells)
+            yield pair, row.layer
+    else:
+        for pair in pairs_of(graph, row):
+            if row.operand == "weight":
+                written, own_amax, weight = plan.weight(row, weights)
+                _compare(pair, written, scale_of(own_amax, FORMATS[row.format]))
+                floats = weights[row.layer] if weight is None else weight
+                _compare_stored(pair, written, own_amax, floats)
+            else:
+                _compare(pair, row, plan.static(row))
+            for reader in _readers(graph, row):
+                yield pair, reader
+
+
+def _check_readers(graph: FileGraph, readers: Mapping[str, Collection[str | None]]) -> None:
+    """Is nothing else quantized, and read by nothing else? `readers` are those of each pair that
+    the plan has."""
+    for pair in graph.pairs:
+        if pair.name not in readers:
+            raise Unhonoured(f"{pair.name}: quantized, and no row of the plan says so")
     for pair in graph.pairs:
         # Anything may read an output behind its Q/DQ, but an input only the layers with a row, and
         # a skip input the adds that one is about.
         allowed = readers[pair.name]
         for node in graph.rounded_for(pair.result):
-            known = node.name in graph.pooled or not allowed.isdisjoint((scope_of(node), node.name))
+            known = node.name in graph.pooled or not {scope_of(node), node.name}.isdisjoint(allowed)
             if None not in allowed and not known:
                 raise Unhonoured(f"{node.name}: reads {pair.result}, and no row says so")
 

@@ -18,7 +18,7 @@ from granplugin.graph.edit.contract import Seen, contract, gone, misfit
 from granplugin.graph.edit.lowering.division import Divisions, undivided
 from granplugin.graph.edit.lowering.row_scale import scale_rows
 from granplugin.graph.edit.lowering.simulated import multiply_back, simulate
-from granplugin.graph.edit.lowering.weights import WEIGHT_PASSES, change_weight
+from granplugin.graph.edit.lowering.weights import WEIGHT_PASSES, Marked, change_weight
 from granplugin.graph.edit.nodes import markers, scope_of, site_of
 from granplugin.graph.methods import How, methods
 from granplugin.planning.rows import QuantizedRow
@@ -93,9 +93,10 @@ def lower(
             continue
         cells = None if row.dynamic else scale_of(amax[row.site], fmt)
         if cells is not None and method in WEIGHT_PASSES:
-            weight = left[f"{row.layer}.weight"]
-            left[weight.site], amax[weight.site] = change_weight(
-                additions, method, row, cells, of_site, weight, found.get(weight.site, []), amax
+            site = f"{row.layer}.weight"
+            weight = Marked(left[site], found.get(site, []))
+            left[site], amax[site] = change_weight(
+                additions, method, Marked(row, of_site), cells, weight, amax[site]
             )
         for marker in of_site:
             scale = divisions.divide(marker, row, cells)

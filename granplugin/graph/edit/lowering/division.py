@@ -14,6 +14,8 @@ import onnx_ir as ir
 
 from granplugin.errors import ModelError
 from granplugin.graph.edit.additions import Additions
+from granplugin.graph.edit.contract import seam
+from granplugin.graph.edit.nodes import site_of
 from granplugin.graph.methods import FLOOR, broadcast, reduced_axes, unit_of
 from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.formats import FORMATS
@@ -38,6 +40,26 @@ def divided(
     return None
 
 
+def _fits(
+    self: Divisions, marker: ir.Node, row: QuantizedRow, cells: np.ndarray | None
+) -> str | None:
+    if site_of(marker) != row.observed:
+        return f"{row.site} is not observed at {marker.name}"
+    if cells is not None and cells.shape != row.grid:
+        return f"{row.site} has scales of shape {cells.shape}, not {row.grid}"
+    return None
+
+
+def _ensures(
+    result: ir.Value,
+    self: Divisions,
+    marker: ir.Node,
+    row: QuantizedRow,
+    cells: np.ndarray | None,
+) -> str | None:
+    return divided(self.additions, marker, row, result)
+
+
 class Divisions:
     """Divides in front of markers, a tensor by the same scales once: layers that read one tensor
     alike (q, k, v) then share its Q/DQ."""
@@ -46,11 +68,14 @@ class Divisions:
         self.additions = additions
         self.done: dict[tuple[object, ...], tuple[ir.Value, ir.Value]] = {}
 
+    @seam(_fits, _ensures)
     def divide(self, marker: ir.Node, row: QuantizedRow, cells: np.ndarray | None) -> ir.Value:
         """Let the marker read x / d; returns d, which broadcasts against x.
 
         `cells` are the row's scales; None where they are computed at run time, as the oracle does:
-        max(|x|) / largest, at least FLOOR.
+        max(|x|) / largest, at least FLOOR. Requires a marker of the row's own site and a scale for
+        each block. Ensures that the marker reads the quotient by what is returned. Raises
+        ModelError for a scale that is 0 in float32.
         """
         x, unit = marker.inputs[0], unit_of(cells, FORMATS[row.format])
         given = None if cells is None else broadcast(cells, row) / np.float32(unit)

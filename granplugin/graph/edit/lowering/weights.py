@@ -10,7 +10,8 @@ weight of another layer that shares the parameter stays as it is.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -30,39 +31,43 @@ from granplugin.quant.site import Shape
 _SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Marked:
+    """A row and the markers of its site."""
+
+    row: QuantizedRow
+    markers: Sequence[ir.Node]
+
+
 def _fits(
     additions: Additions,
     method: Method,
-    row: QuantizedRow,
+    given: Marked,
     cells: np.ndarray,
-    inputs: Sequence[ir.Node],
-    weight_row: QuantizedRow,
-    weights: Sequence[ir.Node],
-    amax: Mapping[str, np.ndarray],
+    weight: Marked,
+    amax: np.ndarray,
 ) -> str | None:
     if method not in WEIGHT_PASSES:
         return f"{method} changes no weight"
-    if cells.shape != row.grid:
-        return f"{row.site} has scales of shape {cells.shape}, not {row.grid}"
-    return misfit([weight_row], amax)
+    if cells.shape != given.row.grid:
+        return f"{given.row.site} has scales of shape {cells.shape}, not {given.row.grid}"
+    return misfit([weight.row], {weight.row.site: amax})
 
 
 def _changed(
     result: tuple[QuantizedRow, np.ndarray],
     additions: Additions,
     method: Method,
-    row: QuantizedRow,
+    given: Marked,
     cells: np.ndarray,
-    inputs: Sequence[ir.Node],
-    weight_row: QuantizedRow,
-    weights: Sequence[ir.Node],
-    amax: Mapping[str, np.ndarray],
+    weight: Marked,
+    amax: np.ndarray,
 ) -> str | None:
     changed, ranges = result
-    if len({marker.inputs[0] for marker in weights}) != 1:
-        return f"the markers of {weight_row.site} read several weights"
-    if weight_at(weights[0]).shape != changed.shape:
-        return f"{weight_row.site} has another shape"
+    if len({marker.inputs[0] for marker in weight.markers}) != 1:
+        return f"the markers of {weight.row.site} read several weights"
+    if weight_at(weight.markers[0]).shape != changed.shape:
+        return f"{weight.row.site} has another shape"
     return misfit([changed], {changed.site: ranges})
 
 
@@ -70,35 +75,32 @@ def _changed(
 def change_weight(
     additions: Additions,
     method: Method,
-    row: QuantizedRow,
+    given: Marked,
     cells: np.ndarray,
-    inputs: Sequence[ir.Node],
-    weight_row: QuantizedRow,
-    weights: Sequence[ir.Node],
-    amax: Mapping[str, np.ndarray],
+    weight: Marked,
+    amax: np.ndarray,
 ) -> tuple[QuantizedRow, np.ndarray]:
-    """Multiply the weight of `row`'s layer, in place, by what its input is divided by, `cells`
-    being the input's scales.
+    """Multiply a layer's weight, in place, by what its input, `given`, is divided by, `cells` being
+    the input's scales and `amax` the weight's.
 
-    `inputs` and `weights` are the two rows' markers. Returned are the weight's row and amax.
-    Requires a method of WEIGHT_PASSES, scales for each block of the input and an amax for each of
-    the weight. Ensures that the weight's markers read one weight of its shape, and the same of the
-    amax returned. Raises ModelError where the two do not meet in the same products.
+    Returned are the weight's row and amax. Requires a method of WEIGHT_PASSES, scales for each
+    block of the input and an amax for each of the weight. Ensures that the weight's markers read
+    one weight of its shape, and the same of the amax returned. Raises ModelError where the two do
+    not meet in the same products.
     """
-    check_readers(row, inputs, weights)
-    weight = weight_at(weights[0])
+    row = given.row
+    check_readers(row, given.markers, weight.markers)
+    held = weight_at(weight.markers[0])
     divisor = broadcast(cells, row) / np.float32(unit_of(cells, FORMATS[row.format]))
-    factor = _factor(row, divisor.reshape(-1), weight.shape)
-    changed, ranges, weight = WEIGHT_PASSES[method](
-        weight_row, weight, amax[weight_row.site], factor
-    )
+    factor = _factor(row, divisor.reshape(-1), held.shape)
+    changed, ranges, held = WEIGHT_PASSES[method](weight.row, held, amax, factor)
     if ranges is None or scale_of(ranges, FORMATS[changed.format]).min() < _SMALLEST_NORMAL:
         raise ModelError(
-            f"{row.site}: the product of a scale of it and one of {weight_row.site} is too small "
+            f"{row.site}: the product of a scale of it and one of {weight.row.site} is too small "
             "for float32; write per_tensor or simulate"
         )
-    value = additions.constant(f"{weight_row.site}/scaled", weight)
-    for marker in weights:
+    value = additions.constant(f"{weight.row.site}/scaled", held)
+    for marker in weight.markers:
         marker.replace_input_with(0, value)
     return changed, ranges
 
