@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from granplugin.network.onnx_file import read_float
+from granplugin.network.onnx_file import float_model, shaped
 from granplugin.network.onnx_layers import place_layers
 from granplugin.network.onnx_products import products_of
 from granplugin.planning.coverage import coverage
@@ -29,7 +29,7 @@ def main() -> None:
             model = {"onnx": str(path.resolve())}
             recipe.write_text(yaml.safe_dump({"version": 1, "model": model, "data": data}))
             loaded = load_recipe(recipe)
-        graph = read_float(path)
+        graph = shaped(float_model(path).model, path)
         layers = [placed.layer for placed in place_layers(graph)]
         found = coverage(products_of(graph, 1), layers, make_plan(loaded, layers))
         print(f"{path.name}: opset {graph.opset}, {found.quantized} of {found.products} products")

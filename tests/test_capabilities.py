@@ -19,14 +19,13 @@ from granplugin.backends import backend_of
 from granplugin.backends.nvidia.builder import Builder
 from granplugin.capabilities import (
     KINDS,
+    Book,
     Cell,
     Table,
     backends,
     cell_promise,
     listing,
     load_table,
-    plan_promises,
-    promises,
 )
 from granplugin.capabilities import probe as probing
 from granplugin.capabilities.cells import cells
@@ -75,6 +74,11 @@ def rows(layer: Layer, weight, its_input, formats=INT8) -> list[Row]:
         row(layer, "weight", weight, formats[0]),
         row(layer, "input", its_input, formats[1]),
     ]
+
+
+def promises(table: Table, layer: Layer, of_layer, targets=()):
+    """Operand -> promise, for the quantized ones of a layer's rows."""
+    return Book(table, targets=targets).of_layer(layer, [r for r in of_layer if r.quantized])
 
 
 def kinds(layer: Layer, weight, its_input, backend="tensorrt_rtx", formats=INT8):
@@ -358,16 +362,16 @@ def test_the_table_is_asked_once_for_each_case_of_ten_thousand_rows():
         for kind in kinds_of
         for name in [f"{n}.{kind.name}"]
     ]
-    of_all = [each for layer in layers for each in rows(layer, "per_channel", "per_tensor")]
-    asked = []
+    of_one, asked = ("per_channel", "per_tensor"), []
 
     class Asked(Table):
         def rule(self, cell: Cell):
             asked.append(cell)
             return super().rule(cell)
 
-    promised = plan_promises(Asked(RTX.backend, RTX.version, RTX.rules), layers, of_all)
-    assert Counter(p.kind for p in promised.values()) == {"native": 10_000}
+    book = Book(Asked(RTX.backend, RTX.version, RTX.rules))
+    told = [p for layer in layers for p in book.of_layer(layer, rows(layer, *of_one)).values()]
+    assert Counter(p.kind for p in told) == {"native": 10_000}
     assert len(asked) == len(kinds_of)
 
 

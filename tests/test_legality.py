@@ -14,10 +14,10 @@ from conftest import Applied, Project, run_main
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
-from test_capabilities import CONV, DEPTHWISE, GEMM, LINEAR, rows
+from test_capabilities import CONV, DEPTHWISE, GEMM, LINEAR, promises, rows
 
 from granplugin import backends
-from granplugin.capabilities import load_table, promises
+from granplugin.capabilities import load_table
 from granplugin.capabilities.legality import decide
 from granplugin.errors import RecipeError
 from granplugin.planning.rows import Plan

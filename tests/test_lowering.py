@@ -17,8 +17,8 @@ from onnx import helper, numpy_helper
 from plan_values import quantized_row
 from test_qdq import marker, model_of, ops, row_of, run
 
-from granplugin import capabilities
 from granplugin.calibration.statistics import find_amax
+from granplugin.capabilities.table import LOWERINGS
 from granplugin.errors import ModelError, Unhonoured
 from granplugin.graph.edit.fold import weights_of
 from granplugin.graph.edit.qdq import insert
@@ -653,4 +653,4 @@ def test_rtx_computes_a_simulated_layer_in_float(tmp_path, fmt):
 
 
 def test_every_lowering_that_is_promised_can_be_made():
-    assert set(capabilities.LOWERINGS) == set(get_args(Method)) - {"simulated"}
+    assert set(LOWERINGS) == set(get_args(Method)) - {"simulated"}

@@ -14,6 +14,7 @@ from torch import nn
 
 from granplugin import modelopt_bridge as bridge
 from granplugin.calibration.statistics import Need, Statistics, find_amax
+from granplugin.data.batches import calibration_sizes
 from granplugin.errors import DataError, ModelError, UserError
 from granplugin.modelopt_bridge import library
 from granplugin.modelopt_bridge.chatter import quiet
@@ -297,8 +298,8 @@ def test_max_scales_do_not_depend_on_threads_or_order_with_our_batches():
             for images in (data, data.flip(0)):
 
                 def loop(model, images=images):
-                    for part in bridge.batches(len(images)):
-                        model(images[part])
+                    for part in images.split(calibration_sizes(len(images), 32)):
+                        model(part)
 
                 found.append(observe(net, needs, loop))
     finally:
@@ -306,14 +307,6 @@ def test_max_scales_do_not_depend_on_threads_or_order_with_our_batches():
     for need in needs:
         for other in found[1:]:
             np.testing.assert_array_equal(found[0].amax[need], other.amax[need])
-
-
-@given(st.integers(1, 500))
-def test_batches_cover_all_samples_once_in_batches_of_16_to_31(samples):
-    slices = bridge.batches(samples)
-    assert [i for part in slices for i in range(samples)[part]] == list(range(samples))
-    sizes = [len(range(samples)[part]) for part in slices]
-    assert len(sizes) == 1 if samples < 16 else min(sizes) >= 16 and max(sizes) <= 31
 
 
 def test_a_layer_may_see_several_sizes_where_one_scale_spans_them(passive):
@@ -451,7 +444,7 @@ def test_markers_name_every_site_in_an_export_and_leave_no_trace(make):
     model, _ = bridge.convert(make().eval(), [], lambda model: model(images))
     before = dict(model.named_modules(remove_duplicate=False))
     batch = ({0: torch.export.Dim("batch")},)
-    with bridge.marked(model), bridge.quiet():
+    with bridge.marked(model), quiet():
         program = torch.onnx.export(
             model, (images,), dynamo=True, optimize=True, dynamic_shapes=batch, verbose=False
         )

@@ -16,7 +16,7 @@ from onnx_nets import NETS, Several, make
 
 from granplugin.errors import ModelError
 from granplugin.graph.read.graph import ReadGraph, reads
-from granplugin.network.onnx_file import read_float
+from granplugin.network.onnx_file import float_model, shaped
 from granplugin.network.onnx_layers import place_layers
 from granplugin.network.onnx_prepared import prepare
 from granplugin.network.onnx_products import products_of
@@ -31,6 +31,10 @@ from granplugin.sources.onnx_network import OnnxNetwork
 
 EXPORTERS = ("legacy", "legacy folded", "dynamo", "dynamo folded")
 MODES = (torch.onnx.TrainingMode.PRESERVE, torch.onnx.TrainingMode.EVAL)
+
+
+def graph_of(path: Path) -> ReadGraph:
+    return shaped(float_model(path).model, path)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +77,7 @@ def found_in(folder) -> dict[tuple[str, str], Found]:
                     dynamic_axes={"x": {0: "batch"}},
                     opset_version=17,
                 )
-            graph = read_float(path)
+            graph = graph_of(path)
             layers = tuple(each.layer for each in place_layers(graph))
             found[EXPORTERS[folded], name] = layers, products_of(graph, 2)
     with warnings.catch_warnings():
@@ -90,7 +94,7 @@ def found_in(folder) -> dict[tuple[str, str], Found]:
         if exporter == "dynamo folded":
             program.optimize()
         program.save(folder / f"{exporter}.onnx")
-        graph = read_float(folder / f"{exporter}.onnx")
+        graph = graph_of(folder / f"{exporter}.onnx")
         placed, products = place_layers(graph), products_of(graph, 2)
         for name, output in zip(nets, graph.outputs, strict=True):
             own = nodes_behind(graph, output)
@@ -206,7 +210,7 @@ def test_products_in_bodies_are_listed_with_the_reason_and_shapes_choose_branche
     model.graph.ClearField("value_info")
     model.graph.initializer.append(numpy_helper.from_array(np.eye(4, dtype=np.float32), "w"))
     onnx.save(model, folder / "branches.onnx")
-    graph = read_float(folder / "branches.onnx")
+    graph = graph_of(folder / "branches.onnx")
     layers = {each.layer.name: each.layer for each in place_layers(graph)}
     assert list(layers) == ["node_of_y", "fc", "chosen/then_branch/inner"]
     assert layers["fc"].shape("input") == (1, 4) and not layers["fc"].unusable
@@ -231,7 +235,7 @@ g (float[N, 2, 4, 4] x) => (float[N, 2, 4, 4] z)
 
 def test_a_batch_norm_folds_behind_a_constant_that_is_added_to_a_convolution(folder, loaded):
     onnx.save(parser.parse_model(ADDED), folder / "added.onnx")
-    graph = read_float(folder / "added.onnx")
+    graph = graph_of(folder / "added.onnx")
     conv, norm = place_layers(graph)
     assert conv.layer.bn == norm.layer.name and conv.output == "y"
     assert graph.array(conv.node.input[2]).tolist() == [2, 3]
@@ -250,7 +254,7 @@ g (float[N, 4] x) => (float[N, 4] y)
 def test_behind_an_operator_that_onnx_does_not_know_only_the_shape_is_missing(folder):
     model = parser.parse_model(OWN.format(opset=13, domain="com.microsoft", op="Gelu"))
     onnx.save(model, folder / "own.onnx")
-    network = OnnxNetwork(read_float(folder / "own.onnx"))
+    network = OnnxNetwork(graph_of(folder / "own.onnx"))
     assert network.alone().open
     samples = np.zeros((2, 4), np.float32)
     assert [each.unusable for each in network.traced({"x": samples}, 2).layers] == [None, None]

@@ -388,7 +388,7 @@ def test_a_recipe_may_take_a_torch_recipes_rules_for_a_file(digits):
 
 def test_a_damaged_file_is_told_and_never_a_crash(project):
     from granplugin.errors import ModelError
-    from granplugin.network.onnx_file import read_float
+    from granplugin.network.onnx_file import float_model, shaped
     from granplugin.sources.onnx_network import OnnxNetwork
 
     project(ATTENTION, change=set_weights)
@@ -400,5 +400,5 @@ def test_a_damaged_file_is_told_and_never_a_crash(project):
             damaged[at] = rng.integers(0, 256)
         net.write_bytes(damaged)
         with contextlib.suppress(ModelError):
-            network = OnnxNetwork(read_float(net))
+            network = OnnxNetwork(shaped(float_model(net).model, net))
             network.facts(network.untraced())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -20,8 +19,6 @@ from granplugin.data.batches import Batch
 from granplugin.errors import DataError, ModelError
 from granplugin.network.frames import passing
 from granplugin.network.torch_calls import tensors_in
-
-log = logging.getLogger(__name__)
 
 
 def collect_resumably(

@@ -11,7 +11,6 @@ layer, and a layer that fails is run from the start.
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,8 +23,6 @@ from torch import Tensor, nn
 from granplugin.errors import ModelError
 from granplugin.network.forward import evaluating, flatten_outputs
 from granplugin.network.torch_calls import tensors_in
-
-log = logging.getLogger(__name__)
 
 Forward = Callable[[], Any]
 Change = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]

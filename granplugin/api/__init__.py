@@ -1,1 +1,1 @@
-"""What `import granplugin` offers: the verbs as functions, and three for scripts of one's own."""
+"""What `import granplugin` offers: the verbs as functions, and those for scripts of one's own."""

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -100,6 +101,13 @@ def modelopt_config(recipe: RecipeForm | LoadedPart, model: nn.Module) -> dict[s
     restores (`mto.restore`) such a model needs `import granplugin.modelopt_bridge` first. Raises
     ModelError for a model that was not prepared, or prepared for a recipe that folds other layers.
     """
+    return _config(_loaded(recipe), model)
+
+
+def _config(
+    loaded: LoadedPart, model: nn.Module, training: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The config, with the keys of the recipe's section `qat` where the model is to be trained."""
     from granplugin import modelopt_bridge
 
     prepared = getattr(model, _MARK, None)
@@ -108,7 +116,7 @@ def modelopt_config(recipe: RecipeForm | LoadedPart, model: nn.Module) -> dict[s
             "the model was not prepared: call granplugin.prepare(model, recipe, example) first, "
             "which finds the layers the rules are about"
         )
-    plan = make_plan(_loaded(recipe), prepared.layers)
+    plan = make_plan(loaded, prepared.layers)
     if plan.folded != prepared.folded:
         name = min(plan.folded ^ prepared.folded)
         was = "folded" if name in prepared.folded else "kept"
@@ -117,7 +125,7 @@ def modelopt_config(recipe: RecipeForm | LoadedPart, model: nn.Module) -> dict[s
             "prepare it with this recipe"
         )
     modelopt_bridge.want_quantizers(model, prepared.layers)
-    return modelopt_bridge.config(plan.quantized, plan.folds(prepared.layers))
+    return modelopt_bridge.config(plan.quantized, plan.folds(prepared.layers), training)
 
 
 def quantize(
@@ -146,8 +154,7 @@ def quantize(
         raise DataError("the loader has no batch to calibrate on; is it an iterator, used up?")
     loaded, training = _loaded(recipe), model.training
     model = prepare(model.eval(), loaded, example if example is not None else batches[0])
-    config = modelopt_config(loaded, model)
-    config["algorithm"]["training"] = loaded.recipe.qat.model_dump()
+    config = _config(loaded, model, loaded.recipe.qat.model_dump())
 
     def run(model: nn.Module) -> None:
         for batch in batches:

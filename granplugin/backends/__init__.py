@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import cache
 from pkgutil import resolve_name
 
-from granplugin.backends.base import Backend, DeviceRunner, Engine, LayerPrecision, Runner
+from granplugin.backends.base import Backend
 from granplugin.engines import ENGINES
 from granplugin.errors import EngineError
 from granplugin.suggest import did_you_mean
 
-__all__ = ["Backend", "DeviceRunner", "Engine", "LayerPrecision", "Runner", "backend_of"]
+__all__ = ["Backend", "backend_of"]
 
 
 @cache

@@ -6,14 +6,11 @@ from granplugin.capabilities.promise import (
     Book,
     Promise,
     cell_promise,
-    plan_promises,
-    promises,
 )
-from granplugin.capabilities.table import LOWERINGS, Cell, Table, backends, load_table
+from granplugin.capabilities.table import Cell, Table, backends, load_table
 
 __all__ = [
     "KINDS",
-    "LOWERINGS",
     "Book",
     "Cell",
     "Line",
@@ -23,6 +20,4 @@ __all__ = [
     "cell_promise",
     "listing",
     "load_table",
-    "plan_promises",
-    "promises",
 ]

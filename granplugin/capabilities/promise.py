@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 from granplugin.capabilities.table import ACTIVATIONS, LOOKUP, LOWERINGS, Cell, Table, TableRule
 from granplugin.engines import PromiseKind
 from granplugin.planning.rows import AnyRow, ScaledRow
-from granplugin.planning.sharing import shared_skips
 from granplugin.quant.layers import Layer
 from granplugin.quant.site import MULTIPLIED, Operand
 
@@ -33,48 +31,6 @@ class Promise:
     source: str
     lowering: str | None = None
     cause: Operand | None = None
-
-
-def plan_promises(
-    table: Table,
-    layers: Sequence[Layer],
-    rows: Sequence[AnyRow],
-    graph: str = "fp32",
-    targets: Sequence[str] = (),
-) -> dict[str, Promise]:
-    """Site -> promise, for every quantized row; `layers` are those of the plan.
-
-    `graph` is the precision of what is not quantized (fp32, fp16, bf16), `targets` the compute
-    capabilities built for (such as sm89), none for the engine's default.
-    """
-    of_layer: dict[str, list[AnyRow]] = defaultdict(list)
-    for row in rows:
-        if row.quantized:
-            of_layer[row.layer].append(row)
-    book = Book(table, graph, tuple(targets), shared_skips(rows))
-    return {
-        f"{layer.name}.{role}": promise
-        for layer in layers
-        if layer.name in of_layer
-        for role, promise in book.of_layer(layer, of_layer[layer.name]).items()
-    }
-
-
-def promises(
-    table: Table,
-    layer: Layer,
-    rows: Sequence[AnyRow],
-    graph: str = "fp32",
-    targets: Sequence[str] = (),
-) -> dict[Operand, Promise]:
-    """Operand -> promise, for the quantized ones of one layer's rows.
-
-    They are decided together: an engine multiplies integers only where weight and input both are
-    what it has, so one role's granularity can take the other to float; its promise then names
-    that role as its cause.
-    """
-    found = [row for row in rows if row.quantized]
-    return dict(Book(table, graph, tuple(targets)).of_layer(layer, found))
 
 
 def cell_promise(table: Table, cell: Cell) -> Promise:

@@ -22,11 +22,9 @@ INPUT = "x"
 
 
 class Drawn:
-    """Nodes, one call each; what is written as Q/DQ is left float where it is not `quantized`, so
-    that both networks are the same but for that."""
+    """Nodes, one call each; the same at each call."""
 
-    def __init__(self, quantized: bool) -> None:
-        self.quantized = quantized
+    def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.random = np.random.default_rng(0)
@@ -51,8 +49,6 @@ class Drawn:
 
     def quantize(self, read: str, amax: float = 3.0) -> str:
         """Per-tensor Q/DQ of an activation."""
-        if not self.quantized:
-            return read
         scale, zero = self.constant(np.float32(amax / 127)), self.constant(np.int8(0))
         return self.op(
             "DequantizeLinear", self.op("QuantizeLinear", read, scale, zero), scale, zero
@@ -61,8 +57,6 @@ class Drawn:
     def weight(self, *shape: int, axis: int = 0) -> str:
         """A weight, stored in int8 with a scale for each index of the axis."""
         values = self.draw(*shape)
-        if not self.quantized:
-            return self.constant(values)
         others = tuple(at for at in range(len(shape)) if at != axis)
         scale = np.abs(values).max(others) / np.float32(127)
         steps = scale.reshape([-1 if at == axis else 1 for at in range(len(shape))])
@@ -176,8 +170,8 @@ def _transposed_concat(net: Drawn) -> str:
     return net.conv(net.op("Concat", fine, up, axis=1), 2 * C, C)
 
 
-def _gate(net: Drawn, read: str, mean: str = "GlobalAveragePool") -> str:
-    squeezed = net.op("Relu", net.conv(net.op(mean, read), C, 4, 1))
+def _gate(net: Drawn, read: str) -> str:
+    squeezed = net.op("Relu", net.conv(net.op("GlobalAveragePool", read), C, 4, 1))
     return net.op("Mul", read, net.op("Sigmoid", net.conv(squeezed, 4, C, 1)))
 
 
@@ -345,9 +339,9 @@ STRUCTURES: dict[Structure, Build] = {
 """What stands around products -> the network of it."""
 
 
-def structure(name: Structure, quantized: bool = True) -> onnx.ModelProto:
-    """The network: x [batch, 16, 8, 8] -> y; or the float network that it quantizes."""
-    net = Drawn(quantized)
+def structure(name: Structure) -> onnx.ModelProto:
+    """The network: x [batch, 16, 8, 8] -> y."""
+    net = Drawn()
     last = STRUCTURES[name](net)
     net.nodes.append(helper.make_node("Identity", [last], ["y"], "y/Identity"))
     graph = helper.make_graph(

@@ -92,7 +92,8 @@ def drawn_indices(total: int, samples: int | None, seed: int, where: str) -> np.
 
 SAME_BITS = 16
 """On a CPU, torch computes a sample's activations to the same bits in any batch of 16 or more, on
-any number of threads, and to others below (modelopt_bridge.observe.batches has the measurement)."""
+any number of threads, and to others below, where it picks another convolution (use_mkldnn of
+ConvParams in aten/src/ATen/native/Convolution.cpp)."""
 
 
 def calibration_sizes(samples: int, most: int) -> tuple[int, ...]:

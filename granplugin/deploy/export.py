@@ -7,7 +7,6 @@ and promises that the audit holds them against.
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,8 +42,6 @@ from granplugin.store.companions import put_beside
 from granplugin.store.keys import content_key, file_sha256, text_sha256
 from granplugin.store.run_folder import RunFolder
 from granplugin.store.whole_folder import put_in_place
-
-log = logging.getLogger(__name__)
 
 _README = """\
 Run {scripts} here, on the machine with the GPU:

@@ -8,13 +8,11 @@ from granplugin.modelopt_bridge.apart import take_apart
 from granplugin.modelopt_bridge.chatter import quiet
 from granplugin.modelopt_bridge.marker import marked
 from granplugin.modelopt_bridge.mode import convert, quantize
-from granplugin.modelopt_bridge.observe import batches
 from granplugin.modelopt_bridge.places import want_quantizers
 from granplugin.modelopt_bridge.quantizers import fake_quantize, is_ours, load_amax, sites_of
-from granplugin.planning.quantize_config import config, site_entry
+from granplugin.planning.quantize_config import config
 
 __all__ = [
-    "batches",
     "config",
     "convert",
     "fake_quantize",
@@ -23,7 +21,6 @@ __all__ = [
     "marked",
     "quantize",
     "quiet",
-    "site_entry",
     "sites_of",
     "take_apart",
     "want_quantizers",

@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 ForwardLoop = Callable[[nn.Module], object]
-_LEAST_BATCH = 16
 
 
 def observe(model: nn.Module, needs: Iterable[Need], forward_loop: ForwardLoop) -> Statistics:
@@ -126,20 +125,6 @@ def weights_seen(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, 
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def batches(samples: int) -> list[slice]:
-    """Slices of 16 to 31 samples (fewer only where there are fewer than 16 in all).
-
-    On a CPU, torch picks another convolution for a batch of fewer than 16 samples, depending on
-    the threads too, and the last bits of what it computes differ (ConvParams::use_mkldnn in
-    aten/src/ATen/native/Convolution.cpp). From 16 on, one sample's activations are the same bits
-    in any batch, so data run in these batches give the same statistics bit for bit, whatever
-    batch size the user chose, in any order and on any number of threads.
-    """
-    count = max(samples // _LEAST_BATCH, 1)
-    bounds = [samples * i // count for i in range(count + 1)]
-    return [slice(*ends) for ends in zip(bounds, bounds[1:], strict=False)]
 
 
 def quantizer_of(model: nn.Module, site: str) -> TensorQuantizer:

@@ -8,7 +8,7 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +46,17 @@ def export_float(
     model: torch.nn.Module,
     example: Any,
     path: Path,
-    output_names: Sequence[str] | None = None,
     form: FileForm = FileForm(),
 ) -> None:
     """Write the model as float ONNX, with the axes that `form` leaves open: axis 0 of every input,
     if nothing is said. Markers have a body, so that any runtime takes the file.
 
     `example` is a tensor, a tuple of arguments, or a dict of keyword arguments. Inputs are named
-    after the parameters of `forward`, outputs after `output_names` (default: what
-    `flatten_outputs` calls them), nodes `module.path/OpType`. Raises ModelError.
+    after the parameters of `forward`, outputs as
+    `flatten_outputs` calls them, nodes `module.path/OpType`. Raises ModelError.
     """
     args, kwargs = _arguments(example, form)
-    exported, names = _export(model, args, kwargs, output_names, form)
+    exported, names = _export(model, args, kwargs, form)
     _compute_weights(exported)
     inputs, outputs = exported.graph.inputs, exported.graph.outputs
     named = [*named_inputs(model, example), *names]
@@ -81,7 +80,6 @@ def _export(
     model: torch.nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    output_names: Sequence[str] | None,
     form: FileForm,
 ) -> tuple[ir.Model, list[str]]:
     """What torch makes of the model, and the names of its outputs. Raises ModelError."""
@@ -89,7 +87,7 @@ def _export(
 
     def flat(module: torch.nn.Module, args: Any, outputs: Any) -> tuple[torch.Tensor, ...]:
         named = flatten_outputs(outputs)
-        names[:] = output_names or named
+        names[:] = named
         return tuple(named.values())
 
     own = translations(form.custom_ops)

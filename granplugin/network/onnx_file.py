@@ -32,22 +32,14 @@ _INTEGER = re.compile(
 """Operators that compute with integers, of ONNX and of ONNX Runtime."""
 
 
-def read_float(
-    path: Path, shapes: Mapping[str, Shape] = MappingProxyType({}), strip: bool = False
-) -> ReadGraph:
-    """The graph of a file; what can be computed from constants alone is constant.
-
-    `shapes` are those of inputs, or of other tensors, in a pass that is told about; the batch that a
-    file leaves open is onnx_shapes.BATCH otherwise. Raises ModelError: no such file, not ONNX or
-    damaged, weights in files that are not there, or quantized already and not to `strip`.
-    """
-    return shaped(float_model(path, strip).model, path, shapes)
-
-
 def shaped(
     model: onnx.ModelProto, path: Path, shapes: Mapping[str, Shape] = MappingProxyType({})
 ) -> ReadGraph:
-    """The graph of a float file's model, with the shapes of read_float. Raises ModelError."""
+    """The graph of a float file's model; what can be computed from constants alone is constant.
+
+    `shapes` are those of inputs, or of other tensors, in a pass that is told about; the batch that a
+    file leaves open is onnx_shapes.BATCH otherwise. Raises ModelError.
+    """
     return read_graph(model, path, partial(infer_shapes, given=shapes))
 
 
@@ -60,7 +52,8 @@ class FloatModel:
 
 
 def float_model(path: Path, strip: bool = False) -> FloatModel:
-    """The file's model, as read_float reads it. Raises ModelError as it does."""
+    """The file's model. Raises ModelError: no such file, not ONNX or damaged, weights in files that
+    are not there, or quantized already and not to `strip`."""
     model = read_model(path)
     stripped = None
     with reading(path):

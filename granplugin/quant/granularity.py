@@ -361,15 +361,15 @@ def coarser(site: Site, block: Shape) -> Iterator[Granularity]:
     yield PerTensor()
 
 
-def reduce_blocks(values: np.ndarray, block: Shape, ufunc: np.ufunc = np.maximum) -> np.ndarray:
-    """Reduce each block of `values` with `ufunc`: shape -> grid.
+def reduce_blocks(values: np.ndarray, block: Shape) -> np.ndarray:
+    """The largest value of each block: shape -> grid.
 
     >>> reduce_blocks(np.array([[1, 5, 2, 3]]), (1, 2)).tolist()
     [[5, 3]]
     """
     cells = grid(values.shape, block)
     split = [part for pair in zip(cells, block, strict=True) for part in pair]
-    return ufunc.reduce(values.reshape(split), axis=tuple(range(1, 2 * len(block), 2)))
+    return np.maximum.reduce(values.reshape(split), axis=tuple(range(1, 2 * len(block), 2)))
 
 
 def expand(cells: np.ndarray, block: Shape) -> np.ndarray:

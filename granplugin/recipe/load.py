@@ -59,11 +59,11 @@ def load_recipe(
     return _loaded(document, path, tuple(settings), data, live)
 
 
-def load_part(form: RecipeForm, settings: Sequence[str] = ()) -> LoadedPart:
+def load_part(form: RecipeForm) -> LoadedPart:
     """The same of a recipe that need not say its model and data; none of their files, nor any
     other that it names but those it extends, need be there."""
-    document, path = _read(form, settings)
-    loaded = LoadedPart(_validated(RecipePart, document, path), document, path, tuple(settings))
+    document, path = _read(form, ())
+    loaded = LoadedPart(_validated(RecipePart, document, path), document, path, ())
     check_keys(loaded)
     return loaded
 

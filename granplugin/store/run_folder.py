@@ -18,8 +18,6 @@ from granplugin.store.cache import Cache
 from granplugin.store.companions import SUFFIX, companions, put_beside
 from granplugin.store.whole_file import write_whole
 
-log = logging.getLogger(__name__)
-
 
 class RunFolder:
     """`runs/<name>`: results on top, and in `cache/` what stages made, named by content.
