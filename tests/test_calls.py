@@ -187,7 +187,7 @@ def test_a_product_that_no_engine_quantizes_says_why():
             self.w, self.head = nn.Parameter(torch.randn(4, 4)), nn.Linear(4, 4)
 
         def forward(self, x):
-            left = self.w @ x  # (4, 4) by (n, 4, 4)
+            left = 2 * self.w @ x  # (4, 4) by (n, 4, 4)
             moved = F.conv1d(x, torch.relu(x[:1, :, :2]))
             constant = self.w @ self.w
             return self.head(left @ constant) + moved.mean() + (x @ self.w[0]).sum()

@@ -18,10 +18,11 @@ WEIGHT, NONE = 1, None
 PRODUCTS = [
     ("bnd,dhk->bhnk", WEIGHT), ("bnd,dhk", WEIGHT), ("hkd,bihk->bid", 0), ("bihk,hkd->dib", WEIGHT),
     ("bnd,de->bne", WEIGHT), ("bik,bkj->bji", NONE), ("bhik,bhjk->bhij", NONE),
-    ("bhij,bhjk->bihk", NONE), ("nd,bd->bn", NONE),
+    ("bhij,bhjk->bihk", NONE), ("nd,bd->bn", NONE), ("bhnd,hde->bhne", WEIGHT),
+    ("hked,bnhd->bnhke", 0),
 ]  # fmt: skip
 OTHERS = [
-    ("bi,bj->bij", NONE), ("bid,bid->bi", NONE), ("bhnd,hde->bhne", WEIGHT), ("bd,d->b", WEIGHT),
+    ("bi,bj->bij", NONE), ("bid,bid->bi", NONE), ("bd,d->b", WEIGHT),
     ("bnn,ne->be", WEIGHT), ("...d,de->...e", WEIGHT), ("bik,bjk", NONE),
 ]  # fmt: skip
 

@@ -70,12 +70,25 @@ WEIGHTED = {"mode": "sum", "per_sample_weights": torch.rand(2, 3)}
 CALLS.append((F.embedding_bag, (IDS, TABLE), WEIGHTED))
 ENDS = torch.tensor([2, 2, 6], dtype=torch.int32)
 CALLS.append((F.grouped_mm, (torch.randn(6, 8), torch.randn(3, 8, 16)), {"offs": ENDS}))
+HELD = [nn.Parameter(torch.randn(*shape)) for shape in ((7, 4), (4, 5, 6), (3, 4, 5, 6), (1, 5, 6))]
+CALLS += [
+    (torch.matmul, (HELD[0], X), {}), (torch.matmul, (HELD[1], torch.randn(2, 1, 6, 7)), {}),
+    (torch.matmul, (X, HELD[3]), {}),
+    (torch.matmul, (torch.randn(8, 1, 4, 2, 5), HELD[2]), {}),
+    (torch.matmul, (X[0, 0], HELD[2]), {}),
+    (torch.einsum, ("bnhkd,nhde->benhk", torch.randn(2, 3, 4, 7, 5), HELD[2]), {}),
+    (torch.einsum, ("nhde,bnhd->bnhe", HELD[2], torch.randn(2, 3, 4, 5)), {}),
+    (torch.add, (X, X), {"alpha": 0.5}), (Tensor.add_, (X, X), {"alpha": 0.5}),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("function", "args", "said"), CALLS)
 def test_the_parts_compute_what_torchs_function_does(function, args, said):
     parts = opened(function, args, said)
-    torch.testing.assert_close(parts(*args, **said), function(*args, **said), rtol=1e-4, atol=1e-5)
+    given = [[each.clone() if each is X else each for each in args] for _ in range(2)]
+    torch.testing.assert_close(
+        parts(*given[0], **said), function(*given[1], **said), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_bags_of_several_lengths_and_a_weight_that_is_changed_stay_whole():

@@ -105,6 +105,12 @@ LAYERS: dict[str, tuple[Callable, Callable, tuple[int, ...]]] = {
     ),
     "decoder": (lambda x, m: m(x, x), lambda: nn.TransformerDecoderLayer(4, 2, 8), ROWS),
     "called twice": (lambda x, m: m(m(x)), lambda: nn.Linear(4, 4), ROWS),
+    "weight first": (lambda x, w: w @ x, lambda: weight(5, 3), ROWS),
+    "weight first in an einsum": (
+        lambda x, w: torch.einsum("oi,bic->boc", w, x),
+        lambda: weight(5, 3),
+        ROWS,
+    ),
 }
 
 
@@ -164,12 +170,12 @@ OTHERS = {
     ),
     "activations": (lambda x, _: x @ x.mT, lambda: None, ROWS, "no attention's"),
     "batches of matrices": (
-        lambda x, w: x.unsqueeze(1) @ w,
+        lambda x, w: x.unsqueeze(1) @ (2 * w),
         lambda: weight(3, 4, 5),
         ROWS,
         "3 axes",
     ),
-    "weight first": (lambda x, w: w @ x, lambda: weight(5, 3), ROWS, "first operand"),
+    "weight first": (lambda x, w: 2 * w @ x, lambda: weight(5, 3), ROWS, "first operand"),
     "constant": (lambda x, w: x + (w @ w)[0], lambda: weight(4, 4), ROWS, "no data reaches it"),
 }
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 _Labels = tuple[str, ...]
@@ -32,6 +32,8 @@ class _Contraction:
     def of(self, left: Tensor, right: Tensor) -> Tensor:
         first = _permuted(left, self.left, (*self.batch, *self.rows, *self.summed))
         first = _joined(first, len(self.summed))
+        if self.batch and isinstance(right, nn.Parameter):
+            return self._each(first, right)
         if self.batch:
             first = _joined(first, len(self.rows), behind=1)
         length = [left.shape[self.left.index(each)] for each in self.rows]
@@ -45,6 +47,27 @@ class _Contraction:
         if len(self.columns) != 1 or (self.batch and len(self.rows) != 1):
             result = result.reshape(*result.shape[: len(self.batch)], *length, *width)
         return _permuted(result, (*self.batch, *self.rows, *self.columns), self.out)
+
+    def _each(self, first: Tensor, right: Tensor) -> Tensor:
+        """As one product for each matrix of a weight."""
+        second = _permuted(right, self.right, (*self.batch, *self.summed, *self.columns))
+        width = second.shape[second.ndim - len(self.columns) :]
+        second = _joined(_joined(second, len(self.columns)), len(self.summed), behind=1)
+        if not self.rows:
+            first = first.unsqueeze(-2)
+        result = _stacked(first, second, len(self.batch))
+        result = result if self.rows else result.squeeze(-2)
+        if len(self.columns) != 1:
+            result = result.reshape(*result.shape[:-1], *width)
+        return _permuted(result, (*self.batch, *self.rows, *self.columns), self.out)
+
+
+def _stacked(first: Tensor, second: Tensor, axes: int) -> Tensor:
+    """The products of the matrices of `second` and what of `first` has their place on this many
+    axes, stacked."""
+    if not axes:
+        return torch.matmul(first, second)
+    return torch.stack([_stacked(first[at], second[at], axes - 1) for at in range(second.shape[0])])
 
 
 def einsum(args: tuple[Any, ...], kwargs: Any) -> Callable[..., Tensor] | None:
@@ -147,6 +170,10 @@ def _contraction(
     batch = tuple(each for each in out if each in shared)
     free = [each for each in out if each not in shared]
     swapped = bool(free) and free[0] in right
+    weighted = [isinstance(each, nn.Parameter) for each in (first, second)]
+    if free and weighted[0] != weighted[1]:
+        # A layer's weight is its second factor.
+        swapped = weighted[0]
     if swapped:
         left, right = right, left
     rows = tuple(each for each in free if each in left)
@@ -160,7 +187,11 @@ def _in_order(
     first: Tensor, second: Tensor, left: Sequence[str], right: Sequence[str], out: Sequence[str]
 ) -> Callable[..., Tensor] | None:
     found = _contraction(first, second, tuple(left), tuple(right), tuple(out))
-    return None if found is None else lambda *args, **kwargs: found[0].of(first, second)
+    if found is None:
+        return None
+    product, swapped = found
+    factors = (second, first) if swapped else (first, second)
+    return lambda *args, **kwargs: product.of(*factors)
 
 
 def _permuted(tensor: Tensor, axes: _Labels, order: _Labels) -> Tensor:

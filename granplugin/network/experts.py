@@ -1,4 +1,5 @@
-"""Experts whose weights lie in one tensor, as one product for each of them."""
+"""Weights of several matrices, such as those of experts, as one product for each; and weights that
+are a first factor, as second ones."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def grouped(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[..., Tensor] | None:
@@ -34,21 +36,48 @@ def _grouped(rows: Tensor, weights: Tensor, *, offs: Tensor, **_: Any) -> Tensor
 
 
 def stacked(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[..., Tensor] | None:
-    """torch.bmm or matmul of rows (experts, rows, in) and a parameter (experts, in, out), or of one
-    matrix in a parameter of three axes; None for any other."""
+    """torch.matmul, mm or bmm of a parameter of more than two axes, as a product for each of its
+    matrices, or of a parameter that is its first factor, as linear layers of it; None for any
+    other."""
     given = [*args, *kwargs.values()]
     if len(given) != 2 or not all(isinstance(each, Tensor) for each in given):
         return None
-    rows, weights = given
-    if not isinstance(weights, nn.Parameter) or weights.ndim != 3 or rows.ndim < 3:
+    first, second = given
+    ahead, behind = (isinstance(each, nn.Parameter) for each in given)
+    if ahead == behind or min(first.ndim, second.ndim) < 2:
         return None
-    if len(weights) > 1 and (rows.ndim != 3 or len(rows) != len(weights)):
+    if ahead:
+        # W x = (x^T W^T)^T: engines quantize a weight that is the second factor.
+        rows, weights = second.mT, first
+        return (
+            (lambda *args, **kwargs: each_of(rows, weights, F.linear).mT)
+            if (_fit(rows, weights))
+            else None
+        )
+    if second.ndim == 2 or not _fit(first, second):
         return None
-    return lambda *args, **kwargs: _stacked(rows, weights)
+    return lambda *args, **kwargs: each_of(first, second, torch.matmul)
 
 
-def _stacked(rows: Tensor, weights: Tensor) -> Tensor:
-    if len(weights) == 1:
-        return torch.matmul(rows, weights[0])
-    products = [torch.matmul(rows[at], weights[at]) for at in range(len(weights))]
-    return torch.stack(products)
+def _fit(rows: Tensor, weights: Tensor) -> bool:
+    """Whether each matrix of the weights has rows of its own, or all have the same."""
+    lengths = zip(reversed(rows.shape[:-2]), reversed(weights.shape[:-2]), strict=False)
+    return all(count == 1 or length in (1, count) for length, count in lengths)
+
+
+def each_of(rows: Tensor, weights: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The products of (..., rows, in) with each of the matrices in weights (..., n, m), whose axes
+    in front are those of the rows, or are broadcast as torch.matmul does it."""
+    if weights.ndim == 2:
+        return product(rows, weights)
+    axis, count = -weights.ndim, weights.shape[0]
+    given = rows.ndim >= weights.ndim
+    if count == 1:
+        made = each_of(rows, weights[0], product)
+        return made if given else made.unsqueeze(axis)
+    own = [
+        rows.select(axis, at if rows.shape[axis] > 1 else 0) if given else rows
+        for at in range(count)
+    ]
+    made = [each_of(part, weights[at], product) for at, part in enumerate(own)]
+    return torch.stack(made, axis)

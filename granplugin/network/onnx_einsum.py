@@ -18,7 +18,8 @@ from granplugin.graph.read.graph import ReadGraph
 def as_products(graph: ReadGraph) -> None:
     """Rewrites, in the graph's model, each Einsum of two factors that is one MatMul, under its own
     name. Factors that data reach have one axis of rows or columns and one that is summed, and any
-    number that both keep; a weight's axes may be several of each, and it is the second factor."""
+    number that both keep; a weight's axes may be several of each, and it is the second factor, of as
+    many matrices as both keep."""
     nodes: list[onnx.NodeProto] = []
     for node in graph.model.graph.node:
         made = _product(graph, node) if node.op_type == "Einsum" else None
@@ -74,8 +75,9 @@ def _product(graph: ReadGraph, node: onnx.NodeProto) -> _Made | None:
     if repeated or alone or not (rows and columns and summed) or len(weighted) > 1:
         return None
     made = _Made(node.name)
-    if len(weighted) == 1 and not both:
-        ends = list(_of_weight(graph, made, (first, second), (left, right), rows, summed, columns))
+    if len(weighted) == 1:
+        parts = both, rows, summed, columns
+        ends = list(_of_weight(graph, made, (first, second), (left, right), parts))
     elif len(rows) == len(columns) == len(summed) == 1:
         given = made.laid(first, left, both + rows + summed, "rows")
         other = made.laid(second, right, both + summed + columns, "columns")
@@ -96,24 +98,24 @@ def _of_weight(
     made: _Made,
     factors: tuple[str, str],
     axes: tuple[str, str],
-    rows: str,
-    summed: str,
-    columns: str,
+    parts: tuple[str, str, str, str],
 ) -> Iterator[str]:
-    """What comes of a product with a weight, with its axes apart; nothing where the weight's shape
-    is not known."""
+    """What comes of a product with a weight, with its axes apart, which are `parts`: those that both
+    keep, rows, what is summed, columns; nothing where the weight's shape is not known."""
+    both, rows, summed, columns = parts
     held = graph.shape(factors[1])
     if held is None or None in held:
         return
     length = dict(zip(axes[1], (each or 0 for each in held), strict=True))
-    given = made.laid(factors[0], axes[0], rows + summed, "rows")
-    weight = made.laid(factors[1], axes[1], summed + columns, "columns")
-    kept = [0] * len(rows)
+    given = made.laid(factors[0], axes[0], both + rows + summed, "rows")
+    weight = made.laid(factors[1], axes[1], both + summed + columns, "columns")
+    kept = [0] * len(both + rows)
     if len(summed) > 1:
         given = made.shaped(given, [*kept, -1], "joined")
-    if len(summed + columns) > 2:
+    if len(summed + columns) > 2 or (both and len(rows) > 1):
+        ahead = [length[each] for each in both] + [1] * (len(rows) - 1) * bool(both)
         wanted = [math.prod(length[each] for each in part) for part in (summed, columns)]
-        weight = made.shaped(weight, wanted, "matrix")
+        weight = made.shaped(weight, [*ahead, *wanted], "matrix")
     result = made.node("MatMul", [given, weight], "product")
     if len(columns) > 1:
         result = made.shaped(result, [*kept, *(length[each] for each in columns)], "apart")

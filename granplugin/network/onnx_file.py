@@ -18,7 +18,9 @@ from granplugin.errors import ModelError
 from granplugin.graph.read.graph import ReadGraph, dequantizes, quantizes, read_graph
 from granplugin.graph.read.loading import read_model, reading, with_subgraphs
 from granplugin.network.onnx_einsum import as_products
+from granplugin.network.onnx_matrices import as_layers
 from granplugin.network.onnx_shapes import infer_shapes
+from granplugin.network.onnx_spelled import spelled_out
 from granplugin.network.onnx_strip import Stripped
 from granplugin.network.onnx_strip import strip as remove
 from granplugin.quant.site import Shape
@@ -62,9 +64,12 @@ def float_model(path: Path, strip: bool = False) -> FloatModel:
         _write_out(model)
         if _is_quantized(model, path, strip):
             model, stripped = remove(read_graph(model, path))
+        model = spelled_out(model, path)
         _say_types(model, path)
         if any(node.op_type == "Einsum" for node in model.graph.node):
             as_products(read_graph(model, path))
+        if any(node.op_type in ("Gemm", "MatMul") for node in model.graph.node):
+            as_layers(shaped(model, path))
         _take_biases(model, path)
     return FloatModel(model, stripped)
 

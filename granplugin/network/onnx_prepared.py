@@ -15,12 +15,11 @@ from granplugin.errors import ModelError
 from granplugin.graph.read.graph import ReadGraph, read_graph, reads
 from granplugin.graph.read.loading import name_nodes, name_of, reading, with_subgraphs
 from granplugin.network.onnx_running import Running
+from granplugin.network.onnx_spelled import OPSET
 from granplugin.quant.layers import ONNX_PRODUCTS, PASSIVE
 from granplugin.quant.site import Shape
 from granplugin.words import counted, first
 
-OPSET = 21
-"""The first with blocked Q/DQ and INT4."""
 BATCH = "batch"
 
 

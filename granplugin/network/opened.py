@@ -1,4 +1,4 @@
-"""Functions that hide their products: each as the products, under their own names, that it is made
+"""Functions that hide their products and sums: each as those, under their own names, that it is made
 of."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from granplugin.network.attention import multi_head, scaled_dot_product
 from granplugin.network.contractions import bilinear, einsum, inner, tensordot
 from granplugin.network.experts import grouped, stacked
 from granplugin.network.lookups import embedding_bag
-from granplugin.network.torch_calls import name_of
+from granplugin.network.torch_calls import name_of, scaled_sum, scaled_sum_in_place
 
 _Open = Callable[[tuple[Any, ...], Mapping[str, Any]], Callable[..., Any] | None]
 _OPEN: dict[Any, _Open] = {
@@ -27,7 +27,9 @@ _OPEN: dict[Any, _Open] = {
 }
 _OPEN_BY_NAME: dict[str, _Open] = {
     **dict.fromkeys(("grouped_mm", "_grouped_mm", "grouped_mm_fallback"), grouped),
-    **dict.fromkeys(("bmm", "matmul", "__matmul__", "linalg_matmul"), stacked),
+    **dict.fromkeys(("bmm", "mm", "matmul", "__matmul__", "linalg_matmul"), stacked),
+    "add": scaled_sum,
+    "add_": scaled_sum_in_place,
 }
 """What stands in for one that is not there, or is not on this device, has its name; so have a
 function, a method and an operator."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from granplugin.errors import ModelError
+from granplugin.network.opened import opened
 from granplugin.network.raised import passed_on
 from granplugin.network.torch_calls import IN_PLACE_ADDS, addends, name_of, tensors_in
 
@@ -78,6 +79,9 @@ class _Following(TorchFunctionMode):
         branch = next((self.live[id(x)][1] for x in given if id(x) in self.live), None)
         if branch is None:
             return passed_on(func, args, kwargs)
+        if (whole := opened(func, args, kwargs)) is not None:
+            with self:
+                return whole(*args, **kwargs)
         added = addends(func, args, kwargs)
         if added and (id(added[0]) in self.live) != (id(added[1]) in self.live):
             left, right = added

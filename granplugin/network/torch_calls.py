@@ -3,9 +3,10 @@ copies or multiplies them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._C import _functorch as functorch
 
@@ -77,10 +78,36 @@ def addends(
     """The two tensors that this call adds, or None for a call that adds no two tensors."""
     if name_of(function) not in ADDS or kwargs.get("alpha", 1) != 1:
         return None
+    return _two_tensors(args, kwargs)
+
+
+def _two_tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
     given = [*args, *(kwargs[key] for key in ("input", "other") if key in kwargs)]
     if len(given) != 2 or not all(isinstance(operand, Tensor) for operand in given):
         return None
     return given[0], given[1]
+
+
+def scaled_sum(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[..., Tensor] | None:
+    """torch.add with an alpha as a product and a sum, which it is in files; None without one."""
+    scaled = kwargs.get("alpha", 1) != 1 and _two_tensors(args, kwargs)
+    return _scaled_sum if scaled else None
+
+
+def scaled_sum_in_place(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Callable[..., Tensor] | None:
+    """Tensor.add_ with an alpha, as scaled_sum."""
+    scaled = kwargs.get("alpha", 1) != 1 and _two_tensors(args, kwargs)
+    return _scaled_sum_in_place if scaled else None
+
+
+def _scaled_sum(input: Tensor, other: Tensor, *, alpha: float, **more: Any) -> Tensor:
+    return torch.add(input, other * alpha, **more)
+
+
+def _scaled_sum_in_place(input: Tensor, other: Tensor, *, alpha: float) -> Tensor:
+    return input.add_(other * alpha)
 
 
 def kind_of(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Kind:

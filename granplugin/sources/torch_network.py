@@ -134,11 +134,16 @@ class TorchNetwork:
 
     def facts(self, layers: Sequence[Layer], example: Batch | None = None) -> NetworkFacts:
         computed: Mapping[str, Stored] = {}
+        called = {name for layer in layers for name in layer.parameters}
         if example is not None and any(map(_is_computed, layers)):
-            computed = trace(self.model, self.tensors(example)).computed
+            traced = trace(self.model, self.tensors(example))
+            computed = traced.computed
+            # Of several matrices in one parameter each is a layer's weight.
+            names = {layer.name for layer in layers}
+            multiplied = [each for each in traced.products if each.place in names]
+            called |= {name for each in multiplied for name, _ in each.weights}
         known = {layer.name: self._facts(layer, computed.get(layer.name)) for layer in layers}
         others: dict[str, list[int]] = defaultdict(list)
-        called = {name for layer in layers for name in layer.parameters}
         for name, module in self.model.named_modules():
             own = {
                 f"{name}.{key}".lstrip("."): p for key, p in module.named_parameters(recurse=False)
