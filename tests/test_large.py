@@ -44,7 +44,11 @@ def test_the_same_network_is_written_with_its_weights_outside(
         assert found.keys() == held.keys()
         assert all(np.array_equal(found[each], held[each]) for each in held)
     report = json.loads((project.out / "report.json").read_text())
-    assert report["variants"][-1]["engines"][0]["metrics"]["sqnr_db"]["value"] > 20
+    last = report["variants"][-1]
+    assert last["engines"][0]["metrics"]["sqnr_db"]["value"] > 20
+    path = project.out / last["onnx"]
+    whole = sum(each.stat().st_size for each in (path, *companions(path)))
+    assert last["onnx_bytes"] == last["engines"][0]["engine_bytes"] == whole
     again = project.apply()  # everything is taken from the cache, and put in place once more
     assert again.code == 0, again.stderr
     assert {p.name for p in project.out.rglob("*.weights")} >= {

@@ -25,6 +25,7 @@ from granplugin.backends.base import (
     Runner,
 )
 from granplugin.errors import EngineError
+from granplugin.store.companions import whole_bytes
 from granplugin.translate import translated
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class OnnxRuntime(Backend):
         """Checks that the file loads; nothing is written to `out`."""
         start = perf_counter()
         self._session(onnx, None, BuildFailed)
-        return Engine(self.name, onnx, onnx.stat().st_size, perf_counter() - start, self.version())
+        return Engine(self.name, onnx, whole_bytes(onnx), perf_counter() - start, self.version())
 
     @contextmanager
     def open(

@@ -25,6 +25,7 @@ from granplugin.recipe.presets import PRESETS
 from granplugin.results.values import Built
 from granplugin.runs.culprit import culprit
 from granplugin.runs.variants import write_quantized
+from granplugin.store.companions import whole_bytes
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def _check_room(cache: Path, file: Path) -> None:
     that write themselves do not say why they could not."""
     try:
         with TemporaryFile(dir=cache) as probe:
-            probe.write(bytes(min(2**20 + 2 * file.stat().st_size, _PROBED)))
+            probe.write(bytes(min(2**20 + 2 * whole_bytes(file), _PROBED)))
             probe.flush()
     except OSError as err:
         raise LackError(f"{cache}: {err.strerror or err}") from err

@@ -17,6 +17,11 @@ def companions(path: Path) -> list[Path]:
     return [each for each in there if each.name.encode() in content]
 
 
+def whole_bytes(path: Path) -> int:
+    """How large a file is with what belongs to it. Raises OSError."""
+    return sum(each.stat().st_size for each in (path, *companions(path)))
+
+
 def put_beside(path: Path, target: Path) -> list[Path]:
     """Copy the companions of `path` beside `target`, where they are not there already: as no links,
     which readers of ONNX refuse for the weights of a file. Returns the new ones; raises OSError."""

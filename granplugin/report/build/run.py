@@ -61,6 +61,7 @@ from granplugin.results.values import (
     Traced,
     WrongPart,
 )
+from granplugin.store.companions import whole_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +167,7 @@ def _variant(each: Built, of: RunInputs, ran: Ran) -> VariantResult:
         recipe=None if job.kind == "baseline" else str(job.loaded.path),
         plan_key=plan_key(of.network, job.plan),
         onnx=f"variants/{job.name}/model.onnx",
-        onnx_bytes=each.onnx.path.stat().st_size,
+        onnx_bytes=whole_bytes(each.onnx.path),
         precision=cast(Precision, job.precision),
         float32_nodes=list(each.float32_nodes),
         quantized_sites=len(quantized),

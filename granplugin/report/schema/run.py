@@ -282,7 +282,7 @@ class VariantResult(Part):
         default="", description="Of the network and all decisions: the same for the same plan."
     )
     onnx: str = Field(description="Path within the run folder.")
-    onnx_bytes: int
+    onnx_bytes: int = Field(description="With the file of weights beside it, where there is one.")
     precision: Precision = Field(description="Of what is not quantized.")
     float32_nodes: list[str] = Field(
         default=[], description="ONNX nodes in float32 all the same: float16 could overflow."
