@@ -23,7 +23,7 @@ from granplugin.network.onnx_flow import GraphFlow, OpenShape, flow_of, is_looku
 from granplugin.network.role_traits import Product
 from granplugin.network.standing import Passed, find_standings
 from granplugin.quant.folding import channel_ranges, fold, spread
-from granplugin.quant.layers import LOOKUP, ONNX_PRODUCTS, PASSIVE, Layer, sites_of
+from granplugin.quant.layers import LOOKUP, ONNX_PRODUCTS, PASSIVE, PRODUCTS, Layer, sites_of
 from granplugin.quant.site import Operand, Shape
 
 
@@ -187,6 +187,12 @@ def _placed(
     return replace(placed, layer=replace(layer, spread=_spread(graph, placed)))
 
 
+def _convolves(node: onnx.NodeProto) -> bool:
+    """Whether it is a convolution, transposed or not."""
+    kind = PRODUCTS.get(node.op_type)
+    return kind is not None and kind.operation in ("convolution", "transposed")
+
+
 def _weight_shape(graph: ReadGraph, node: onnx.NodeProto) -> Shape | None:
     held = graph.shape(node.input[weight_input(node)])
     if held is None or None in held:
@@ -201,7 +207,7 @@ def _with_channels(
     """An input's shape with the channels that its weight has, which inference may not know."""
     if given is None:
         return None
-    if not node.op_type.startswith("Conv"):
+    if not _convolves(node):
         return (*given[:-1], weight[1])
     channels = weight[0] if node.op_type == "ConvTranspose" else weight[1] * groups
     return (given[0], channels, *given[2:])
@@ -231,11 +237,11 @@ def _unusable(graph: ReadGraph, node: onnx.NodeProto) -> str | None:
         shape = _weight_shape(graph, node)
         if shape is None:
             return "the shape of its weight is not known"
-        if not node.op_type.startswith("Conv") and len(shape) != 2:
+        if not _convolves(node) and len(shape) != 2:
             return f"its weight has {len(shape)} axes, and a linear layer's has 2"
     elif node.op_type == "Gemm":
         return "it multiplies two activations, which granplugin plans for of a MatMul alone"
-    elif node.op_type.startswith("Conv"):
+    elif _convolves(node):
         return "its filter is computed from the data"
     if not all(known(graph.shape(name)) for name in (first, second)):
         return UNSHAPED
@@ -248,7 +254,7 @@ UNSHAPED = "the shape of what it reads cannot be inferred"
 
 def _traits(node: onnx.NodeProto, weight: Shape | None, groups: int) -> frozenset[str]:
     traits = set()
-    if weight is not None and node.op_type.startswith("Conv"):
+    if weight is not None and _convolves(node):
         if groups > 1:
             per_filter = weight[1] == 1 if node.op_type == "Conv" else weight[0] == groups
             traits.add("depthwise" if per_filter else "grouped")

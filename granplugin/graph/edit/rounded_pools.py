@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from granplugin.graph.edit.contract import seam
 from granplugin.graph.edit.nodes import only_user, replace
+from granplugin.quant.layers import ONNX_PRODUCTS
 
-_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _FUSED = (
     "BatchNormalization", "Add", "Mul", "Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Sigmoid",
     "HardSigmoid", "HardSwish", "Mish", "Gelu", "Identity",
@@ -52,7 +52,7 @@ def _is_of_integers(node: ir.Node | None) -> bool:
     """Whether this is a product of a quantized input, or what is fused into one; or pools that."""
     while node is not None and node.op_type in (*_FUSED, "MaxPool"):
         node = node.inputs[0].producer()
-    if node is None or node.op_type not in _PRODUCTS:
+    if node is None or node.op_type not in ONNX_PRODUCTS:
         return False
     read = node.inputs[0].producer()
     return read is not None and read.op_type == "DequantizeLinear"

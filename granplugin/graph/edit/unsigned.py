@@ -16,13 +16,14 @@ from onnx_ir.passes import common as passes
 from granplugin.graph.edit.additions import Additions
 from granplugin.graph.edit.contract import seam
 from granplugin.graph.edit.nodes import constant
+from granplugin.quant.layers import ONNX_PRODUCTS
 
 ZERO = 128
 # What a weight goes through on its way to a product.
 _MOVING = ("DequantizeLinear", "Transpose", "Reshape", "Cast", "Identity")
 
 
-_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
+_PRODUCTS = (*ONNX_PRODUCTS, "Einsum")
 _OF_TWO = ("Add", "Sub", "Mul", "Div")
 
 

@@ -47,8 +47,9 @@ def plan_view(plan: PlanOutput) -> Section:
     ]
     if plan.coverage:
         told.append(Item(f"the recipe {coverage_line(plan.coverage)}"))
+    none = "no table says what it has" if quantized else "nothing is quantized"
     for engine, promises in plan.promises.items():
-        told += _promises(engine, promises)
+        told += _promises(engine, promises, none)
         if did := plan.last.get(engine):
             told.append(_last(did))
     told += items(
@@ -99,13 +100,14 @@ def _range(row: SiteRow) -> str:
     return told if row.amax is None else f"{told} amax {row.amax:g}"
 
 
-def _promises(engine: str, promises: Mapping[str, SitePromise]) -> Iterator[Item]:
+def _promises(engine: str, promises: Mapping[str, SitePromise], none: str) -> Iterator[Item]:
+    """What is promised; `none` says why where that is nothing."""
     words = {site: promise.made or promise.kind for site, promise in promises.items()}
     # "coarsened to per_channel" is counted as coarsened.
     counts = Counter(word.partition(" to ")[0] for word in words.values())
     order = [*KINDS, *(word for word in counts if word not in KINDS)]
     told = ", ".join(f"{counts[word]} {word}" for word in order if counts[word])
-    yield Item(f"{engine} promises: {told or 'nothing, for nothing is quantized'}")
+    yield Item(f"{engine} promises: {told or f'nothing, for {none}'}")
     others = [site for site in promises if words[site] != "native"]
     yield from items((f"{s}: {words[s]}: {promises[s].reason}" for s in others[:_LISTED]), 1)
     if len(others) > _LISTED:
