@@ -64,7 +64,7 @@ def _run_cell(source: str, names: dict[str, Any], where: str) -> list[Output]:
             {"name": "stdout", "output_type": "stream", "text": lines(printed.getvalue())}
         )
     if value is not None:
-        data = {"text/plain": lines(str(value) if hasattr(value, "_repr_html_") else repr(value))}
+        data = {"text/plain": lines(repr(value))}
         if hasattr(value, "_repr_html_"):
             data["text/html"] = lines(value._repr_html_())
         outputs.append({"data": data, "metadata": {}, "output_type": "execute_result"})

@@ -171,6 +171,7 @@ def test_results_print_as_their_verbs_do_and_as_tables_in_a_notebook(applied):
         if verb != "apply":  # a report has its date
             done = run_main(verb, recipe, "--out", out, "--json")
             assert result.output().model_dump_json(indent=1) + "\n" == done.stdout
+        assert repr(result) == str(result), "what a prompt shows"
         html = result._repr_html_()
         assert "<table" in html and "<script" not in html
     for result, field in zip(found.values(), ("plan", "layers", "report"), strict=True):

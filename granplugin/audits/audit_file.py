@@ -45,7 +45,7 @@ class Site:
     where: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FileAudit(Result):
     """What an engine made of a file. `source` says where its plan is from; `refusals` are why there
     is none."""

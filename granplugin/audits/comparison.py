@@ -49,7 +49,7 @@ class Change:
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison(Result):
     """Two plans, by the names they were given, and their layers in the order of the first."""
 

@@ -42,7 +42,7 @@ from granplugin.store.run_folder import default_folder, open_run
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Analyzed(Result):
     """An analysis, and the run folder that has it."""
 

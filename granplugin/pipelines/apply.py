@@ -54,7 +54,7 @@ ENGINE_FILES = ("layers.txt", "layers.json", "profile.json")
 """What an engine tells of its layers, in the forms of TensorRT-RTX's log and of trtexec."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Applied(Result):
     """What a run came to: its report, and the folder that has it and all results."""
 

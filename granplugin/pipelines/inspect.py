@@ -42,7 +42,7 @@ class Inspected:
     rules: tuple[Row, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Inspection(Result):
     """`layers` in the order they run. `parameters` counts the model's, each once.
 

@@ -37,7 +37,7 @@ from granplugin.store.run_folder import default_folder, open_run
 from granplugin.suggest import did_you_mean
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Planned(Result):
     """The plan of a recipe or, by its name, of a variant; `loaded` is what that variant says.
 

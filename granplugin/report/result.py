@@ -9,8 +9,8 @@ from granplugin.results.parts import Part
 
 
 class Result:
-    """A frozen value: `str` gives the lines that its verb prints, and a notebook shows the same as
-    HTML tables."""
+    """A frozen value: `str`, and a Python prompt, give the lines that its verb prints, and a notebook
+    shows the same as HTML tables."""
 
     __slots__ = ()
 
@@ -20,6 +20,8 @@ class Result:
 
     def __str__(self) -> str:
         return as_text(self.output())
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return as_html(self.output())

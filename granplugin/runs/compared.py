@@ -22,7 +22,7 @@ Samples = Mapping[str, Mapping[str, Any]]
 """Variant/engine -> metric -> its value, and each sample's."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunsCompared(Result):
     """What two runs measured of the variants that both have."""
 
