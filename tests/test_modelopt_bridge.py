@@ -231,6 +231,9 @@ def test_loading_the_same_amax_equals_quantizing(quantized):
         site["layer"] + "." + site["role"]: site["grid"] for site in bridge.sites_of(quantized)
     }
     bridge.load_amax(converted, OTHER_ROWS[:1], {"conv.weight": np.ones((8, 3, 3, 3), "f4")})
+    bridge.load_amax(converted, ROWS, grids, passing=True)
+    assert torch.equal(predict(converted), predict(quantized))
+    assert not any(name.endswith("_amax") for name in converted.state_dict())
     bridge.load_amax(converted, ROWS, grids)
     assert torch.equal(predict(converted), predict(quantized))
     assert [row_from_json(site) for site in bridge.sites_of(converted)] == ROWS

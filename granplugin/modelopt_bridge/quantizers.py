@@ -34,9 +34,16 @@ log = logging.getLogger(__name__)
 
 
 def set_quantizers(
-    model: nn.Module, rows: Iterable[Row], amax: Mapping[str, np.ndarray | None]
+    model: nn.Module,
+    rows: Iterable[Row],
+    amax: Mapping[str, np.ndarray | None],
+    *,
+    passing: bool = False,
 ) -> None:
     """Make a converted model behave as the quantized rows say, with `amax`: site -> grid.
+
+    modelopt takes an amax of blocks as large as the tensor. `passing`: it is there only while its
+    quantizer runs, and the model serves for its outputs alone.
 
     A site whose amax is None stays float, unless its row is dynamic, and its layer with it
     (`ranged`); those are counted and logged. What is in no row stays float too. Raises ModelError where modelopt has no quantizer for a row.
@@ -54,7 +61,7 @@ def set_quantizers(
                 f"{row.site}: modelopt has no quantizer there; set its format to float"
             )
         if row in live:
-            _set(quantizers[name], row, amax.get(row.site), device)
+            _set(quantizers[name], row, amax.get(row.site), device, passing)
     if left := [row.site for row in planned if row not in live]:
         log.warning(
             "%d of the sites to quantize stay float, since they or their layers' other factor only "
@@ -77,11 +84,18 @@ def refuse_unfolded(model: nn.Module, rows: Iterable[Row]) -> None:
             )
 
 
-def load_amax(model: nn.Module, rows: Iterable[Row], amax: Mapping[str, np.ndarray | None]) -> None:
-    """set_quantizers, recorded: `sites_of` and `mto.save` then speak of these rows."""
+def load_amax(
+    model: nn.Module,
+    rows: Iterable[Row],
+    amax: Mapping[str, np.ndarray | None],
+    *,
+    passing: bool = False,
+) -> None:
+    """set_quantizers, recorded: `sites_of` and `mto.save` then speak of these rows (not of what is
+    only `passing`)."""
     quantized = [row for row in rows if row.quantized]
     refuse_unfolded(model, quantized)
-    set_quantizers(model, quantized, amax)
+    set_quantizers(model, quantized, amax, passing=passing)
     _record(model)["sites"] = [site_entry(row) for row in quantized]
 
 
@@ -129,14 +143,28 @@ def _quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
 
 
 def _set(
-    quantizer: TensorQuantizer, row: QuantizedRow, amax: np.ndarray | None, device: torch.device
+    quantizer: TensorQuantizer,
+    row: QuantizedRow,
+    amax: np.ndarray | None,
+    device: torch.device,
+    passing: bool = False,
 ) -> None:
     quantizer.set_from_attribute_config(QuantizerAttributeConfig(**attributes(row), enable=True))
     if row.dynamic:
         return
     assert amax is not None, f"{row.site} has a range"
-    values = torch.from_numpy(expand(amax, _part(row)).copy()).to(device)
-    quantizer.amax = values if row.scales > 1 else values.reshape(())
+
+    def spell_out(*_: Any) -> None:
+        values = torch.from_numpy(expand(amax, _part(row)).copy()).to(device)
+        quantizer.amax = values if row.scales > 1 else values.reshape(())
+
+    if not passing:
+        spell_out()
+        return
+    quantizer._granplugin_hooks = (
+        quantizer.register_forward_pre_hook(spell_out),
+        quantizer.register_forward_hook(lambda *_: _drop_amax(quantizer)),
+    )
 
 
 def _part(row: QuantizedRow) -> Shape:
@@ -153,6 +181,12 @@ def _grid(quantizer: TensorQuantizer, row: QuantizedRow) -> np.ndarray:
 
 def _forget(quantizer: TensorQuantizer) -> None:
     quantizer.disable()
+    for hook in vars(quantizer).pop("_granplugin_hooks", ()):
+        hook.remove()
+    _drop_amax(quantizer)
+
+
+def _drop_amax(quantizer: TensorQuantizer) -> None:
     # modelopt refuses an amax of another shape while it has one.
     if hasattr(quantizer, "_amax"):
         del quantizer._amax

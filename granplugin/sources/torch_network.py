@@ -246,7 +246,7 @@ class TorchNetwork:
         traced = Traced(tuple(layers), norms, {}, {})
         fold_batch_norms(model, traced, plan.folded, self.tensors(example))
         rows = [replace(row, bn=None) for row in ranged(plan.rows, amax)]
-        modelopt_bridge.load_amax(model, rows, amax)
+        modelopt_bridge.load_amax(model, rows, amax, passing=True)
         return lambda batch: self._outputs(model, batch)
 
     def fake_quantize(self) -> FakeQuantize | None:
