@@ -3,6 +3,8 @@ histograms. Every reduction is exact and independent of the order."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -10,6 +12,10 @@ from granplugin.calibration.statistics import Need, splits
 from granplugin.quant.calibrators import BINS, FIRST, SHIFT
 
 _CHUNK = 1 << 20
+_MANY = 4
+"""Values for each bin: with more, bincount is the faster way to count them."""
+_ALL_BINS = 1 << 16
+"""Exponent and mantissa of float32 without the sign, right of SHIFT."""
 
 
 class Seen:
@@ -25,8 +31,7 @@ class Seen:
         amax = self._amax(x)
         self.amax = amax if self.amax is None else torch.maximum(self.amax, amax)
         if self.need.histogram:
-            counts = self._counts(x)
-            self.counts = counts if self.counts is None else self.counts.add_(counts)
+            self._count(x)
 
     def _amax(self, x: torch.Tensor) -> torch.Tensor:
         if self.cells == 1:
@@ -37,21 +42,31 @@ class Seen:
         # Not abs().amax(): that writes and reads a copy of the activation.
         return torch.maximum(split.amax(within), -split.amin(within)).reshape(self.need.grid)
 
-    def _counts(self, x: torch.Tensor) -> torch.Tensor:
+    def _count(self, x: torch.Tensor) -> None:
+        if self.counts is None:
+            length = _ALL_BINS if self.cells == 1 else self.cells * BINS
+            self.counts = torch.zeros(length, dtype=torch.int64, device=x.device)
+        for bins in self._bins(x):
+            if len(bins) > _MANY * len(self.counts):
+                self.counts += torch.bincount(bins, minlength=len(self.counts))
+            else:
+                # To make a table of their own and add it would cost more than they do.
+                one = torch.ones(1, dtype=torch.int64, device=x.device)
+                self.counts.index_add_(0, bins, one.expand(len(bins)))
+
+    def _bins(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The place in `counts` of each value, int32, in parts."""
         if self.cells == 1:
             # All 16 bits are counted and cut to BINS at the end, which is cheaper than clamping.
             bits = x.contiguous().view(torch.int32).reshape(-1)
-            return sum(
-                torch.bincount((part >> SHIFT).bitwise_and_(0xFFFF), minlength=1 << 16)
-                for part in bits.split(_CHUNK)
-            )
+            return ((part >> SHIFT).bitwise_and_(_ALL_BINS - 1) for part in bits.split(_CHUNK))
         split = x.reshape(splits(self.need, tuple(x.shape)))
-        bins = (split.view(torch.int32) >> SHIFT).bitwise_and_(0xFFFF)
+        bins = (split.view(torch.int32) >> SHIFT).bitwise_and_(_ALL_BINS - 1)
         bins.sub_(FIRST).clamp_(0, BINS - 1)
         cells = torch.arange(self.cells, dtype=torch.int32, device=x.device)
         shape = [n for length in self.need.grid[1:] for n in (length, 1)]
         bins += cells.reshape(1, *shape) * BINS
-        return torch.bincount(bins.reshape(-1), minlength=self.cells * BINS)
+        return iter([bins.reshape(-1)])
 
     def amax_grid(self) -> np.ndarray:
         """Of a site that was reached."""
