@@ -37,7 +37,7 @@ from measure import Figure, main, of_values, torch_network
 from granplugin.analysis import measuring
 from granplugin.analysis.effects import Wanted, alone_name, restored_name
 from granplugin.analysis.local import LocalErrors
-from granplugin.analysis.replayed import Effects
+from granplugin.analysis.replayed import Effects, References
 from granplugin.analysis.rounded import run as forward
 from granplugin.network.forward import flatten_outputs
 from granplugin.runs.session import Session
@@ -198,6 +198,7 @@ def on_device(network: str, samples: int, rounds: int, device: str) -> list[Figu
             Wanted(network_, {}, alone, restored, None),
             torch_network(session).tensors(session.example),
             lambda found: {name: t.cpu().numpy() for name, t in flatten_outputs(found).items()},
+            References(),
         )
 
         @contextmanager

@@ -161,7 +161,8 @@ def test_nothing_is_within_whose_outputs_are_very_bad(db, measured_by):
 
 @given(st.floats(1.5, 50), st.floats(0, 50), st.floats(-3, 3))
 def test_what_won_only_where_it_was_chosen_is_not_advised(before, final, won_db):
-    from granplugin.analysis.advice import FLOATING, held
+    from granplugin.analysis.advice import held
+    from granplugin.analysis.tried import FLOATING
 
     whole = [
         Whole(Loss(at, at - 0.4, at + 0.4), db, "outputs")

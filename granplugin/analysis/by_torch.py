@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -15,7 +15,7 @@ from granplugin.analysis.collect import collect_resumably
 from granplugin.analysis.effects import Wanted
 from granplugin.analysis.figures import FigureKey
 from granplugin.analysis.local import LocalErrors, held_of
-from granplugin.analysis.replayed import Effects
+from granplugin.analysis.replayed import Effects, References
 from granplugin.analysis.rounded import analysis_copy, run, weights_of_calls
 from granplugin.analysis.tensors import TensorErrors
 from granplugin.analysis.tried import Held, RoundedNetwork
@@ -38,6 +38,7 @@ class TorchAnalyst:
     example: Batch
     others: Sequence[QuantizedRow]
     axes: Mapping[str, int | None]
+    references: References = field(default_factory=References)
 
     @classmethod
     def open(cls, of: AnalyzedNetwork) -> Self:
@@ -70,7 +71,9 @@ class TorchAnalyst:
         return step
 
     def effects(self, asked: Wanted) -> EffectStep:
-        made = Effects(self.model, asked, self.tensors(self.example), self._outputs)
+        made = Effects(
+            self.model, asked, self.tensors(self.example), self._outputs, self.references
+        )
         return lambda batch, labels, wanted: made.run(self.tensors(batch), labels, wanted)
 
     def _forward(self, batch: Batch) -> Any:

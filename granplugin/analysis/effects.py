@@ -69,12 +69,13 @@ class Effect:
         return math.inf if self.sqnr.db is None else self.sqnr.db
 
 
-def effect(figure: np.ndarray, by_labels: bool = True) -> Effect:
-    """The effect that these sums are of; without `by_labels` as if there were no labels. Raises
-    ModelError where FP32's outputs are all 0."""
+def effect(figure: np.ndarray, by_labels: bool = True, population: int | None = None) -> Effect:
+    """The effect that these sums are of; without `by_labels` as if there were no labels. The SQNR
+    has an interval where `population` has more samples than were measured. Raises ModelError where
+    FP32's outputs are all 0."""
     said = dict(zip(_PARTS, figure[SUMS:].tolist(), strict=True))
     n = round(float(figure[0]))
-    found = sqnr(figure, n)
+    found = sqnr(figure, n if population is None else population)
     if found.db is None:
         raise ModelError("FP32's outputs are all 0 on the analysis data: nothing can be compared")
     if said["decided"] == 0:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from granplugin.analysis.figures import FigureKey, Sqnr, sqnr
-from granplugin.analysis.tried import START, Tried, TriedSite, channels_of
+from granplugin.analysis.tried import START, Pair, Tried, TriedSite, channels_of
 from granplugin.planning.rows import QuantizedRow
 from granplugin.quant.formats import FORMATS
 
@@ -54,6 +54,15 @@ class LayerLosses:
     @property
     def name(self) -> str:
         return self.tried.name
+
+    def finest(self, start: Pair, allowed: Mapping[str, set[int]]) -> Pair:
+        """The settings that lose least, of those that engines can have; what is float by `start`
+        stays so."""
+        weight, given = start
+        return (
+            None if weight is None else self.best("weight", allowed["weight"]),
+            None if given is None else self.best("input", allowed["input"]),
+        )
 
     def own(self, role: str) -> Loss | None:
         """That of the recipe's own setting; None where it leaves the weight or input float."""

@@ -17,6 +17,7 @@ from granplugin.analysis.effects import (
     restored_name,
 )
 from granplugin.analysis.figures import FigureKey
+from granplugin.analysis.heap import kept_heap
 from granplugin.analysis.passes import accumulate
 from granplugin.analysis.subject import LABELS, Clock, Subject
 from granplugin.analysis.tried import Choice, Pair, RoundedNetwork
@@ -103,7 +104,7 @@ def local_errors(
     """The local errors of all settings, on the samples `drawn`. Raises ModelError where an output
     is not finite."""
     task = MeasureLocalErrors(subject, network, drawn)
-    with subject.located(), clock.timed("local errors"):
+    with subject.located(), clock.timed("local errors"), kept_heap():
         (found,) = run_tasks([task], subject.cache())
     return found
 
@@ -131,13 +132,20 @@ def effects_task(
     return MeasureEffects(subject, asked, samples, stage)
 
 
+def measure_figures(task: MeasureEffects, clock: Clock) -> dict[str, np.ndarray]:
+    """The sums that a task measures, by their names."""
+    subject = task.subject
+    with subject.located(), clock.timed(task.stage), kept_heap():
+        (found,) = run_tasks([task], subject.cache())
+    return found
+
+
 def measure_effects(task: MeasureEffects, clock: Clock) -> dict[str, Effect]:
     """The effects that a task measures, by their names."""
-    subject = task.subject
-    with subject.located(), clock.timed(task.stage):
-        (found,) = run_tasks([task], subject.cache())
-    by_labels = subject.distrust is None
-    return {name: effect(figure, by_labels) for name, figure in found.items()}
+    by_labels = task.subject.distrust is None
+    return {
+        name: effect(figure, by_labels) for name, figure in measure_figures(task, clock).items()
+    }
 
 
 def _batches(subject: Subject, numbers: np.ndarray, stage: str) -> Iterator[Batch]:

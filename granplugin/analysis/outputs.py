@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from granplugin.analysis.advice import LOUD_DB, finest, judged
+from granplugin.analysis.advice import LOUD_DB, judged
 from granplugin.analysis.effects import Effect, alone_name, choice_name, restored_name
 from granplugin.analysis.losses import LayerLosses, Losses
 from granplugin.analysis.measuring import effects_task, measure_effects
@@ -71,7 +71,11 @@ def measure_outputs(
     layers alone and restored."""
     start = network.start()
     top = [each.name for each in losses.layers if each.name in start][: wanted.top]
-    best = finest(losses.layers, start, {each.name: promised.had(each) for each in losses.layers})
+    best = {
+        each.name: each.finest(start[each.name], promised.had(each))
+        for each in losses.layers
+        if each.name in start
+    }
     floating = {each.tried.own.site: FLOATING for each in losses.sites}
     alone = [(name, pair) for name in top for pair in _measured(network, start[name], name, wanted)]
     candidates: list[Choice] = [best, {**best, **floating}]

@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from granplugin.analysis import why
-from granplugin.analysis.advice import (
-    BAD_DB,
-    Advice,
-    Goal,
-    Search,
-    choose,
-    held,
-    judged,
-    verdict_of,
-)
+from granplugin.analysis.advice import BAD_DB, Advice, held, judged, verdict_of
 from granplugin.analysis.answer import network_effect
-from granplugin.analysis.effects import Effect, choice_name
+from granplugin.analysis.effects import Effect, choice_name, effect
 from granplugin.analysis.evidence import Evidence
 from granplugin.analysis.facts import Facts, reasons
-from granplugin.analysis.losses import LayerLosses, SiteLosses
-from granplugin.analysis.measuring import effects_task, measure_effects
+from granplugin.analysis.heap import kept_heap
+from granplugin.analysis.losses import LayerLosses
+from granplugin.analysis.measuring import effects_task, measure_figures
 from granplugin.analysis.outputs import OutputEffects
+from granplugin.analysis.places import places_of
+from granplugin.analysis.racing import Racing
+from granplugin.analysis.search import Search, choose
 from granplugin.analysis.subject import Clock, Subject
 from granplugin.analysis.suggestion import suggest
-from granplugin.analysis.tried import FLOATING, Choice, Pair
+from granplugin.analysis.tried import FLOATING, Choice
 from granplugin.measures.power import samples_to_tell
 from granplugin.progress import stage
 from granplugin.quant.layers import Layer
 from granplugin.report.schema import analysis as model
+
+log = logging.getLogger(__name__)
 
 
 def find_advice(
     subject: Subject, evidence: Evidence, tolerance: float, clock: Clock
 ) -> Advice | None:
     """What to change, worst layers first; None where the recipe quantizes no layer's product."""
-    outputs, fixed = evidence.outputs, evidence.ranges.fixed
+    outputs = evidence.outputs
     start, network = outputs.start, outputs.network
     if not outputs.quantizes:
         return None
@@ -46,51 +45,26 @@ def find_advice(
     if verdict != "above":
         return Advice(verdict, {})
     chosen_by, promised_on = subject.halves()
-    with stage("measuring what to suggest") as running:
+    most = subject.loaded.recipe.analyze.choices
+    with kept_heap(), stage("measuring choices, at most", most) as running:
 
-        def measure(choices: Sequence[Choice], numbers: np.ndarray = chosen_by) -> list[Effect]:
+        def figures(choices: Sequence[Choice], numbers: np.ndarray) -> list[np.ndarray]:
             task = effects_task(subject, network, choices, stage="suggestions", numbers=numbers)
-            found = measure_effects(task, clock)
-            running.done(len(choices))
+            found = measure_figures(task, clock)
             return [found[choice_name(network, choice)] for choice in choices]
 
-        at_start, at_finest = measure([start, outputs.finest])
-        search = Search(
-            Goal(tolerance, at_finest.loss),
-            worst=[each for each in evidence.layers if each.name in outputs.top],
-            start=start,
-            allowed={each.name: evidence.promised.allowed(each, fixed) for each in evidence.layers},
-            sites={
-                each.tried.own.site: _site_options(
-                    each, fixed, evidence.promised.weights.get(each.tried.own.site, frozenset())
-                )
-                for each in evidence.sites
-            },
-            kept=[
-                each.name
-                for each in evidence.layers
-                if any(row.site in fixed for row in each.tried.asked.start)
-            ],
-            measure=measure,
-        )
-        overrides = choose(search, at_start)
-        if not overrides:
-            return Advice(verdict, {})
-        before, final = measure([start, {**start, **overrides}], promised_on)
-    return held(overrides, before, final, tolerance)
-
-
-def _site_options(each: SiteLosses, fixed: frozenset[str], had: frozenset[int]) -> list[Pair]:
-    """Other calibrators with the same blocks, or settings `had` by all engines, the best first; then
-    float."""
-    own = each.tried.own
-    better = [
-        index
-        for index, row in enumerate(each.tried.rows)
-        if index and (row.block == own.block or index in had) and each.losses[index] is not None
-        if each.db(index) > each.db(0) and own.site not in fixed
-    ]
-    return [*((None, n) for n in sorted(better, key=lambda n: -each.db(n))[:2]), FLOATING]
+        by_labels = subject.distrust is None
+        racing = Racing(figures, chosen_by, most, by_labels, running.done)
+        places = places_of(evidence, outputs.top)
+        found = choose(Search(tolerance, places, start, list(network.sites), racing))
+        log.info("measured %d choices of settings, at most %d", racing.tried, most)
+        if not found.overrides:
+            return Advice(verdict, {}, tried=racing.tried)
+        judge = figures([start, {**start, **found.overrides}], promised_on)
+    before, final = (effect(sums, by_labels) for sums in judge)
+    untold = judged(found.effect.loss, tolerance) != "above"
+    advice = held(found.overrides, before, final, tolerance)
+    return replace(advice, untold=untold, tried=racing.tried)
 
 
 def say(
@@ -198,8 +172,11 @@ def _sentence(advice: Advice, evidence: Evidence, subject: Subject) -> str:
             f"{f' of {layers}' if tried < layers else ''}, nor leaving them float, wins any of it "
             f"back.{further}"
         )
-    many = f"{len(advice.overrides)} layer{'s' if len(advice.overrides) > 1 else ''}"
-    floats = sum(pair == FLOATING for pair in advice.overrides.values())
+    sites = outputs.network.sites
+    of_layers = {n: sites[n].own.layer if n in sites else n for n in advice.overrides}
+    changed = len(set(of_layers.values()))
+    many = f"{changed} layer{'s' if changed > 1 else ''}"
+    floats = len({of_layers[n] for n, pair in advice.overrides.items() if pair == FLOATING})
     left = f" ({floats} of them left float)" if floats else ""
     final = advice.final
     reaches = {
@@ -213,10 +190,26 @@ def _sentence(advice: Advice, evidence: Evidence, subject: Subject) -> str:
         f"The recipe loses {lost}; with {many} changed{left} it loses {final.loss.value:.2f}"
         f"{_interval(final)} on {_counted(final.sqnr.samples)}{unseen}{reaches}. "
         f"{per_tensor} of {weights} weights are per_tensor then."
+        f"{_ENOUGH if advice.untold and advice.promise == 'above' else ''}"
         f"{further if first or advice.promise == 'above' else ''}"
+        f"{_spent(advice, subject)}"
     )
 
 
+def _spent(advice: Advice, subject: Subject) -> str:
+    most = subject.loaded.recipe.analyze.choices
+    if advice.tried < most:
+        return ""
+    return (
+        f" After {advice.tried} choices of settings the search ended: a larger analyze.choices than "
+        f"{most} goes on."
+    )
+
+
+_ENOUGH = (
+    " The samples that it was chosen by cannot tell that from the tolerance, so no more was left "
+    "float for it: more samples could."
+)
 _TRY_MORE = " A larger analyze.top tries more of its layers."
 _TRAIN = " What no setting wins back, fine-tuning may: granplugin.quantize (docs/qat.md)."
 

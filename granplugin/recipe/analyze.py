@@ -73,6 +73,13 @@ class Analyze(Strict):
         "that differ from fp32's, or of the outputs' relative error.",
         examples=[0.5],
     )
+    choices: int = Field(
+        default=200,
+        ge=1,
+        description="How many choices of settings for the whole network to measure, at most about, "
+        "when looking for what to advise.",
+        examples=[50],
+    )
     memory_mb: Positive = Field(
         default=256,
         description="For histograms; what does not fit is left out, and listed.",
