@@ -23,6 +23,7 @@ from granplugin.results.values import Built
 from granplugin.runs.session import Session
 from granplugin.runs.variants import edited, first_samples, site_samples, writer
 from granplugin.store.keys import content_key, file_key
+from granplugin.store.maker import made_by
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def agreed(session: Session, built: Built) -> Built:
     key = content_key(
         file_key(onnx), session.evaluation.key(), session.recipe.data.batch_size, session.key,
         session.recipe.classes and session.recipe.classes.model_dump(),
-        writer(), session.made_by(),
+        writer(), session.made_by(), made_by(__name__, type(backends.backend_of(REFERENCE)).__module__),
     )  # fmt: skip
     try:
         found = session.run.kept.made_json("agreement", key, check)

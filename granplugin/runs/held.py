@@ -104,7 +104,7 @@ def _reference(session: Session, onnx: Path) -> dict[str, np.ndarray]:
     backend = type(backends.backend_of(REFERENCE)).__module__
     key = content_key(
         file_key(onnx), session.evaluation.key(), SAMPLES, session.axes,
-        made_by(backend, libraries=("onnxruntime",)),
+        made_by(backend, calls.__name__, joined.__module__, libraries=("onnxruntime",)),
     )  # fmt: skip
     with np.load(session.run.kept.made("reference", key, ".npz", run)) as arrays:
         return dict(arrays)

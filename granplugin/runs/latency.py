@@ -24,6 +24,7 @@ from granplugin.runs.failed_build import in_words_of
 from granplugin.runs.measure import build_engine
 from granplugin.runs.session import Session
 from granplugin.store.keys import content_key, file_key
+from granplugin.store.maker import made_by
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +176,8 @@ def profile(
                 assert isinstance(runner, DeviceRunner), f"{name} runs on a GPU, says its entry"
                 calls.called(engine, partial(runner.profile, feeds, folder))
 
-        key = content_key(file_key(result.engine.path / CARD))
+        timed = made_by(type(engines[name]).__module__, calls.__name__)
+        key = content_key(file_key(result.engine.path / CARD), timed)
         try:
             found[variant, name] = session.run.kept.made("profile", key, "", write)
         except LackError:

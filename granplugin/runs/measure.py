@@ -166,7 +166,7 @@ class MeasureVariant:
         said = asdict(self.options)
         built_for = {key: said[key] for key in said if key not in ("seconds", "memory_mb")}
         name = self.built.file(self.engine).path.name
-        opener = made_by(type(module).__module__)
+        opener = made_by(type(module).__module__, calls.__name__, joined.__module__)
         return name, self.engine, engine.version, built_for, opener
 
 
