@@ -15,9 +15,12 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional as F
 
+from granplugin.analysis.factors import layer_module
 from granplugin.analysis.figures import SUMS, FigureKey, sqnr, sums
 from granplugin.analysis.local import LocalErrors, held_of
+from granplugin.analysis.rounded import analysis_copy
 from granplugin.analysis.settings import ask
 from granplugin.analysis.tried import channels_of, key, try_settings
 from granplugin.calibration.statistics import Statistics, find_amax, needs_of
@@ -137,7 +140,7 @@ def own_rows(layer):
 def inputs_of(model, x, name):
     """What a layer is given in one pass, call by call."""
     seen = []
-    hook = model.get_submodule(name).register_forward_pre_hook(
+    hook = layer_module(model, name).register_forward_pre_hook(
         lambda m, args, kwargs: seen.append((*args, *kwargs.values())[0].clone().numpy()),
         with_kwargs=True,
     )
@@ -151,14 +154,16 @@ def _within(block, x):
     return (0, *(axis for axis in range(1, x.ndim) if block[axis] > 1))
 
 
-def set_up(model, x, wanted=WANTED, names=None):
-    """The layers with their settings tried on them, and the ranges of all rows."""
-    layers = [each for each in trace(model, x).layers if names is None or each.name in names]
+def set_up(model, x, wanted=WANTED, names=None, traced=None):
+    """The layers with their settings tried on them, and the ranges of all rows; of an analysis copy
+    `traced` are the layers."""
+    traced = traced or trace(model, x).layers
+    layers = [each for each in traced if names is None or each.name in names]
     rows = [row for layer in layers if layer.type in WEIGHTED for row in own_rows(layer)]
     asked, _ = ask(layers, Plan(tuple(rows)), wanted, 64)
     ranges = {}
     for each in asked:
-        module = model.get_submodule(each.layer.name)
+        module = layer_module(model, each.layer.name)
         for row in each.weights:
             weight = module.weight.detach().numpy()
             if row.bn == "fold":
@@ -316,6 +321,40 @@ class Net(nn.Module):
 
 
 IMAGES = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+class Called(nn.Module):
+    """What Modules computes, by functions: bias and all."""
+
+    def __init__(self, of):
+        super().__init__()
+        self.of = nn.ParameterList([p for module in of for p in module.parameters()])
+
+    def forward(self, x):
+        w, b, w1, b1, w2, b2 = self.of
+        x = F.conv2d(x, w, b, padding=1).relu()
+        x = F.conv_transpose2d(x, w1, bias=b1, groups=2).mean((2, 3))
+        return torch.addmm(b2, x, w2.mT)
+
+
+def test_a_call_has_the_figures_of_the_module_that_computes_the_same():
+    torch.manual_seed(2)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ConvTranspose2d(8, 6, 2, groups=2), nn.Linear(6, 5)]
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    modules = nn.Sequential(layers[0], nn.ReLU(), layers[1], pooled, layers[2]).eval()
+    called = Called(layers).eval()
+    traced = trace(called, {"x": IMAGES}).layers
+    copied = analysis_copy(called, (), traced, {}, {"x": IMAGES[:2]})
+    torch.testing.assert_close(copied(IMAGES), modules(IMAGES))
+    found = [
+        measure(model, set_up(model, IMAGES[:8], traced=its)[2], [IMAGES[:8]])
+        for model, its in ((modules, None), (copied, traced))
+    ]
+    names = dict(zip(("0", "2", "4"), ("conv2d", "conv_transpose2d", "addmm"), strict=True))
+    expected = {replace(each, of=names[each.of]): value for each, value in found[0].items()}
+    assert expected.keys() == found[1].keys()
+    for each, value in found[1].items():
+        np.testing.assert_allclose(value, expected[each], rtol=2e-3, atol=1e-9)
 
 
 def test_figures_depend_on_neither_batch_size_order_threads_nor_chunks(monkeypatch):

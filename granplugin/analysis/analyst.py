@@ -60,12 +60,14 @@ class Analyst(Protocol):
 class AnalyzedNetwork:
     """The float network of an analysis. Its pickle has the recipe, which opens the network again in
     the process that a task is taken to. `others` are the recipe's own rows of sites that are no
-    factor of an analyzed layer's product; `axes` tell where outputs have their samples."""
+    factor of an analyzed layer's product; `norms` has by call the batch norm that the recipe folds
+    into it; `axes` tell where outputs have their samples."""
 
     network: Network
     loaded: Loaded
     layers: tuple[Layer, ...]
     others: tuple[QuantizedRow, ...]
+    norms: Mapping[str, str]
     example: Batch
     axes: Mapping[str, int | None]
 
@@ -77,7 +79,8 @@ class AnalyzedNetwork:
         return opened
 
     def __reduce__(self) -> tuple[Callable[..., AnalyzedNetwork], tuple[object, ...]]:
-        return _reopened, (self.loaded, self.layers, self.others, self.example, self.axes)
+        rest = self.layers, self.others, self.norms, self.example, self.axes
+        return _reopened, (self.loaded, *rest)
 
 
 def _reopened(loaded: Loaded, *rest: Any) -> AnalyzedNetwork:
@@ -91,11 +94,18 @@ def analyst_of(network: Network) -> str:
 
 def analyzed_network(session: Session, questions: Questions) -> AnalyzedNetwork:
     """That of a session."""
+    calls = {layer.name for layer in session.layers if layer.call}
+    norms = {
+        row.layer: row.bn_name
+        for row in questions.plan.rows
+        if row.layer in calls and row.bn == "fold" and row.bn_name
+    }
     return AnalyzedNetwork(
         session.network,
         session.loaded,
         session.layers,
         questions.others,
+        norms,
         session.example,
         session.axes,
     )

@@ -44,7 +44,9 @@ class TorchAnalyst:
     def open(cls, of: AnalyzedNetwork) -> Self:
         """That of a torch model."""
         network = cast(TorchNetwork, of.network)
-        copied = analysis_copy(network.module(), of.others, of.layers, network.tensors(of.example))
+        copied = analysis_copy(
+            network.module(), of.others, of.layers, of.norms, network.tensors(of.example)
+        )
         return cls(copied, network.tensors, of.example, of.others, of.axes)
 
     def held(self, layer: Layer) -> Held:

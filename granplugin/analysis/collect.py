@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from granplugin.analysis.analyst import PEAK
+from granplugin.analysis.factors import layer_module
 from granplugin.analysis.passes import InMemory, Pace, left
 from granplugin.calibration.seen import Seen
 from granplugin.calibration.statistics import Need, Statistics
@@ -104,7 +105,7 @@ def collect_resumably(
 def _hook(model: nn.Module, site: str, add: Callable[[Tensor], None]) -> Any:
     """Give `add` the site's tensors as the model runs."""
     layer, _, role = site.rpartition(".")
-    module = model.get_submodule(layer)
+    module = layer_module(model, layer) if role in ("input", PEAK) else model.get_submodule(layer)
     module = passing(module, role) or module
 
     def given(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from granplugin.analysis.factors import Factor, layer_module
 from granplugin.analysis.figures import FigureKey
 from granplugin.analysis.rounding import Rounding, rounding
 from granplugin.analysis.tried import Held, Pair, Tried, factor_of, figure, per_sample
@@ -38,8 +39,13 @@ _SIGNAL = None
 
 
 def held_of(model: nn.Module, layer: Layer) -> Held:
-    """What a model holds of a layer that is a module of it."""
-    module = model.get_submodule(layer.name)
+    """What an analysis copy holds of a layer; a batch norm is in a call's weight already, or stays
+    behind it."""
+    module = layer_module(model, layer.name)
+    if isinstance(module, Factor):
+        found = module.stored
+        bias = None if found.bias is None else _numpy(found.bias)
+        return Held(found.array, (found.array, bias), np.ones(1), found.facts(None))
     bn = model.get_submodule(layer.bn) if layer.bn else None
     stored, weight = stored_of(module), _numpy(module.weight)
     bias = None if module.bias is None else _numpy(module.bias)
@@ -101,14 +107,17 @@ class _Layer:
 
     def __post_init__(self, model: nn.Module) -> None:
         tried, layer = self.tried, self.tried.asked.layer
-        self.module = model.get_submodule(layer.name)
-        self.bn = model.get_submodule(layer.bn) if layer.bn else None
+        self.module = layer_module(model, layer.name)
+        called = isinstance(self.module, Factor)
+        self.bn = model.get_submodule(layer.bn) if layer.bn and not called else None
         where = self.module.weight.device
         weight = tried.held.folded[0]
         self.weight = torch.from_numpy(weight).to(where)
         # Called without the module's hooks: theirs may change, or keep, what they see.
         self.linear = copy.copy(self.module)
         self.linear.__dict__.pop("weight", None)  # where a hook of weight_norm put it
+        if called:
+            self.linear.__dict__["alone"] = True
         used = {i for i, _ in self.figures.values() if i is not None}
         self.changes = {i: torch.from_numpy(tried.change(i)).to(where) for i in used}
         self.by_input: dict[int, list[FigureKey]] = {}
@@ -135,6 +144,13 @@ class _Layer:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         output: Tensor,
+    ) -> None:
+        # What is computed here is no call of the model's, which may have a mode on.
+        with torch._C.DisableTorchFunction():
+            self._measure(samples, args, kwargs, output)
+
+    def _measure(
+        self, samples: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> None:
         x, *rest = args or [kwargs["input"]]
         others = {name: value for name, value in kwargs.items() if name != "input"}

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from granplugin.analysis.factors import Factor, layer_module
 from granplugin.analysis.replay import Change, Diverged
 from granplugin.analysis.rounding import Rounding, rounding
 from granplugin.analysis.tensors import module_of
@@ -19,7 +20,7 @@ from granplugin.network.batch_norms import fold_batch_norms
 from granplugin.network.call_quantizers import CallQuantizers, place_of, stands
 from granplugin.network.copying import copy_of
 from granplugin.network.forward import evaluating
-from granplugin.network.frames import QUANTIZER
+from granplugin.network.frames import FACTOR, QUANTIZER
 from granplugin.network.skip_inputs import SKIP_QUANTIZER, SkipInputs
 from granplugin.network.torch_calls import tensors_in
 from granplugin.network.trace import Traced
@@ -31,29 +32,32 @@ def analysis_copy(
     model: nn.Module,
     rows: Sequence[QuantizedRow],
     layers: Sequence[Layer],
+    norms: Mapping[str, str],
     example: Mapping[str, Tensor],
 ) -> nn.Module:
     """A copy of the model in which the skip inputs, and all operands of the layers that are calls or
-    lookups, go through a child module where these rows quantize them. Batch norms behind calls are folded
-    where rows say so: their weights are tried as they are then, and no other way."""
+    lookups, go through a child module where these rows quantize them; a call with a weight has a
+    Factor that multiplies. Into calls these batch norms are folded: their weights are tried as they are
+    then, and no other way."""
     copied = copy_of(model).eval()
-    calls = {layer.name for layer in layers if layer.multiplied and not layer.is_module}
-    norms = {
-        row.layer: row.bn_name
-        for row in rows
-        if row.layer in calls and row.bn == "fold" and row.bn_name
-    }
-    fold_batch_norms(copied, Traced(tuple(layers), norms, {}, {}), norms, example)
+    products = [layer for layer in layers if layer.multiplied and not layer.unusable]
+    calls = {layer.name for layer in products if layer.call or not layer.weighs}
+    fold_batch_norms(copied, Traced(tuple(layers), dict(norms), {}, {}), norms, example)
     for row in rows:
         if row.layer in calls:
             place_of(copied, row.layer).add_module(f"{row.operand}{QUANTIZER}", nn.Identity())
         elif row.operand == "skip":
             copied.get_submodule(row.layer).add_module(SKIP_QUANTIZER, nn.Identity())
+    factors = [layer.name for layer in products if layer.call and layer.weighs]
+    for name in factors:
+        place_of(copied, name).add_module(FACTOR, Factor())
     skips = {row.layer: copied.get_submodule(row.layer) for row in rows if row.operand == "skip"}
-    if calls.intersection(row.layer for row in rows):
+    if factors or calls.intersection(row.layer for row in rows):
         CallQuantizers(copied)
     if skips:
         SkipInputs(copied, [name for name, layer in skips.items() if not stands(layer)])
+    if factors:
+        run(copied, example)
     return copied
 
 
@@ -102,14 +106,15 @@ class Changes:
     network: RoundedNetwork
 
     def module_of(self, layer: str) -> nn.Module:
-        return self.model.get_submodule(layer)
+        """What multiplies for a layer."""
+        return layer_module(self.model, layer)
 
     def modules_of(self, layer: str) -> set[nn.Module]:
         """The modules that change where this layer is quantized: it, and what goes with it."""
         found = {self.module_of(layer)}
-        bn = self.network.tried[layer].asked.layer.bn
-        if bn is not None:
-            found.add(self.module_of(bn))
+        of = self.network.tried[layer].asked.layer
+        if of.bn is not None and not of.call:
+            found.add(self.module_of(of.bn))
         sites = self.network.sites.values()
         return found | {module_of(self.model, s.own) for s in sites if s.own.layer == layer}
 
@@ -127,7 +132,8 @@ class Changes:
                 of_layer["input"] = rounding(ranged.row, ranged.amax, where)
             if weight is not None and tried.weights[weight] is not None:
                 values = {"weight": tried.weights[weight]}
-                if tried.asked.weights[weight].bn == "fold":
+                # That of a call is in its weight already.
+                if tried.asked.weights[weight].bn == "fold" and not tried.asked.layer.call:
                     values["bias"] = tried.held.folded[1]
                     bn = tried.asked.layer.bn
                     assert bn is not None, f"{layer} has no batch norm to fold"

@@ -45,8 +45,9 @@ class Skipped:
 def ask(
     layers: Sequence[Layer], plan: Plan, wanted: Analyze, samples: int
 ) -> tuple[tuple[Asked, ...], tuple[Skipped, ...]]:
-    """What to try at each module that multiplies by its weight, in the plan's order, and what does
-    not apply there. Operands of calls, and embeddings, are sites of their own (ask_of_site).
+    """What to try at each layer that multiplies by its weight, in the plan's order, and what does
+    not apply there. Operands of products of two activations, and embeddings, are sites of their own
+    (ask_of_site). A batch norm behind a call is as the recipe has it.
 
     `samples` is the number of calibration samples. A layer that cannot be quantized is skipped
     whole, with its reason.
@@ -60,7 +61,7 @@ def ask(
         rows.setdefault(row.layer, {})[row.operand] = row
     asked, skipped = [], []
     for layer in layers:
-        if not layer.is_module:
+        if not layer.weighs:
             continue
         if layer.unusable or layer.name not in rows:
             reason = layer.unusable or "the recipe has no row for it"
@@ -72,7 +73,8 @@ def ask(
             own = of_layer[role]
             tried: list[QuantizedRow] = [own] if own.quantized else []
             for settings in _crossed(entries, wanted.calibrators):
-                for bn in wanted.bn if layer.bn and role == "weight" else [own.bn]:
+                norms = layer.bn and role == "weight" and not layer.call
+                for bn in wanted.bn if norms else [own.bn]:
                     made = _row(layer, own, settings, bn, samples)
                     if isinstance(made, Skipped):
                         skipped.append(made)
@@ -90,8 +92,8 @@ def ask(
 def ask_of_site(
     layer: Layer, own: QuantizedRow, wanted: Analyze, samples: int
 ) -> tuple[tuple[QuantizedRow, ...], tuple[Skipped, ...]]:
-    """What to try at a site that is no factor of a module's product: the recipe's own row `own`,
-    then what is asked of inputs, or for the weight of a call or a lookup of weights."""
+    """What to try at a site that is no factor of a layer's product: the recipe's own row `own`,
+    then what is asked of inputs, or for the weight of a lookup of weights."""
     entries = wanted.weights if own.at.constant else wanted.inputs
     found = [
         _row(layer, own, settings, own.bn, samples)

@@ -18,7 +18,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from granplugin.network import skip_inputs
-from granplugin.network.frames import QUANTIZER, Call, Frame, passing, quantized
+from granplugin.network.frames import FACTOR, QUANTIZER, Call, Frame, passing, quantized
 from granplugin.network.opened import opened
 from granplugin.network.product_calls import Product, product_of
 from granplugin.network.raised import passed_on
@@ -182,5 +182,6 @@ def _read(module: nn.Module, product: Product) -> nn.Module | None:
     """The child of a module whose weight the product reads, if it has quantizers."""
     for child in module._modules.values():
         if child is not None and child._parameters.get("weight") is product.second:
-            return child if f"weight{QUANTIZER}" in child._modules else None
+            ours = {f"weight{QUANTIZER}", FACTOR}
+            return None if ours.isdisjoint(child._modules) else child
     return None

@@ -23,6 +23,10 @@ FOLDED_NORM = "folded_norm"
 """The child of what a call is that multiplies a batch norm into the weight which it computes."""
 
 
+FACTOR = "factor"
+"""The child of what a call is that multiplies in its place: what an analysis changes the weight of."""
+
+
 class Call(nn.Module):
     """One call of a function within a module's forward, as a child of that module: the quantizers
     of its operands are children of it. `function` and `number` say which call of the forward."""
@@ -49,7 +53,8 @@ def quantized(holder: nn.Module, product: Product) -> Tensor:
     operand: Operand = "weight" if passing(holder, "weight") else "other"
     if quantizer := passing(holder, operand):
         second = product.laid(quantizer(product.laid(second, operand)), operand)
-    result = product.with_factors(first, second)
+    factor = holder._modules.get(FACTOR)
+    result = factor(first, product) if factor else product.with_factors(first, second)
     quantizer = passing(holder, "output")
     return quantizer(result) if quantizer else result
 

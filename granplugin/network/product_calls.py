@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from granplugin.network.raised import passed_on
 from granplugin.network.torch_calls import in_vmap, name_of
@@ -137,6 +138,17 @@ class Product:
         args, kwargs = self.form.second.put(self.args, self.kwargs, second)
         args, kwargs = self.form.bias.put(args, kwargs, bias)
         return replace(self, args=args, kwargs=kwargs)
+
+    def alone(self, first: Tensor, weight: Tensor) -> Tensor:
+        """The product with these for its factors, a weight as a layer has it, and with nothing added
+        to it."""
+        if self.form.weighted == "Linear":
+            return F.linear(first, weight)
+        bare = replace(self, kwargs={**self.kwargs, "bias": None})
+        if self.form.bias is not None and self.form.bias.position < len(self.args):
+            at = self.form.bias.position
+            bare = replace(self, args=(*self.args[:at], None, *self.args[at + 1 :]))
+        return bare.with_factors(first, weight)
 
     def with_factors(self, first: Tensor, second: Tensor) -> Tensor:
         """What the call puts out with these factors in place of its own."""

@@ -128,11 +128,9 @@ class Layer:
         return _kind_of(self.type, bool(self.sites) and self.sites[0].operand == "weight")
 
     @property
-    def is_module(self) -> bool:
-        """Whether it is a module, or a node of a file, that multiplies what it is given by its
-        weight."""
-        weighted = {"weight", "input"}.issubset(self.multiplied)
-        return weighted and not self.call and self.type not in LOOKUPS
+    def weighs(self) -> bool:
+        """Whether it multiplies what it is given by its weight, and is no lookup."""
+        return {"weight", "input"}.issubset(self.multiplied) and self.type not in LOOKUPS
 
     @property
     def multiplied(self) -> tuple[Operand, ...]:
