@@ -305,5 +305,5 @@ def test_layers_that_are_read_and_never_called_are_analyzed(tmp_path):
     told = {"version": 1, "model": {"callable": "nets.py:Net"}, "data": source}
     recipe.write_text(yaml.safe_dump(told))
     found = analyzed(recipe, tmp_path / "run")
-    ranked = {layer.name for layer in found.layers if layer.alone is not None}
+    ranked = {each.layer for each in found.layers if each.alone is not None}
     assert ranked == {"attn.linear", "attn.out_proj", "qkv", "head"}
