@@ -9,13 +9,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-import onnx
 
 from granplugin.errors import Unhonoured
-from granplugin.graph import reference
 from granplugin.graph.methods import How
 from granplugin.graph.read.file_graph import FileGraph, open_file, pairs_of
-from granplugin.graph.read.graph import reads
+from granplugin.graph.read.in_parts import in_parts
 from granplugin.graph.read.intended import Intended
 from granplugin.graph.read.verify_lowered import (
     check_division,
@@ -62,7 +60,8 @@ def agreement(
     how: Mapping[str, How] = MappingProxyType({}),
     weights: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Agreement:
-    """Run ONNX Runtime without optimizations and compare each site with the oracle and modelopt.
+    """Run ONNX Runtime without optimizations, each node once, and compare each site with the oracle
+    and modelopt.
 
     On what each QuantizeLinear was given, the oracle must make what DequantizeLinear gave, bit for
     bit; so must the oracle for stored weights. Where a tensor is divided by its scales in front of
@@ -77,10 +76,11 @@ def agreement(
     plan = Intended(rows, amax, how)
     found = [place for row in plan.rows for place in _places(graph, plan, row)]
     # Weights first: together they are computed without the network.
-    found.sort(key=lambda place: place.held is None)
+    found.sort(key=lambda place: (place.held is None, graph.at[graph.producer[place.result].name]))
     values = differs = worst = 0
-    for chunk in _chunks(found, max(len(array) for array in feeds.values())):
-        fetched = _fetch(graph, chunk, feeds)
+    chunks = list(_chunks(found, max(len(array) for array in feeds.values())))
+    parts = in_parts(graph, feeds, [_wanted(chunk) for chunk in chunks])
+    for chunk, fetched in zip(chunks, parts, strict=True):
         for place in chunk:
             row, result = place.row, fetched[place.result]
             fmt = FORMATS[row.format]
@@ -168,43 +168,10 @@ def _chunks(found: Sequence[_Place], batch: int) -> Iterator[list[_Place]]:
         yield chunk
 
 
-def _fetch(
-    graph: FileGraph, places: Sequence[_Place], feeds: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """The places' float tensors, as ONNX Runtime computes them without optimizations."""
-    wanted = {
-        name
-        for place in places
-        for name in ([place.source] if place.held is None else []) + [place.result]
-    }
-    known = {name: feeds[name] for name in wanted & feeds.keys()}
-    known |= {name: graph.array(name) for name in wanted & graph.stored.keys()}
-    computed = sorted(wanted - known.keys())
-    if not computed:
-        return known
-    model = _up_to(graph.model, computed)
-    given = {value.name for value in model.graph.input}
-    read = {name: array for name, array in feeds.items() if name in given}
-    results = reference.run(model, computed, read, graph.path.parent)
-    return known | dict(zip(computed, results, strict=True))
-
-
-def _up_to(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """What of a model computes these tensors: of a weight its DequantizeLinear alone."""
-    graph = model.graph
-    needed, nodes = set(names), []
-    for node in reversed(graph.node):
-        if not needed.isdisjoint(node.output):
-            needed |= reads(node)
-            nodes.append(node)
-    part = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    part.functions.extend(model.functions)
-    part.graph.name = graph.name
-    part.graph.node.extend(reversed(nodes))
-    part.graph.input.extend(value for value in graph.input if value.name in needed)
-    part.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in needed)
-    part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    return part
+def _wanted(places: Sequence[_Place]) -> set[str]:
+    """The float tensors of these places."""
+    given = {place.source for place in places if place.held is None}
+    return given | {place.result for place in places}
 
 
 def _broadcast(row: QuantizedRow, cells: np.ndarray) -> tuple[np.ndarray, Shape]:
