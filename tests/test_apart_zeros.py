@@ -9,8 +9,8 @@ from test_qdq import model_of, run
 from test_unsigned import pair
 
 from granplugin.backends import backend_of
-from granplugin.graph.edit.apart_zeros import apart_from_shared_zeros, shared_zeros
-from granplugin.graph.edit.forms import asked_forms
+from granplugin.graph.edit.apart_zeros import shared_zeros
+from granplugin.graph.edit.forms import asked_forms, in_forms
 from granplugin.graph.files import save
 from granplugin.graph.read.file_graph import open_file
 
@@ -69,7 +69,7 @@ def test_only_weights_of_different_forms_ask_for_it():
 
 
 def test_the_numbers_stay_the_same_and_a_reader_finds_the_same_zero_points(tmp_path):
-    plain, apart = patches(), apart_from_shared_zeros(patches())
+    plain, apart = patches(), in_forms(patches(), ["apart-zeros"])
     assert not shared_zeros(apart)
     x = np.random.default_rng(1).standard_normal((2, 3, 4, 4)).astype(np.float32)
     outputs, zeros = [], []
@@ -83,7 +83,7 @@ def test_the_numbers_stay_the_same_and_a_reader_finds_the_same_zero_points(tmp_p
 @pytest.mark.parametrize("mended", [False, True])
 def test_openvino_has_int8_kernels_for_them_at_fixed_shapes(tmp_path, mended):
     openvino = backend_of("openvino")
-    model = apart_from_shared_zeros(patches()) if mended else patches()
+    model = in_forms(patches(), ["apart-zeros"]) if mended else patches()
     save(model, tmp_path / "model.onnx")
     engine = openvino.build(tmp_path / "model.onnx", tmp_path / "engine")
     assert {layer.precision for layer in openvino.layers(engine)} == {"int8"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -11,10 +13,12 @@ from onnx import helper
 from onnx_ir.passes import PostconditionError, PreconditionError
 from test_qdq import marker, model_of, row_of
 
+from granplugin.graph import edit
 from granplugin.graph.edit import qdq
 from granplugin.graph.edit.additions import Additions
 from granplugin.graph.edit.contract import contract, seam, seen
 from granplugin.graph.edit.fold import fold_batch_norms
+from granplugin.graph.edit.forms import FORMS
 from granplugin.graph.edit.lowering import lower
 from granplugin.graph.edit.lowering.row_scale import scale_rows
 from granplugin.graph.edit.lowering.simulated import multiply_back, simulate
@@ -170,3 +174,17 @@ def test_a_quantize_with_other_readers_is_told(monkeypatch):
     monkeypatch.setattr(qdq._Writer, "quantize", leaking)
     with pytest.raises(PostconditionError, match="is not followed by one DequantizeLinear"):
         insert(marked(), [ROW], AMAX)
+
+
+def test_an_edit_says_what_it_ensures_where_it_is_checked_and_forms_are_such_edits():
+    found = {}
+    for path in Path(edit.__path__[0]).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                names = {getattr(getattr(d, "func", d), "id", "") for d in node.decorator_list}
+                checked = bool(names & {"seam", "contract", "equal_form"})
+                found[node.name] = checked, "Ensures" in (ast.get_docstring(node) or "")
+    # contract.py imports the module of bypass, which looks by itself.
+    assert [name for name, (checked, said) in found.items() if checked != said] == ["bypass"]
+    assert all(found[form.write.__name__] == (True, True) for form in FORMS.values())
+    assert sum(checked for checked, _ in found.values()) > len(FORMS)

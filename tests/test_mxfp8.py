@@ -132,7 +132,8 @@ def test_onnx_runtime_computes_what_the_oracle_does(tmp_path_factory, weight):
 def test_an_engines_own_operator_says_the_same_numbers(tmp_path_factory, weight):
     folder = tmp_path_factory.mktemp("case")
     row, amax = written(weight, folder / "plain.onnx")
-    save(own_operators(load_float(folder / "plain.onnx"), [row], OPERATORS), folder / "own.onnx")
+    own_operators(model := load_float(folder / "plain.onnx"), [row], OPERATORS)
+    save(model, folder / "own.onnx")
     model = onnx.load(folder / "own.onnx")
     (node,) = [n for n in model.graph.node if "Dequantize" in n.op_type]
     assert (node.op_type, node.domain) == ("TRT_MXFP8DequantizeLinear", "trt")
@@ -152,7 +153,8 @@ def test_an_engines_own_operator_says_the_same_numbers(tmp_path_factory, weight)
 def test_a_wrong_exponent_in_a_file_is_found(tmp_path):
     weight = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
     row, amax = written(weight, tmp_path / "plain.onnx")
-    save(own_operators(load_float(tmp_path / "plain.onnx"), [row], OPERATORS), tmp_path / "m.onnx")
+    own_operators(model := load_float(tmp_path / "plain.onnx"), [row], OPERATORS)
+    save(model, tmp_path / "m.onnx")
     model = onnx.load(tmp_path / "m.onnx")
     (scale,) = [t for t in model.graph.initializer if t.name.endswith("e8m0")]
     changed = onnx.numpy_helper.to_array(scale).copy()

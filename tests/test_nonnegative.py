@@ -12,9 +12,14 @@ from onnx import helper
 from test_qdq import model_of, run
 from test_unsigned import SCALES, pair
 
-from granplugin.graph.edit.nonnegative import nonnegative_unsigned, quantizes_nonnegative
+from granplugin.graph.edit.forms import in_forms
+from granplugin.graph.edit.nonnegative import quantizes_nonnegative
 from granplugin.graph.files import save
 from granplugin.graph.read.file_graph import open_file
+
+
+def nonnegative(model):
+    return in_forms(model, ["unsigned-nonnegative"])
 
 
 def rectified(scales, zero=np.int8(0), first="Relu", read_twice=False):
@@ -43,7 +48,7 @@ def test_every_float_stays_the_same_to_the_bit(tmp_path_factory, scales, first, 
     folder = tmp_path_factory.mktemp("unsigned")
     model = rectified(np.float32(scales), first=first, read_twice=twice)
     save(model, folder / "int8.onnx")
-    save(nonnegative_unsigned(model), folder / "uint8.onnx")
+    save(nonnegative(model), folder / "uint8.onnx")
     random = np.random.default_rng(seed)
     # Around every rounding's edge, and far beyond 127 scales.
     x = random.integers(-300, 600, (500, 3)) * np.float32(scales[0]) / 2
@@ -54,11 +59,11 @@ def test_every_float_stays_the_same_to_the_bit(tmp_path_factory, scales, first, 
 
 @pytest.mark.parametrize("first", ["Relu", "Clip"])
 def test_the_clip_takes_the_place_of_what_only_it_read(first):
-    found = nonnegative_unsigned(rectified(np.float32([0.5, 0.25]), first=first))
+    found = nonnegative(rectified(np.float32([0.5, 0.25]), first=first))
     assert [node.op_type for node in found.graph if node.op_type in ("Relu", "Clip")] == [
         "Clip"
     ] * 2
-    kept = nonnegative_unsigned(rectified(np.float32([0.5, 0.25]), first=first, read_twice=True))
+    kept = nonnegative(rectified(np.float32([0.5, 0.25]), first=first, read_twice=True))
     assert sum(node.op_type in ("Relu", "Clip") for node in kept.graph) == 3
     onnx.checker.check_model(ir.to_proto(found), full_check=True)
 
@@ -76,7 +81,7 @@ def test_what_may_be_negative_or_is_not_symmetric_int8_stays(model):
 
 
 def test_a_reader_takes_it_for_the_int8_it_stands_for_as_long_as_it_is_clipped(tmp_path):
-    unsigned = nonnegative_unsigned(rectified(np.float32([0.5, 0.25])))
+    unsigned = nonnegative(rectified(np.float32([0.5, 0.25])))
     save(unsigned, tmp_path / "uint8.onnx")
     assert [pair.zero.dtype for pair in open_file(tmp_path / "uint8.onnx").pairs] == [np.int8] * 2
     for value in unsigned.graph.initializers.values():
@@ -91,6 +96,6 @@ def test_half_precision_is_clipped_in_its_own_type(tmp_path):
     model = rectified(np.float16([0.5, 0.25]))
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.dtype = ir.DataType.FLOAT16
-    found = nonnegative_unsigned(model)
+    found = nonnegative(model)
     onnx.checker.check_model(ir.to_proto(found), full_check=True)
     assert not quantizes_nonnegative(found)

@@ -12,9 +12,14 @@ from onnx import helper
 from onnx_ir.passes import PreconditionError
 from test_qdq import model_of, run
 
-from granplugin.graph.edit.unsigned import concatenates, unsigned
+from granplugin.graph.edit.forms import in_forms
+from granplugin.graph.edit.unsigned import concatenates
 from granplugin.graph.files import save
 from granplugin.graph.read.file_graph import open_file
+
+
+def unsigned(model):
+    return in_forms(model, ["unsigned-concat"])
 
 
 def pair(source, name, scale, zero):

@@ -191,7 +191,8 @@ def _write(
         plain = onnx.path
 
         def write_own(path: Path) -> None:
-            save(own_operators(load_float(plain), rows, engine.operators), path)
+            own_operators(model := load_float(plain), rows, engine.operators)
+            save(model, path)
             read_back(
                 path, content.rows, content.amax, floats.weights, content.how, precision, keep
             )
@@ -267,7 +268,8 @@ def write_quantized(built: Built, engine: str, parts: Collection[str], path: Pat
     plain = path
     if own := _by_own_operators(ENGINES[engine], rows, amax, how):
         plain = path.rename(path.with_name(f"plain-{path.name}"))
-        save(own_operators(load_float(plain), own, ENGINES[engine].operators), path)
+        own_operators(model := load_float(plain), own, ENGINES[engine].operators)
+        save(model, path)
     return plain
 
 

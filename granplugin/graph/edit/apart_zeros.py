@@ -12,7 +12,7 @@ from collections import defaultdict
 import onnx_ir as ir
 
 from granplugin.graph.edit.additions import Additions
-from granplugin.graph.edit.contract import seam
+from granplugin.graph.edit.contract import equal_form
 from granplugin.graph.edit.nodes import constant
 
 _WEIGHT, _ZERO = 0, 2
@@ -41,20 +41,15 @@ def _form(node: ir.Node) -> tuple[int, int]:
     return rank, (1 if axis is None else axis.as_int()) % rank
 
 
-def _requires(model: ir.Model) -> str | None:
-    return None
-
-
-def _ensures(result: ir.Model, model: ir.Model) -> str | None:
-    left = shared_zeros(result)
+def _left(model: ir.Model) -> str | None:
+    left = shared_zeros(model)
     return f"{left[0].name} still shares its zero points" if left else None
 
 
-@seam(_requires, _ensures)
-def apart_from_shared_zeros(model: ir.Model) -> ir.Model:
-    """A copy in which weights of each form have zero points of their own. Ensures that none shares
-    them with weights of another form."""
-    model = model.clone()
+@equal_form(_left)
+def apart_from_shared_zeros(model: ir.Model) -> None:
+    """Give weights of each form zero points of their own, in place. Ensures that none shares them
+    with weights of another form."""
     additions = Additions(model.graph)
     own: dict[tuple[ir.Value, tuple[int, int]], ir.Value] = {}
     for node in shared_zeros(model):
@@ -68,4 +63,3 @@ def apart_from_shared_zeros(model: ir.Model) -> ir.Model:
                 assert array is not None, f"{zero.name} is an initializer"
                 own[key] = additions.constant(zero.name, array)
         node.replace_input_with(_ZERO, own[key])
-    return model

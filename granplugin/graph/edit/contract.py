@@ -2,8 +2,9 @@
 
 An edit's docstring says what must hold before and what holds after; two functions beside it look,
 each with one sentence on what does not hold, or None. A sentence is our own fault, never the
-user's, and is raised as onnx_ir raises it for its passes. `contract` is for an edit of a graph,
-`seam` for one at a place in it, which looks at no more than that.
+user's, and is raised as onnx_ir raises it for its passes. `contract` is for an edit of a graph
+(`equal_form` for one that changes no number), `seam` for one at a place in it, which looks at no more
+than that.
 """
 
 from __future__ import annotations
@@ -99,6 +100,18 @@ def contract(
         return checked
 
     return decorate
+
+
+def equal_form(
+    left: Callable[[ir.Model], str | None],
+    requires: Callable[[ir.Model], str | None] = lambda model: None,
+) -> Callable[[Callable[[ir.Model], None]], Callable[[ir.Model], None]]:
+    """Checks, as `contract`, an edit in place that gives the same numbers another form: `requires`
+    says what it cannot take, `left` what still has the old form."""
+    return contract(
+        lambda before, model: requires(model),
+        lambda before, after, result, model: left(model),
+    )
 
 
 def seen(graph: ir.Graph) -> Seen:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from granplugin.graph.edit.additions import Additions
-from granplugin.graph.edit.contract import seam
+from granplugin.graph.edit.contract import equal_form
 from granplugin.graph.edit.maximum import put_maximum
 from granplugin.graph.edit.nodes import computes_of_one, scope_of
 
@@ -43,18 +43,16 @@ def _requires(model: ir.Model) -> str | None:
     return None
 
 
-def _ensures(result: ir.Model, model: ir.Model) -> str | None:
-    left = quantized_extrema(result)
+def _left(model: ir.Model) -> str | None:
+    left = quantized_extrema(model)
     return f"{left[0].name} is still quantized" if left else None
 
 
-@seam(_requires, _ensures)
-def apart_from_extrema(model: ir.Model) -> ir.Model:
-    """A copy with the maximum behind each of them. Requires that they are of floats. Ensures that
+@equal_form(_left, _requires)
+def apart_from_extrema(model: ir.Model) -> None:
+    """Put the maximum behind each of them, in place. Requires that they are of floats. Ensures that
     none is quantized as it is."""
-    model = model.clone()
     additions = Additions(model.graph)
     for node in quantized_extrema(model):
         dtype = (node.outputs[0].dtype or ir.DataType.FLOAT).numpy()
         put_maximum(additions, node, dtype, scope_of(node) or node.name)
-    return model

@@ -22,16 +22,10 @@ from granplugin.graph.edit.zero_bias import add_zero_biases, unbiased
 
 @dataclass(frozen=True)
 class Form:
-    """`asked` tells whether a graph has what the form is for, `write` makes the equal one."""
+    """`asked` tells whether a graph has what the form is for, `write` changes it."""
 
     asked: Callable[[ir.Model], bool]
-    write: Callable[[ir.Model], ir.Model]
-
-
-def _biased(model: ir.Model) -> ir.Model:
-    model = model.clone()
-    add_zero_biases(model)
-    return model
+    write: Callable[[ir.Model], None]
 
 
 def _rounds_behind_pools(model: ir.Model) -> bool:
@@ -42,7 +36,7 @@ FORMS: dict[str, Form] = {
     "rounded-pools": Form(_rounds_behind_pools, rounded_before_pools),
     "unsigned-nonnegative": Form(quantizes_nonnegative, nonnegative_unsigned),
     "unsigned-concat": Form(concatenates, unsigned),
-    "zero-bias": Form(lambda model: bool(unbiased(model)), _biased),
+    "zero-bias": Form(lambda model: bool(unbiased(model)), add_zero_biases),
     "apart-zeros": Form(lambda model: bool(shared_zeros(model)), apart_from_shared_zeros),
     "uncut": Form(lambda model: bool(cut_products(model)), apart_from_cuts),
     "extremum": Form(lambda model: bool(quantized_extrema(model)), apart_from_extrema),
@@ -55,7 +49,8 @@ def asked_forms(model: ir.Model, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def in_forms(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """The graph in these forms, one after another."""
+    """A copy of the graph in these forms, one after another."""
+    model = model.clone()
     for name in names:
-        model = FORMS[name].write(model)
+        FORMS[name].write(model)
     return model

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from granplugin.graph.edit.additions import Additions
-from granplugin.graph.edit.contract import seam
+from granplugin.graph.edit.contract import equal_form
 from granplugin.graph.edit.nodes import constant, scope_of
 
 HIGHEST = 127
@@ -73,20 +73,15 @@ def quantizes_nonnegative(model: ir.Model) -> bool:
     return next(_asking(model), None) is not None
 
 
-def _requires(model: ir.Model) -> str | None:
-    return None
-
-
-def _ensures(result: ir.Model, model: ir.Model) -> str | None:
-    left = next(_asking(result), None)
+def _left(model: ir.Model) -> str | None:
+    left = next(_asking(model), None)
     return f"{left[0].name} still writes int8" if left else None
 
 
-@seam(_requires, _ensures)
-def nonnegative_unsigned(model: ir.Model) -> ir.Model:
-    """A copy in which what cannot be negative and is quantized to int8 with one scale is quantized
-    to uint8. Ensures that none is left."""
-    model = model.clone()
+@equal_form(_left)
+def nonnegative_unsigned(model: ir.Model) -> None:
+    """Quantize to uint8, in place, what cannot be negative and is quantized to int8 with one scale.
+    Ensures that none is left."""
     if any(node.inputs[0].dtype is None for node, _ in _asking(model)):
         passes.ShapeInferencePass(data_prop=False)(model)
     additions = Additions(model.graph)
@@ -104,7 +99,6 @@ def nonnegative_unsigned(model: ir.Model) -> ir.Model:
         if node.outputs[0].dtype is not None:
             node.outputs[0].dtype = ir.DataType.UINT8
     passes.RemoveUnusedNodesPass()(model)
-    return model
 
 
 def _clip(additions: Additions, node: ir.Node, highest: np.ndarray) -> None:

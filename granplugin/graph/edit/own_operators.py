@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from granplugin.graph.edit.additions import Additions
-from granplugin.graph.edit.contract import seam
+from granplugin.graph.edit.contract import Seen, contract
 from granplugin.graph.edit.nodes import constant, replace, scope_of
 from granplugin.planning.rows import QuantizedRow
 
@@ -46,7 +46,7 @@ def _cells(node: ir.Node, row: QuantizedRow) -> np.ndarray | None:
 
 
 def _requires(
-    model: ir.Model, rows: Sequence[QuantizedRow], operators: Mapping[str, str]
+    before: Seen, model: ir.Model, rows: Sequence[QuantizedRow], operators: Mapping[str, str]
 ) -> str | None:
     for node, row in _plain(model, rows):
         stored, scale = constant(node.inputs[0]), _cells(node, row)
@@ -60,22 +60,26 @@ def _requires(
 
 
 def _ensures(
-    result: ir.Model, model: ir.Model, rows: Sequence[QuantizedRow], operators: Mapping[str, str]
+    before: Seen,
+    after: Seen,
+    result: None,
+    model: ir.Model,
+    rows: Sequence[QuantizedRow],
+    operators: Mapping[str, str],
 ) -> str | None:
-    left = _plain(result, rows)
+    left = _plain(model, rows)
     return f"{left[0][0].name} is left" if left else None
 
 
-@seam(_requires, _ensures)
+@contract(_requires, _ensures)
 def own_operators(
     model: ir.Model, rows: Sequence[QuantizedRow], operators: Mapping[str, str]
-) -> ir.Model:
-    """A copy in which the weights of `rows` are dequantized by `operators`, by format.
+) -> None:
+    """Dequantize the weights of `rows`, in place, by `operators`, by format.
 
     Requires that their scales are constants, one for each block, and powers of two. Ensures that
     no DequantizeLinear of theirs is left.
     """
-    model = model.clone()
     additions = Additions(model.graph)
     for node, row in _plain(model, rows):
         cells = _cells(node, row)
@@ -101,4 +105,3 @@ def own_operators(
         model.graph.remove(node, safe=True)
     model.opset_imports[DOMAIN] = 1
     passes.RemoveUnusedNodesPass()(model)
-    return model

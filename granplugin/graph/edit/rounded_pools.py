@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from granplugin.graph.edit.contract import seam
+from granplugin.graph.edit.contract import equal_form
 from granplugin.graph.edit.nodes import only_user, replace
 from granplugin.quant.layers import ONNX_PRODUCTS
 
@@ -58,19 +58,14 @@ def _is_of_integers(node: ir.Node | None) -> bool:
     return read is not None and read.op_type == "DequantizeLinear"
 
 
-def _requires(model: ir.Model) -> str | None:
-    return None
-
-
-def _ensures(result: ir.Model, model: ir.Model) -> str | None:
-    left = next(rounded_pools(result), None)
+def _left(model: ir.Model) -> str | None:
+    left = next(rounded_pools(model), None)
     return f"what {left[0].name} computes is still rounded behind it" if left else None
 
 
-@seam(_requires, _ensures)
-def rounded_before_pools(model: ir.Model) -> ir.Model:
-    """A copy in which Q/DQ stands in front of each of them. Ensures that none is left."""
-    model = model.clone()
+@equal_form(_left)
+def rounded_before_pools(model: ir.Model) -> None:
+    """Put Q/DQ in front of each of them, in place. Ensures that none is left."""
     while found := next(rounded_pools(model), None):
         pool, q, dq = found
         model.graph.remove([q, dq])
@@ -82,4 +77,3 @@ def rounded_before_pools(model: ir.Model) -> ir.Model:
         pooled.type = rounded.type
         for value in (q.outputs[0], rounded):
             value.shape = given.shape
-    return model

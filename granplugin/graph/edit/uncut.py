@@ -10,7 +10,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from granplugin.graph.edit.additions import Additions
-from granplugin.graph.edit.contract import seam
+from granplugin.graph.edit.contract import equal_form
 from granplugin.graph.edit.maximum import put_maximum
 from granplugin.graph.edit.nodes import computes_of_one, constant, scope_of
 
@@ -55,20 +55,15 @@ def _is_cut(value: ir.Value) -> bool:
     return False
 
 
-def _requires(model: ir.Model) -> str | None:
-    return None
-
-
-def _ensures(result: ir.Model, model: ir.Model) -> str | None:
-    left = cut_products(result)
+def _left(model: ir.Model) -> str | None:
+    left = cut_products(model)
     return f"{left[0].name} is still cut" if left else None
 
 
-@seam(_requires, _ensures)
-def apart_from_cuts(model: ir.Model) -> ir.Model:
-    """A copy with the maximum behind each of them, or behind the bias that is added to it. Ensures
+@equal_form(_left)
+def apart_from_cuts(model: ir.Model) -> None:
+    """Put the maximum behind each of them, or behind the bias that is added to it, in place. Ensures
     that no product is cut as it is."""
-    model = model.clone()
     additions = Additions(model.graph)
     for node in cut_products(model):
         scale = _scale(node)
@@ -76,7 +71,6 @@ def apart_from_cuts(model: ir.Model) -> ir.Model:
         last = _with_bias(node)
         dtype = (scale.dtype or ir.DataType.FLOAT).numpy()
         put_maximum(additions, last, dtype, scope_of(node) or node.name)
-    return model
 
 
 def _with_bias(node: ir.Node) -> ir.Node:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from granplugin.graph.edit.additions import Additions
-from granplugin.graph.edit.contract import seam
+from granplugin.graph.edit.contract import equal_form
 from granplugin.graph.edit.nodes import constant
 from granplugin.quant.layers import ONNX_PRODUCTS
 
@@ -94,18 +94,17 @@ def _requires(model: ir.Model) -> str | None:
     return None
 
 
-def _ensures(result: ir.Model, model: ir.Model) -> str | None:
-    left = _signed(result)
+def _left(model: ir.Model) -> str | None:
+    left = _signed(model)
     return f"{left[0].name} still writes int8" if left else None
 
 
-@seam(_requires, _ensures)
-def unsigned(model: ir.Model) -> ir.Model:
-    """A copy whose QuantizeLinear write uint8 where they wrote int8; stored weights and other
+@equal_form(_left, _requires)
+def unsigned(model: ir.Model) -> None:
+    """Let QuantizeLinear write uint8, in place, where it wrote int8; stored weights and other
     formats stay, and so do factors of products of two activations that no concatenation is behind.
     Requires zero points of 0 and that what is quantized is only dequantized. Ensures that no other
     QuantizeLinear writes int8."""
-    model = model.clone()
     additions = Additions(model.graph)
     zeros: dict[tuple[int, ...], ir.Value] = {}
     for node in _signed(model):
@@ -119,4 +118,3 @@ def unsigned(model: ir.Model) -> ir.Model:
         if node.outputs[0].dtype is not None:
             node.outputs[0].dtype = ir.DataType.UINT8
     passes.RemoveUnusedNodesPass()(model)
-    return model

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from granplugin.graph.edit.additions import Additions
-from granplugin.graph.edit.contract import Seen, contract
+from granplugin.graph.edit.contract import equal_form
 from granplugin.graph.edit.nodes import constant
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -35,16 +35,12 @@ def _is_unbiased(node: ir.Node) -> bool:
     return bias is not None and not bias.any() and len(set(np.signbit(bias).tolist())) < 2
 
 
-def _requires(before: Seen, model: ir.Model) -> None:
-    return None
-
-
-def _ensures(before: Seen, after: Seen, result: None, model: ir.Model) -> str | None:
+def _left(model: ir.Model) -> str | None:
     left = [node for node in unbiased(model) if _zeros(node) is not None]
     return f"{left[0].name} still has no bias" if left else None
 
 
-@contract(_requires, _ensures)
+@equal_form(_left)
 def add_zero_biases(model: ir.Model) -> None:
     """Give them one, in place. Ensures that none is left, but for those of a single channel that
     are not float32."""
