@@ -193,3 +193,20 @@ def test_a_rule_that_leaves_one_factor_of_a_call_float_can_be_planned():
     (found,) = suggest({own.site: FLOATING}, {}, network, {}, {own.site: "so"}, layers)
     plan = make_plan(load_part({"version": 1, "rules": [found.rule]}), layers)
     assert own.site not in {row.site for row in plan.quantized}
+
+
+def test_a_call_that_is_left_float_is_one_rule():
+    class Net(nn.Module):
+        def forward(self, x):
+            return (x @ x.mT).softmax(-1) @ x
+
+    layers = trace(Net(), torch.ones(2, 3, 4)).layers
+    first, second, *_ = make_plan(load_part({"version": 1}), layers).quantized
+    assert first.layer == second.layer
+    sites = {row.site: SimpleNamespace(rows=[row], own=row) for row in (first, second)}
+    network = SimpleNamespace(sites=sites, tried={})
+    floats = dict.fromkeys(sites, FLOATING)
+    (found,) = suggest(floats, {}, network, {}, dict.fromkeys(sites, "so"), layers)
+    assert found.rule == {"match": first.layer, "input": "float", "other": "float"}
+    plan = make_plan(load_part({"version": 1, "rules": [found.rule]}), layers)
+    assert not {row.layer for row in plan.quantized} & {first.layer}

@@ -5,10 +5,10 @@ First everything gets the settings that lose least of what engines have. Where t
 goal, the most harmful places are enough, as few as reach it. Where it does not, places are left
 float, the loudest at the network's output first, as few as are enough for a loss that the samples
 cannot tell from the tolerance: what they cannot tell, float layers would be bought for nothing.
-Then each change is taken back where nothing is told apart without it, first as many as can be at
-once, then each by itself, and what is not needed at its best is made coarser.
+Then each change is taken back where nothing is told apart without it, and what is not needed at its
+best is made coarser: all at once, or else by halves down to each by itself.
 
-How many are enough is found by bisection: noise of places adds up (bench/predict.py), so more of
+How many places are enough is found by bisection: noise of places adds up (bench/predict.py), so more of
 the loudest changed is not worse.
 """
 
@@ -69,22 +69,27 @@ class Untold:
 
 @dataclass(frozen=True)
 class AsGood:
-    """As good as what was found: its loss not told apart, or not from the tolerance where that was
-    so; and of decisions, which may stay by chance, with at most a decibel more of noise."""
+    """As good as what was found. Of decisions, some of which stay or change by chance: a loss not
+    told from its or the tolerance, and at most a decibel more of noise. Of outputs, where every
+    difference is told: a loss not told from the tolerance, or where that is more, from its."""
 
     tolerance: float
     found: Effect
 
     @property
+    def _by_outputs(self) -> bool:
+        return self.found.measured_by == "outputs"
+
+    @property
     def _most(self) -> float:
         """Of the loss."""
-        untold = judged(self.found.loss, self.tolerance) != "above"
-        return self.tolerance if untold else max(self.found.loss.value, self.tolerance)
+        if self._by_outputs and judged(self.found.loss, self.tolerance) != "above":
+            return self.tolerance
+        return max(self.found.loss.value, self.tolerance)
 
     @property
     def _least_db(self) -> float:
-        by_outputs = self.found.measured_by == "outputs"
-        return BAD_DB if by_outputs else self.found.db - NEAR_DB
+        return BAD_DB if self._by_outputs else self.found.db - NEAR_DB
 
     def holds(self, effect: Effect) -> bool:
         return judged(effect.loss, self._most) != "above" and effect.db >= self._least_db
@@ -233,31 +238,22 @@ def _taken_back(
     search: Search, found: Found, ways: Sequence[Sequence[Overrides]], enough: Enough
 ) -> Found:
     """`found` with as many of its changes taken back as can be: each has ways back, the farthest
-    first. As many as can be go at once, from the first on, and the others one by one."""
-
-    def back(count: int) -> dict[str, Pair]:
-        return {**found.overrides, **{n: p for way in ways[:count] for n, p in way[0].items()}}
-
-    held = {0: found}
-
-    def fails(count: int) -> bool:
-        less = search.enough(back(count), enough)
-        if less is not None:
-            held[count] = less
-        return less is None
-
-    _fewest(len(ways) + 1, fails, search.racing)
-    most = max(held)
-    found = held[most]
-    for at, way in enumerate(ways[most:]):
-        # With all before it taken back, the first was tried.
-        for overrides in way[1:] if at == 0 else way:
-            if search.racing.spent:
-                return found
-            less = search.enough({**found.overrides, **overrides}, enough)
-            if less is not None:
-                found = less
-                break
+    first. All go at once, or else one half of them and then the other, down to each by itself."""
+    if not ways or search.racing.spent:
+        return found
+    farthest = {name: pair for way in ways for name, pair in way[0].items()}
+    if (less := search.enough({**found.overrides, **farthest}, enough)) is not None:
+        return less
+    if len(ways) > 1:
+        half = (len(ways) + 1) // 2
+        for part in (ways[:half], ways[half:]):
+            found = _taken_back(search, found, part, enough)
+        return found
+    for overrides in ways[0][1:]:
+        if search.racing.spent:
+            break
+        if (less := search.enough({**found.overrides, **overrides}, enough)) is not None:
+            return less
     return found
 
 

@@ -46,15 +46,23 @@ def suggest(
     groups: dict[str, list[str]] = {}
     bodies: dict[str, dict[str, Any]] = {}
     factors = {layer.name: layer.multiplied for layer in layers}
+    floating = _floating_operands(overrides, network)
+    told: set[str] = set()
     for name, pair in overrides.items():
         if name in network.sites:
-            rows = network.sites[name].rows
-            at = pair[1]
+            rows, at = network.sites[name].rows, pair[1]
+            layer, operand = rows[0].layer, rows[0].operand
             settings = FLOAT if at is None else _settings(rows[0], rows[at])
-            body: dict[str, Any] = {rows[0].operand: settings}
-            multiplied = factors[rows[0].layer]
-            if pair == FLOATING and rows[0].operand in multiplied and len(multiplied) > 1:
-                body["half"] = "allow"
+            body: dict[str, Any] = {operand: settings}
+            multiplied = factors[layer]
+            if at is None and operand in multiplied and len(multiplied) > 1:
+                if floating[layer].issuperset(multiplied):
+                    if layer in told:
+                        continue
+                    told.add(layer)
+                    body = dict.fromkeys(multiplied, FLOAT)
+                else:
+                    body["half"] = "allow"
         else:
             body = _body(network.tried[name], start[name], pair)
         if lowered.get(name):
@@ -71,6 +79,18 @@ def suggest(
         rule = {"match": _match(sites, layers), **bodies[text]}
         found.append(Suggested(tuple(sites), rule, reason))
     return tuple(found)
+
+
+def _floating_operands(
+    overrides: Mapping[str, Pair], network: RoundedNetwork
+) -> dict[str, set[str]]:
+    """Layer -> its operands that are sites of their own, and left float."""
+    found: dict[str, set[str]] = {}
+    for name, pair in overrides.items():
+        if name in network.sites and pair == FLOATING:
+            own = network.sites[name].own
+            found.setdefault(own.layer, set()).add(own.operand)
+    return found
 
 
 def recipe_text(
