@@ -21,7 +21,7 @@ from granplugin.results.audited import Verdict
 class Asked:
     """What a run's plan says of the variant that a file is."""
 
-    def __init__(self, plan: Path, onnx_path: Path, found: QuantizedGraph) -> None:
+    def __init__(self, plan: Path, onnx_path: Path, quantized: QuantizedGraph) -> None:
         try:
             variants = json.loads(text_of(plan))["variants"]
             named = {name: rows for name, rows in variants.items() if rows}
@@ -35,7 +35,7 @@ class Asked:
             raise UserError(
                 f"{plan}: it has the variants {', '.join(named)}; audit the file in one's folder"
             )
-        self.names = {operand.row.site: found.site(operand) for operand in found.operands}
+        self.names = {operand.row.site: quantized.site(operand) for operand in quantized.operands}
 
     @property
     def where(self) -> dict[str, str]:

@@ -101,17 +101,25 @@ def examine(
     )
 
 
-def notes_of(found: QuantizedGraph, plan: EnginePlan | None, layers: Path | None) -> Iterator[str]:
+def notes_of(
+    quantized: QuantizedGraph, plan: EnginePlan | None, layers: Path | None
+) -> Iterator[str]:
     """What to know before reading the verdicts; `layers` is the file the plan was read from."""
-    if not (found.operands or found.hidden):
+    if not (quantized.operands or quantized.hidden):
         yield "nothing in this file is quantized, so there is nothing to honour"
     named = {node for kernel in (plan.kernels if plan else ()) for node in kernel.onnx_nodes}
-    if layers is not None and found.operands and not any(o.node in named for o in found.operands):
+    if (
+        layers is not None
+        and quantized.operands
+        and not any(o.node in named for o in quantized.operands)
+    ):
         yield (
             f"no node of the file is in {layers.name}: it is of another model, or was built "
             "without --profilingVerbosity=detailed"
         )
-    untyped = [pair for pair in found.pairs if pair.pair.q is not None and _untyped(pair.pair.q)]
+    untyped = [
+        pair for pair in quantized.pairs if pair.pair.q is not None and _untyped(pair.pair.q)
+    ]
     if untyped:
         yield (
             f"{counted(untyped, 'QuantizeLinear')} without a zero point: TensorRT rounds to int8 "
@@ -124,34 +132,36 @@ def _untyped(q: onnx.NodeProto) -> bool:
     return q.op_type == "QuantizeLinear" and not any(q.input[2:3]) and not said
 
 
-def promises_of(found: QuantizedGraph, backend: str, version: str | None) -> dict[str, Promise]:
+def promises_of(quantized: QuantizedGraph, backend: str, version: str | None) -> dict[str, Promise]:
     """Site -> what the engine promises for it; of the version that is installed where the plan tells
     none. Of what no table knows there is none."""
     table = capabilities.load_table(backend, version or installed(backend))
     stops = LIBRARIES[backend].moves_not
-    stopped = {o.row.site: o for o in found.operands if not stops.isdisjoint(o.moved)}
+    stopped = {o.row.site: o for o in quantized.operands if not stops.isdisjoint(o.moved)}
     rows: dict[str, list[FileRow]] = defaultdict(list)
-    for operand in found.operands:
+    for operand in quantized.operands:
         if operand.row.operand in MULTIPLIED and operand.row.site not in stopped:
             rows[operand.node].append(operand.row)
-    layers = {layer.name: layer for layer in found.layers}
-    skips = _skips(found)
+    layers = {layer.name: layer for layer in quantized.layers}
+    skips = _skips(quantized)
     book = Book(
-        table, found.precision, shared=frozenset(name for name, (_, one) in skips.items() if one)
+        table,
+        quantized.precision,
+        shared=frozenset(name for name, (_, one) in skips.items() if one),
     )
     promises = {
         f"{layer.name}.{role}": promise
-        for layer in found.layers
+        for layer in quantized.layers
         if all(row.format in FORMATS or row.format == "uint8" for row in rows[layer.name])
         for role, promise in book.of_layer(layer, rows[layer.name]).items()
     }
     alone = {node for node, of in rows.items() if [row.operand for row in of] == ["weight"]}
-    for operand in found.operands:
+    for operand in quantized.operands:
         if operand.node in alone and operand.quantize is not None and operand.row.site in promises:
             scales, size = scales_of(operand.row)
             cell = Cell(
                 operation(layers[operand.node]), operand.row.format, weight=scales, size=size,
-                graph=found.precision, stored=False,
+                graph=quantized.precision, stored=False,
             )  # fmt: skip
             promises[operand.row.site] = cell_promise(table, cell)
     for name, (operand, _) in skips.items():
@@ -169,13 +179,13 @@ def promises_of(found: QuantizedGraph, backend: str, version: str | None) -> dic
     return promises
 
 
-def _skips(found: QuantizedGraph) -> dict[str, tuple[QuantizedOperand, bool]]:
+def _skips(quantized: QuantizedGraph) -> dict[str, tuple[QuantizedOperand, bool]]:
     """Product -> the skip input that its result is added to, and whether a layer reads it through
     the same Q/DQ."""
-    readers = {o.dequantize for o in found.operands if o.row.operand == "input" and o.product}
+    readers = {o.dequantize for o in quantized.operands if o.row.operand == "input" and o.product}
     skips: dict[str, tuple[QuantizedOperand, bool]] = {}
-    for operand in found.operands:
-        product = found.added_to(operand) if operand.row.operand == "skip" else None
+    for operand in quantized.operands:
+        product = quantized.added_to(operand) if operand.row.operand == "skip" else None
         if product is not None:
             skips.setdefault(product, (operand, operand.dequantize in readers))
     return skips

@@ -28,24 +28,24 @@ class Case:
     Without a plan `kernels` know of no kernel, and checks of the plan find nothing."""
 
     def __init__(
-        self, library: str, found: QuantizedGraph, kernels: Kernels, where: Mapping[str, str]
+        self, library: str, quantized: QuantizedGraph, kernels: Kernels, where: Mapping[str, str]
     ) -> None:
         self.library, self.where = LIBRARIES[library], where
         self.table = load_table(library)
-        self.found, self.kernels = found, kernels
-        self.graph = found.graph
+        self.found, self.kernels = quantized, kernels
+        self.graph = quantized.graph
         self.by_node: dict[str, dict[str, QuantizedOperand]] = defaultdict(dict)
-        for operand in found.operands:
+        for operand in quantized.operands:
             self.by_node[operand.node][operand.row.at.word] = operand
-        self.results = {pair.pair.result for pair in found.pairs}
+        self.results = {pair.pair.result for pair in quantized.pairs}
         self.readers: dict[str, list[QuantizedOperand]] = defaultdict(list)
         """DequantizeLinear -> what reads its result."""
-        for operand in found.operands:
+        for operand in quantized.operands:
             for pair in operand.pairs:
                 self.readers[pair.pair.dq.name].append(operand)
-        self.dequantizes = {operand.dequantize: operand for operand in found.operands}
-        self.layers = {layer.name: layer for layer in found.layers}
-        self.sixteen = found.precision != "fp32"
+        self.dequantizes = {operand.dequantize: operand for operand in quantized.operands}
+        self.layers = {layer.name: layer for layer in quantized.layers}
+        self.sixteen = quantized.precision != "fp32"
         self._known: dict[int, LayerPrecision] = {}
 
     def find(

@@ -15,13 +15,13 @@ from granplugin.results.audited import Finding
 
 def lint(
     library: str,
-    found: QuantizedGraph,
+    quantized: QuantizedGraph,
     kernels: Kernels,
     where: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Finding, ...]:
     """Every finding on an engine of `library`, by code; `where` gives a site or node -> its rule's
     line. What is in the file itself is found without a plan too, of kernels that know of none."""
-    case = Case(library, found, kernels, where)
+    case = Case(library, quantized, kernels, where)
     return tuple(finding for check in CHECKS.values() for finding in check(case))
 
 

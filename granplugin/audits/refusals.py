@@ -41,15 +41,15 @@ _OF_ACTIVATIONS = _STORED - {"uint8"}
 Check = Callable[[QuantizedGraph, str], Iterator[Finding]]
 
 
-def refusals(found: QuantizedGraph, library: str) -> tuple[Finding, ...]:
+def refusals(quantized: QuantizedGraph, library: str) -> tuple[Finding, ...]:
     """Everything in a file for which an engine of `library` would not be built."""
-    return tuple(each for check in REFUSALS.values() for each in check(found, library))
+    return tuple(each for check in REFUSALS.values() for each in check(quantized, library))
 
 
-def reader_of(found: QuantizedGraph, pair: Scaled) -> str:
+def reader_of(quantized: QuantizedGraph, pair: Scaled) -> str:
     """The node that a pair is told at: the first that computes with it, or its DequantizeLinear."""
     name = pair.pair.dq.name
-    return next((o.node for o in found.operands if o.dequantize == name), name)
+    return next((o.node for o in quantized.operands if o.dequantize == name), name)
 
 
 def numbers_of(pair: Scaled) -> np.ndarray | None:
@@ -67,8 +67,8 @@ def tensor_of(pair: Scaled) -> str:
 
 
 def _scales(code: str, is_so: Callable[[np.ndarray], np.ndarray], word: str, out: str) -> Check:
-    def check(found: QuantizedGraph, library: str) -> Iterator[Finding]:
-        for pair in found.pairs:
+    def check(quantized: QuantizedGraph, library: str) -> Iterator[Finding]:
+        for pair in quantized.pairs:
             scale = numbers_of(pair)
             if scale is None:
                 continue
@@ -78,24 +78,26 @@ def _scales(code: str, is_so: Callable[[np.ndarray], np.ndarray], word: str, out
                 channels = f"channel{'s' * (hit.size > 1)} {first([str(i) for i in hit])}"
                 at = f" ({channels})" if scale.size > 1 else ""
                 verb = "is" if hit.size == 1 else "are"
-                yield _finding(code, found, pair, f"{where} {verb} {word}{at}", out)
+                yield _finding(code, quantized, pair, f"{where} {verb} {word}{at}", out)
 
     return check
 
 
-def _finding(code: str, found: QuantizedGraph, pair: Scaled, says: str, instead: str) -> Finding:
-    return Finding(code, reader_of(found, pair), None, says, instead, severity="refused")
+def _finding(
+    code: str, quantized: QuantizedGraph, pair: Scaled, says: str, instead: str
+) -> Finding:
+    return Finding(code, reader_of(quantized, pair), None, says, instead, severity="refused")
 
 
-def _misfits(found: QuantizedGraph, library: str) -> Iterator[Finding]:
-    for pair in found.pairs:
-        scale, source = pair.scale, closed(found.graph.shape(pair.pair.source))
+def _misfits(quantized: QuantizedGraph, library: str) -> Iterator[Finding]:
+    for pair in quantized.pairs:
+        scale, source = pair.scale, closed(quantized.graph.shape(pair.pair.source))
         if scale is not None and scale.ndim > 1 and pair.pair.dq.domain in ("", "ai.onnx"):
             shape = source if source and len(source) == scale.ndim else scale.shape
             cut = sum(n != length for n, length in zip(scale.shape, shape, strict=True))
             if scale.size == 1 or cut > 1:
                 yield _finding(
-                    "scales-do-not-fit", found, pair,
+                    "scales-do-not-fit", quantized, pair,
                     f"{tensor_of(pair)} has scales of shape {list(scale.shape)}, which lie along "
                     "several axes to it",
                     "write one scale with the shape [], several as a vector with an axis",
@@ -103,7 +105,7 @@ def _misfits(found: QuantizedGraph, library: str) -> Iterator[Finding]:
                 continue
         if pair.misfit is not None and not pair.misfit.startswith("blocks"):
             yield _finding(
-                "scales-do-not-fit", found, pair, f"{tensor_of(pair)}: {pair.misfit}",
+                "scales-do-not-fit", quantized, pair, f"{tensor_of(pair)}: {pair.misfit}",
                 "write one scale, or one for each output channel along the axis that is named",
             )  # fmt: skip
 
@@ -120,15 +122,15 @@ _ALIKE = frozenset({*ONNX_PRODUCTS, "Add", "Concat", "Div", "Mul", "Sub"})
 """Operators whose operands are of one type."""
 
 
-def _mixed(found: QuantizedGraph, library: str) -> Iterator[Finding]:
+def _mixed(quantized: QuantizedGraph, library: str) -> Iterator[Finding]:
     """A DequantizeLinear gives the type of its scale, unless it says another. Before opset 19 ONNX
     has it give FP32, and parsers go by the scale."""
-    if found.graph.opset < 19:
+    if quantized.graph.opset < 19:
         return
-    dequantized = {pair.pair.result for pair in found.pairs}
-    for node in found.graph.nodes:
+    dequantized = {pair.pair.result for pair in quantized.pairs}
+    for node in quantized.graph.nodes:
         if node.op_type in _ALIKE and not dequantized.isdisjoint(node.input):
-            kinds = [_FLOATS.get(found.graph.element_type(name)) for name in node.input if name]
+            kinds = [_FLOATS.get(quantized.graph.element_type(name)) for name in node.input if name]
             known = list(dict.fromkeys(filter(None, kinds)))
             if len(known) > 1:
                 yield Finding(
@@ -141,37 +143,37 @@ def _mixed(found: QuantizedGraph, library: str) -> Iterator[Finding]:
                 )  # fmt: skip
 
 
-def _asymmetric(found: QuantizedGraph, library: str) -> Iterator[Finding]:
-    for pair in found.pairs:
-        zero = zero_point(found, pair)
+def _asymmetric(quantized: QuantizedGraph, library: str) -> Iterator[Finding]:
+    for pair in quantized.pairs:
+        zero = zero_point(quantized, pair)
         if zero is not None and pair.format != "int32" and (hit := np.count_nonzero(zero)):
             several = f"{counted(int(hit), 'zero point')} other than 0"
             given = f"zero point {zero.reshape(-1)[0]}" if zero.size == 1 else several
             yield _finding(
-                "asymmetric", found, pair, f"{tensor_of(pair)} has {given}",
+                "asymmetric", quantized, pair, f"{tensor_of(pair)} has {given}",
                 _SYMMETRIC_4 if pair.format in ("int4", "uint4") else _SYMMETRIC,
             )  # fmt: skip
 
 
-def zero_point(found: QuantizedGraph, pair: Scaled) -> np.ndarray | None:
+def zero_point(quantized: QuantizedGraph, pair: Scaled) -> np.ndarray | None:
     """None where there is none, or it is computed at run time."""
     name = next(iter(pair.pair.dq.input[2:3]), "")
-    return found.graph.value(name) if name else None
+    return quantized.graph.value(name) if name else None
 
 
-def _types(found: QuantizedGraph, library: str) -> Iterator[Finding]:
-    for pair in found.pairs:
-        stored = pair.pair.q is None and pair.pair.source in found.graph.constant
+def _types(quantized: QuantizedGraph, library: str) -> Iterator[Finding]:
+    for pair in quantized.pairs:
+        stored = pair.pair.q is None and pair.pair.source in quantized.graph.constant
         if pair.format in (_STORED if stored else _OF_ACTIVATIONS):
             yield _finding(
-                "unsupported-type", found, pair, f"{tensor_of(pair)} has a type that is not read",
+                "unsupported-type", quantized, pair, f"{tensor_of(pair)} has a type that is not read",
                 "quantize to int8, fp8 (E4M3) or, weights alone, int4",
             )  # fmt: skip
-    yield from unread(found)
+    yield from unread(quantized)
 
 
-def _bias(found: QuantizedGraph, library: str) -> Iterator[Finding]:
-    for node in found.biases:
+def _bias(quantized: QuantizedGraph, library: str) -> Iterator[Finding]:
+    for node in quantized.biases:
         yield Finding(
             "int32-bias", node, None, "its bias is quantized, to 32-bit integers",
             "leave biases float (onnxruntime's quantize_static: extra_options="
@@ -181,8 +183,8 @@ def _bias(found: QuantizedGraph, library: str) -> Iterator[Finding]:
 
 
 def _nodes(code: str, is_so: Callable[[onnx.NodeProto, str], str | None], instead: str) -> Check:
-    def check(found: QuantizedGraph, library: str) -> Iterator[Finding]:
-        for node in found.graph.nodes:
+    def check(quantized: QuantizedGraph, library: str) -> Iterator[Finding]:
+        for node in quantized.graph.nodes:
             if says := is_so(node, library):
                 yield Finding(code, node.name, None, says, instead, severity="refused")
 
@@ -303,11 +305,11 @@ REFUSED = "refused"
 """Code of what the engine itself says of a file in which none of these was found."""
 
 
-def told_by(found: QuantizedGraph, nodes: tuple[str, ...], told: str) -> Finding:
+def told_by(quantized: QuantizedGraph, nodes: tuple[str, ...], told: str) -> Finding:
     """What an engine itself said as it refused a file; `nodes` are those that it names."""
-    at = next(iter(nodes), "") or found.graph.path.name
-    node = found.graph.named.get(at)
-    opset = found.graph.opset
+    at = next(iter(nodes), "") or quantized.graph.path.name
+    node = quantized.graph.named.get(at)
+    opset = quantized.graph.opset
     if node is not None and "does not know this operator" in told:
         domain = f"{node.domain}:" if node.domain else ""
         return Finding(
@@ -315,7 +317,7 @@ def told_by(found: QuantizedGraph, nodes: tuple[str, ...], told: str) -> Finding
             "give the layers of an engine that was built with its plugin (--layers layers.json)",
             severity="refused",
         )  # fmt: skip
-    run_time = [pair for pair in found.pairs if pair.scale is None]
+    run_time = [pair for pair in quantized.pairs if pair.scale is None]
     if run_time and not nodes:
         return Finding(
             REFUSED, at, None, told,
@@ -330,10 +332,10 @@ def told_by(found: QuantizedGraph, nodes: tuple[str, ...], told: str) -> Finding
     return Finding(REFUSED, at, None, told, f"{instead}{newer}", severity="refused")
 
 
-def not_had(found: QuantizedGraph, promises: Mapping[str, Promise]) -> tuple[Finding, ...]:
+def not_had(quantized: QuantizedGraph, promises: Mapping[str, Promise]) -> tuple[Finding, ...]:
     """Why a file that was refused may be: what the capability table says of its scales."""
     reasons: dict[str, str] = {}
-    for operand in found.operands:
+    for operand in quantized.operands:
         promise = promises.get(operand.row.site)
         if promise is not None and promise.kind == "refused":
             reasons.setdefault(operand.node, promise.reason)

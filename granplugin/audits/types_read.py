@@ -69,9 +69,9 @@ _OWN_WORDS = ("QLinear", "ConvInteger", "MatMulInteger", "DynamicQuantize")
 Check = Callable[[QuantizedGraph, str], Iterator[Finding]]
 
 
-def unread(found: QuantizedGraph) -> Iterator[Finding]:
+def unread(quantized: QuantizedGraph) -> Iterator[Finding]:
     """Inputs, constants and casts of types that are not read, but for those of Q/DQ."""
-    graph = found.graph
+    graph = quantized.graph
     for name, kind in _inputs(graph).items():
         if kind in _UNREAD:
             yield _finding(
@@ -80,7 +80,7 @@ def unread(found: QuantizedGraph) -> Iterator[Finding]:
                 "give the model that tensor in int32 or float32, or leave what reads it out",
             )  # fmt: skip
     told = [
-        node for pair in found.pairs for node in (pair.pair.dq, pair.pair.q) if node is not None
+        node for pair in quantized.pairs for node in (pair.pair.dq, pair.pair.q) if node is not None
     ]
     scaled = {name for node in told for name in node.input}
     for name, tensor in graph.stored.items():
@@ -129,8 +129,8 @@ def _uint8_inputs(graph: ReadGraph) -> Iterator[Finding]:
                 )  # fmt: skip
 
 
-def _constants(found: QuantizedGraph, library: str) -> Iterator[Finding]:
-    graph = found.graph
+def _constants(quantized: QuantizedGraph, library: str) -> Iterator[Finding]:
+    graph = quantized.graph
     held = {name: _QUANTIZED.get(tensor.data_type) for name, tensor in graph.stored.items()}
     for place, node in _nodes(graph):
         own = not _is_onnx(node) or node.op_type.startswith(_OWN_WORDS)
@@ -175,8 +175,8 @@ def _multiplies_integers(graph: ReadGraph, node: onnx.NodeProto) -> bool:
     return node.op_type == "Conv" and kinds == [TensorProto.INT8] * 2
 
 
-def _of_integers(found: QuantizedGraph, library: str) -> Iterator[Finding]:
-    graph = found.graph
+def _of_integers(quantized: QuantizedGraph, library: str) -> Iterator[Finding]:
+    graph = quantized.graph
     for node in filter(_of_pair, filter(_is_whole, graph.nodes)):
         kind = graph.element_type(node.input[0])
         if quantizes(node) and kind in _INTEGERS:
@@ -196,8 +196,8 @@ def _of_integers(found: QuantizedGraph, library: str) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _in_8_bits(found: QuantizedGraph, library: str) -> Iterator[Finding]:
-    graph = found.graph
+def _in_8_bits(quantized: QuantizedGraph, library: str) -> Iterator[Finding]:
+    graph = quantized.graph
     for node in graph.nodes:
         if not _is_onnx(node) or _of_pair(node) or node.op_type.startswith(_OWN_WORDS):
             continue
@@ -221,11 +221,11 @@ def _quantized_as(graph: ReadGraph, name: str) -> str | None:
     return "int8" if kind == TensorProto.UINT8 else _QUANTIZED.get(kind)
 
 
-def _formats(found: QuantizedGraph, library: str) -> Iterator[Finding]:
+def _formats(quantized: QuantizedGraph, library: str) -> Iterator[Finding]:
     if not LIBRARIES[library].compiler_tried:
         return
     formats: dict[str, dict[str, str]] = defaultdict(dict)
-    for operand in found.operands:
+    for operand in quantized.operands:
         if operand.product:
             format = operand.row.format
             formats[operand.node][operand.row.operand] = "int8" if format == "uint8" else format
@@ -238,9 +238,9 @@ def _formats(found: QuantizedGraph, library: str) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _at_run_time(found: QuantizedGraph, library: str) -> Iterator[Finding]:
-    graph = found.graph
-    for pair in found.pairs:
+def _at_run_time(quantized: QuantizedGraph, library: str) -> Iterator[Finding]:
+    graph = quantized.graph
+    for pair in quantized.pairs:
         zero = next(iter(pair.pair.dq.input[2:3]), "")
         if zero not in graph.fixed:
             yield _finding(
@@ -248,8 +248,8 @@ def _at_run_time(found: QuantizedGraph, library: str) -> Iterator[Finding]:
                 f"the zero point of {pair.format} tensor {pair.pair.source!r} is computed at run time",
                 "quantize symmetric, with zero point 0 stored in the file",
             )  # fmt: skip
-    held = Counter(o.node for o in found.operands if o.product)
-    for operand in found.operands:
+    held = Counter(o.node for o in quantized.operands if o.product)
+    for operand in quantized.operands:
         if operand.op_type != "Conv" or operand.scale is not None or held[operand.node] < 2:
             continue
         for pair in operand.pairs:

@@ -96,7 +96,7 @@ def ranges_of(arrays: Mapping[str, np.ndarray], where: str) -> Ranges:
 
 
 def _amax_of(
-    found: Ranges, arrays: Mapping[str, np.ndarray], where: str
+    ranges: Ranges, arrays: Mapping[str, np.ndarray], where: str
 ) -> dict[tuple[str, str], np.ndarray]:
     """Module and quantizer -> its range. What else quantizers hold is named."""
     held: dict[tuple[str, str], np.ndarray] = {}
@@ -118,7 +118,7 @@ def _amax_of(
         elif key in ("clip.clip_value_min", "clip.clip_value_max"):
             clips.setdefault(at, []).append(np.abs(np.asarray(array, np.float32)))
         else:
-            found.lost.append(f"{name}: no recipe says it")
+            ranges.lost.append(f"{name}: no recipe says it")
     if len(marks) > 1:
         raise ModelError(
             f"{where}: some quantizers are pytorch-quantization's (_weight_quantizer) and some "
@@ -132,21 +132,21 @@ def _is_range(amax: np.ndarray) -> bool:
     return bool(np.isfinite(amax).all() and (amax >= 0).all())
 
 
-def _site(found: Ranges, site: str, amax: np.ndarray, weight: np.ndarray | None) -> Any:
+def _site(ranges: Ranges, site: str, amax: np.ndarray, weight: np.ndarray | None) -> Any:
     """What the recipe says of a site; None where it stays float."""
     if not (amax > NO_RANGE).any():
-        found.lost.append(f"{site}: its range is {float(amax.max(initial=0)):g}, which is none")
+        ranges.lost.append(f"{site}: its range is {float(amax.max(initial=0)):g}, which is none")
         return None
     if amax.size == 1:
         return {"format": "int8", "granularity": "per_tensor", "amax": float(amax.reshape(()))}
     if weight is None:
-        found.lost.append(
+        ranges.lost.append(
             f"{site}: {amax.size} ranges of shape {list(amax.shape)}, and the sizes of an input, which "
             "a file of ranges has, are in no checkpoint; it stays float, and a rule with per_channel "
             "quantizes it with ranges of the data"
         )
         return None
-    axis = _axis(found, site, amax, weight)
+    axis = _axis(ranges, site, amax, weight)
     if axis is None:
         raise ModelError(
             f"{site}: its amax of shape {list(amax.shape)} fits no axis of the weight "
@@ -155,7 +155,7 @@ def _site(found: Ranges, site: str, amax: np.ndarray, weight: np.ndarray | None)
     block = [1 if at == axis else size for at, size in enumerate(weight.shape)]
     grid = [weight.shape[axis] if at == axis else 1 for at in range(weight.ndim)]
     amax = np.where(amax > NO_RANGE, amax, amax.max())
-    found.sites[site] = {
+    ranges.sites[site] = {
         "format": "int8",
         "shape": list(weight.shape),
         "block": block,
@@ -164,7 +164,7 @@ def _site(found: Ranges, site: str, amax: np.ndarray, weight: np.ndarray | None)
     return {"format": "int8", "granularity": {"per_channel": {"axis": axis}}}
 
 
-def _axis(found: Ranges, site: str, amax: np.ndarray, weight: np.ndarray) -> int | None:
+def _axis(ranges: Ranges, site: str, amax: np.ndarray, weight: np.ndarray) -> int | None:
     """The axis that is kept: of the same rank, where amax is not one; else the one as long, of
     several that whose largest values are nearest."""
     if amax.ndim == weight.ndim:
@@ -182,7 +182,7 @@ def _axis(found: Ranges, site: str, amax: np.ndarray, weight: np.ndarray) -> int
             return float(np.abs(np.abs(weight).max(others) - amax).max())
 
         fitting.sort(key=off)
-        found.lost.append(
+        ranges.lost.append(
             f"{site}: its {amax.size} ranges fit axes {', '.join(map(str, sorted(fitting)))}; "
             f"taken for axis {fitting[0]}, whose largest values are nearest"
         )

@@ -45,13 +45,13 @@ class AddedBranch:
         return output + getattr(module, BRANCH)(args[0])
 
 
-def change(layer: nn.Linear, found: Change) -> None:
+def change(layer: nn.Linear, change: Change) -> None:
     """Let a linear layer compute what the change says."""
-    layer.weight.data.copy_(found.weight)
-    layer.register_buffer(SCALE, found.scale.detach().clone().to(layer.weight))
+    layer.weight.data.copy_(change.weight)
+    layer.register_buffer(SCALE, change.scale.detach().clone().to(layer.weight))
     layer.register_forward_pre_hook(ScaledInput())
-    if found.down is not None and found.up is not None:
-        factors = (_factor(each, layer.weight) for each in (found.down, found.up))
+    if change.down is not None and change.up is not None:
+        factors = (_factor(each, layer.weight) for each in (change.down, change.up))
         layer.add_module(BRANCH, nn.Sequential(*factors).train(layer.training))
         layer.register_forward_hook(AddedBranch())
 

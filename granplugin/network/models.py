@@ -23,9 +23,10 @@ from granplugin.network.suitable import quantizers_in, refuse_quantizers, unsuit
 from granplugin.network.taken import Quantizers, arrays_of, is_of_quantizer, quantizers_of
 from granplugin.network.weights import check_finite, fit_weights, load_weights, read_checkpoint
 from granplugin.recipe.callables import blame, resolve
-from granplugin.recipe.code_key import code_key, package_of, version_of
+from granplugin.recipe.code_key import code_key, package_of
 from granplugin.recipe.model import CallableModel
 from granplugin.store.keys import file_key
+from granplugin.store.maker import version_of
 
 log = logging.getLogger(__name__)
 

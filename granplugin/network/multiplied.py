@@ -132,9 +132,9 @@ class Multiplied(TorchDispatchMode):
         that is a layer, as by a hook of it, has a place of its own there."""
         own = {place for (place, _), found in self._found.items() if _multiplies(place, found)}
 
-        def named(place: str, found: _Product) -> str:
-            theirs = place in own and not _multiplies(place, found)
-            return f"{place}.{found.function}" if theirs else place
+        def named(place: str, product: _Product) -> str:
+            theirs = place in own and not _multiplies(place, product)
+            return f"{place}.{product.function}" if theirs else place
 
         return tuple(
             Multiplication(
@@ -148,9 +148,9 @@ class Multiplied(TorchDispatchMode):
         )
 
 
-def _multiplies(place: str, found: _Product) -> bool:
+def _multiplies(place: str, product: _Product) -> bool:
     """Whether it is with the weight of the module that calls it."""
-    return f"{place}.weight" in found.weights
+    return f"{place}.weight" in product.weights
 
 
 def _own(place: str, module: nn.Module) -> dict[str, int]:

@@ -21,7 +21,7 @@ from granplugin.graph.read.graph import ReadGraph, reads
 from granplugin.network.onnx_file import is_float
 from granplugin.network.onnx_flow import GraphFlow, OpenShape, flow_of, is_lookup, known
 from granplugin.network.role_traits import Product
-from granplugin.network.standing import Passed, find_standings
+from granplugin.network.standing import CallValues, find_standings
 from granplugin.quant.folding import channel_ranges, fold, spread
 from granplugin.quant.layers import LOOKUP, ONNX_PRODUCTS, PASSIVE, PRODUCTS, Layer, sites_of
 from granplugin.quant.site import Operand, Shape
@@ -326,7 +326,7 @@ def _joined(graph: ReadGraph, flow: GraphFlow, placed: list[Placed]) -> tuple[Pl
     ends = {number[name] for name in graph.outputs if name in number}
     passed = {
         each.layer.name: [
-            Passed(
+            CallValues(
                 number[each.node.input[data_input(each.node)]],
                 number[each.output],
                 number[each.node.input[1]] if each.layer.shape("other") else None,

@@ -15,7 +15,7 @@ from granplugin.quant.site import Operand, Shape
 
 
 @dataclass(frozen=True, slots=True)
-class Passed:
+class CallValues:
     """The values of one call of a layer: its input, its result (None where it puts out no tensor)
     and, of a product of two activations, the second."""
 
@@ -44,7 +44,7 @@ class Standing:
 
 def find_standings(
     flow: Flow,
-    calls: Mapping[str, Sequence[Passed]],
+    calls: Mapping[str, Sequence[CallValues]],
     products: Mapping[str, Product],
     starts: set[int],
     ends: set[int],
@@ -65,7 +65,7 @@ def find_standings(
     concats, same, attention = find_concats(flow), find_same(flow), find_attention(flow, factors)
     from_input, to_output = flow.reached_from(starts), flow.leading_to(ends)
 
-    def standing(name: str, calls: Sequence[Passed]) -> Standing:
+    def standing(name: str, calls: Sequence[CallValues]) -> Standing:
         first, skip = calls[0], skips.get(name)
         values: dict[Operand, int | None] = {
             "input": first.input,

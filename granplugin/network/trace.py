@@ -35,7 +35,7 @@ from granplugin.network.frames import Frames
 from granplugin.network.modules import Stored, describe, layer_type, sited, weighted
 from granplugin.network.multiplied import Multiplied
 from granplugin.network.role_traits import Product
-from granplugin.network.standing import Passed, Standing, find_standings
+from granplugin.network.standing import CallValues, Standing, find_standings
 from granplugin.network.values import Values
 from granplugin.network.watch import LayerCall, Watch
 from granplugin.quant.layers import LOOKUPS, PRODUCTS, WEIGHTED, Layer
@@ -208,7 +208,7 @@ def _standings(
 ) -> dict[str, Standing]:
     """Where each layer that ran stands in the flow of values."""
     passed = {
-        name: [Passed(made.input, made.output, made.other) for made in of_layer]
+        name: [CallValues(made.input, made.output, made.other) for made in of_layer]
         for name, of_layer in calls.items()
     }
     products = dict(_products(modules, called, calls, norms))

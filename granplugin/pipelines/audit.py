@@ -105,18 +105,18 @@ class _Engine:
 def _built_here(
     model: onnx.ModelProto,
     path: Path,
-    found: QuantizedGraph,
+    quantized: QuantizedGraph,
     backend: str,
     batch: int,
     shapes: Sequence[str],
 ) -> _Engine:
-    if stops := refusals(found, backend):
+    if stops := refusals(quantized, backend):
         return _Engine(None, installed(backend), NOT_BUILT, stops)
     sizes, chosen = shapes_for(model, parse_shapes(shapes), batch)
     try:
         plan, version = build_plan(model, path, backend, batch, sizes)
     except BuildFailed as err:
-        stops = (told_by(found, err.nodes, str(err)),)
+        stops = (told_by(quantized, err.nodes, str(err)),)
         return _Engine(None, installed(backend), NOT_BUILT, stops, tuple(chosen))
     except PlanUnread as err:
         unread = f"nothing can be told of the engine: {err}"
@@ -126,20 +126,20 @@ def _built_here(
 
 
 def _sites(
-    found: QuantizedGraph, kernels: Kernels, promises: Mapping[str, Promise], built: bool
+    quantized: QuantizedGraph, kernels: Kernels, promises: Mapping[str, Promise], built: bool
 ) -> list[Site]:
     """The file's sites, with verdicts where the engine was `built`."""
-    verdicts: Sequence[Verdict | None] = [None] * len(found.rows)
+    verdicts: Sequence[Verdict | None] = [None] * len(quantized.rows)
     if built:
-        ran = [ran_of(operand, kernels) for operand in found.operands]
-        verdicts = verdicts_of(found.rows, ran, promises)
+        ran = [ran_of(operand, kernels) for operand in quantized.operands]
+        verdicts = verdicts_of(quantized.rows, ran, promises)
     sites = [
         Site(
             operand.row, promises.get(operand.row.site), verdict, time_ms_of(kernels, operand.node)
         )
-        for operand, verdict in zip(found.operands, verdicts, strict=True)
+        for operand, verdict in zip(quantized.operands, verdicts, strict=True)
     ]
-    return [*sites, *(_hidden(operand.row, built) for operand in found.hidden)]
+    return [*sites, *(_hidden(operand.row, built) for operand in quantized.hidden)]
 
 
 def _hidden(row: FileRow, built: bool) -> Site:

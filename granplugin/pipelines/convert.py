@@ -56,13 +56,13 @@ def convert(source: str, model: str | None = None, out: Path | None = None) -> C
     return _write(path, source, model, found.rules, lost, {})
 
 
-def _unmatched(found: Converted, model: str) -> Iterator[str]:
+def _unmatched(converted: Converted, model: str) -> Iterator[str]:
     """The entries that switch quantizers on, of none of the network's modules."""
     nothing = {"calibration": {"npz": "none.npz", "inputs": {"x": "x"}}}
     spec = {"version": 1, "model": {"callable": model}, "data": nothing}
     layers = open_network(load_recipe(spec, data=False)).untraced()
     matched: dict[int, bool] = {}
-    for rule, entry in zip(found.rules, found.entries, strict=True):
+    for rule, entry in zip(converted.rules, converted.entries, strict=True):
         on = any(rule.get(role) not in (None, "float") for role in ROLES)
         if entry is not None and on:
             match = Rule.model_validate(rule).match

@@ -25,7 +25,7 @@ from granplugin.sources import open_network
 from granplugin.sources.onnx_network import OnnxNetwork
 from granplugin.sources.protocol import Network
 from granplugin.starting.sample_shapes import Guess, shapes_of
-from granplugin.starting.text import DATA_FILE, Found, data_module, starter
+from granplugin.starting.text import DATA_FILE, Known, data_module, starter
 from granplugin.store.arrays import save_arrays
 from granplugin.store.whole_file import write_whole
 
@@ -62,7 +62,7 @@ def init(
     guess = _guess(network, shapes_of(shapes)) if section is None else None
     seen, unclassed = _look(network, model, section, guess)
     module = path.parent / DATA_FILE if section is None else None
-    text = starter(Found(name, model, section, guess, names, seen.output(), unclassed))
+    text = starter(Known(name, model, section, guess, names, seen.output(), unclassed))
     files = {path: text}
     if module is not None:
         _free(module)

@@ -27,9 +27,9 @@ class Multiplication:
     weights: tuple[tuple[str, int], ...]
 
 
-def multiplication_to_json(found: Multiplication) -> dict[str, Any]:
+def multiplication_to_json(multiplication: Multiplication) -> dict[str, Any]:
     """A JSON object."""
-    return asdict(found)
+    return asdict(multiplication)
 
 
 def multiplication_from_json(data: Mapping[str, Any]) -> Multiplication:

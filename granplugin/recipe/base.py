@@ -50,18 +50,18 @@ def with_base(document: Document) -> Document:
     return _below(document, config, found)
 
 
-def _below(document: Document, config: Config, found: Converted) -> Document:
+def _below(document: Document, config: Config, converted: Converted) -> Document:
     here = document.mark(_KEY)
     rules, marks = list[dict[str, Any]](), dict[Location, Mark]()
     count: dict[int | None, int] = {}
-    for index, (rule, entry) in enumerate(zip(found.rules, found.entries, strict=True)):
+    for index, (rule, entry) in enumerate(zip(converted.rules, converted.entries, strict=True)):
         count[entry] = count.get(entry, 0) + 1
         more = chr(ord("a") + count[entry] - 1) if count[entry] > 1 else ""
         rules.append(
             {"id": f"{_word(config.name)}[{'' if entry is None else entry}{more}]", **rule}
         )
         marks[("rules", index)] = _mark(config, entry, here)
-    notes = [f"{here}: {config.name}: {loss}" for loss in found.lost]
+    notes = [f"{here}: {config.name}: {loss}" for loss in converted.lost]
     own = document.value.get("rules")
     own = own if isinstance(own, list) else []
     for at, mark in document.marks.items():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import importlib.metadata
 import importlib.util
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from granplugin.recipe.strict import Target
 from granplugin.store.keys import content_key, file_key
+from granplugin.store.maker import version_of
 
 
 def code_key(target: Target) -> str:
@@ -23,6 +23,7 @@ def code_key(target: Target) -> str:
     else:
         module = target.module or ""
         file = _file_of(module)
+        # A distribution of another name has no version here: its files' hashes have to do.
         facts = [*([file_key(file)] if file else []), version_of(package_of(module))]
     return content_key(target.name, *facts)
 
@@ -30,15 +31,6 @@ def code_key(target: Target) -> str:
 def package_of(module: str) -> str:
     """The top package that a module is in."""
     return module.partition(".")[0]
-
-
-def version_of(package: str) -> str:
-    """Name and version of the distribution called as a package; "" where there is none."""
-    try:
-        return f"{package} {importlib.metadata.version(package)}"
-    except importlib.metadata.PackageNotFoundError:
-        # A user's file; or a distribution of another name, whose files' hashes have to do.
-        return ""
 
 
 def _file_of(module: str) -> Path | None:

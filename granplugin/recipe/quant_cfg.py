@@ -265,12 +265,12 @@ def _shown(bits: Any) -> str:
     return f"E{bits[0]}M{bits[1]}" if isinstance(bits, tuple) and len(bits) == 2 else f"{bits!r}"
 
 
-def _allow_half(found: Converted) -> None:
+def _allow_half(converted: Converted) -> None:
     """Where weights and inputs are not switched on and off together, halves are meant."""
     weight, inputs = (
-        [(str(rule["match"]), rule[role] != "float") for rule in found.rules if role in rule]
+        [(str(rule["match"]), rule[role] != "float") for rule in converted.rules if role in rule]
         for role in ("weight", "input")
     )
     if weight != inputs:
-        found.rules.insert(0, {"match": "**", "half": "allow", "optional": True})
-        found.entries.insert(0, None)
+        converted.rules.insert(0, {"match": "**", "half": "allow", "optional": True})
+        converted.entries.insert(0, None)

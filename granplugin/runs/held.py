@@ -57,14 +57,14 @@ def float_outputs(session: Session, built: Sequence[Built]) -> dict[str, np.ndar
 
 
 def held(
-    session: Session, built: Built, found: Measured, floats: Mapping[str, np.ndarray]
+    session: Session, built: Built, measured: Measured, floats: Mapping[str, np.ndarray]
 ) -> Faithful | None:
     """How far a variant's engine is from the reference on its file, None where that cannot be
     told; `floats` as float_outputs has them."""
-    engine = found.engine.backend
+    engine = measured.engine.backend
     low = built.job.precision if built.job.precision in ENGINES[engine].precisions else FP32
     floating = any(np.issubdtype(array.dtype, np.floating) for array in floats.values())
-    runs = found.outputs and floating and low in ENGINES[REFERENCE].precisions
+    runs = measured.outputs and floating and low in ENGINES[REFERENCE].precisions
     if engine == REFERENCE or not runs:
         return None
     try:
@@ -76,7 +76,8 @@ def held(
         return None
     # Later samples may be longer: these are filled up further.
     theirs = {
-        name: array[tuple(map(slice, floats[name].shape))] for name, array in found.outputs.items()
+        name: array[tuple(map(slice, floats[name].shape))]
+        for name, array in measured.outputs.items()
     }
     return faithful(theirs, reference, floats)
 

@@ -216,12 +216,12 @@ def _task(session: Session, built: Built, module: Backend) -> MeasureVariant:
 
 
 def _values(
-    session: Session, variant: str, found: Measured, results: Results
+    session: Session, variant: str, measured: Measured, results: Results
 ) -> dict[str, metrics.Score]:
     """The recipe's metrics, against fp32 on the same engine, and the user's own."""
-    engine = found.engine.backend
+    engine = measured.engine.backend
     reference = None if variant == FP32 else results[FP32, engine].outputs or None
-    return scores(session, found.outputs, reference) | dict(found.values)
+    return scores(session, measured.outputs, reference) | dict(measured.values)
 
 
 def _refuse_without(

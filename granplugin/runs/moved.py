@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from granplugin.runs.session import Session
     from granplugin.sources.torch_network import TorchNetwork
 
-Found = dict[str, dict[str, np.ndarray]]
+MovedWeights = dict[str, dict[str, np.ndarray]]
 """Linear layer -> the tensors of a Change of it, by name."""
 _CLOSE = 1e-4
 """Of the largest output: what float32 sums in another order may differ by."""
@@ -48,7 +48,7 @@ def moved(plain: Session) -> TorchNetwork:
     notes = list(_notes(plan.moved))
 
     def find(path: Path) -> None:
-        found: Found = {}
+        found: MovedWeights = {}
         for algorithm, asked in _by_algorithm(plan.moved):
             where = asked[0].where
             try:
@@ -74,7 +74,7 @@ def moved(plain: Session) -> TorchNetwork:
         )  # fmt: skip
 
     kept = load_file(plain.run.kept.made("moved", key, ".safetensors", find))
-    found: Found = {each.layer: {} for each in plan.moved}
+    found: MovedWeights = {each.layer: {} for each in plan.moved}
     for name, array in kept.items():
         layer, _, part = name.rpartition(".")
         found[layer][part] = array

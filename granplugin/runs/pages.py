@@ -225,10 +225,10 @@ def _arithmetic(kernel: EngineLayer) -> str:
     return f"{'+'.join(read) or '-'} > {'+'.join(written) or '-'}"
 
 
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 
 
-def _told(name: str, missing: list[str], read: Callable[[], Found]) -> Found | None:
+def _told(name: str, missing: list[str], read: Callable[[], Value]) -> Value | None:
     """What was read, or None and a sentence on what is not shown."""
     try:
         return read()

@@ -283,14 +283,14 @@ class OnnxNetwork:
         return first
 
     def _check_several(
-        self, example: Batch, found: Outputs, axes: Mapping[str, int | None]
+        self, example: Batch, outputs: Outputs, axes: Mapping[str, int | None]
     ) -> None:
         """ModelError where a file for one sample computes something else of several."""
         alone = [
             self.outputs({name: x[at : at + 1] for name, x in example.items()})
             for at in range(len(next(iter(example.values()))))
         ]
-        together = joined([found], axes)
+        together = joined([outputs], axes)
         for name, array in joined(alone, axes).items():
             theirs = together[name]
             same = array.shape == theirs.shape and np.allclose(

@@ -28,7 +28,7 @@ Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 
 
 @dataclass(frozen=True)
-class Found:
+class Known:
     """What is known of a network: `data` is the calibration source given, `guess` what forward runs
     with where none is, `names` forward's arguments, `seen` what `inspect` says; `unclassed` says why
     no output's classes can be compared."""
@@ -42,17 +42,17 @@ class Found:
     unclassed: str | None = None
 
 
-def starter(found: Found) -> str:
+def starter(known: Known) -> str:
     """The recipe; it loads as it stands."""
-    weighted = [layer for layer in found.seen.layers if layer.weight_shape]
-    parts = (_head(found, weighted), _model(found), _data(found), _decisions(found, weighted))
+    weighted = [layer for layer in known.seen.layers if layer.weight_shape]
+    parts = (_head(known, weighted), _model(known), _data(known), _decisions(known, weighted))
     return "\n".join(line for part in parts for line in part) + "\n"
 
 
-def _head(found: Found, weighted: Sequence[InspectedLayer]) -> Iterator[str]:
+def _head(known: Known, weighted: Sequence[InspectedLayer]) -> Iterator[str]:
     kinds = Counter(layer.type for layer in weighted)
     told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    yield f"# {found.name}: {told or 'no layers with weights'}; {found.seen.parameters:,} parameters."
+    yield f"# {known.name}: {told or 'no layers with weights'}; {known.seen.parameters:,} parameters."
     yield "#"
     verbs = {
         "plan": "what each layer gets, which line decides it, what each engine promises",
@@ -60,58 +60,58 @@ def _head(found: Found, weighted: Sequence[InspectedLayer]) -> Iterator[str]:
         "apply": "builds, measures and compares with TensorRT's defaults",
     }
     for verb, what in verbs.items():
-        command = f"granplugin {verb} {found.name}.yaml"
-        yield f"#   {command:<{len(found.name) + 26}}  {what}"
+        command = f"granplugin {verb} {known.name}.yaml"
+        yield f"#   {command:<{len(known.name) + 26}}  {what}"
     yield "version: 1"
 
 
-def _model(found: Found) -> Iterator[str]:
+def _model(known: Known) -> Iterator[str]:
     yield "model:"
-    for key, value in found.model.items():
+    for key, value in known.model.items():
         yield f"  {key}: {quoted(value)}"
-    if "callable" in found.model and "weights" not in found.model:
+    if "callable" in known.model and "weights" not in known.model:
         yield "  # weights: trained.safetensors  # else those that the function itself loads"
 
 
-def _data(found: Found) -> Iterator[str]:
+def _data(known: Known) -> Iterator[str]:
     yield "data:"
-    it = "the file" if "onnx" in found.model else "forward"
-    if found.guess:
-        wants = ", ".join(f"{n} {kind} {_sizes(shape)}" for n, (shape, kind) in found.guess.items())
+    it = "the file" if "onnx" in known.model else "forward"
+    if known.guess:
+        wants = ", ".join(f"{n} {kind} {_sizes(shape)}" for n, (shape, kind) in known.guess.items())
         yield f"  # {it} runs with {wants}."
-    elif found.data is None and found.names:
+    elif known.data is None and known.names:
         none = (
             "whose lengths it leaves open" if it == "the file" else "none of the usual shapes runs"
         )
-        yield f"  # {it} takes {', '.join(found.names)}; {none}, so give yours:"
+        yield f"  # {it} takes {', '.join(known.names)}; {none}, so give yours:"
         yield "  # granplugin init ... --shape image=3x224x224"
-    if found.data is None:
+    if known.data is None:
         source: Mapping[str, Any] = {"callable": f"{DATA_FILE}:batches"}
     else:
-        source = found.data
+        source = known.data
     yield f"  calibration: {flow(source)}"
     yield "  # Other samples than those, with labels; without them accuracy is agreement with fp32"
     yield "  # on the calibration data."
-    inputs = {name: name for name in _inputs(found)}
+    inputs = {name: name for name in _inputs(known)}
     yield f"  # evaluation: {{npz: test.npz, inputs: {flow(inputs)}, labels: labels}}"
     yield "  batch_size: 32"
-    if found.unclassed:
-        yield from wrap(found.unclassed, 98, initial_indent="# ", subsequent_indent="# ")
+    if known.unclassed:
+        yield from wrap(known.unclassed, 98, initial_indent="# ", subsequent_indent="# ")
         yield "metrics: [sqnr_db]"
         return
     metrics = ["top1", "agreement", "sqnr_db"] if "labels" in source else ["agreement", "sqnr_db"]
     yield f"metrics: {flow(metrics)}"
 
 
-def _inputs(found: Found) -> Sequence[str]:
+def _inputs(known: Known) -> Sequence[str]:
     """The arguments that samples are given for."""
-    if found.guess:
-        return list(found.guess)
-    given = (found.data or {}).get("inputs", {})
-    return list(given) or list(found.names[:1]) or ["input"]
+    if known.guess:
+        return list(known.guess)
+    given = (known.data or {}).get("inputs", {})
+    return list(given) or list(known.names[:1]) or ["input"]
 
 
-def _decisions(found: Found, weighted: Sequence[InspectedLayer]) -> Iterator[str]:
+def _decisions(known: Known, weighted: Sequence[InspectedLayer]) -> Iterator[str]:
     yield ""
     yield "# What TensorRT does unless told otherwise: int8, inputs per_tensor, weights per_channel"
     yield "# (one scale an output channel), ranges by max, batch norms folded."
@@ -124,7 +124,7 @@ def _decisions(found: Found, weighted: Sequence[InspectedLayer]) -> Iterator[str
         yield f"#   {pattern}: {_told(layers)}"
     left = len(_groups(weighted)) - _MOST
     if left > 0:
-        yield f"#   and {counted(left, 'group')} more: granplugin inspect {found.name}.yaml"
+        yield f"#   and {counted(left, 'group')} more: granplugin inspect {known.name}.yaml"
     yield "#"
     yield "# Rules change it, the last that matches decides. Take away the # of `rules:` and of those"
     yield "# you want to try."

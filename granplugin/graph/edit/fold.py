@@ -99,9 +99,9 @@ def _layer(marker: ir.Node) -> str:
 
 
 def _fold(
-    graph: ir.Graph, found: list[ir.Node], layer: str, bn_name: str, quantized: set[str]
+    graph: ir.Graph, nodes: list[ir.Node], layer: str, bn_name: str, quantized: set[str]
 ) -> None:
-    node = only_user(found[0].outputs[0]) if len(found) == 1 else None
+    node = only_user(nodes[0].outputs[0]) if len(nodes) == 1 else None
     if node is not None and node.op_type == "Transpose":
         node = only_user(node.outputs[0])
     if node is None or node.op_type not in ONNX_PRODUCTS:
@@ -130,7 +130,7 @@ def _fold(
     gamma, beta, mean, var = norm
     transposed = node.op_type == "ConvTranspose"
     weight, bias = folding.fold(
-        weight_at(found[0]),
+        weight_at(nodes[0]),
         bias,
         gamma,
         beta,
@@ -140,7 +140,7 @@ def _fold(
         axis=1 if transposed else 0,
         groups=node.attributes["group"].as_int() if transposed else 1,
     )
-    found[0].replace_input_with(0, add_constant(graph, f"{layer}.weight{FOLDED}", weight))
+    nodes[0].replace_input_with(0, add_constant(graph, f"{layer}.weight{FOLDED}", weight))
     new_bias = add_constant(graph, f"{layer}.bias{FOLDED}", bias)
     for marker in between:
         bypass(marker)

@@ -152,11 +152,11 @@ def _places(graph: FileGraph, plan: Intended, row: QuantizedRow) -> list[_Place]
     ]
 
 
-def _chunks(found: Sequence[_Place], batch: int) -> Iterator[list[_Place]]:
+def _chunks(places: Sequence[_Place], batch: int) -> Iterator[list[_Place]]:
     """Sites whose tensors fit in memory together."""
     chunk: list[_Place] = []
     held = 0
-    for place in found:
+    for place in places:
         row = place.row
         size = 2 * math.prod(row.shape) * (1 if row.operand == "weight" else batch)
         if chunk and held + size > _VALUES_AT_ONCE:

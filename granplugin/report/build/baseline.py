@@ -18,12 +18,12 @@ _ABOVE_CHANCE = 2.0
 
 
 def broken_baseline(
-    recipe: Recipe, found: Iterable[Measured], labels: np.ndarray | None
+    recipe: Recipe, measured: Iterable[Measured], labels: np.ndarray | None
 ) -> str | None:
-    """Why FP32, which came to `found` on engines, is no baseline: it cannot be told from chance,
+    """Why FP32, which came to `measured` on engines, is no baseline: it cannot be told from chance,
     puts all samples in one class, or the labels, (n,), do not say what it should; None where it is
     one, or where it does not tell classes: no metric takes an output for decisions."""
-    for result in found:
+    for result in measured:
         if not recipe.classes and not any(
             m in METRICS and METRICS[m].decides for m in result.values
         ):

@@ -63,9 +63,9 @@ def _top1_drop(bound: float, result: VariantResult, broken: str | None) -> Limit
     )  # fmt: skip
 
 
-def _would_tell(found: Interval, bound: float) -> str:
+def _would_tell(interval: Interval, bound: float) -> str:
     """How many samples like these could tell a drop from a bound, both in points."""
-    drop, flips = -found.value, ((found.gained or 0) + (found.lost or 0)) / found.n
+    drop, flips = -interval.value, ((interval.gained or 0) + (interval.lost or 0)) / interval.n
     deviation = 100 * math.sqrt(max(flips - (drop / 100) ** 2, 0.0))
     # Were the drop the bound, so many samples at least would be wrong.
     enough = samples_to_tell(

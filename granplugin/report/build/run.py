@@ -262,14 +262,14 @@ def _native(result: Measured) -> dict[str, bool]:
     return native
 
 
-def _traced(found: Traced) -> WrongFile:
-    sets = [[_part(part) for part in parts] for parts in found.sets]
+def _traced(traced: Traced) -> WrongFile:
+    sets = [[_part(part) for part in parts] for parts in traced.sets]
     return WrongFile(
-        held=Held(**vars(found.held)),
+        held=Held(**vars(traced.held)),
         sets=sets,
-        left_float=list(map(_part, found.floats)),
-        note=found.note,
-        builds=found.builds,
+        left_float=list(map(_part, traced.floats)),
+        note=traced.note,
+        builds=traced.builds,
     )
 
 

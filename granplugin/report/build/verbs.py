@@ -79,7 +79,7 @@ def audit_output(audit: FileAudit) -> AuditOutput:
     )
 
 
-def compare_output(found: Comparison) -> CompareOutput:
+def compare_output(comparison: Comparison) -> CompareOutput:
     """Every layer of two engines."""
     a, b = (
         EngineTotals(
@@ -88,7 +88,7 @@ def compare_output(found: Comparison) -> CompareOutput:
             batch=plan.batch,
             moved=moved_bytes(plan.moved),
         )
-        for name, plan in zip(found.names, found.plans, strict=True)
+        for name, plan in zip(comparison.names, comparison.plans, strict=True)
     )
     return CompareOutput(
         a=a,
@@ -101,9 +101,9 @@ def compare_output(found: Comparison) -> CompareOutput:
                 a=ComparedSide(**vars(layer.a)),
                 b=ComparedSide(**vars(layer.b)),
             )
-            for layer in found.layers
+            for layer in comparison.layers
         ],
-        notes=list(found.notes),
+        notes=list(comparison.notes),
     )
 
 
@@ -229,17 +229,17 @@ def _promises(written: Written) -> dict[str, SitePromise]:
     }
 
 
-def inspect_output(found: Inspection) -> InspectOutput:
+def inspect_output(inspection: Inspection) -> InspectOutput:
     """Every layer of a model."""
     return InspectOutput(
-        recipe=str(found.recipe),
-        defaults=found.defaults,
-        parameters=found.parameters,
-        layers=[_layer(each, found.missing) for each in found.layers],
-        others=[Unsited(**asdict(each)) for each in found.others],
-        missing=found.missing,
-        refused=found.refused,
-        coverage=covered(found.coverage) if found.coverage else None,
+        recipe=str(inspection.recipe),
+        defaults=inspection.defaults,
+        parameters=inspection.parameters,
+        layers=[_layer(each, inspection.missing) for each in inspection.layers],
+        others=[Unsited(**asdict(each)) for each in inspection.others],
+        missing=inspection.missing,
+        refused=inspection.refused,
+        coverage=covered(inspection.coverage) if inspection.coverage else None,
     )
 
 

@@ -171,9 +171,9 @@ def _other_sites(analysis: Analysis) -> Iterator[str]:
         yield f"besides, the recipe quantizes {counted(own, 'site')}, worst first: {worst}"
 
 
-def _skipped(found: Sequence[SkippedSetting]) -> Iterator[Item]:
+def _skipped(skipped: Sequence[SkippedSetting]) -> Iterator[Item]:
     """A line for each of the most frequent reasons; a layer that is skipped whole has all of it."""
-    groups = by_reason(found)
+    groups = by_reason(skipped)
     told = 0
     for reason, of in groups[:_REASONS]:
         told += len(of)
@@ -184,7 +184,7 @@ def _skipped(found: Sequence[SkippedSetting]) -> Iterator[Item]:
             continue
         where = sites[0] if len(sites) == 1 else counted(sites, "site")
         yield Item(f"not tried: {'; '.join(settings)} on {where} ({_brief(reason)})", brief=True)
-    if more := len(found) - told:
+    if more := len(skipped) - told:
         rest = counted(len(groups) - _REASONS, "other reason")
         yield Item(f"not tried: {counted(more, 'more setting')}, for {rest}; analysis.md lists all")
 

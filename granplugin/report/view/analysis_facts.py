@@ -124,10 +124,10 @@ def unmeasured(analysis: Analysis) -> Iterator[str]:
         yield f"{engine}: no kernels and MB of {of}: {reason}"
 
 
-def by_reason(found: Iterable[SkippedSetting]) -> list[tuple[str, list[SkippedSetting]]]:
+def by_reason(skipped: Iterable[SkippedSetting]) -> list[tuple[str, list[SkippedSetting]]]:
     """What was not tried, by reason, those of the most settings first."""
     groups: dict[str, list[SkippedSetting]] = {}
-    for each in found:
+    for each in skipped:
         groups.setdefault(each.reason, []).append(each)
     return sorted(groups.items(), key=lambda group: -len(group[1]))
 

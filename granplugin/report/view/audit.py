@@ -90,29 +90,29 @@ def _common(sites: Sequence[AuditedSite]) -> Iterator[str | None]:
         yield values[0] if len(set(values)) == 1 else "several"
 
 
-def _row(alike: tuple[str | None, ...], found: Sequence[AuditedSite]) -> Row:
+def _row(alike: tuple[str | None, ...], sites: Sequence[AuditedSite]) -> Row:
     *told, verdict, reason = alike
-    kind = found[0].verdict
-    known = [site.ms for site in found if site.ms is not None]
+    kind = sites[0].verdict
+    known = [site.ms for site in sites if site.ms is not None]
     return Row(
         cells(
-            Cell(found[0].layer, more=len(found) - 1),
+            Cell(sites[0].layer, more=len(sites) - 1),
             *told,
             Cell(verdict or "", SENSES[kind]) if kind else None,
             f"{sum(known):.3f}" if known else None,
         ),
-        notes=tuple(_notes(reason or "", found)),
+        notes=tuple(_notes(reason or "", sites)),
     )
 
 
-def _notes(reason: str, found: Sequence[AuditedSite]) -> Iterator[str]:
+def _notes(reason: str, sites: Sequence[AuditedSite]) -> Iterator[str]:
     """The reason; and of what is not honoured all layers by name, and the recipe's lines."""
     if reason:
         yield reason
-    if found[0].verdict not in ("honoured", None):
-        named = dict.fromkeys((site.layer, site.where) for site in found)
+    if sites[0].verdict not in ("honoured", None):
+        named = dict.fromkeys((site.layer, site.where) for site in sites)
         layers, where = [layer for layer, _ in named], [where for _, where in named]
-        if len(found) > 1 or any(where):
+        if len(sites) > 1 or any(where):
             yield with_lines(layers, where)
         elif len(layers[0]) > 40:
             yield first(layers)

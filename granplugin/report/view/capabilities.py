@@ -15,14 +15,14 @@ from granplugin.report.schema.verbs import (
 from granplugin.report.view.elements import Block, Item, Paragraph, Section, items
 
 
-def capabilities_view(found: CapabilitiesOutput) -> Section:
+def capabilities_view(output: CapabilitiesOutput) -> Section:
     """A table of capabilities, or what became of its cells when they were rebuilt."""
-    if found.probed is not None:
-        return Section("", items([*_probed(found.probed, found.differing), *_structures(found)]))
-    note = (Paragraph(found.note),) if found.note else ()
+    if output.probed is not None:
+        return Section("", items([*_probed(output.probed, output.differing), *_structures(output)]))
+    note = (Paragraph(output.note),) if output.note else ()
     return Section(
-        f"{found.backend} {found.table}",
-        (*note, *_ops(found.rows), *_cases(found.cases), *_faster(found.faster)),
+        f"{output.backend} {output.table}",
+        (*note, *_ops(output.rows), *_cases(output.cases), *_faster(output.faster)),
     )
 
 
@@ -42,16 +42,16 @@ def _faster(forms: Sequence[FasterForm]) -> Iterator[Block]:
         yield Section("written in an equal form that runs sooner", told)
 
 
-def _structures(found: CapabilitiesOutput) -> Iterator[str]:
-    for each in found.differing_structures:
+def _structures(output: CapabilitiesOutput) -> Iterator[str]:
+    for each in output.differing_structures:
         form = "" if each.repaired else f", and {each.form} is no way out"
         yield (
             f"{each.structure}: the table says {each.table}, observed {each.observed}{form} "
             f"({each.detail})"
         )
-    if found.structures:
-        differ = len(found.differing_structures)
-        yield f"{found.structures} structures rebuilt, {differ} differ from the table"
+    if output.structures:
+        differ = len(output.differing_structures)
+        yield f"{output.structures} structures rebuilt, {differ} differ from the table"
 
 
 def _probed(cells: int, differing: Sequence[ProbedCell]) -> Iterator[str]:

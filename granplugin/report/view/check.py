@@ -6,6 +6,6 @@ from granplugin.report.schema.check import CheckOutput
 from granplugin.report.view.elements import Section, Verbatim
 
 
-def check_view(found: CheckOutput) -> Section:
+def check_view(output: CheckOutput) -> Section:
     """A line for each good recipe; what is wrong with the others goes where errors go."""
-    return Section("", (Verbatim(tuple(each.line for each in found.recipes if each.ok)),))
+    return Section("", (Verbatim(tuple(each.line for each in output.recipes if each.ok)),))

@@ -19,12 +19,12 @@ _LISTED = 30
 """Changed layers that are told one by one: those that change most bytes."""
 
 
-def compare_view(found: CompareOutput) -> Section:
+def compare_view(output: CompareOutput) -> Section:
     """What one engine does otherwise than the other."""
-    changed = [layer for layer in found.layers if layer.changed]
+    changed = [layer for layer in output.layers if layer.changed]
     changed.sort(key=lambda layer: -abs((layer.b.bytes or 0) - (layer.a.bytes or 0)))
     more = len(changed) - _LISTED
-    same = len(found.layers) - len(changed)
+    same = len(output.layers) - len(changed)
     table = (
         Table(
             columns(
@@ -38,15 +38,15 @@ def compare_view(found: CompareOutput) -> Section:
     return Section(
         "",
         (
-            Item(f"A: {_totals(found.a)}"),
-            Item(f"B: {_totals(found.b)}"),
-            *_difference(found.a, found.b),
+            Item(f"A: {_totals(output.a)}"),
+            Item(f"B: {_totals(output.b)}"),
+            *_difference(output.a, output.b),
             *((Section("", (*table, *listed)),) if changed else ()),
             Section(
                 "",
                 (
                     Item(f"{len(changed)} layers differ, {same} are the same"),
-                    *items(f"note: {note}" for note in found.notes),
+                    *items(f"note: {note}" for note in output.notes),
                 ),
             ),
         ),

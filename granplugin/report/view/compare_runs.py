@@ -19,26 +19,26 @@ from granplugin.report.view.metric_figures import NONE_MEASURABLE, difference, f
 from granplugin.report.view.senses import SENSES
 
 
-def compare_runs_view(found: CompareRunsOutput) -> Section:
+def compare_runs_view(output: CompareRunsOutput) -> Section:
     """Both runs, a row for each metric of each variant that both have, and notes."""
     how = (
         "both on the same samples: differences are paired"
-        if found.paired
+        if output.paired
         else "on different data, or not known to be the same: compared unpaired, which proves less"
     )
     table = Table(
         columns(Column("variant", "name", fills=True), Column("metric"), "A", "B", "B - A (95 %)"),
-        tuple(map(_row, found.figures)),
+        tuple(map(_row, output.figures)),
     )
     return Section(
         "",
         (
-            Item(f"A: {_told(found.a)}"),
-            Item(f"B: {_told(found.b)}"),
-            Item(how, sense="plain" if found.paired else "doubtful"),
-            *((Section("", (table,)),) if found.figures else ()),
-            *items(["= no measurable difference"] if found.figures else []),
-            *items(f"note: {note}" for note in found.notes),
+            Item(f"A: {_told(output.a)}"),
+            Item(f"B: {_told(output.b)}"),
+            Item(how, sense="plain" if output.paired else "doubtful"),
+            *((Section("", (table,)),) if output.figures else ()),
+            *items(["= no measurable difference"] if output.figures else []),
+            *items(f"note: {note}" for note in output.notes),
         ),
     )
 

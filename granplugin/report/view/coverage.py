@@ -11,25 +11,27 @@ _KINDS = 4
 """Kinds of products that stay float which the line names."""
 
 
-def coverage_line(found: Coverage) -> str:
+def coverage_line(covered: Coverage) -> str:
     """The shares of products, multiply-accumulates and weights, and what stays float."""
-    told = f"quantizes {found.quantized} of {found.products} products"
-    if found.half:
-        told += f" ({found.half} of them one operand alone)"
-    if found.macs:
-        told += f", {_percent(found.quantized_macs, found.macs)} of multiply-accumulates"
-    if found.weights:
-        told += f", {_percent(found.quantized_weights, found.weights)} of weights"
-    kinds = [f"{each.products} {each.what} ({each.reason})" for each in found.floats[:_KINDS]]
-    more = sum(each.products for each in found.floats[_KINDS:])
+    told = f"quantizes {covered.quantized} of {covered.products} products"
+    if covered.half:
+        told += f" ({covered.half} of them one operand alone)"
+    if covered.macs:
+        told += f", {_percent(covered.quantized_macs, covered.macs)} of multiply-accumulates"
+    if covered.weights:
+        told += f", {_percent(covered.quantized_weights, covered.weights)} of weights"
+    kinds = [f"{each.products} {each.what} ({each.reason})" for each in covered.floats[:_KINDS]]
+    more = sum(each.products for each in covered.floats[_KINDS:])
     kinds += [f"{more} more"] if more else []
     return f"{told}; float: {', '.join(kinds)}" if kinds else told
 
 
-def coverage_items(found: Coverage) -> Iterator[Item]:
+def coverage_items(covered: Coverage) -> Iterator[Item]:
     """What stays float, kind by kind, with all its places."""
-    for each in found.floats:
-        share = f", {_percent(each.macs, found.macs)} of multiply-accumulates" if found.macs else ""
+    for each in covered.floats:
+        share = (
+            f", {_percent(each.macs, covered.macs)} of multiply-accumulates" if covered.macs else ""
+        )
         told = f"float: {each.products} {each.what} ({each.reason}){share}:"
         yield Item(told, 1, tuple(each.places))
 

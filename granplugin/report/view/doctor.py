@@ -6,21 +6,21 @@ from granplugin.report.schema.verbs import DoctorOutput, EngineState
 from granplugin.report.view.elements import Paragraph, Section, Terms
 
 
-def doctor_view(found: DoctorOutput) -> Section:
+def doctor_view(output: DoctorOutput) -> Section:
     """The machine, its packages, and each engine."""
-    machine = found.machine
+    machine = output.machine
     packages = (
         *machine.packages.items(),
-        *((name, f"missing; pip install {name}") for name in found.missing),
+        *((name, f"missing; pip install {name}") for name in output.missing),
     )
     return Section(
         "",
         (
-            Paragraph(f"granplugin {found.granplugin}, Python {machine.python}, {machine.system}"),
+            Paragraph(f"granplugin {output.granplugin}, Python {machine.python}, {machine.system}"),
             Paragraph(f"{machine.processor}, {machine.cores} cores"),
-            Terms((("NVIDIA GPU", found.gpu),)),
+            Terms((("NVIDIA GPU", output.gpu),)),
             Section("", (Terms(packages),)),
-            *(Section("", (Terms(_engine(engine)),)) for engine in found.engines),
+            *(Section("", (Terms(_engine(engine)),)) for engine in output.engines),
         ),
     )
 

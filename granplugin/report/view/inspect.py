@@ -29,42 +29,42 @@ _WIDE = 10
 """Over this spread a layer is named."""
 
 
-def inspect_view(found: InspectOutput) -> Section:
+def inspect_view(output: InspectOutput) -> Section:
     """What the layers with weights are and how even their weights are; what the defaults give,
     what the rules change and what stays float."""
-    weighted = [each for each in found.layers if each.weight]
+    weighted = [each for each in output.layers if each.weight]
     ends = {end: [x.name for x in weighted if end in x.traits] for end in _ENDS}
     told = "; ".join(f"{end}: {first(ends[end])}" for end in _ENDS if ends[end])
-    head = [f"{found.recipe}: {_in_all(found, weighted)}", told]
+    head = [f"{output.recipe}: {_in_all(output, weighted)}", told]
     tables = (
         Section("", (_shapes(weighted),)),
         Section("", (Item(_ranges_mean(weighted)), _ranges(weighted))),
     )
-    rest = [*_notable(weighted), *_decided(found), *_floats(found)]
-    if found.coverage:
-        rest.append(f"the recipe {coverage_line(found.coverage)}")
-    if found.missing:
+    rest = [*_notable(weighted), *_decided(output), *_floats(output)]
+    if output.coverage:
+        rest.append(f"the recipe {coverage_line(output.coverage)}")
+    if output.missing:
         rest.append(
             "note: no forward pass could be run, so shapes of inputs and outputs, what can be "
-            f"folded and what the rules decide are not known: {found.missing}"
+            f"folded and what the rules decide are not known: {output.missing}"
         )
     if not weighted:
         return Section("", items(filter(None, [*head, *rest])))
     return Section("", (*items(filter(None, head)), *tables, Section("", items(rest))))
 
 
-def _in_all(found: InspectOutput, weighted: Sequence[InspectedLayer]) -> str:
+def _in_all(output: InspectOutput, weighted: Sequence[InspectedLayer]) -> str:
     traits = Counter(trait for each in weighted for trait in each.traits)
     kinds = [f"{traits[kind]} {kind}" for kind in _KINDS if traits[kind]]
     told = f"{counted(weighted, 'layer')} with weights"
     told += f" ({', '.join(kinds)})" if kinds else ""
-    told += f", {found.parameters:,} parameters"
+    told += f", {output.parameters:,} parameters"
     counts = [each.macs for each in weighted if each.macs]
     if counts:
         told += f", {_short(sum(counts) / 1e6)} M multiply-accumulates a sample"
-    norms = sum(each.type in BATCH_NORMS for each in found.layers)
-    folding = sum(each.bn is not None for each in found.layers)
-    if norms and not found.missing:
+    norms = sum(each.type in BATCH_NORMS for each in output.layers)
+    folding = sum(each.bn is not None for each in output.layers)
+    if norms and not output.missing:
         told += f"; {folding} of {norms} batch norms can be folded"
     return told
 
@@ -141,17 +141,17 @@ def _notable(weighted: Sequence[InspectedLayer]) -> Iterator[str]:
         yield f"channels that are all zeros: {first(dead)}"
 
 
-def _decided(found: InspectOutput) -> Iterator[str]:
+def _decided(output: InspectOutput) -> Iterator[str]:
     """The layers by what the defaults give them, and by what rules make of it."""
     given: dict[str, list[str]] = defaultdict(list)
     changed: dict[str, list[InspectedLayer]] = defaultdict(list)
-    for each in found.layers:
+    for each in output.layers:
         if any(row.format != FLOAT for row in each.defaults):
             given[_says(each.defaults)].append(each.name)
         if each.rules:
             changed[_otherwise(each)].append(each)
     for what, names in given.items():
-        yield f"{found.defaults} gives {what}: {counted(names, 'layer')}: {first(names)}"
+        yield f"{output.defaults} gives {what}: {counted(names, 'layer')}: {first(names)}"
     for what, layers in changed.items():
         where = [row.where for each in layers for row in _changed(each)]
         listed = with_lines([each.name for each in layers], where)
@@ -202,20 +202,20 @@ def _gets(each: InspectedLayer) -> str | None:
     return f"{told}*" if _by_rule(each) else told
 
 
-def _floats(found: InspectOutput) -> Iterator[str]:
+def _floats(output: InspectOutput) -> Iterator[str]:
     """What cannot be quantized, by reason; what never is; batch norms that cannot be folded."""
     reasons: dict[str, list[str]] = defaultdict(list)
-    for each in found.layers:
+    for each in output.layers:
         if each.unusable:
             reasons[each.unusable].append(each.name)
     for reason, names in reasons.items():
         yield f"cannot be quantized: {first(names)}: {reason}"
-    folding = {each.bn for each in found.layers}
-    kept = [x.name for x in found.layers if x.type in BATCH_NORMS and x.name not in folding]
-    if kept and not found.missing:
+    folding = {each.bn for each in output.layers}
+    kept = [x.name for x in output.layers if x.type in BATCH_NORMS and x.name not in folding]
+    if kept and not output.missing:
         yield f"batch norms that cannot be folded: {first(kept)}"
-    if found.others:
-        told = [f"{x.modules} {x.type} ({x.parameters:,} parameters)" for x in found.others]
+    if output.others:
+        told = [f"{x.modules} {x.type} ({x.parameters:,} parameters)" for x in output.others]
         yield f"never quantized: {', '.join(told)}"
 
 

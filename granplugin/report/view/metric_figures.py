@@ -31,9 +31,9 @@ def spec_of(found: Iterable[MetricValue]) -> str:
     return f".{max(2, 1 - math.floor(math.log10(min(told))))}f"
 
 
-def _figures(found: MetricValue) -> Iterator[float]:
-    yield found.value
-    for interval in found.vs.values():
+def _figures(value: MetricValue) -> Iterator[float]:
+    yield value.value
+    for interval in value.vs.values():
         yield interval.value
         if interval.low is not None and interval.high is not None:
             yield interval.high - interval.low

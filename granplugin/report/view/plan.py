@@ -122,6 +122,6 @@ def _last(did: LastRun) -> Item:
     return Item(told, 1, tuple(did.native_in_float), sense="doubtful")
 
 
-def why_view(found: WhyOutput) -> Section:
+def why_view(output: WhyOutput) -> Section:
     """What each rule said of one layer."""
-    return Section(found.layer, (Verbatim(tuple(found.story)),))
+    return Section(output.layer, (Verbatim(tuple(output.story)),))

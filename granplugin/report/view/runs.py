@@ -16,10 +16,10 @@ from granplugin.report.view.elements import (
 from granplugin.words import size
 
 
-def runs_view(found: RunsOutput) -> Section:
+def runs_view(output: RunsOutput) -> Section:
     """A row for each run, and how to free what is kept."""
-    if not found.runs:
-        return Section("", (Paragraph(f"{found.folder}: no runs"),))
+    if not output.runs:
+        return Section("", (Paragraph(f"{output.folder}: no runs"),))
     heads = columns(Column("run", "name", fills=True), Column("of"), "variants", "results", "kept")
     rows = tuple(
         Row(
@@ -31,9 +31,9 @@ def runs_view(found: RunsOutput) -> Section:
                 size(each.cache_bytes),
             )
         )
-        for each in found.runs
+        for each in output.runs
     )
-    kept = sum(each.cache_bytes for each in found.runs)
+    kept = sum(each.cache_bytes for each in output.runs)
     told = (
         f"{size(kept)} are kept so that a next run does only what a change needs; "
         "granplugin clean RUN frees them"
@@ -41,8 +41,8 @@ def runs_view(found: RunsOutput) -> Section:
     return Section("", (Table(heads, rows), Paragraph(told)))
 
 
-def clean_view(found: CleanOutput) -> Section:
+def clean_view(output: CleanOutput) -> Section:
     """What was freed, run by run."""
-    freed = [Item(f"{run}: freed {size(count)}") for run, count in found.freed.items()]
-    busy = [Item(f"{run}: in use by a run; left as it is", sense="doubtful") for run in found.busy]
+    freed = [Item(f"{run}: freed {size(count)}") for run, count in output.freed.items()]
+    busy = [Item(f"{run}: in use by a run; left as it is", sense="doubtful") for run in output.busy]
     return Section("", (*freed, *busy))
