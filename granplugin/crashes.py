@@ -104,10 +104,10 @@ def calling(call: Call) -> Iterator[None]:
 def _mark() -> None:
     if _shared is None:
         return
-    told = json.dumps([vars(call) for call in _running[-8:]]).encode()
-    if len(told) < _ROOM - 8:
-        _shared[8 : 8 + len(told)] = told
-        _shared[:8] = len(told).to_bytes(8, "little")
+    calls = json.dumps([vars(call) for call in _running[-8:]]).encode()
+    if len(calls) < _ROOM - 8:
+        _shared[8 : 8 + len(calls)] = calls
+        _shared[:8] = len(calls).to_bytes(8, "little")
 
 
 def outlived(tell: Callable[[str], None]) -> None:
@@ -172,8 +172,8 @@ def _end(code: int) -> None:
 def _told(number: signal.Signals, places: IO[bytes]) -> tuple[str | None, bool]:
     """What there is to say of a child that a signal ended, and whether the verb is done again."""
     assert _shared is not None
-    told = json.loads(_shared[8 : 8 + int.from_bytes(_shared[:8], "little")] or b"[]")
-    call = Call(**told[-1]) if told else None
+    calls = json.loads(_shared[8 : 8 + int.from_bytes(_shared[:8], "little")] or b"[]")
+    call = Call(**calls[-1]) if calls else None
     where = f" while {call.engine} was {call.said}" if call else ""
     if number == signal.SIGKILL:
         return f"the process was killed{where}, most likely for want of memory", False
@@ -199,13 +199,13 @@ def _place(places: IO[bytes]) -> str:
     """Where Python was, of what faulthandler wrote: the innermost call, and the innermost of the
     user's or of ours, if that is another."""
     places.seek(0)
-    told = places.read().decode(errors="replace")
-    found = re.findall(r'File "(.*)", line (\d+) in (\S+)', told)
-    if not found:
+    text = places.read().decode(errors="replace")
+    frames = re.findall(r'File "(.*)", line (\d+) in (\S+)', text)
+    if not frames:
         return "outside of Python"
     libraries = (sys.base_prefix, sys.prefix)
-    own = next((each for each in found if not each[0].startswith(libraries)), found[0])
-    names = ["{}:{}, in {}".format(*each) for each in dict.fromkeys([found[0], own])]
+    own = next((each for each in frames if not each[0].startswith(libraries)), frames[0])
+    names = ["{}:{}, in {}".format(*each) for each in dict.fromkeys([frames[0], own])]
     return f"in {', called by '.join(names)}"
 
 
@@ -216,15 +216,15 @@ def _content(path: str) -> str | None:
         return None
     top = Path(path)
     files = [top] if top.is_file() else sorted(top.rglob("*")) if top.is_dir() else []
-    told = hashlib.sha256()
+    digest = hashlib.sha256()
     try:
         for file in files:
             if file.is_file() and file.name != "engine.json":
                 with file.open("rb") as opened:
-                    told.update(hashlib.file_digest(opened, "sha256").digest())
+                    digest.update(hashlib.file_digest(opened, "sha256").digest())
     except OSError:
         return None
-    return told.hexdigest() if files else None
+    return digest.hexdigest() if files else None
 
 
 def die_with_parent(parent: int) -> None:

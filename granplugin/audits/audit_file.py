@@ -81,19 +81,19 @@ def examine(
     """What an engine made of the sites that no product reads (skip inputs, pools), under the names
     of their sites, and lint; of one of our own files, whose plan has these rows. What lies between a
     product's Q/DQ and the product, as its own padding does, is told by what the product reads."""
-    found = read_quantized(read_model(path), path)
-    kernels = Kernels(library, plan, found.products)
+    quantized = read_quantized(read_model(path), path)
+    kernels = Kernels(library, plan, quantized.products)
     lines = {row.site: row.where for row in rows}
-    named = {operand.row.site: found.site(operand) for operand in found.operands}
+    named = {operand.row.site: quantized.site(operand) for operand in quantized.operands}
     multiplied = {row.site for row in rows if row.operand in MULTIPLIED and row.type in PRODUCTS}
-    passive = (operand for operand in found.operands if not operand.product)
+    passive = (operand for operand in quantized.operands if not operand.product)
     sites = [
         replace(ran_of(operand, kernels), layer=named[operand.row.site])
         for operand in passive
         if named[operand.row.site] in lines.keys() - multiplied
     ]
     where = {site: lines[name] for site, name in named.items() if name in lines}
-    findings = lint(library, found, kernels, where)
+    findings = lint(library, quantized, kernels, where)
     layers = {row.layer for row in rows}
     return tuple(sites), tuple(
         replace(each, layer=scope) if (scope := each.layer.rpartition("/")[0]) in layers else each

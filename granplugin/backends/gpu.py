@@ -32,24 +32,24 @@ class Clocks:
 @cache
 def gpu() -> Gpu | None:
     """The GPU, or None; `trouble` says why."""
-    told = _query("name,driver_version,compute_cap")
-    if isinstance(told, str):
+    fields = _query("name,driver_version,compute_cap")
+    if isinstance(fields, str):
         return None
-    name, driver, capability = told
+    name, driver, capability = fields
     return Gpu(name, driver, f"sm{capability.replace('.', '')}")
 
 
 def trouble() -> str | None:
     """Why `gpu` finds none, mostly in nvidia-smi's words; None where it does or that is not
     installed."""
-    told = _query("name,driver_version,compute_cap")
-    return told if isinstance(told, str) and told else None
+    fields = _query("name,driver_version,compute_cap")
+    return fields if isinstance(fields, str) and fields else None
 
 
 def clocks() -> Clocks | None:
     """The clocks of this moment; None without a GPU."""
-    told = _query("clocks.sm,clocks.mem,temperature.gpu,power.draw")
-    return None if isinstance(told, str) else Clocks(*map(_number, told))
+    fields = _query("clocks.sm,clocks.mem,temperature.gpu,power.draw")
+    return None if isinstance(fields, str) else Clocks(*map(_number, fields))
 
 
 def _query(fields: str) -> list[str] | str:

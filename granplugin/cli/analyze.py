@@ -43,12 +43,12 @@ def analyze(
 
     from granplugin.pipelines.analyze import analyze
 
-    found = analyze(loaded, costs, statistics, out, write_recipe)
-    show(found.analysis, json_, all_layers=all_)
+    analyzed = analyze(loaded, costs, statistics, out, write_recipe)
+    show(analyzed.analysis, json_, all_layers=all_)
     if not json_:
-        say(f"report: {found.folder / 'report.html'}, and as text analysis.md")
+        say(f"report: {analyzed.folder / 'report.html'}, and as text analysis.md")
     if write_recipe:
-        found.write_recipe(write_recipe)
+        analyzed.write_recipe(write_recipe)
         if not json_:
             say(f"recipe: {write_recipe}")
     if not json_:
@@ -56,5 +56,5 @@ def analyze(
         few = getattr(loaded.recipe.data, role).samples
         words = typed(recipe, settings, out)
         key = f"data.{role}.samples" if few else None
-        say_next(after_analysis(found.analysis, words, write_recipe, key))
-    return found.exit_code
+        say_next(after_analysis(analyzed.analysis, words, write_recipe, key))
+    return analyzed.exit_code

@@ -48,15 +48,15 @@ def audit(
     from granplugin.pipelines.audit import audit
 
     with gate("audit", junit, annotations) as decided:
-        found = audit(onnx, backend, layers, profile, plan, batch, shapes or ())
-        told = found.output()
-        decided.decide(told)
+        audited = audit(onnx, backend, layers, profile, plan, batch, shapes or ())
+        output = audited.output()
+        decided.decide(output)
     if html:
         from granplugin.runs.pages import write_verb_page
 
-        plans = {} if found.plan is None else {str(found.onnx): (found.engine, found.plan)}
-        write_verb_page(html, told, plans)
-    show(told, json_)
+        plans = {} if audited.plan is None else {str(audited.onnx): (audited.engine, audited.plan)}
+        write_verb_page(html, output, plans)
+    show(output, json_)
     if not json_:
-        say_next(after_audit(told))
-    return found.exit_code
+        say_next(after_audit(output))
+    return audited.exit_code

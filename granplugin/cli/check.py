@@ -30,12 +30,12 @@ def check(
     from granplugin.pipelines.check import check
 
     with gate("check", junit, annotations) as decided:
-        found = check(recipes, settings or (), out, files)
-        decided.decide(found)
+        checked = check(recipes, settings or (), out, files)
+        decided.decide(checked)
     if json_:
-        say_json(found.model_dump_json(indent=1))
+        say_json(checked.model_dump_json(indent=1))
     # Loading the views of all reports would take as long as the check.
-    for each in found.recipes if not json_ else ():
+    for each in checked.recipes if not json_ else ():
         for error in each.errors:
             print(visible_lines(error), file=sys.stderr)
         if each.ok:
@@ -43,4 +43,4 @@ def check(
         for named in each.files:
             outside = "  (outside the recipe's folder)" if named.outside else ""
             say(f"  {named.key}: {named.file}{outside}")
-    return 0 if all(each.ok for each in found.recipes) else 2
+    return 0 if all(each.ok for each in checked.recipes) else 2

@@ -33,15 +33,15 @@ def compare(
     from granplugin.pipelines.compare import compare
 
     with gate("compare", junit, annotations) as decided:
-        found = compare(a, b, backend, batch, profile or (), shapes or ())
-        decided.decide(found.output())
+        comparison = compare(a, b, backend, batch, profile or (), shapes or ())
+        decided.decide(comparison.output())
     if html:
         from granplugin.runs.pages import write_verb_page
 
         write_verb_page(
             html,
-            found.output(),
-            {name: (backend, plan) for name, plan in found.named_plans},
+            comparison.output(),
+            {name: (backend, plan) for name, plan in comparison.named_plans},
         )
-    show(found.output(), json_)
+    show(comparison.output(), json_)
     return 0

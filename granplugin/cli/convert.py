@@ -40,11 +40,11 @@ def convert(
         return 0
     from granplugin.pipelines.convert import convert
 
-    found = convert(source, model, out)
-    for at, file in enumerate(found.files):
+    converted = convert(source, model, out)
+    for at, file in enumerate(converted.files):
         say(f"{'recipe' if at == 0 else 'with'}: {file}")
-    for lost in found.lost:
+    for lost in converted.lost:
         say(f"not in it: {lost}")
-    if not found.whole:
-        say(f"next: a recipe with model, data and extends: {found.files[0].name}")
+    if not converted.whole:
+        say(f"next: a recipe with model, data and extends: {converted.files[0].name}")
     return 0

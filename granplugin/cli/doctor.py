@@ -9,6 +9,6 @@ def doctor(json_: Json = False) -> int:
     """What is installed, which engines work, and why the others do not."""
     from granplugin.pipelines.doctor import examine
 
-    found = examine()
-    show(found, json_)
-    return 0 if not found.missing else 2
+    examined = examine()
+    show(examined, json_)
+    return 0 if not examined.missing else 2

@@ -25,11 +25,11 @@ def inspect(
 
     from granplugin.pipelines.inspect import inspect
 
-    found = inspect(loaded, out)
-    show(found.output(), json_)
+    inspection = inspect(loaded, out)
+    show(inspection.output(), json_)
     # The layers are what one needs to see to mend a rule.
-    if found.refused:
-        raise RecipeError(found.refused)
+    if inspection.refused:
+        raise RecipeError(inspection.refused)
     if not json_:
         say_next([Next(("plan", *typed(recipe, settings, out)), "what each site gets")])
     return 0

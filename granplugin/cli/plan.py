@@ -36,13 +36,13 @@ def plan(
     from granplugin.pipelines.plan import plan
     from granplugin.report.schema.verbs import WhyOutput
 
-    found = plan(loaded, variant, out)
+    planned = plan(loaded, variant, out)
     if modelopt:
-        say_json(json.dumps(found.config(), indent=1))
+        say_json(json.dumps(planned.config(), indent=1))
     elif why:
-        show(WhyOutput(layer=why, story=list(found.why(why))), json_)
+        show(WhyOutput(layer=why, story=list(planned.why(why))), json_)
     else:
-        show(found.output(), json_)
-        if not json_ and not found.refused:
+        show(planned.output(), json_)
+        if not json_ and not planned.refused:
             say_next([Next(("apply", *typed(recipe, settings, out)), "build and measure it")])
     return 0

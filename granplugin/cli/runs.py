@@ -17,8 +17,8 @@ def runs(
     """The runs there are, of when, and how much room they take."""
     from granplugin.pipelines.runs import runs
 
-    found = runs(folder)
-    show(found, json_)
-    if not json_ and any(each.cache_bytes for each in found.runs):
+    listed = runs(folder)
+    show(listed, json_)
+    if not json_ and any(each.cache_bytes for each in listed.runs):
         say_next([Next(("clean", str(folder)), "frees the caches; results stay")])
     return 0

@@ -58,8 +58,8 @@ def unwrapped(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
 def ranges_of(arrays: Mapping[str, np.ndarray], where: str) -> Ranges:
     """Granularity and range of each site with an amax. Raises ModelError where there is none, for
     a range that is not finite or negative, and for quantizers of two libraries."""
-    found = Ranges()
-    held = _amax_of(found, arrays, where)
+    ranges = Ranges()
+    held = _amax_of(ranges, arrays, where)
     if not held:
         raise ModelError(
             f"{where}: holds no amax of a quantizer (<layer>._weight_quantizer._amax); save it "
@@ -73,26 +73,26 @@ def ranges_of(arrays: Mapping[str, np.ndarray], where: str) -> Ranges:
         site, told, trait = f"{module}.{name}".lstrip("."), None, None
         if name in _ROLES:
             weight = arrays.get(f"{module}.weight".lstrip(".")) if name == "weight" else None
-            told, role = _site(found, site, amax, weight), name
+            told, role = _site(ranges, site, amax, weight), name
         elif name in _PRODUCTS:
             trait, role = _PRODUCTS[name]
-            told = _site(found, site, amax, None)
+            told = _site(ranges, site, amax, None)
         elif name in _SKIPS:
-            trait, role, told = "skip", "skip", _site(found, site, amax, None)
+            trait, role, told = "skip", "skip", _site(ranges, site, amax, None)
         else:
-            found.lost.append(f"{site}_quantizer: is at no weight, input or skip; it stays float")
+            ranges.lost.append(f"{site}_quantizer: is at no weight, input or skip; it stays float")
             continue
         by_match.setdefault((module, trait), {})[role] = told if told is not None else "float"
     for (module, trait), said in by_match.items():
         inside: dict[str, Any] = {"name": f"{module}.**" if module else "**"}
         if trait == "skip":
-            found.rules.append({"match": inside, **said})
+            ranges.rules.append({"match": inside, **said})
         elif trait is not None:
-            found.rules.append({"match": inside | {"trait": trait}, **said})
+            ranges.rules.append({"match": inside | {"trait": trait}, **said})
         else:
             half = len({"weight", "input"} & {r for r, s in said.items() if s != "float"}) == 1
-            found.rules.append({"match": module, **said, **({"half": "allow"} if half else {})})
-    return found
+            ranges.rules.append({"match": module, **said, **({"half": "allow"} if half else {})})
+    return ranges
 
 
 def _amax_of(
@@ -103,10 +103,10 @@ def _amax_of(
     clips: dict[tuple[str, str], list[np.ndarray]] = {}
     marks: set[str] = set()
     for name, array in arrays.items():
-        told = _QUANTIZER.fullmatch(name)
-        if told is None:
+        match = _QUANTIZER.fullmatch(name)
+        if match is None:
             continue
-        at, key = (told["module"] or "", told["name"]), told["key"]
+        at, key = (match["module"] or "", match["name"]), match["key"]
         if key == "_pre_quant_scale":
             raise ModelError(
                 f"{where}: {at[0]}.{at[1]} is multiplied by a scale of smoothquant or awq first, "
@@ -114,7 +114,7 @@ def _amax_of(
             )
         if key == "_amax":
             held[at] = np.asarray(array, np.float32)
-            marks |= {told["mark"]} if told["name"] in _ROLES else set()
+            marks |= {match["mark"]} if match["name"] in _ROLES else set()
         elif key in ("clip.clip_value_min", "clip.clip_value_max"):
             clips.setdefault(at, []).append(np.abs(np.asarray(array, np.float32)))
         else:

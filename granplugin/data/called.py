@@ -220,9 +220,9 @@ class Called:
         if labels is not None:
             lengths["labels"] = len(labels)
         if len(set(lengths.values())) > 1:
-            told = ", ".join(f"{count} of {name}" for name, count in lengths.items())
+            listed = ", ".join(f"{count} of {name}" for name, count in lengths.items())
             raise DataError(
-                f"{place} does not have as many samples in each array: {told}; axis 0 of every input "
+                f"{place} does not have as many samples in each array: {listed}; axis 0 of every input "
                 "counts the samples"
             )
         return inputs, labels

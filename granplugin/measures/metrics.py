@@ -230,8 +230,8 @@ def class_scores(outputs: Outputs, classes: Classes | None = None) -> tuple[str,
     """The name of the output with a score for each class, and its axis of classes: as `classes`
     says, or else the only floating one of shape (N, classes), two or more; None where neither is.
     """
-    found = _scores(outputs, classes)
-    return None if isinstance(found, str) else found
+    scores = _scores(outputs, classes)
+    return None if isinstance(scores, str) else scores
 
 
 def unserved(metric: str, outputs: Outputs, classes: Classes | None = None) -> str | None:
@@ -239,16 +239,16 @@ def unserved(metric: str, outputs: Outputs, classes: Classes | None = None) -> s
     if not METRICS[metric].decides:
         floats = any(np.issubdtype(values.dtype, np.floating) for values in outputs.values())
         return None if floats else f"{metric} needs a floating output, and {_shapes(outputs)}"
-    found = _scores(outputs, classes)
+    scores = _scores(outputs, classes)
     whole = metric == "agreement" and _decided(outputs, classes) is not None
-    return None if whole or not isinstance(found, str) else f"{metric} {found}"
+    return None if whole or not isinstance(scores, str) else f"{metric} {scores}"
 
 
 def _decides(metric: str, outputs: Outputs, classes: Classes | None) -> tuple[str, int]:
-    found = _scores(outputs, classes)
-    if isinstance(found, str):
-        raise ModelError(f"{metric} {found}")
-    return found
+    scores = _scores(outputs, classes)
+    if isinstance(scores, str):
+        raise ModelError(f"{metric} {scores}")
+    return scores
 
 
 _NAME_THEM = "write classes: {output: NAME, axis: N}, or take sqnr_db or an `evaluate` function"

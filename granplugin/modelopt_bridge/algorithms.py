@@ -43,9 +43,9 @@ def moved(
         entries.append({"quantizer_name": name, "cfg": attributes})
     config = {"quant_cfg": entries, "algorithm": dict(algorithm)}
     with quiet(), evaluating(model):
-        found = mtq.quantize(copy_of(model), config, forward_loop)
+        quantized = mtq.quantize(copy_of(model), config, forward_loop)
     layers: dict[str, Change] = {}
-    for name, module in found.named_modules():
+    for name, module in quantized.named_modules():
         scale = getattr(getattr(module, "input_quantizer", None), "_pre_quant_scale", None)
         if isinstance(scale, torch.Tensor):
             branch = (getattr(module.weight_quantizer, each, None) for each in _BRANCH)

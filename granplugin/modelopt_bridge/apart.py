@@ -40,10 +40,10 @@ def take_apart(model: nn.Module) -> tuple[nn.Module, Quantizers]:
         ModeloptStateManager(model).state_dict() if ModeloptStateManager.is_converted(model) else []
     )
     # Attributes may have been set since modelopt recorded its state.
-    found = quantizers_of(
+    quantizers = quantizers_of(
         [*modes, ("", {"metadata": {"quantizer_state": states}})], arrays_of(model.state_dict())
     )
-    return _without(copy_of(model)), found
+    return _without(copy_of(model)), quantizers
 
 
 def _without(model: nn.Module) -> nn.Module:

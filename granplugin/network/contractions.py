@@ -186,10 +186,10 @@ def _contraction(
 def _in_order(
     first: Tensor, second: Tensor, left: Sequence[str], right: Sequence[str], out: Sequence[str]
 ) -> Callable[..., Tensor] | None:
-    found = _contraction(first, second, tuple(left), tuple(right), tuple(out))
-    if found is None:
+    contraction = _contraction(first, second, tuple(left), tuple(right), tuple(out))
+    if contraction is None:
         return None
-    product, swapped = found
+    product, swapped = contraction
     factors = (second, first) if swapped else (first, second)
     return lambda *args, **kwargs: product.of(*factors)
 

@@ -38,16 +38,16 @@ def find_batch_norms(
     """What the batch norms that read layers' outputs are to them; `weights` has the weight
     and bias of layers, parameters or what a forward computes of such."""
     finder = _Finder(model, modules, weights, calls, values, ends)
-    found = BatchNorms()
+    norms = BatchNorms()
     for name in calls:
         op = finder.behind(name)
         if op is not None:
             bn, why = finder.judge(name, op)
             if bn is not None and why is None:
-                found.folded[name] = bn
+                norms.folded[name] = bn
             elif why is not None:
-                found.kept[name] = why
-    return found
+                norms.kept[name] = why
+    return norms
 
 
 def lets_through(bn: Any) -> bool:

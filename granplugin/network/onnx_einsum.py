@@ -125,9 +125,9 @@ def _of_weight(
 def _axes(node: onnx.NodeProto) -> tuple[str, str, str] | None:
     """The axes of the factors and of what comes of them; None where there are not two, or some are
     not written out."""
-    said = next((a.s.decode() for a in node.attribute if a.name == "equation"), "")
-    terms, arrow, out = said.replace(" ", "").partition("->")
-    if len(node.input) != 2 or terms.count(",") != 1 or "." in said:
+    equation = next((a.s.decode() for a in node.attribute if a.name == "equation"), "")
+    terms, arrow, out = equation.replace(" ", "").partition("->")
+    if len(node.input) != 2 or terms.count(",") != 1 or "." in equation:
         return None
     left, right = terms.split(",")
     once = (each for each, count in sorted(Counter(left + right).items()) if count == 1)

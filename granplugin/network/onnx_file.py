@@ -175,15 +175,15 @@ def _is_quantized(model: onnx.ModelProto, path: Path, strip: bool) -> bool:
     nodes = list(with_subgraphs(model.graph.node))
     integer = Counter(node.op_type for node in nodes if _INTEGER.match(node.op_type))
     pairs = Counter(node.op_type for node in nodes if quantizes(node) or dequantizes(node))
-    found = ", ".join(f"{count} {op}" for op, count in sorted((integer + pairs).items()))
+    operators = ", ".join(f"{count} {op}" for op, count in sorted((integer + pairs).items()))
     if integer:
         raise ModelError(
-            f"{path}: it is quantized already ({found}), by nodes that compute with integers, and a "
+            f"{path}: it is quantized already ({operators}), by nodes that compute with integers, and a "
             "recipe starts from a float model: start from the file that it was made of"
         )
     if pairs and not strip:
         raise ModelError(
-            f"{path}: it is quantized already ({found}), and a recipe starts from a float model; "
+            f"{path}: it is quantized already ({operators}), and a recipe starts from a float model; "
             f"granplugin audit {path.name} tells what it quantizes, and strip: true beside onnx: "
             "takes its Q/DQ out"
         )

@@ -61,11 +61,11 @@ def place_layers(graph: ReadGraph) -> tuple[Placed, ...]:
 
 def _needed(graph: ReadGraph) -> set[str]:
     """The tensors that outputs depend on."""
-    found = set(graph.outputs)
+    needed = set(graph.outputs)
     for node in reversed(graph.nodes):
-        if not found.isdisjoint(node.output):
-            found.update(reads(node))
-    return found
+        if not needed.isdisjoint(node.output):
+            needed.update(reads(node))
+    return needed
 
 
 def _is_embedding(graph: ReadGraph, node: onnx.NodeProto) -> bool:

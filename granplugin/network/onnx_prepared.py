@@ -103,11 +103,11 @@ def _check_operators(model: onnx.ModelProto, path: Path) -> None:
 
 def _in_the_way(model: onnx.ModelProto, told: str) -> str:
     """The nodes that the converter has no newer form of, as it tells it, or what it tells."""
-    found = re.search(r"[Aa]dapter.* for (\w+)", told)
-    nodes = [node for node in model.graph.node if found and node.op_type == found[1]]
-    if found is None or not nodes:
+    match = re.search(r"[Aa]dapter.* for (\w+)", told)
+    nodes = [node for node in model.graph.node if match and node.op_type == match[1]]
+    if match is None or not nodes:
         return f"its nodes ({' '.join(told.split())[:200]})"
-    return f"{counted(nodes, 'node')} of {found[1]} ({first([name_of(node) for node in nodes])})"
+    return f"{counted(nodes, 'node')} of {match[1]} ({first([name_of(node) for node in nodes])})"
 
 
 def _open_batch(graph: onnx.GraphProto) -> tuple[str, ...]:

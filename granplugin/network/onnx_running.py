@@ -161,8 +161,8 @@ class Session:
         """The outputs by name; feeds may hold more than the inputs. Raises ModelError with what
         ONNX Runtime says."""
         with translated(f"{self.path}: onnxruntime cannot run it", reference.ERRORS, ModelError):
-            found = self.session.run(self.outputs, {name: feeds[name] for name in self.inputs})
-        return dict(zip(self.outputs, found, strict=True))
+            outputs = self.session.run(self.outputs, {name: feeds[name] for name in self.inputs})
+        return dict(zip(self.outputs, outputs, strict=True))
 
 
 def parts_of(batch: Feeds, values: int) -> Iterator[Feeds]:

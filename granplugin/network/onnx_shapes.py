@@ -196,22 +196,22 @@ class _Inference:
 
 def _best(here: TypeProto | None, whole: TypeProto.Tensor | None) -> TypeProto:
     """What is known of a tensor from its node, and from the whole graph where that tells more."""
-    told = TypeProto()
+    kind = TypeProto()
     if here is not None:
-        told.CopyFrom(here)
+        kind.CopyFrom(here)
     if whole is not None and (here is None or here.HasField("tensor_type")):
-        mine = told.tensor_type
+        mine = kind.tensor_type
         if not mine.elem_type:
             mine.elem_type = whole.elem_type
         if not whole.HasField("shape"):
-            return told
+            return kind
         if not mine.HasField("shape"):
             mine.shape.CopyFrom(whole.shape)
         elif len(mine.shape.dim) == len(whole.shape.dim):
             for dim, other in zip(mine.shape.dim, whole.shape.dim, strict=True):
                 if not dim.HasField("dim_value"):
                     dim.CopyFrom(other)
-    return told
+    return kind
 
 
 def _closed(kind: TypeProto) -> Shape | None:

@@ -263,25 +263,25 @@ class _Stripper:
             if needed.intersection(node.output):
                 kept.append(node)
                 needed |= reads(node)
-        found = onnx.ModelProto()
-        found.CopyFrom(graph.model)
+        model = onnx.ModelProto()
+        model.CopyFrom(graph.model)
         for part in ("node", "initializer", "value_info", "input"):
-            found.graph.ClearField(part)
-        found.graph.input.extend(v for v in graph.model.graph.input if v.name not in graph.stored)
-        found.graph.node.extend(reversed(kept))
+            model.graph.ClearField(part)
+        model.graph.input.extend(v for v in graph.model.graph.input if v.name not in graph.stored)
+        model.graph.node.extend(reversed(kept))
         for name, array in self.constants.items():
             if name in needed:
                 self.dequantized += 1
-                found.graph.initializer.append(numpy_helper.from_array(array, name))
+                model.graph.initializer.append(numpy_helper.from_array(array, name))
         for name, tensor in graph.stored.items():
             if name in needed:
-                held = found.graph.initializer.add()
+                held = model.graph.initializer.add()
                 held.CopyFrom(tensor)
                 held.name = name
         given = {name for node in kept for name in node.output}
         given -= self.quantized.keys() | self.same.keys()
-        found.graph.value_info.extend(v for v in graph.model.graph.value_info if v.name in given)
-        return found
+        model.graph.value_info.extend(v for v in graph.model.graph.value_info if v.name in given)
+        return model
 
 
 def _laid(scales: np.ndarray, shape: tuple[int, ...], axis: int) -> np.ndarray:

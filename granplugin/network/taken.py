@@ -195,8 +195,8 @@ def _recorded(quantizers: Quantizers, name: str, site: Site) -> Given | None:
         return None
     state = quantizers.states[name]
     told = {key: _plain(state.get(f"_{key}")) for key in ("num_bits", "axis")}
-    said = attributes(row)
-    if told != {key: said[key] for key in told} or bool(state.get("_dynamic")) != row.dynamic:
+    config = attributes(row)
+    if told != {key: config[key] for key in told} or bool(state.get("_dynamic")) != row.dynamic:
         return None
     return Given(row.format, row.granularity, row.calibrator)
 

@@ -210,10 +210,10 @@ def publish_variants(run: RunFolder, ran: Ran) -> None:
         folder = f"variants/{variant}/{engine}"
         if result.audited.plan:
             run.publish(f"{folder}/layers.json", inspector_json(result.audited.plan))
-        told = ran.profiles.get((variant, engine), result.engine.path)
+        profile = ran.profiles.get((variant, engine), result.engine.path)
         for name in ENGINE_FILES:
-            if (told / name).is_file():
-                run.publish(f"{folder}/{name}", told / name)
+            if (profile / name).is_file():
+                run.publish(f"{folder}/{name}", profile / name)
     for (variant, engine, batch), found in ran.latencies.items():
         # As --exportTimes has it; the data are where the engine reads them.
         calls = [{"latencyMs": ms, "computeMs": ms} for ms in found.latency.samples_ms]

@@ -60,21 +60,21 @@ def audit(
     if backend not in AUDITED:
         raise EngineError(f"engine {backend!r} cannot be audited; {' and '.join(AUDITED)} can")
     model = read_model(path)
-    found = read_quantized(model, path)
-    asked = Asked(plan_json, path, found) if plan_json is not None else None
+    quantized = read_quantized(model, path)
+    asked = Asked(plan_json, path, quantized) if plan_json is not None else None
     if layers is None:
-        engine = _built_here(model, path, found, backend, batch, shapes)
+        engine = _built_here(model, path, quantized, backend, batch, shapes)
     else:
         engine = _Engine(read_plan_file(layers), None, str(layers))
     plan = engine.plan
     if profile is not None and plan is not None:
         plan = plan.timed(profile_of(profile))
-    kernels = Kernels(backend, plan or EnginePlan((), (), ""), found.products)
-    promises = promises_of(found, backend, engine.version)
+    kernels = Kernels(backend, plan or EnginePlan((), (), ""), quantized.products)
+    promises = promises_of(quantized, backend, engine.version)
     stops = engine.stops
     if any(stop.code == REFUSED for stop in stops):
-        stops += not_had(found, promises)
-    sites = _sites(found, kernels, promises, built=plan is not None)
+        stops += not_had(quantized, promises)
+    sites = _sites(quantized, kernels, promises, built=plan is not None)
     if asked is not None:
         sites = asked.compared(sites)
     return FileAudit(
@@ -84,8 +84,8 @@ def audit(
         engine.source,
         plan,
         tuple(sites),
-        lint(backend, found, kernels, asked.where if asked else {}),
-        (*engine.notes, *notes_of(found, engine.plan, layers)),
+        lint(backend, quantized, kernels, asked.where if asked else {}),
+        (*engine.notes, *notes_of(quantized, engine.plan, layers)),
         stops,
     )
 

@@ -58,7 +58,7 @@ def missing() -> list[str]:
 
 def _gpu() -> str:
     """The GPU and its driver, or why there is none."""
-    found = gpu()
-    if found:
-        return f"{found.name} ({found.target}), driver {found.driver}"
+    card = gpu()
+    if card:
+        return f"{card.name} ({card.target}), driver {card.driver}"
     return f"none; {trouble()}" if trouble() else "none"

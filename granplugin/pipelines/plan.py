@@ -58,7 +58,7 @@ class Planned(Result):
 
     def output(self) -> PlanOutput:
         """Every site, rule and promise."""
-        found = coverage(self.products, self.layers, self.plan)
+        covered = coverage(self.products, self.layers, self.plan)
         told = [doubt.said for doubt in self.doubts]
         plan = replace(self.plan, notes=(*self.plan.notes, *told))
         if self._changes_nothing():
@@ -67,7 +67,7 @@ class Planned(Result):
             nothing = f"the rules change nothing: the plan is that of {before} alone"
             plan = replace(plan, notes=(*plan.notes, nothing))
         path = str(self.loaded.path)
-        return plan_output(path, self.variant, plan, self.written, found, self.last)
+        return plan_output(path, self.variant, plan, self.written, covered, self.last)
 
     def _changes_nothing(self) -> bool:
         if self.plan.moved or all(of_base(rule.id) for rule in self.loaded.recipe.rules):

@@ -49,8 +49,8 @@ def row_to_json(row: Row) -> dict[str, Any]:
 
 def decided(row: Row) -> dict[str, Any]:
     """What is decided, without who decided it."""
-    told = row_to_json(row)
-    return {key: told[key] for key in told if key not in ("rule", "where", "note")}
+    written = row_to_json(row)
+    return {key: written[key] for key in written if key not in ("rule", "where", "note")}
 
 
 def plan_key(network: str, plan: Plan) -> str:

@@ -36,10 +36,10 @@ def with_base(document: Document) -> Document:
     try:
         said = shown(Path(said)) if Path(said).is_absolute() else said
         config = read_config(said)
-        found = rules_of(config.value, config.name)
+        converted = rules_of(config.value, config.name)
     except RecipeError as err:
         raise document.error(_KEY, str(err)) from err
-    for loss in found.lost:
+    for loss in converted.lost:
         if loss.stops:
             place = _mark(config, loss.entry, document.mark(_KEY))
             raise document.error(
@@ -47,7 +47,7 @@ def with_base(document: Document) -> Document:
                 f"{config.name} ({place}): {loss}; no engine here is told so: take another "
                 "config, or one of your own without it",
             )
-    return _below(document, config, found)
+    return _below(document, config, converted)
 
 
 def _below(document: Document, config: Config, converted: Converted) -> Document:

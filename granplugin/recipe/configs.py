@@ -48,8 +48,8 @@ def read_config(said: str) -> Config:
 
     Raises RecipeError: no such preset or file, another version, or what is no such file.
     """
-    told = _NAME.fullmatch(said)
-    version, name = (told["version"], told["name"]) if told else (None, said)
+    match = _NAME.fullmatch(said)
+    version, name = (match["version"], match["name"]) if match else (None, said)
     if version is not None:
         _check_version(said, version)
     own = said.startswith("modelopt:") or version is not None
@@ -140,8 +140,8 @@ def _config(name: str, path: Path, library: Path | None, own: bool) -> Config:
         if isinstance(listed, dict)
         else range(len(listed) if isinstance(listed, list) else 0)
     )
-    found = tuple(marks.get((*at, "quant_cfg", key), whole) for key in keys)
-    return Config(name, value, found, own)
+    places = tuple(marks.get((*at, "quant_cfg", key), whole) for key in keys)
+    return Config(name, value, places, own)
 
 
 class _Files:

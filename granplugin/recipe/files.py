@@ -38,8 +38,8 @@ def named(loaded: Loaded) -> list[tuple[str, str, bool]]:
     it), the file, and whether that lies outside the recipe's folder. The files that code imports
     from beside it are listed, installed modules by their name."""
     recipe, own = loaded.recipe, loaded.path.resolve()
-    told = dict.fromkeys(mark.file for mark in loaded.document.marks.values())
-    marked = (Path(file).resolve() for file in told if not file.startswith(f"{LIBRARY}/"))
+    files = dict.fromkeys(mark.file for mark in loaded.document.marks.values())
+    marked = (Path(file).resolve() for file in files if not file.startswith(f"{LIBRARY}/"))
     # What is read need not have a key left that none of those above it overrides.
     texts = dict.fromkeys((*loaded.document.files, *marked))
     found = [("recipe", own), *(("extends", text) for text in texts if text != own)]
@@ -59,7 +59,7 @@ def named(loaded: Loaded) -> list[tuple[str, str, bool]]:
         found += [(key, written)] if written else []
     found = [(key, file) for key, file in found if file.name and not file.name.startswith("--set")]
     folder = own.parent
-    modules += [("base", f"installed {t}", False) for t in told if t.startswith(f"{LIBRARY}/")]
+    modules += [("base", f"installed {t}", False) for t in files if t.startswith(f"{LIBRARY}/")]
     return [
         *((key, shown(file), not file.resolve().is_relative_to(folder)) for key, file in found),
         *modules,

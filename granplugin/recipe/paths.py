@@ -90,15 +90,15 @@ def _peek(value: Any, at: Location, default: Any) -> Any:
 
 def why_missing(path: Path, folder: bool) -> str | None:
     """Why this is not a file (or a folder) one can read, or None."""
-    said = why_unreadable(path, folder)
-    if said is None:
+    why = why_unreadable(path, folder)
+    if why is None:
         return None
-    if not said.startswith("no such"):
-        return f"{shown(path)} {said}"
+    if not why.startswith("no such"):
+        return f"{shown(path)} {why}"
     names = _names_in(path.parent)
     near = difflib.get_close_matches(path.name, names, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{said.partition(':')[0]}: {shown(path)}{hint}"
+    return f"{why.partition(':')[0]}: {shown(path)}{hint}"
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -60,7 +60,7 @@ def rules_of(config: Any, where: str) -> Converted:
         config = config["quantize"]  # one of modelopt's recipes
     if not isinstance(config, Mapping) or "quant_cfg" not in config:
         raise RecipeError(f"{where}: no config of modelopt: it has no key 'quant_cfg'")
-    found = Converted()
+    converted = Converted()
     algorithm = config.get("algorithm", "max")
     method = algorithm.get("method") if isinstance(algorithm, Mapping) else algorithm
     if method not in ("max", None):
@@ -73,11 +73,11 @@ def rules_of(config: Any, where: str) -> Converted:
                 else ""
             )
         )
-        found.lost.append(Loss("algorithm", told, stops=False))
+        converted.lost.append(Loss("algorithm", told, stops=False))
     for number, place, entry in _entries(config["quant_cfg"], where):
-        _Entry(found, number, place).convert(entry)
-    _allow_half(found)
-    return found
+        _Entry(converted, number, place).convert(entry)
+    _allow_half(converted)
+    return converted
 
 
 def _entries(listed: Any, where: str) -> Iterator[tuple[int, str, dict[str, Any]]]:

@@ -51,10 +51,10 @@ def matcher_of(pattern: str) -> Callable[[str], bool]:
 
 def _is_quick(tree: Any) -> bool:
     """Whether few repeats and alternatives share a name out, and none stands in a repeat."""
-    found = list(_choices(tree, repeated=False))
-    ways = math.prod(ways for ways, _ in found if ways)
-    repeats = sum(not ways for ways, _ in found)
-    return repeats <= _FEW and ways <= _FEW_WAYS and not any(repeated for _, repeated in found)
+    choices = list(_choices(tree, repeated=False))
+    ways = math.prod(ways for ways, _ in choices if ways)
+    repeats = sum(not ways for ways, _ in choices)
+    return repeats <= _FEW and ways <= _FEW_WAYS and not any(repeated for _, repeated in choices)
 
 
 def _choices(tree: Any, repeated: bool) -> Iterator[tuple[int, bool]]:

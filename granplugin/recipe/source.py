@@ -45,8 +45,8 @@ def read_document(path: Path) -> Document:
     yaml_text.parse raises.
     """
     text = read_text(path, RecipeError, MAX_BYTES)
-    found = parse_document(text, str(path), path.resolve().parent)
-    return replace(found, files=(path.resolve(),))
+    document = parse_document(text, str(path), path.resolve().parent)
+    return replace(document, files=(path.resolve(),))
 
 
 def parse_document(text: str, file: str, folder: Path) -> Document:

@@ -45,8 +45,8 @@ def parse(text: str, file: str) -> tuple[Any, dict[Location, Mark]]:
     Raises RecipeError: not YAML, a key twice, another tag than YAML's own words, a scalar that is
     not what its tag says, more than MAX_DEPTH levels, or over MAX_VALUES values, aliases expanded.
     """
-    found = list(_documents(text, file, several=False))
-    return found[0] if found else (None, {})
+    documents = list(_documents(text, file, several=False))
+    return documents[0] if documents else (None, {})
 
 
 def parse_all(text: str, file: str) -> list[tuple[Any, dict[Location, Mark]]]:

@@ -60,13 +60,13 @@ def agreed(session: Session, built: Built) -> Built:
         writer(), session.made_by(), made_by(__name__, type(backends.backend_of(REFERENCE)).__module__),
     )  # fmt: skip
     try:
-        found = session.run.kept.made_json("agreement", key, check)
+        figures = session.run.kept.made_json("agreement", key, check)
     except LackError:
         raise
     except EngineError as err:  # of an operator of the user's own
         log.warning("variant %s: nothing is compared with the reference: %s", built.job.name, err)
         return built
-    return replace(built, agreement=Agreement(**found))
+    return replace(built, agreement=Agreement(**figures))
 
 
 def _same_decisions(

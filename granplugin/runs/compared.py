@@ -80,12 +80,12 @@ def compare_runs(a: Path, b: Path) -> RunsCompared:
 def _samples(folder: Path, notes: list[str]) -> Samples:
     path = folder / "measurements.json"
     try:
-        found = read_json(path, RunError)
+        document = read_json(path, RunError)
     except UserError as err:
         notes.append(f"{err}; without samples' figures no difference is known")
         return {}
-    if isinstance(found, dict):
-        return found
+    if isinstance(document, dict):
+        return document
     notes.append(f"{path}: is no object; without samples' figures no difference is known")
     return {}
 
@@ -132,11 +132,11 @@ def _of_samples(of: Any, metric: str, figure: MetricValue) -> np.ndarray | None:
     if not isinstance(values, list) or not values:
         return None
     try:
-        found = np.asarray(values, np.float64)
+        array = np.asarray(values, np.float64)
     except (TypeError, ValueError):
         return None
-    hits = figure.unit == "%" and bool(np.isin(found, (0, 1)).all())
-    return found.astype(bool) if hits else found
+    hits = figure.unit == "%" and bool(np.isin(array, (0, 1)).all())
+    return array.astype(bool) if hits else array
 
 
 def _difference(

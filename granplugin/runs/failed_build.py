@@ -41,16 +41,16 @@ def explain(
     """The same failure with the variant, and where it can be found the layer and its rule. Raises
     LackError where there was no room for what it writes."""
     _check_room(cache, built.file(module.name).path)
-    told = in_words_of(built, module.name, failed)
+    reason = in_words_of(built, module.name, failed)
     rows = built.quantized_for(module.name)
     wheres = rules_of(rows)
     of = next(filter(None, (_row(node, rows) for node in failed.nodes)), None)
     if of:
         where = {of.layer: of.where if of.rule not in PRESETS else wheres[of.layer]}
-        return EngineError(f"{told}; that is of {said(where)}{_FLOAT}")
+        return EngineError(f"{reason}; that is of {said(where)}{_FLOAT}")
     if not wheres:
-        return EngineError(told)
-    return EngineError(f"{told}; {_search(built, module, options, cache, wheres)}")
+        return EngineError(reason)
+    return EngineError(f"{reason}; {_search(built, module, options, cache, wheres)}")
 
 
 def _check_room(cache: Path, file: Path) -> None:

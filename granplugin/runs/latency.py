@@ -93,9 +93,9 @@ def _told(
     except LackError:
         raise
     except EngineError as err:
-        told = in_words_of(files[variant], engine, err)
-        log.warning("%s", told)
-        untimed[variant, engine] = told.removeprefix(f"variant {variant}: ")
+        reason = in_words_of(files[variant], engine, err)
+        log.warning("%s", reason)
+        untimed[variant, engine] = reason.removeprefix(f"variant {variant}: ")
 
 
 def _opened(
@@ -138,7 +138,7 @@ def _timings(
     timed = {name: run for name, run in runs.items() if isinstance(run, ResidentCall)}
     graphs = {name: graph for name, run in timed.items() if (graph := run.captured())}
     before = clocks() if timed else None
-    found = measure_interleaved(
+    timings = measure_interleaved(
         {
             **{("first", name): run for name, run in runs.items()},
             **{("graph", name): run for name, run in graphs.items()},
@@ -150,9 +150,11 @@ def _timings(
         seconds=spec.seconds,
     )
     told = tuple(filter(None, [before, clocks() if timed else None]))
-    spread = build_spread([ratio(found["second", name], found["first", name]) for name in second])
+    spread = build_spread(
+        [ratio(timings["second", name], timings["first", name]) for name in second]
+    )
     return {
-        name: Timing(found["first", name], found.get(("graph", name)), spread, told)
+        name: Timing(timings["first", name], timings.get(("graph", name)), spread, told)
         for name in runs
     }
 

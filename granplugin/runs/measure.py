@@ -141,8 +141,8 @@ class MeasureVariant:
     def _layers(self, engine: Engine, module: Backend, cache: Cache) -> tuple[LayerPrecision, ...]:
         """What ran in what; kept, since OpenVINO compiles the model to tell."""
         key = content_key(*self._key(engine, module))
-        found = cache.made_json("ran", key, lambda: [asdict(x) for x in module.layers(engine)])
-        return tuple(LayerPrecision(**layer) for layer in found)
+        layers = cache.made_json("ran", key, lambda: [asdict(x) for x in module.layers(engine)])
+        return tuple(LayerPrecision(**layer) for layer in layers)
 
     def _outputs(self, engine: Engine, module: Backend, cache: Cache) -> dict[str, np.ndarray]:
         def run_all(path: Path) -> None:
@@ -163,8 +163,8 @@ class MeasureVariant:
     def _key(self, engine: Engine, module: Backend) -> tuple[Any, ...]:
         """What two engines of one file can differ in, and the code that opens them; the version of
         its library is the engine's."""
-        said = asdict(self.options)
-        built_for = {key: said[key] for key in said if key not in ("seconds", "memory_mb")}
+        options = asdict(self.options)
+        built_for = {key: options[key] for key in options if key not in ("seconds", "memory_mb")}
         name = self.built.file(self.engine).path.name
         opener = made_by(type(module).__module__, calls.__name__, joined.__module__)
         return name, self.engine, engine.version, built_for, opener
@@ -287,16 +287,18 @@ def user_metrics(
     """
     fn = resolve(target)
     try:
-        said = fn(predict, data)
+        scores = fn(predict, data)
     except UserError:
         raise
     except (Exception, SystemExit) as err:
         raise blame(target, "evaluating", err, ModelError) from err
-    if not isinstance(said, dict):
-        raise ModelError(f"{target}: it must return a dict of metrics, not a {type(said).__name__}")
-    per_sample = said.get("per_sample", {})
-    lower = said.get("lower_is_better", ())
-    names = [name for name in said if name not in ("per_sample", "lower_is_better")]
+    if not isinstance(scores, dict):
+        raise ModelError(
+            f"{target}: it must return a dict of metrics, not a {type(scores).__name__}"
+        )
+    per_sample = scores.get("per_sample", {})
+    lower = scores.get("lower_is_better", ())
+    names = [name for name in scores if name not in ("per_sample", "lower_is_better")]
     if not names:
         raise ModelError(f"{target}: it returned no metric")
     if not isinstance(per_sample, dict) or (stray := [n for n in per_sample if n not in names]):
@@ -308,10 +310,10 @@ def user_metrics(
             raise ModelError(f"{target}: a metric of one's own cannot be called {name!r}")
         try:
             samples = np.asarray(per_sample[name], float) if name in per_sample else None
-            values[name] = metrics.Score(float(said[name]), samples, name not in lower)
+            values[name] = metrics.Score(float(scores[name]), samples, name not in lower)
         except (TypeError, ValueError):
             raise ModelError(
-                f"{target}: metric {name!r} is not a number: {said[name]!r:.40}"
+                f"{target}: metric {name!r} is not a number: {scores[name]!r:.40}"
             ) from None
         if math.isnan(values[name].value) or (samples is not None and np.isnan(samples).any()):
             raise ModelError(f"{target}: metric {name!r} is NaN")

@@ -67,10 +67,10 @@ def page_of(folder: Path, report: Report | None = None, analysis: Analysis | Non
 def read_report(folder: Path) -> Report:
     """The report of a run. Raises RunError where there is none that can be read."""
     missing: list[str] = []
-    found = _read(folder, "report.json", Report, missing)
-    if found is None:
+    report = _read(folder, "report.json", Report, missing)
+    if report is None:
         raise RunError(f"{folder}: {missing[0] if missing else 'has no report.json'}")
-    return found
+    return report
 
 
 def write_verb_page(

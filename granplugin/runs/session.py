@@ -66,9 +66,9 @@ class Session:
 
     @cached_property
     def calibration(self) -> Batches:
-        found = open_calibration(self.loaded, self.network)
-        self._check_whole(found, "calibration")
-        return found
+        calibration = open_calibration(self.loaded, self.network)
+        self._check_whole(calibration, "calibration")
+        return calibration
 
     @cached_property
     def evaluation(self) -> Batches:
@@ -84,11 +84,11 @@ class Session:
     def _data(self, role: Role, batch_size: int) -> Batches:
         data, names = self.recipe.data, self.network.input_names
         with located(self.loaded, "data", role):
-            found = open_data(
+            batches = open_data(
                 getattr(data, role), batch_size, data.seed, role, names, self.network.open_axes
             )
-        self._check_whole(found, role)
-        return found
+        self._check_whole(batches, role)
+        return batches
 
     def _check_whole(self, data: Batches, role: str) -> None:
         """RecipeError where a network's batch is static and the last batch would be another."""
@@ -210,11 +210,11 @@ class Session:
 
         def traced() -> dict[str, list[Any]]:
             with located(self.loaded, "model"), stage("running the network once"):
-                found = self.network.traced(example, self.recipe.data.batch_size)
+                ran = self.network.traced(example, self.recipe.data.batch_size)
             return {
-                "layers": list(map(layer_to_json, found.layers)),
-                "products": list(map(multiplication_to_json, found.products)),
-                "outputs": list(map(asdict, found.outputs)),
+                "layers": list(map(layer_to_json, ran.layers)),
+                "products": list(map(multiplication_to_json, ran.products)),
+                "outputs": list(map(asdict, ran.outputs)),
             }
 
         dynamic = self.recipe.model.form.dynamic

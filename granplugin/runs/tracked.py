@@ -88,8 +88,10 @@ def open_store(uri: str, name: str) -> Store:
     with _errors(f"--mlflow {uri}"):
         # Of its registry of models nothing is asked, and it need not know this kind of store.
         client = import_module("mlflow").MlflowClient(tracking_uri=uri, registry_uri="file:nowhere")
-        found = client.get_experiment_by_name(name)
-        return Store(uri, client, found.experiment_id if found else client.create_experiment(name))
+        experiment = client.get_experiment_by_name(name)
+        return Store(
+            uri, client, experiment.experiment_id if experiment else client.create_experiment(name)
+        )
 
 
 @contextmanager

@@ -57,15 +57,15 @@ def left_float_where_wrong(
     what, and with those of a file of its own in which that is float, where it computes this
     rightly."""
     variants = {each.job.name: each for each in built}
-    found = dict(results)
+    repaired = dict(results)
     for (name, engine), result in results.items():
         if result.held is not None and result.held.wrong:
             floats = float_outputs(session, list(variants.values()))
             traced = _traced(session, variants[name], engines[engine], result.held, floats)
-            variants[name], found[name, engine] = _repaired(
-                session, calibrated, variants[name], engines[engine], traced, floats, found
+            variants[name], repaired[name, engine] = _repaired(
+                session, calibrated, variants[name], engines[engine], traced, floats, repaired
             )
-    return list(variants.values()), found
+    return list(variants.values()), repaired
 
 
 def _repaired(
@@ -125,12 +125,12 @@ def _traced(
             stage(what) as running,
         ):
             search = _Search(session, built, module, floats, Path(folder), running)
-            found = search.sets(list(parts))
-        traced = Traced(wrong, _named(found, parts), search.builds, search.note)
+            sets = search.sets(list(parts))
+        traced = Traced(wrong, _named(sets, parts), search.builds, search.note)
         log.info("%s of %s: %s", module.name, built.job.name, traced)
         if search.out_of_time:
             return traced
-        said = {"sets": found, "builds": search.builds, "note": search.note}
+        said = {"sets": sets, "builds": search.builds, "note": search.note}
         kept.made_json("wrong", key, lambda: said)
     said = kept.made_json("wrong", key, dict)
     return Traced(wrong, _named(said["sets"], parts), said["builds"], said["note"])

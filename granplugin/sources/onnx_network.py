@@ -88,9 +88,9 @@ class OnnxNetwork:
     @classmethod
     def open(cls, loaded: Loaded) -> Self:
         with located(loaded, "model", "onnx"):
-            said = cast(OnnxModel, loaded.recipe.model)
-            found = float_model(said.onnx, said.strip)
-            return cls(shaped(found.model, said.onnx), found.stripped, said.form)
+            spec = cast(OnnxModel, loaded.recipe.model)
+            file = float_model(spec.onnx, spec.strip)
+            return cls(shaped(file.model, spec.onnx), file.stripped, spec.form)
 
     def alone(self) -> Ran:
         """What the graph tells; `open` where it leaves more lengths open than the batch's."""
@@ -127,10 +127,10 @@ class OnnxNetwork:
         return found
 
     def traced(self, example: Batch, most: int) -> Ran:
-        found = self._outputs_twice(example)
-        outputs = tuple(described(found, self.outputs, example, most))
+        ran = self._outputs_twice(example)
+        outputs = tuple(described(ran, self.outputs, example, most))
         if self._prepared.opened:
-            self._check_several(example, found, {each.name: each.axis for each in outputs})
+            self._check_several(example, ran, {each.name: each.axis for each in outputs})
         layers = self._shown_layers(example)
         if self.form.dynamic:
             layers = varying(layers, self._shapes_of_others(example))

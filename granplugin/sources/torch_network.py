@@ -94,19 +94,19 @@ class TorchNetwork:
         return None
 
     def traced(self, example: Batch, most: int) -> Ran:
-        found = trace(self.model, self.tensors(example))
-        check_carried(found.values, found.inputs)
-        check_repeatable(self.model, self.tensors(example), found.values)
-        layers = self._varying(found.layers, example) if self.form.dynamic else found.layers
+        traced = trace(self.model, self.tensors(example))
+        check_carried(traced.values, traced.inputs)
+        check_repeatable(self.model, self.tensors(example), traced.values)
+        layers = self._varying(traced.layers, example) if self.form.dynamic else traced.layers
         if self._quantizers is not None:
             layers, _ = take(self._quantizers, layers, partial(weight_of, self.model))
-        outputs = {name: tensor.detach().cpu().numpy() for name, tensor in found.values.items()}
+        outputs = {name: tensor.detach().cpu().numpy() for name, tensor in traced.values.items()}
         return Ran(
             layers,
-            found.products,
+            traced.products,
             (
                 *described(outputs, self.outputs, example, most),
-                *(Output(name, kind, None, None) for name, kind in found.left_out.items()),
+                *(Output(name, kind, None, None) for name, kind in traced.left_out.items()),
             ),
         )
 

@@ -82,8 +82,8 @@ class Nvidia(Backend):
         def make(folder: Path) -> tuple[dict[str, Any], list[str]]:
             self._check(own)
             nodes = product_nodes(self.name, onnx)
-            told = building.run_build(self.name, onnx, folder, own)
-            return told | {"layers": nodes}, [building.ENGINE, _plan_file(folder)]
+            answer = building.run_build(self.name, onnx, folder, own)
+            return answer | {"layers": nodes}, [building.ENGINE, _plan_file(folder)]
 
         card = kept(out, onnx, made_of, make)
         size = (out / building.ENGINE).stat().st_size
@@ -143,8 +143,8 @@ class Nvidia(Backend):
         known = [name.lower() for name in trt.ComputeCapability.__members__]
         for target in options.targets:
             if target not in known or not target.startswith("sm"):
-                told = ", ".join(sorted(name for name in known if name.startswith("sm")))
-                raise EngineError(f"{self.name} has no target {target!r}; it has {told}")
+                targets = ", ".join(sorted(name for name in known if name.startswith("sm")))
+                raise EngineError(f"{self.name} has no target {target!r}; it has {targets}")
 
 
 def product_nodes(library: str, onnx: Path) -> list[tuple[str, str, int | None]]:

@@ -215,8 +215,8 @@ def _build(trt: ModuleType, request: Mapping[str, Any]) -> dict[str, Any]:
         if loaded is None:
             raise _Refused(logger.last_error())
         inspector = loaded.create_engine_inspector()
-        told = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-        (folder / "layers.json").write_text(told, encoding="utf-8")
+        information = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+        (folder / "layers.json").write_text(information, encoding="utf-8")
     peak = _meminfo("/proc/self/status", "VmHWM")
     return {"build_seconds": seconds, "peak_mb": round(peak) or None}
 

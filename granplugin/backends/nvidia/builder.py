@@ -56,9 +56,9 @@ class Builder:
             _pipe(process).write(json.dumps(request).encode() + b"\n")
             _pipe(process).flush()
         self._wait(process, folder / _DONE)
-        told = json.loads((folder / "build.json").read_text(encoding="utf-8"))
-        if "refused" in told:
-            raise EngineError(told["refused"])
+        answer = json.loads((folder / "build.json").read_text(encoding="utf-8"))
+        if "refused" in answer:
+            raise EngineError(answer["refused"])
         written = next(path for file in building.LAYERS if (path := folder / file).exists())
         return read_plan(written.read_text(encoding="utf-8"))
 

@@ -85,8 +85,8 @@ def _read_rtx(text: str) -> EnginePlan:
     io = [_match(_IO, line, _RTX) for line in tensors.split("\n")]
 
     def read_tensors(listed: str) -> tuple[EngineTensor, ...]:
-        found = _all(_TENSOR, listed.removeprefix(" "), _RTX)
-        return tuple(_tensor(each["name"], each["shape"], each["dtype"], _RTX) for each in found)
+        tensors = _all(_TENSOR, listed.removeprefix(" "), _RTX)
+        return tuple(_tensor(each["name"], each["shape"], each["dtype"], _RTX) for each in tensors)
 
     layers = []
     for line in body.split("\n"):
@@ -251,10 +251,10 @@ def _json(text: str, form: str) -> Any:
 
 
 def _match(pattern: re.Pattern[str], line: str, form: str) -> re.Match[str]:
-    found = pattern.fullmatch(line)
-    if found is None:
+    match = pattern.fullmatch(line)
+    if match is None:
         raise _unknown(form, line)
-    return found
+    return match
 
 
 def _all(pattern: re.Pattern[str], text: str, form: str) -> list[re.Match[str]]:

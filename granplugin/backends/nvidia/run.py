@@ -127,8 +127,8 @@ class Runner(DeviceRunner):
             inspector = self.loaded.create_engine_inspector()
             inspector.execution_context = self.context  # shapes, where they are dynamic
             layers = inspector.get_engine_information(self.trt.LayerInformationFormat.JSON)
-        told = profile_json(profiler.told, PROFILED_CALLS)
-        (folder / "profile.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+        profile = profile_json(profiler.told, PROFILED_CALLS)
+        (folder / "profile.json").write_text(json.dumps(profile, indent=1), encoding="utf-8")
         (folder / "layers.json").write_text(layers, encoding="utf-8")
 
     def translated(self) -> AbstractContextManager[None]:

@@ -138,7 +138,7 @@ def script(
         build.append(quote("--computeCapabilities=" + ",".join(t[2:] for t in options.targets)))
     profile = ['--exportProfile="results/$1/profile.json"', *program.profile]
     files = (f'{quote(name)}:"$inputs"/{quote(f"{name}.bin")}' for name in inputs)
-    said = dict(
+    fields = dict(
         name=visible(name),
         what=program.what,
         command=program.command,
@@ -153,7 +153,7 @@ def script(
         sizes=" ".join(map(str, sizes)),
         variants=" ".join(map(quote, variants)),
     )
-    return re.sub(r"@(\w+)@", lambda found: str(said[found[1]]), _SCRIPT)
+    return re.sub(r"@(\w+)@", lambda found: str(fields[found[1]]), _SCRIPT)
 
 
 def spelt(shapes: Mapping[str, Shape]) -> str:

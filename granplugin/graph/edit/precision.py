@@ -72,8 +72,8 @@ def too_large(path: Path, feeds: Mapping[str, np.ndarray]) -> list[str]:
         ):  # fmt: skip
             model.graph.node.append(onnx.helper.make_node(op_type, inputs, [output], **more))
         model.graph.output.append(onnx.ValueInfoProto(name=largest))
-    found = reference.run(model, None, feeds, folder)
-    beyond.update(n for n, value in zip(wanted, found, strict=True) if value > LARGEST)
+    outputs = reference.run(model, None, feeds, folder)
+    beyond.update(n for n, value in zip(wanted, outputs, strict=True) if value > LARGEST)
     return [
         node.name
         for node in nodes

@@ -20,17 +20,17 @@ def decided(recipe: Recipe, results: Iterable[Measured]) -> Iterator[str]:
     for metric in recipe.metrics:
         if reason := unserved(metric, outputs, recipe.classes):
             yield f"{metric} was left out: {reason}"
-    found = class_scores(outputs, recipe.classes)
+    scores = class_scores(outputs, recipe.classes)
     labelled = any(METRICS[metric].needs_labels for metric in recipe.metrics)
-    if found and "agreement" in recipe.metrics and recipe.classes is None and not labelled:
-        name, axis = found
+    if scores and "agreement" in recipe.metrics and recipe.classes is None and not labelled:
+        name, axis = scores
         yield (
             f"agreement takes the largest of the {outputs[name].shape[axis]} values of '{name}' for "
             "its decision; where these are no scores of classes, measure sqnr_db alone"
         )
-    elif not found and "agreement" in recipe.metrics and not unserved("agreement", outputs):
+    elif not scores and "agreement" in recipe.metrics and not unserved("agreement", outputs):
         yield "agreement is of an output that is not floating: its values are taken for decisions"
     whole = [name for name in outputs if not np.issubdtype(outputs[name].dtype, np.floating)]
     if whole and "sqnr_db" in recipe.metrics:
-        told = ", ".join(f"'{name}' ({outputs[name].dtype})" for name in whole)
-        yield f"sqnr_db is of floating outputs, so not of {told}"
+        listed = ", ".join(f"'{name}' ({outputs[name].dtype})" for name in whole)
+        yield f"sqnr_db is of floating outputs, so not of {listed}"

@@ -116,8 +116,8 @@ def _table(table: Table) -> Iterator[str]:
 
 
 def _row(table: Table, row: Row) -> Iterator[str]:
-    told = zip(table.columns, row.cells, strict=True)
-    yield f"<tr>{''.join(_cell(column, cell) for column, cell in told)}</tr>"
+    pairs = zip(table.columns, row.cells, strict=True)
+    yield f"<tr>{''.join(_cell(column, cell) for column, cell in pairs)}</tr>"
     for note in row.notes:
         yield f'<tr><td colspan="{len(table.columns)}"{_LEFT}>{_text(note)}</td></tr>'
 

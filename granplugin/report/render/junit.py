@@ -49,9 +49,9 @@ def _add(suite: ET.Element, case: Case) -> None:
         if case.told:
             ET.SubElement(element, "system-out").text = _text(case.told)
         return
-    told = _text(case.told)
-    ET.SubElement(element, _ELEMENT[case.outcome], message=told).text = (
-        f"{_text(at.file)}:{at.line}: {told}" if at and at.line else told
+    text = _text(case.told)
+    ET.SubElement(element, _ELEMENT[case.outcome], message=text).text = (
+        f"{_text(at.file)}:{at.line}: {text}" if at and at.line else text
     )
 
 

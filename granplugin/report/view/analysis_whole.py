@@ -213,8 +213,8 @@ def _cost(cost: EngineCost) -> str:
 
 
 def _kind(layer: LayerAnalysis) -> str:
-    told = ", ".join([layer.type, *layer.traits])
-    return f"{told}, {layer.calls} calls" if layer.calls > 1 else told
+    kinds = ", ".join([layer.type, *layer.traits])
+    return f"{kinds}, {layer.calls} calls" if layer.calls > 1 else kinds
 
 
 def _facts(facts: Facts) -> str:

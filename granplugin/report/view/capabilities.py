@@ -37,9 +37,9 @@ def _cases(cases: Sequence[CapabilityCase]) -> Iterator[Block]:
 
 
 def _faster(forms: Sequence[FasterForm]) -> Iterator[Block]:
-    told = tuple(Item(f"{each.form}: {each.why}", 1) for each in forms)
-    if told:
-        yield Section("written in an equal form that runs sooner", told)
+    lines = tuple(Item(f"{each.form}: {each.why}", 1) for each in forms)
+    if lines:
+        yield Section("written in an equal form that runs sooner", lines)
 
 
 def _structures(output: CapabilitiesOutput) -> Iterator[str]:

@@ -55,10 +55,10 @@ def place_of(where: str | None) -> Place | None:
     >>> place_of("tensorrt@11") is None
     True
     """
-    found = _PLACE.fullmatch(where or "")
-    if found is None:
+    match = _PLACE.fullmatch(where or "")
+    if match is None:
         return None
-    return Place(found["file"], int(found["line"]), int(found["column"] or 0))
+    return Place(match["file"], int(match["line"]), int(match["column"] or 0))
 
 
 def refused(verb: str, message: str) -> list[Case]:
@@ -75,11 +75,11 @@ def ended(verb: str, err: BaseException) -> Case:
 
 
 def _refusal(of: str, line: str) -> Case:
-    found = _PLACE.fullmatch(line)
-    if found is None or found["rest"] is None:
+    match = _PLACE.fullmatch(line)
+    if match is None or match["rest"] is None:
         return Case(of, "refused", "failed", line)
-    place = Place(found["file"], int(found["line"]), int(found["column"] or 0))
-    return Case(of, f"line {place.line}", "failed", found["rest"], place)
+    place = Place(match["file"], int(match["line"]), int(match["column"] or 0))
+    return Case(of, f"line {place.line}", "failed", match["rest"], place)
 
 
 def cases_of(value: Part) -> list[Case]:

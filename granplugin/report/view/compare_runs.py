@@ -56,5 +56,5 @@ def _row(each: RunFigure) -> Row:
         return Row(cells(each.variant, name, *told, Cell("not known", "doubtful")))
     verdict = each.difference.verdict
     same = " =" if verdict == NONE_MEASURABLE else ""
-    found = Cell(difference(each.difference, spec) + same, SENSES.get(verdict, "plain"))
-    return Row(cells(each.variant, name, *told, found))
+    cell = Cell(difference(each.difference, spec) + same, SENSES.get(verdict, "plain"))
+    return Row(cells(each.variant, name, *told, cell))

@@ -19,8 +19,8 @@ def findings_items(
     groups: dict[str, list[LintFinding]] = {}
     for finding in findings:
         groups.setdefault(finding.code, []).append(finding)
-    told = list(groups.items())
-    for code, found in told[:most]:
+    listed = list(groups.items())
+    for code, found in listed[:most]:
         moved = sum(each.bytes for each in found if each.bytes is not None)
         cost = f", {moved / 1e6:.2f} MB" if moved else ""
         head = f"{code} ({counted(found, 'layer')}{cost})"
@@ -30,6 +30,6 @@ def findings_items(
             yield from (Item(says, depth + 1) for says in others[:_OTHERS])
         layers = [each.layer for each in found]
         yield Item(with_lines(layers, [each.where for each in found]), depth + 1)
-    if most is not None and len(told) > most:
-        rest = sum(len(found) for _, found in told[most:])
-        yield Item(f"and {rest} more: {', '.join(code for code, _ in told[most:])}", depth)
+    if most is not None and len(listed) > most:
+        rest = sum(len(found) for _, found in listed[most:])
+        yield Item(f"and {rest} more: {', '.join(code for code, _ in listed[most:])}", depth)

@@ -22,8 +22,8 @@ def moved_told(moved: MovedBytes) -> str:
     if moved.total is None:
         return f"{_mb(moved.activations)} MB of activations moved (weights not told)"
     parts = [(name, getattr(moved, name)) for name in PARTS]
-    told = ", ".join(f"{name} {_mb(size)}" for name, size in parts if size >= 5000)
-    return f"{_mb(moved.total)} {MOVED}" + (f" ({told})" if told else "")
+    sizes = ", ".join(f"{name} {_mb(size)}" for name, size in parts if size >= 5000)
+    return f"{_mb(moved.total)} {MOVED}" + (f" ({sizes})" if sizes else "")
 
 
 def moved_cells(moved: MovedBytes | None) -> list[str | None]:

@@ -106,8 +106,8 @@ def _promises(engine: str, promises: Mapping[str, SitePromise], none: str) -> It
     # "coarsened to per_channel" is counted as coarsened.
     counts = Counter(word.partition(" to ")[0] for word in words.values())
     order = [*KINDS, *(word for word in counts if word not in KINDS)]
-    told = ", ".join(f"{counts[word]} {word}" for word in order if counts[word])
-    yield Item(f"{engine} promises: {told or f'nothing, for {none}'}")
+    kinds = ", ".join(f"{counts[word]} {word}" for word in order if counts[word])
+    yield Item(f"{engine} promises: {kinds or f'nothing, for {none}'}")
     others = [site for site in promises if words[site] != "native"]
     yield from items((f"{s}: {words[s]}: {promises[s].reason}" for s in others[:_LISTED]), 1)
     if len(others) > _LISTED:

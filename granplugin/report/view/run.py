@@ -102,11 +102,11 @@ def _worst_outputs(report: Report, engines: Sequence[EngineResult]) -> Iterator[
     """Of several outputs the one where each variant is worst: together the loudest decide."""
     rows = []
     for variant, engine in zip(report.variants, engines, strict=True):
-        found = engine.metrics.get("sqnr_db")
-        if found and found.outputs:
-            name, value = min(found.outputs.items(), key=lambda each: each[1])
-            told = cells(named(variant, engine), f"{figure(value, '.1f')}", Cell(name))
-            rows.append(Row(told))
+        sqnr = engine.metrics.get("sqnr_db")
+        if sqnr and sqnr.outputs:
+            name, value = min(sqnr.outputs.items(), key=lambda each: each[1])
+            shown = cells(named(variant, engine), f"{figure(value, '.1f')}", Cell(name))
+            rows.append(Row(shown))
     if rows:
         count = max(len(e.metrics["sqnr_db"].outputs) for e in engines if "sqnr_db" in e.metrics)
         heads = columns(Column("variant"), "SQNR", Column(f"of the worst of {count} outputs"))
@@ -204,10 +204,10 @@ def _against(
 
 
 def _sqnr(engine: EngineResult) -> str | None:
-    found = engine.metrics.get("sqnr_db")
-    if found is None:
+    sqnr = engine.metrics.get("sqnr_db")
+    if sqnr is None:
         return None
-    return f"{found.value:.1f}" if math.isfinite(found.value) else "equal"
+    return f"{sqnr.value:.1f}" if math.isfinite(sqnr.value) else "equal"
 
 
 def _engines(report: Report) -> Iterator[Section]:

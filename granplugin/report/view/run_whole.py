@@ -82,9 +82,11 @@ def _engine(report: Report, engines: Sequence[EngineResult]) -> Section:
         return Section(title, (Paragraph("It refused every file; the reasons are above."),))
     rows = _made_of_rows(report, engines) if last.imported else ()
     own = [e for v, e in zip(report.variants, engines, strict=True) if v.same_as is None]
-    told = map(Paragraph, false_differences(own))
+    differences = map(Paragraph, false_differences(own))
     outputs = _of_outputs(report, engines)
-    return Section(title, (_figures(report, engines), *outputs, *told, *_timing(engines), *rows))
+    return Section(
+        title, (_figures(report, engines), *outputs, *differences, *_timing(engines), *rows)
+    )
 
 
 def _of_outputs(report: Report, engines: Sequence[EngineResult]) -> Iterator[Table]:

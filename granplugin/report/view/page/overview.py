@@ -98,8 +98,8 @@ def _best_of(report: Report) -> dict[str, _Best]:
             less.add(column)
             ratio = timed.vs.get("fp32")
             if ratio is not None:
-                found = Figure(value=ratio.value, low=ratio.low, high=ratio.high)
-                known.setdefault(column, {})[variant.name] = found
+                figure = Figure(value=ratio.value, low=ratio.low, high=ratio.high)
+                known.setdefault(column, {})[variant.name] = figure
             elif variant.name == "fp32":
                 known.setdefault(column, {})[variant.name] = Figure(value=1)
         less.add("MB")
@@ -166,16 +166,16 @@ def _notes(variant: VariantResult, engine: EngineResult) -> Iterator[str]:
 def _metric(
     report: Report, name: str, engine: EngineResult, metric: str, best: Mapping[str, _Best]
 ) -> list[str | Cell | None]:
-    found = engine.metrics.get(metric)
-    if found is None:
+    value = engine.metrics.get(metric)
+    if value is None:
         return [None, None]
     known = [each.metrics[metric] for each in report.main_engine if metric in each.metrics]
     spec = spec_of(known)
-    said = _marked(best, metric, name, figure(found.value, spec))
-    if found.low is not None and found.high is not None:
-        said += f" {bounds(found.low, found.high, spec)}"
+    said = _marked(best, metric, name, figure(value.value, spec))
+    if value.low is not None and value.high is not None:
+        said += f" {bounds(value.low, value.high, spec)}"
     wrong = bool(engine.held and engine.held.wrong)
-    against = found.vs.get("fp32")
+    against = value.vs.get("fp32")
     if against is None:
         return [Cell(said, "bad" if wrong else "plain"), None]
     # That no difference is measurable is no praise: few samples tell none.
