@@ -17,12 +17,13 @@ from granplugin.graph.edit.nodes import (
     DOMAIN,
     SITE,
     add_constant,
+    add_made,
     bypass,
     constant,
     marker_body,
     unique,
 )
-from granplugin.graph.files import save
+from granplugin.graph.files import EMBEDDED, save
 from granplugin.graph.read.graph import ReadGraph
 from granplugin.network.onnx_layers import Placed, attribute, weight_input
 from granplugin.network.onnx_rounded import bias_of
@@ -47,8 +48,9 @@ def export_marked(
     stay open. Raises ModelError."""
     model = ir.from_proto(graph.model)
     external_data.set_base_dir(model.graph, graph.path.parent.resolve())
-    # What is written stands elsewhere than the files that the source has beside it.
-    external_data.load_to_model(model)
+    if sum(value.const_value.nbytes for value in model.graph.initializers.values()) <= EMBEDDED:
+        # What is written stands elsewhere than the files that the source has beside it.
+        external_data.load_to_model(model)
     _fix_lengths(model.graph, shapes, form)
     _note_types(model.graph, graph)
     nodes = {node.name: node for node in model.graph}
@@ -144,8 +146,7 @@ def _lay_weight(graph: ir.Graph, node: ir.Node, placed: Placed, writer: _Marker)
             return
     elif turned is not None:
         return
-    stored = _constant_of(weight, placed)
-    flat = add_constant(graph, writer.value(f"{placed.layer.name}.weight"), stored.T)
+    flat = _turned(graph, weight, writer, placed)
     if node.op_type == "Gemm":
         node.replace_input_with(1, flat)
         return
@@ -187,16 +188,16 @@ def _lay_bias(
 def _untransposed(
     graph: ir.Graph, node: ir.Node, turned: ir.Node, writer: _Marker, placed: Placed
 ) -> None:
-    stored = _constant_of(turned.inputs[0], placed)
-    name = writer.value(f"{placed.layer.name}.weight")
-    node.replace_input_with(1, add_constant(graph, name, stored.T))
+    node.replace_input_with(1, _turned(graph, turned.inputs[0], writer, placed))
 
 
-def _constant_of(value: ir.Value, placed: Placed) -> np.ndarray:
+def _turned(graph: ir.Graph, value: ir.Value | None, writer: _Marker, placed: Placed) -> ir.Value:
+    """A stored weight with its axes turned; of one in a file beside the model, when it is read."""
     held = constant(value)
     if held is None:
         raise ModelError(f"{placed.layer.name}: its weight is not stored in the file")
-    return held
+    name = writer.value(f"{placed.layer.name}.weight")
+    return add_made(graph, name, held.shape[::-1], held.dtype, lambda: np.ascontiguousarray(held.T))
 
 
 def _mark(

@@ -1,7 +1,7 @@
 """An ONNX graph run in ONNX Runtime: its outputs, any of its tensors, any part of it.
 
-Sessions share the graph's weights, optimizations are off: then the same nodes give the same bits in
-every session, and for any number of samples.
+Sessions share the graph's weights, and those in files beside it are mapped, not read. Optimizations
+are off: then the same nodes give the same bits in every session, and for any number of samples.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Running:
             else:
                 model.graph.input.append(own[name])
         model.graph.node.extend(nodes)
-        options = reference.session_options()
+        options = reference.session_options(folder=graph.path.parent)
         shared: dict[str, onnxruntime.OrtValue] = {}
         for name in sorted(read):
             if name in constants:
@@ -127,7 +127,13 @@ class Running:
                     model.graph.initializer.append(_elsewhere(name, held.dtype, held.shape))
             elif name in graph.stored:
                 stored = graph.stored[name]
-                if _is_shared(stored):
+                if stored.data_location == TensorProto.EXTERNAL:
+                    outside = model.graph.initializer.add()
+                    outside.CopyFrom(stored)
+                    outside.name = name
+                    # What it computes of large weights would stay there between runs.
+                    options.enable_cpu_mem_arena = False
+                elif int(np.prod(stored.dims)) > _SMALL:
                     shared[name] = self._value(name)
                     dtype = helper.tensor_dtype_to_np_dtype(stored.data_type)
                     model.graph.initializer.append(_elsewhere(name, dtype, tuple(stored.dims)))
@@ -172,12 +178,6 @@ def parts_of(batch: Feeds, values: int) -> Iterator[Feeds]:
     size = max(1, min(count, _AT_ONCE // max(values, 1)))
     for start in range(0, count, size):
         yield {name: array[start : start + size] for name, array in batch.items()}
-
-
-def _is_shared(stored: TensorProto) -> bool:
-    if stored.data_location == TensorProto.EXTERNAL:
-        return True
-    return int(np.prod(stored.dims)) > _SMALL
 
 
 def _elsewhere(name: str, dtype: np.dtype, shape: Shape) -> TensorProto:
