@@ -20,7 +20,7 @@ SPREAD = np.random.default_rng(0).uniform(0.5, 1.5, SAMPLES)
 noise = st.floats(1e-6, 1e-1)
 
 
-def search(own, best, tolerance, most=10_000, measured=None):
+def search(own, best, tolerance, most=10_000, measured=None, top=100):
     """Of layers with these relative energies of noise at the output, by the recipe and at best."""
 
     def figures(choices, numbers):
@@ -39,6 +39,7 @@ def search(own, best, tolerance, most=10_000, measured=None):
     names = [str(n) for n in range(len(own))]
     places = tuple(
         Place(
+            True,
             (name,),
             (Change(name, OWN, BEST, (), own[n] - best[n]),) if best[n] < own[n] else (),
             ({name: FLOATING},),
@@ -46,7 +47,7 @@ def search(own, best, tolerance, most=10_000, measured=None):
         for n, name in enumerate(names)
     )
     racing = Racing(figures, np.arange(SAMPLES), most, True, lambda count: None)
-    return Search(tolerance, places, dict.fromkeys(names, OWN), (), racing)
+    return Search(tolerance, top, places, dict.fromkeys(names, OWN), (), racing)
 
 
 @settings(max_examples=30)
@@ -55,7 +56,7 @@ def test_every_change_that_is_found_is_needed(layers, tolerance):
     own = sorted((energy for energy, _ in layers), reverse=True)
     best = [energy * share for energy, (_, share) in zip(own, layers, strict=True)]
     of = search(own, best, tolerance)
-    found = choose(of)
+    found = choose(of).found
     told = judged(found.effect.loss, tolerance)
     assert told != "above"
     for name in found.overrides:
@@ -70,11 +71,17 @@ def test_float_is_for_what_no_setting_mends_and_the_loudest_alone():
     own[7], own[12] = 0.2, 0.1
     best = [1e-5] * 20
     best[7], best[12] = 0.2, 0.1
-    found = choose(search(own, best, tolerance=20.0))
+    found = choose(search(own, best, tolerance=20.0)).found
     assert {n: p for n, p in found.overrides.items() if p == FLOATING} == {
         "7": FLOATING,
         "12": FLOATING,
     }
+
+
+def test_no_more_layers_are_left_float_than_may_be():
+    own = [0.01 * (n + 1) for n in range(10)]
+    found = choose(search(own, own, tolerance=5.0, top=3)).found
+    assert found.overrides == dict.fromkeys(["7", "8", "9"], FLOATING)
 
 
 def test_of_many_layers_few_choices_are_measured_and_useless_ones_on_a_part():
@@ -82,7 +89,7 @@ def test_of_many_layers_few_choices_are_measured_and_useless_ones_on_a_part():
     best = [0.008] * 95 + [1e-5] * 5
     measured = []
     of = search(own, best, tolerance=30.0, measured=measured)
-    found = choose(of)
+    found = choose(of).found
     floats = sum(pair == FLOATING for pair in found.overrides.values())
     assert 0 < floats < 90 and of.racing.tried < 350
     assert {count for _, count in measured} == {16, 32}
@@ -93,7 +100,7 @@ def test_the_bound_on_choices_is_held_and_what_is_found_then_is_enough():
     own = [0.01] * 50
     for most in (3, 10, 60, 70):
         of = search(own, own, tolerance=50.0, most=most)
-        found = choose(of)
+        found = choose(of).found
         assert of.racing.tried <= most + len(own)
         assert judged(found.effect.loss, 50.0) != "above"
 

@@ -9,7 +9,7 @@ nothing was chosen.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from granplugin.analysis.effects import Effect, Mean
@@ -46,16 +46,18 @@ def verdict_of(effect: Effect, tolerance: float) -> Verdict:
 @dataclass(frozen=True)
 class Advice:
     """`verdict` is of the recipe's own loss. `overrides` are layer -> settings, or site -> its own,
-    in the order they were found; `final` is the network with them, on samples that nothing was
+    the loudest that is left float first; `final` is the network with them, on samples that nothing was
     chosen by, and `promise` what that says; both None where there are none. `untold` says that the
-    samples they were chosen by cannot tell what is left from the tolerance; `tried` is how many
-    choices were measured for it. `broken` says why nothing that was measured tells anything."""
+    samples they were chosen by cannot tell what is left from the tolerance; `shares` are of the
+    noise at the network's output, by the names of what is left float (search.Chosen); `tried` is how
+    many choices were measured for it. `broken` says why nothing that was measured tells anything."""
 
     verdict: Verdict
     overrides: Mapping[str, Pair]
     final: Effect | None = None
     promise: Verdict | None = None
     untold: bool = False
+    shares: Mapping[str, float] = field(default_factory=dict)
     tried: int = 0
     broken: str = ""
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from granplugin.analysis import losses as shares
 from granplugin.analysis import why
-from granplugin.analysis.advice import LOUD_DB, judged
+from granplugin.analysis.advice import LOUD_DB, Advice, judged
 from granplugin.analysis.evidence import Evidence
 from granplugin.analysis.losses import LayerLosses, SiteLosses
 from granplugin.analysis.ranges import input_needs
 from granplugin.analysis.settings import label
-from granplugin.analysis.tried import START, Pair
+from granplugin.analysis.tried import FLOATING, START
 from granplugin.network.weight_facts import WeightFacts
 from granplugin.recipe.settings import FLOAT
 from granplugin.words import digits
@@ -111,7 +111,7 @@ def _harm(each: LayerLosses, evidence: Evidence, tolerance: float, least: float)
 
 
 def reasons(
-    overrides: Mapping[str, Pair],
+    advice: Advice,
     facts: Mapping[str, Facts],
     evidence: Evidence,
     tolerance: float,
@@ -120,9 +120,10 @@ def reasons(
     of_layers = {each.name: each for each in evidence.layers}
     of_sites = {each.tried.own.site: each for each in evidence.sites}
     found = {}
-    for name, pair in overrides.items():
+    for name, pair in advice.overrides.items():
         if name in of_sites:
-            found[name] = _of_site(of_sites[name], pair[1])
+            share = advice.shares.get(name) if pair == FLOATING else None
+            found[name] = _of_site(of_sites[name], pair[1], share)
         else:
             own = evidence.outputs.start[name]
             changed = tuple(
@@ -135,10 +136,14 @@ def reasons(
     return found
 
 
-def _of_site(site: SiteLosses, index: int | None) -> str:
+def _of_site(site: SiteLosses, index: int | None, share: float | None) -> str:
+    """`share` is of the noise at the network's output, of a place that is left float."""
     then = "float" if index is None else label(site.tried.rows[index])
     leaves = " keeps it" if index is None else f" leaves {site.db(index):.0f} dB"
+    noise = ""
+    if share is not None:
+        noise = f", and {digits(100 * share)} % of the noise at the network's output comes of it"
     return (
         f"{label(site.tried.own)} leaves {site.db(0):.0f} dB of this tensor and takes "
-        f"{digits(100 * (site.lost(0) or 0.0))} % of its channels' signal; {then}{leaves}"
+        f"{digits(100 * (site.lost(0) or 0.0))} % of its channels' signal{noise}; {then}{leaves}"
     )

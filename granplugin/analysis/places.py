@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from granplugin.analysis.evidence import Evidence
 from granplugin.analysis.losses import LayerLosses, Loss, SiteLosses
 from granplugin.analysis.tried import FLOATING, Pair
+from granplugin.quant.site import MULTIPLIED
 
 OWN: Pair = (None, 0)
 """What a site has by the recipe."""
@@ -33,17 +34,18 @@ class Change:
 class Place:
     """What is left float as one, since an engine multiplies in float where one operand is. `floats`
     leave it float, the least of it first, all of it last; empty where it may not be. `beside` is the
-    layer that a site goes with, where that is a place of its own."""
+    layer that a site goes with, where that is a place of its own; `layer` says that a place is a
+    product's operands."""
 
+    layer: bool
     names: tuple[str, ...]
     changes: tuple[Change, ...]
     floats: tuple[Overrides, ...]
     beside: str | None = None
 
 
-def places_of(evidence: Evidence, top: Sequence[str]) -> tuple[Place, ...]:
-    """All places, the most harmful layers first and then the sites; of the layers only those of
-    `top` may be left float."""
+def places_of(evidence: Evidence) -> tuple[Place, ...]:
+    """All places, the most harmful layers first and then the sites."""
     start, fixed = evidence.outputs.start, evidence.ranges.fixed
     found = []
     for each in evidence.layers:
@@ -51,21 +53,21 @@ def places_of(evidence: Evidence, top: Sequence[str]) -> tuple[Place, ...]:
             continue
         change = _of_layer(each, start[each.name], evidence.promised.allowed(each, fixed))
         said = any(row.site in fixed for row in each.tried.asked.start)
-        floats = () if said or each.name not in top else _floats(each, change)
-        found.append(Place((each.name,), () if change is None else (change,), floats))
-    calls: dict[str, list[SiteLosses]] = {}
+        floats = () if said else _floats(each, change)
+        found.append(Place(True, (each.name,), () if change is None else (change,), floats))
+    grouped: dict[tuple[bool, str], list[SiteLosses]] = {}
     tried = evidence.outputs.network.tried
     for site in evidence.sites:
         own = site.tried.own
-        product = own.layer not in tried and own.operand not in ("skip", "output")
-        calls.setdefault(own.layer if product else own.site, []).append(site)
-    for sites in calls.values():
+        call = own.layer not in tried and own.operand in MULTIPLIED
+        grouped.setdefault((call, own.layer if call else own.site), []).append(site)
+    for (call, _), sites in grouped.items():
         names = tuple(site.tried.own.site for site in sites)
         layer = sites[0].tried.own.layer
         changes = [_of_site(each, evidence) for each in sites]
         floats = () if fixed.intersection(names) else (dict.fromkeys(names, FLOATING),)
         made = tuple(change for change in changes if change is not None)
-        found.append(Place(names, made, floats, layer if layer in tried else None))
+        found.append(Place(call, names, made, floats, layer if layer in tried else None))
     return tuple(found)
 
 

@@ -9,6 +9,7 @@ A race that is stopped by an interval is looked at as often as there are parts, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -45,8 +46,8 @@ class Racing:
         return self.tried >= self.most
 
     def glance(self, choices: Sequence[Choice]) -> list[Effect]:
-        """The effects of choices on the first part alone."""
-        self._count(len(choices))
+        """The effects of choices on the first part alone; they count as such a part."""
+        self._count(math.ceil(len(choices) * len(self.parts[0]) / self._samples))
         return [self._effect(sums) for sums in self._figures(choices, self.parts[0])]
 
     def run(self, choice: Choice, fails: Callable[[Effect], bool]) -> Effect | None:

@@ -14,7 +14,7 @@ the loudest changed is not worse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from granplugin.analysis.advice import BAD_DB, NEAR_DB, judged, wins
@@ -106,9 +106,10 @@ Enough = Reached | Untold | AsGood
 @dataclass(frozen=True)
 class Search:
     """What is looked for, among what: `places` to change, the most harmful first, of a network that
-    has `start` by the recipe and `sites` besides."""
+    has `start` by the recipe and `sites` besides; at most `top` of its layers are left float."""
 
     tolerance: float
+    top: int
     places: Sequence[Place]
     start: Choice
     sites: Sequence[str]
@@ -131,9 +132,9 @@ class Search:
         assert found is not None, "nothing fails"
         return found
 
-    def loudest(self, places: Sequence[Place], overrides: Overrides) -> list[Place]:
+    def loudest(self, places: Sequence[Place], overrides: Overrides) -> list[tuple[Place, float]]:
         """The places that lose surely more than the tolerance alone, then the others by the noise
-        that each makes alone, with these overrides."""
+        that each makes alone, with these overrides; and each one's share of that noise."""
         now = {**self.start, **overrides}
         silent: Choice = dict.fromkeys(self.sites, FLOATING)
         pairs: list[list[Choice]] = []
@@ -151,22 +152,35 @@ class Search:
             noise = 10 ** (-effect.db / 10) - sum(10 ** (-each.db / 10) for each in without)
             sure = judged(effect.loss, self.tolerance) == "above"
             harm.append((not sure, -noise))
-        return [places[n] for n in sorted(range(len(places)), key=lambda n: harm[n])]
+        whole = sum(max(-quiet, 0.0) for _, quiet in harm)
+        order = sorted(range(len(places)), key=lambda n: harm[n])
+        return [(places[n], max(-harm[n][1], 0.0) / whole if whole else 0.0) for n in order]
 
 
-def choose(search: Search) -> Found:
+@dataclass(frozen=True)
+class Chosen:
+    """What was found; and of places that are left float, by the names of their layers and sites, the
+    share of the noise at the network's output that comes of them with all at its best."""
+
+    found: Found
+    shares: Mapping[str, float]
+
+
+def choose(search: Search) -> Chosen:
     """The overrides for a recipe that loses too much."""
     start = search.measured({})
     best = _all(change for place in search.places for change in place.changes)
     fine = search.measured(best)
     reached = Reached(search.tolerance, fine.effect)
     if reached.holds(fine.effect):
-        return _needed(search, _first(search, fine, reached), reached)
+        return Chosen(_needed(search, _first(search, fine, reached), reached), {})
     found = fine if wins(fine.effect, start.effect) else start
-    floating: list[Place] = []
+    floating: list[tuple[Place, float]] = []
     if not (found.overrides and Untold(search.tolerance).holds(found.effect)):
         found, floating = _floated(search, found)
-    return _needed(search, found, AsGood(search.tolerance, found.effect), floating)
+    places, enough = [place for place, _ in floating], AsGood(search.tolerance, found.effect)
+    shares = {name: share for place, share in floating for name in place.names}
+    return Chosen(_needed(search, found, enough, places), shares)
 
 
 def _all(changes: Iterable[Change]) -> dict[str, Pair]:
@@ -187,18 +201,21 @@ def _first(search: Search, fine: Found, enough: Enough) -> Found:
     return held[_fewest(len(changes), holds, search.racing)]
 
 
-def _floated(search: Search, base: Found) -> tuple[Found, list[Place]]:
-    """`base` with as few places left float as are enough, and those, the loudest first."""
-    floating = [place for place in search.places if place.floats]
-    if not floating:
+def _floated(search: Search, base: Found) -> tuple[Found, list[tuple[Place, float]]]:
+    """`base` with as few places left float as are enough, and those, the loudest first, each with
+    its share of the noise."""
+    able = [place for place in search.places if place.floats]
+    if not able:
         return base, []
-    floating = search.loudest(floating, base.overrides)
+    loudest = search.loudest(able, base.overrides)
+    layers = [each for each in loudest if each[0].layer][: search.top]
+    floating = [each for each in loudest if each in layers or not each[0].layer]
     untold = Untold(search.tolerance)
 
     def of(count: int) -> dict[str, Pair]:
         return {
             **base.overrides,
-            **{n: p for f in floating[:count] for n, p in f.floats[-1].items()},
+            **{n: p for f, _ in floating[:count] for n, p in f.floats[-1].items()},
         }
 
     every = search.measured(of(len(floating)))

@@ -42,10 +42,11 @@ def find_advice(
     if not outputs.quantizes:
         return None
     verdict = verdict_of(outputs.whole(start), tolerance)
-    if verdict != "above":
+    wanted = subject.loaded.recipe.analyze
+    if verdict != "above" or not wanted.top:
         return Advice(verdict, {})
     chosen_by, promised_on = subject.halves()
-    most = subject.loaded.recipe.analyze.choices
+    most = wanted.choices
     with kept_heap(), stage("measuring choices, at most", most) as running:
 
         def figures(choices: Sequence[Choice], numbers: np.ndarray) -> list[np.ndarray]:
@@ -55,16 +56,19 @@ def find_advice(
 
         by_labels = subject.distrust is None
         racing = Racing(figures, chosen_by, most, by_labels, running.done)
-        places = places_of(evidence, outputs.top)
-        found = choose(Search(tolerance, places, start, list(network.sites), racing))
+        places = places_of(evidence)
+        search = Search(tolerance, wanted.top, places, start, list(network.sites), racing)
+        chosen = choose(search)
         log.info("measured %d choices of settings, at most %d", racing.tried, most)
-        if not found.overrides:
+        shares, found = chosen.shares, chosen.found
+        overrides = dict(sorted(found.overrides.items(), key=lambda of: -shares.get(of[0], 0.0)))
+        if not overrides:
             return Advice(verdict, {}, tried=racing.tried)
-        judge = figures([start, {**start, **found.overrides}], promised_on)
+        judge = figures([start, {**start, **overrides}], promised_on)
     before, final = (effect(sums, by_labels) for sums in judge)
     untold = judged(found.effect.loss, tolerance) != "above"
-    advice = held(found.overrides, before, final, tolerance)
-    return replace(advice, untold=untold, tried=racing.tried)
+    advice = held(overrides, before, final, tolerance)
+    return replace(advice, untold=untold, shares=shares, tried=racing.tried)
 
 
 def say(
@@ -98,7 +102,7 @@ def say(
         outputs.start,
         outputs.network,
         lowered,
-        reasons(advice.overrides, facts, evidence, subject.loaded.recipe.analyze.tolerance),
+        reasons(advice, facts, evidence, subject.loaded.recipe.analyze.tolerance),
         layers,
     )
     per_tensor, weights = _per_tensor(advice, outputs)
@@ -136,8 +140,8 @@ def _per_tensor(advice: Advice, outputs: OutputEffects) -> tuple[int, int]:
 
 
 def _sentence(advice: Advice, evidence: Evidence, subject: Subject) -> str:
-    outputs, tolerance = evidence.outputs, subject.loaded.recipe.analyze.tolerance
-    at_start = outputs.whole(outputs.start)
+    outputs, wanted = evidence.outputs, subject.loaded.recipe.analyze
+    at_start, tolerance = outputs.whole(outputs.start), wanted.tolerance
     of = {
         "metric": f"points of {subject.metric}",
         "decisions": "% of its decisions",
@@ -162,15 +166,15 @@ def _sentence(advice: Advice, evidence: Evidence, subject: Subject) -> str:
     lost += ", more than is accepted" if not advice.overrides else ""
     kept = advice.promise in ("within", "cannot tell")
     first = "" if kept else _mend_first(evidence.layers, evidence.ranges.fixed)
-    if not advice.overrides and not outputs.top:
+    if not advice.overrides and not wanted.top:
         return f"The recipe loses {lost}; with analyze.top at 0 nothing else was measured."
-    tried, layers = len(outputs.top), len(outputs.start)
-    further = first or (_TRY_MORE if tried < layers else "") + _TRAIN
+    layers = len(outputs.start)
+    further = first or (_MORE_FLOAT if wanted.top < layers else "") + _TRAIN
     if advice.final is None:
+        loudest = f"its {wanted.top} loudest layers" if wanted.top < layers else "layers"
         return (
-            f"The recipe loses {lost}, and no setting that was tried on its {tried} worst layers"
-            f"{f' of {layers}' if tried < layers else ''}, nor leaving them float, wins any of it "
-            f"back.{further}"
+            f"The recipe loses {lost}, and no setting that was tried, nor leaving {loudest} float, "
+            f"wins any of it back.{further}"
         )
     sites = outputs.network.sites
     of_layers = {n: sites[n].own.layer if n in sites else n for n in advice.overrides}
@@ -210,7 +214,7 @@ _ENOUGH = (
     " The samples that it was chosen by cannot tell that from the tolerance, so no more was left "
     "float for it: more samples could."
 )
-_TRY_MORE = " A larger analyze.top tries more of its layers."
+_MORE_FLOAT = " With a larger analyze.top more of its layers may be left float."
 _TRAIN = " What no setting wins back, fine-tuning may: granplugin.quantize (docs/qat.md)."
 
 

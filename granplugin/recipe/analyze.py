@@ -58,7 +58,8 @@ class Analyze(Strict):
     top: int = Field(
         default=15,
         ge=0,
-        description="How many of the worst layers to measure at the network's output.",
+        description="How many of the worst layers to measure at the network's output, and of its "
+        "loudest to leave float at most where no setting is enough.",
         examples=[5],
     )
     effects: Annotated[str, OneOf("choice", ("own", "all"))] = Field(
