@@ -176,6 +176,12 @@ OTHERS = {
         "3 axes",
     ),
     "weight first": (lambda x, w: 2 * w @ x, lambda: weight(5, 3), ROWS, "first operand"),
+    "a module of constants": (
+        lambda x, m: x + m(torch.ones(len(x), 1, 4)),
+        lambda: nn.Linear(4, 4),
+        ROWS,
+        "no data reaches it",
+    ),
     "constant": (lambda x, w: x + (w @ w)[0], lambda: weight(4, 4), ROWS, "no data reaches it"),
 }
 

@@ -24,6 +24,9 @@ from granplugin.network.watch import LayerCall
 from granplugin.quant.layers import CALL, Layer, sites_of
 from granplugin.quant.site import Operand, Shape
 
+COMPUTED_ONCE = "no data reaches it: it is computed once, when the model is exported"
+"""Why a product of constants is not quantized."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CallLayer:
@@ -204,7 +207,7 @@ def _unusable(calls: Sequence[CalledProduct], flow: Flow) -> str | None:
         return None
     if any(flow.data[made.second] for made in calls):
         return "its weight is its first operand, and engines quantize a weight that is the second"
-    return "no data reaches it: it is computed once, when the model is exported"
+    return COMPUTED_ONCE
 
 
 def _sources(value: int, flow: Flow, names: Mapping[int, str]) -> set[str]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from granplugin.errors import DataError, ModelError, UserError
-from granplugin.network.call_layers import CallLayer, find_call_layers
+from granplugin.network.call_layers import COMPUTED_ONCE, CallLayer, find_call_layers
 from granplugin.network.computed import way_out
 from granplugin.network.flow import Flow
 from granplugin.network.foldable import BatchNorms, find_batch_norms
@@ -98,6 +98,8 @@ def trace(model: nn.Module, example: Example) -> Traced:
         name: _placed(layer, calls[name], standings[name], name in watch.exchanged)
         for name, layer in described.items()
     }
+    data = watch.values.flow.data
+    ran = {name: _of_constants(layer, calls[name], data) for name, layer in ran.items()}
     if read is not None:
         ran = {name: _left_out(layer, calls[name], read) for name, layer in ran.items()}
     idle = [
@@ -290,6 +292,13 @@ def _left_out(layer: Layer, calls: Sequence[LayerCall], read: set[int]) -> Layer
     return dataclasses.replace(
         layer, unusable=layer.unusable or "no output of the model depends on it"
     )
+
+
+def _of_constants(layer: Layer, calls: Sequence[LayerCall], data: Sequence[bool]) -> Layer:
+    """The layer, unusable where no data reach what it multiplies."""
+    if not layer.weighs or any(made.input is None or data[made.input] for made in calls):
+        return layer
+    return dataclasses.replace(layer, unusable=layer.unusable or COMPUTED_ONCE)
 
 
 def _describe_idle(name: str, module: nn.Module, watch: Watch) -> Layer:
