@@ -13,7 +13,7 @@ from granplugin.network.batch_norms import TOLERANCE, check_folding, fold_batch_
 from granplugin.network.folded_calls import FoldedNorm
 from granplugin.network.forward import call
 from granplugin.network.trace import Traced, trace
-from granplugin.quant.folding import fold
+from granplugin.quant.folding import Norm, fold
 from granplugin.quant.layers import Layer
 
 
@@ -75,7 +75,7 @@ def test_fold_is_the_formula_in_float64_rounded_once(seed, groups, transposed):
     bias, gamma, beta, mean = random.normal(size=(4, out)).astype(np.float32)
     var = random.uniform(0.01, 4, out).astype(np.float32)
     eps = 1e-5
-    got, shift = fold(weight, bias, gamma, beta, mean, var, eps, int(transposed), groups)
+    got, shift = fold(weight, bias, Norm(gamma, beta, mean, var, eps), int(transposed), groups)
     assert got.dtype == shift.dtype == np.float32 and got.shape == shape
     bn = nn.BatchNorm1d(out, eps)
     state = {"weight": gamma, "bias": beta, "running_mean": mean, "running_var": var}
@@ -97,8 +97,9 @@ def test_fold_is_the_formula_in_float64_rounded_once(seed, groups, transposed):
 def test_the_eps_of_torch_and_of_an_onnx_attribute_give_the_same_bits():
     random = np.random.default_rng(0)
     weight = random.normal(size=(64, 32)).astype(np.float32)
-    vectors = random.uniform(0, 1e-4, size=(5, 64)).astype(np.float32)
-    ours, theirs = (fold(weight, *vectors, eps, 0) for eps in (1e-5, float(np.float32(1e-5))))
+    bias, *norm = random.uniform(0, 1e-4, size=(5, 64)).astype(np.float32)
+    epsilons = 1e-5, float(np.float32(1e-5))
+    ours, theirs = (fold(weight, bias, Norm(*norm, eps), 0) for eps in epsilons)
     assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 

@@ -24,7 +24,7 @@ from granplugin.graph.read.agreement import agreement
 from granplugin.graph.read.verify import read_back
 from granplugin.network.export import export_float
 from granplugin.planning.rows import as_float
-from granplugin.quant.folding import fold
+from granplugin.quant.folding import Norm, fold
 from granplugin.quant.granularity import reduce_blocks
 
 
@@ -215,8 +215,7 @@ def test_folded_weights_are_those_of_the_one_arithmetic(net):
         expected, _ = fold(
             module.weight.detach().numpy(),
             None if module.bias is None else module.bias.detach().numpy(),
-            *(tensor.detach().numpy() for tensor in arrays),
-            bn.eps,
+            Norm(*(tensor.detach().numpy() for tensor in arrays), bn.eps),
             1 if layer == "up" else 0,
             getattr(module, "groups", 1),
         )

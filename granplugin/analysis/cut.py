@@ -18,7 +18,7 @@ from granplugin.errors import ModelError
 from granplugin.graph.read.graph import reads
 from granplugin.measures.samples import sampled
 from granplugin.network.onnx_rounded import Rounded, rounded
-from granplugin.network.onnx_running import Feeds, Running, Session, parts_of
+from granplugin.network.onnx_running import Computation, Feeds, Running, parts_of
 from granplugin.planning.rows import QuantizedRow
 from granplugin.sources.onnx_network import Passed
 
@@ -37,7 +37,7 @@ class _Cut:
 class _Recording:
     """A graph, run whole, with the cuts that are run on what it keeps."""
 
-    session: Session
+    session: Computation
     cuts: Mapping[str, _Cut]
 
 

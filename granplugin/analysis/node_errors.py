@@ -26,7 +26,7 @@ from granplugin.analysis.tried import (
 from granplugin.errors import ModelError
 from granplugin.network.onnx_layers import Placed, weight_of
 from granplugin.network.onnx_prepared import nodes_behind
-from granplugin.network.onnx_running import Feeds, Running, Session, parts_of
+from granplugin.network.onnx_running import Computation, Feeds, Running, parts_of
 from granplugin.network.onnx_watch import tensor_of
 from granplugin.quant.formats import FORMATS, scale_of
 from granplugin.quant.granularity import expand
@@ -190,7 +190,7 @@ class _Layer:
         return per_sample(_squares(y, self.axis % y.ndim), samples)
 
 
-def _alone(running: Running, placed: Placed) -> Session:
+def _alone(running: Running, placed: Placed) -> Computation:
     """What a layer's node makes of x with the weight w, without a bias."""
     node = onnx.NodeProto(name="node", op_type=placed.node.op_type, input=["x", "w"], output=["y"])
     kept = [each for each in placed.node.attribute if each.name not in ("transB", "beta")]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from granplugin.audits.audit_file import Site
+from granplugin.audits.audit_file import FileSite
 from granplugin.audits.engine_plans import text_of
 from granplugin.errors import UserError
 from granplugin.graph.read.quantized_graph import QuantizedGraph
@@ -43,17 +43,17 @@ class Asked:
             site: self.rows[name].where for site, name in self.names.items() if name in self.rows
         }
 
-    def compared(self, sites: Sequence[Site]) -> list[Site]:
+    def compared(self, sites: Sequence[FileSite]) -> list[FileSite]:
         """The sites with the recipe's lines; what the file has otherwise is wrong, and what it does
         not quantize is float."""
         told = [self._told(site) for site in sites]
         for name, row in self.rows.items():
             if name not in self.names.values() and row.operand in MULTIPLIED:
                 verdict = Verdict(name, row.where, None, "degraded", "float")
-                told.append(Site(row, None, verdict, where=row.where))
+                told.append(FileSite(row, None, verdict, where=row.where))
         return told
 
-    def _told(self, site: Site) -> Site:
+    def _told(self, site: FileSite) -> FileSite:
         row = self.rows.get(self.names.get(site.row.site, ""))
         if row is None:
             return site

@@ -33,7 +33,7 @@ from granplugin.words import counted
 
 
 @dataclass(frozen=True)
-class Site:
+class FileSite:
     """One quantized operand of the file with what was promised and what came of it, None where no
     engine was built; `time_ms` is that of its node's kernels in a profile, `where` the recipe's line
     where there is one."""
@@ -55,7 +55,7 @@ class FileAudit(Result):
     version: str | None
     source: str
     plan: EnginePlan | None
-    sites: tuple[Site, ...]
+    sites: tuple[FileSite, ...]
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
     refusals: tuple[Finding, ...] = ()

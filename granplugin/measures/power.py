@@ -82,7 +82,7 @@ def samples_to_tell(value: float, bound: float, deviation: float, at_bound: floa
     """
     if value == bound:
         return None
-    spread = _Z * at_bound + _Z_POWER * deviation
-    count = (spread / (value - bound)) ** 2
+    width = _Z * at_bound + _Z_POWER * deviation
+    count = (width / (value - bound)) ** 2
     unit = 10 ** max(math.floor(math.log10(count)) - 1, 0) if count > 1 else 1
     return math.ceil(count / unit) * unit

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from granplugin.network.call_quantizers import CallQuantizers, clear_place, place_of
 from granplugin.network.frames import FOLDED_NORM
-from granplugin.quant.folding import factors, multiplied, shifted
+from granplugin.network.modules import norm_of
+from granplugin.quant.folding import multiplied, shifted
 from granplugin.quant.layers import PRODUCTS, Layer
 
 
@@ -27,8 +27,7 @@ class FoldedNorm(nn.Module):
     def __init__(self, layer: Layer, bn: Any) -> None:
         super().__init__()
         self.axis, self.groups = PRODUCTS[layer.type].weight_channels, layer.groups
-        gamma = None if bn.weight is None else _array(bn.weight)
-        factor = torch.from_numpy(factors(gamma, _array(bn.running_var), bn.eps))
+        factor = torch.from_numpy(norm_of(bn).factor)
         self.register_buffer("factor", factor.to(bn.running_mean.device))
         for name, values in {"mean": bn.running_mean, "beta": bn.bias}.items():
             self.register_buffer(name, None if values is None else values.detach().double().clone())
@@ -68,7 +67,3 @@ def run_folded(model: nn.Module, layers: Iterable[str]) -> None:
     for name in layers:
         place_of(model, name)
         CallQuantizers(model)
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy()

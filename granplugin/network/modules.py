@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from granplugin.network.weight_facts import WeightFacts, weight_facts
-from granplugin.quant.folding import channel_ranges, fold, spread
+from granplugin.quant.folding import Norm, channel_ranges, fold, spread
 from granplugin.quant.layers import PASSIVE, PRODUCTS, WEIGHTED, Layer, sites_of
 
 
@@ -107,11 +107,7 @@ class Stored:
         return fold(
             _array(self.weight),
             None if self.bias is None else _array(self.bias),
-            None if bn.weight is None else _array(bn.weight),
-            None if bn.bias is None else _array(bn.bias),
-            _array(bn.running_mean),
-            _array(bn.running_var),
-            bn.eps,
+            norm_of(bn),
             self.axis,
             self.groups,
         )
@@ -153,6 +149,12 @@ def weight_of(model: nn.Module, layer: Layer) -> np.ndarray | None:
     """The weight that the model holds of a layer, float32; None where it is computed."""
     held = stored(model, layer)
     return None if held is None else held.array
+
+
+def norm_of(bn: nn.Module) -> Norm:
+    """A module's batch norm, as granplugin.quant.folding takes it."""
+    gamma, beta = (None if each is None else _array(each) for each in (bn.weight, bn.bias))
+    return Norm(gamma, beta, _array(bn.running_mean), _array(bn.running_var), bn.eps)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -22,7 +22,7 @@ from granplugin.network.onnx_file import is_float
 from granplugin.network.onnx_flow import GraphFlow, OpenShape, flow_of, is_lookup, known
 from granplugin.network.role_traits import Product
 from granplugin.network.standing import CallValues, find_standings
-from granplugin.quant.folding import channel_ranges, fold, spread
+from granplugin.quant.folding import Norm, channel_ranges, fold, spread
 from granplugin.quant.layers import LOOKUP, ONNX_PRODUCTS, PASSIVE, PRODUCTS, Layer, sites_of
 from granplugin.quant.site import Operand, Shape
 
@@ -119,8 +119,8 @@ def folded_weight(graph: ReadGraph, placed: Placed) -> np.ndarray | None:
     gamma, beta, mean, var = (graph.value(name) for name in placed.bn.input[1:5])
     if gamma is None or beta is None or mean is None or var is None:
         return None
-    axis, eps = weight_axis(placed.node), attribute(placed.bn, "epsilon", 1e-5)
-    return fold(weight, None, gamma, beta, mean, var, eps, axis, placed.layer.groups)[0]
+    norm = Norm(gamma, beta, mean, var, attribute(placed.bn, "epsilon", 1e-5))
+    return fold(weight, None, norm, weight_axis(placed.node), placed.layer.groups)[0]
 
 
 def weight_axis(node: onnx.NodeProto) -> int:

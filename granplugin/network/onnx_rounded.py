@@ -24,7 +24,7 @@ from granplugin.network.onnx_layers import (
     weight_of,
 )
 from granplugin.planning.rows import QuantizedRow
-from granplugin.quant.folding import fold
+from granplugin.quant.folding import Norm, fold
 from granplugin.quant.formats import FORMATS, fake_quantize, scale_of
 from granplugin.quant.granularity import expand
 
@@ -69,11 +69,8 @@ def folded_of(graph: ReadGraph, placed: Placed) -> tuple[np.ndarray, np.ndarray]
     weight = weight_of(graph, node)
     assert weight is not None
     gamma, beta, mean, var = (graph.array(name) for name in bn.input[1:5])
-    eps = attribute(bn, "epsilon", 1e-5)
-    axis = weight_axis(node)
-    return fold(
-        weight, bias_of(graph, placed), gamma, beta, mean, var, eps, axis, placed.layer.groups
-    )
+    norm = Norm(gamma, beta, mean, var, attribute(bn, "epsilon", 1e-5))
+    return fold(weight, bias_of(graph, placed), norm, weight_axis(node), placed.layer.groups)
 
 
 def bias_of(graph: ReadGraph, placed: Placed) -> np.ndarray | None:

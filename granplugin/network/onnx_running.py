@@ -36,7 +36,7 @@ class Running:
         self.graph = graph
         self.inputs = {value.name: value.type.tensor_type for value in graph.model.graph.input}
         self._shared: dict[str, onnxruntime.OrtValue] = {}
-        self._plain: Session | None = None
+        self._plain: Computation | None = None
 
     def outputs(self, batch: Feeds) -> dict[str, np.ndarray]:
         """The file's own outputs. Raises ModelError."""
@@ -96,7 +96,7 @@ class Running:
         outputs: Sequence[str],
         constants: Feeds = MappingProxyType({}),
         given: Mapping[str, np.dtype] = MappingProxyType({}),
-    ) -> Session:
+    ) -> Computation:
         """A session of these nodes, in an order of computation, which compute of the graph's inputs
         or of the tensors `given`, and of its constants or others. Raises ModelError where ONNX
         Runtime refuses it."""
@@ -144,7 +144,9 @@ class Running:
             options.add_external_initializers(list(shared), list(shared.values()))
         with translated(f"{graph.path}: onnxruntime refuses it", reference.ERRORS, ModelError):
             session = reference.open_session(model.SerializeToString(), options=options)
-        return Session(session, tuple(fed), tuple(outputs), str(graph.path), tuple(shared.values()))
+        return Computation(
+            session, tuple(fed), tuple(outputs), str(graph.path), tuple(shared.values())
+        )
 
     def _value(self, name: str) -> onnxruntime.OrtValue:
         if name not in self._shared:
@@ -154,7 +156,7 @@ class Running:
 
 
 @dataclass(frozen=True)
-class Session:
+class Computation:
     """What computes `outputs` of `inputs`; `held` are the weights that it shares."""
 
     session: Any

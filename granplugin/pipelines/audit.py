@@ -11,7 +11,7 @@ import onnx
 
 from granplugin.audits.asked import Asked
 from granplugin.audits.audit import audit as verdicts_of
-from granplugin.audits.audit_file import FileAudit, Site, notes_of, promises_of
+from granplugin.audits.audit_file import FileAudit, FileSite, notes_of, promises_of
 from granplugin.audits.engine_plans import (
     PlanUnread,
     batch_of,
@@ -127,14 +127,14 @@ def _built_here(
 
 def _sites(
     quantized: QuantizedGraph, kernels: Kernels, promises: Mapping[str, Promise], built: bool
-) -> list[Site]:
+) -> list[FileSite]:
     """The file's sites, with verdicts where the engine was `built`."""
     verdicts: Sequence[Verdict | None] = [None] * len(quantized.rows)
     if built:
         ran = [ran_of(operand, kernels) for operand in quantized.operands]
         verdicts = verdicts_of(quantized.rows, ran, promises)
     sites = [
-        Site(
+        FileSite(
             operand.row, promises.get(operand.row.site), verdict, time_ms_of(kernels, operand.node)
         )
         for operand, verdict in zip(quantized.operands, verdicts, strict=True)
@@ -142,7 +142,7 @@ def _sites(
     return [*sites, *(_hidden(operand.row, built) for operand in quantized.hidden)]
 
 
-def _hidden(row: FileRow, built: bool) -> Site:
+def _hidden(row: FileRow, built: bool) -> FileSite:
     """A site inside If, Loop or Scan."""
     verdict = Verdict(row.site, row.where, None, "unknown", INSIDE) if built else None
-    return Site(row, None, verdict)
+    return FileSite(row, None, verdict)

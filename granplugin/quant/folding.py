@@ -2,45 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Norm:
+    """A batch norm of [out] channels; without gamma or beta they are ones or zeros."""
+
+    gamma: np.ndarray | None
+    beta: np.ndarray | None
+    mean: np.ndarray
+    var: np.ndarray
+    eps: float
+
+    @property
+    def factor(self) -> np.ndarray:
+        """What it multiplies each channel by, gamma / sqrt(var + eps): [out], float64."""
+        # An ONNX attribute is a float32: only an eps rounded so gives the same bits on both sides.
+        factor = 1 / np.sqrt(self.var.astype(np.float64) + float(np.float32(self.eps)))
+        return factor if self.gamma is None else self.gamma.astype(np.float64) * factor
+
+
 def fold(
-    weight: np.ndarray,
-    bias: np.ndarray | None,
-    gamma: np.ndarray | None,
-    beta: np.ndarray | None,
-    mean: np.ndarray,
-    var: np.ndarray,
-    eps: float,
-    axis: int,
-    groups: int = 1,
+    weight: np.ndarray, bias: np.ndarray | None, norm: Norm, axis: int, groups: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """The float32 weight and bias of one layer that does what the layer and its batch norm did.
 
     `axis` is the weight's output-channel axis: 0 for convolutions and linear layers, 1 for
     transposed convolutions, whose weight is [in, out / groups, ...] with one block of rows per
-    group. bias, gamma, beta, mean and var are [out]; without gamma or beta they are ones or zeros.
-    With factor = gamma / sqrt(var + eps): weight' = weight * factor along the output channels and
+    group. bias is [out], or None for zeros. With factor = gamma / sqrt(var + eps): weight' = weight * factor along the output channels and
     bias' = (bias - mean) * factor + beta (Jacob et al. 2018, arXiv:1712.05877, section 3.2).
 
-    >>> fold(np.ones((1, 2)), None, np.array([3.0]), None, np.array([1.0]), np.array([4.0]), 0, 0)
+    >>> norm = Norm(np.array([3.0]), None, np.array([1.0]), np.array([4.0]), eps=0)
+    >>> fold(np.ones((1, 2)), None, norm, axis=0)
     (array([[1.5, 1.5]], dtype=float32), array([-1.5], dtype=float32))
     """
-    factor = factors(gamma, var, eps)
+    factor = norm.factor
     folded = multiplied(weight.astype(np.float64), factor, axis, groups)
-    own, beta = (None if array is None else array.astype(np.float64) for array in (bias, beta))
-    shift = shifted(own, factor, mean.astype(np.float64), beta)
+    own, beta = (None if array is None else array.astype(np.float64) for array in (bias, norm.beta))
+    shift = shifted(own, factor, norm.mean.astype(np.float64), beta)
     return folded.astype(np.float32), shift.astype(np.float32)
-
-
-def factors(gamma: np.ndarray | None, var: np.ndarray, eps: float) -> np.ndarray:
-    """What a batch norm multiplies each channel by, gamma / sqrt(var + eps): [out], float64."""
-    # An ONNX attribute is a float32: only an eps rounded so gives the same bits on both sides.
-    factor = 1 / np.sqrt(var.astype(np.float64) + float(np.float32(eps)))
-    return factor if gamma is None else gamma.astype(np.float64) * factor
 
 
 def multiplied(weight: Any, factor: Any, axis: int, groups: int = 1) -> Any:

@@ -150,11 +150,11 @@ def _timings(
         seconds=spec.seconds,
     )
     told = tuple(filter(None, [before, clocks() if timed else None]))
-    spread = build_spread(
+    of_builds = build_spread(
         [ratio(timings["second", name], timings["first", name]) for name in second]
     )
     return {
-        name: Timing(timings["first", name], timings.get(("graph", name)), spread, told)
+        name: Timing(timings["first", name], timings.get(("graph", name)), of_builds, told)
         for name in runs
     }
 

@@ -132,11 +132,7 @@ def _fold(
     weight, bias = folding.fold(
         weight_at(nodes[0]),
         bias,
-        gamma,
-        beta,
-        mean,
-        var,
-        after.attributes["epsilon"].as_float(),
+        folding.Norm(gamma, beta, mean, var, after.attributes["epsilon"].as_float()),
         axis=1 if transposed else 0,
         groups=node.attributes["group"].as_int() if transposed else 1,
     )
