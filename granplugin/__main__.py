@@ -6,6 +6,7 @@ tell; 70 our bug; 128 + the signal's number, so 130 of ^C, interrupted.
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import signal
@@ -59,6 +60,8 @@ def run() -> None:
     if sys.getfilesystemencoding() != "utf-8":
         # Names of files and what is printed are UTF-8, whatever the locale can spell.
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    # By default it looks through what torch and modelopt are for a sixth of the time they load in.
+    gc.set_threshold(10_000)
     results = own_streams()
     if _verb(sys.argv[1:]) not in _ALONE:
         from granplugin.crashes import outlived

@@ -4,6 +4,7 @@ histograms. Every reduction is exact and independent of the order."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 
 import numpy as np
 import torch
@@ -43,16 +44,19 @@ class Seen:
         return torch.maximum(split.amax(within), -split.amin(within)).reshape(self.need.grid)
 
     def _count(self, x: torch.Tensor) -> None:
+        """All of it or, where memory runs out, nothing."""
         if self.counts is None:
             length = _ALL_BINS if self.cells == 1 else self.cells * BINS
             self.counts = torch.zeros(length, dtype=torch.int64, device=x.device)
-        for bins in self._bins(x):
-            if len(bins) > _MANY * len(self.counts):
-                self.counts += torch.bincount(bins, minlength=len(self.counts))
-            else:
-                # To make a table of their own and add it would cost more than they do.
-                one = torch.ones(1, dtype=torch.int64, device=x.device)
-                self.counts.index_add_(0, bins, one.expand(len(bins)))
+        length = len(self.counts)
+        if x.numel() > _MANY * length:
+            each = (torch.bincount(bins, minlength=length) for bins in self._bins(x))
+            self.counts += reduce(torch.Tensor.add_, each)
+        else:
+            # A table of their own would cost more than they do; and they are one part.
+            (bins,) = self._bins(x)
+            one = torch.ones(1, dtype=torch.int64, device=x.device)
+            self.counts.index_add_(0, bins, one.expand(len(bins)))
 
     def _bins(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         """The place in `counts` of each value, int32, in parts."""
