@@ -105,6 +105,21 @@ def test_the_bound_on_choices_is_held_and_what_is_found_then_is_enough():
         assert judged(found.effect.loss, 50.0) != "above"
 
 
+def test_of_a_part_on_which_fp32_puts_out_nothing_nothing_is_concluded():
+    of = search([0.1, 0.2], [1e-5, 0.2], tolerance=5.0)
+    expected, figures, first = choose(of).found.overrides, of.racing._figures, of.racing.parts[0]
+
+    def silent(choices, numbers):
+        found = figures(choices, numbers)
+        if numbers is first:
+            for sums_of_part in found:
+                sums_of_part[1:] = 0
+        return found
+
+    of.racing._figures = silent
+    assert choose(of).found.overrides == expected == {"1": FLOATING, "0": BEST}
+
+
 def test_parts_have_every_sample_once():
     for count in (1, 63, 64, 101):
         parts = parts_of(np.arange(count))

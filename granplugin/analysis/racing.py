@@ -48,7 +48,12 @@ class Racing:
     def glance(self, choices: Sequence[Choice]) -> list[Effect]:
         """The effects of choices on the first part alone; they count as such a part."""
         self._count(math.ceil(len(choices) * len(self.parts[0]) / self._samples))
-        return [self._effect(sums) for sums in self._figures(choices, self.parts[0])]
+        begun = self._figures(choices, self.parts[0])
+        for part in self.parts[1:]:
+            if all(_has_signal(sums) for sums in begun):
+                break
+            begun = [a + b for a, b in zip(begun, self._figures(choices, part), strict=True)]
+        return [self._effect(sums) for sums in begun]
 
     def run(self, choice: Choice, fails: Callable[[Effect], bool]) -> Effect | None:
         """The effect of a choice on all samples; None where it `fails` on a part of them."""
@@ -57,7 +62,8 @@ class Racing:
         for at, part in enumerate(self.parts):
             (found,) = self._figures([choice], part)
             sums = found if sums is None else sums + found
-            if at < len(self.parts) - 1 and fails(self._effect(sums)):
+            last = at == len(self.parts) - 1
+            if not last and _has_signal(sums) and fails(self._effect(sums)):
                 return None
         assert sums is not None, "there are samples"
         return self._effect(sums)
@@ -68,6 +74,11 @@ class Racing:
 
     def _effect(self, sums: np.ndarray) -> Effect:
         return effect(sums, self._by_labels, self._samples)
+
+
+def _has_signal(sums: np.ndarray) -> bool:
+    """Whether FP32's outputs are not all 0 on these samples, of which nothing could be said."""
+    return float(sums[1]) > 0
 
 
 def parts_of(numbers: np.ndarray) -> list[np.ndarray]:
