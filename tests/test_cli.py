@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import subprocess
-import sys
 import time
 
 import jsonschema
@@ -179,19 +178,6 @@ def test_verbose_tells_each_step_on_stderr(applied):
     assert quiet.stderr == ""
     assert "built nets.py:tiny" in verbose.stderr
     assert verbose.stdout == quiet.stdout
-
-
-def test_help_check_schema_and_doctor_answer_without_torch():
-    code = (
-        "import sys; from granplugin.__main__ import main\n"
-        "for argv in (['--help'], ['check', 'recipes/digits_mobilenet.yaml'], ['schema'],\n"
-        "             ['doctor']):\n"
-        "    assert main(argv) == 0, argv\n"
-        "heavy = {'torch', 'modelopt', 'onnxruntime', 'openvino'} & set(sys.modules)\n"
-        "print(heavy, file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stderr) == (0, "set()\n"), done.stdout
 
 
 def test_the_installed_command_is_quiet_in_a_pipe_and_colourless(applied, command, forks):
