@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from granplugin.graph import reference
 from granplugin.graph.read.graph import read
 from granplugin.graph.read.in_parts import in_parts
+from granplugin.network import onnx_running
 
 X = np.random.default_rng(0).standard_normal((2, 6)).astype(np.float32)
 
@@ -92,3 +93,23 @@ def test_a_node_is_run_once_however_many_parts_there_are(graph, monkeypatch):
         "a7",
         "z0",
     }
+
+
+def test_constants_are_made_once_and_a_part_at_a_time(graph, whole, monkeypatch):
+    made = []
+
+    class Constants(dict):
+        def __getitem__(self, name):
+            made.append(name)
+            return graph.array(name)
+
+    weights = {f"w{i}": 36 for i in range(8)}
+    monkeypatch.setattr(onnx_running, "_AT_ONCE", 2 * 36)
+    running, opened = onnx_running.Running(graph), []
+    open_, running.open = running.open, lambda *of: opened.append(of[0]) or open_(*of)
+    (found,) = running.run_in_parts(
+        graph.nodes, ["a7"], Constants(weights), weights, {"x": X}
+    ).values()
+    assert found.tobytes() == whole["a7"].tobytes()
+    assert sorted(made) == sorted(weights) and len(opened) == 4
+    assert [node.name for part in opened for node in part] == [node.name for node in graph.nodes]

@@ -7,7 +7,8 @@ clip(round(x / scale)) * scale, the oracle's formula, in nodes of ONNX Runtime.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -33,10 +34,33 @@ _SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
 
 @dataclass(frozen=True)
 class Rounded:
-    """Nodes in an order of computation, and the constants that they read besides the graph's."""
+    """Nodes in an order of computation, and the constants that they read besides the graph's;
+    `sizes` are the numbers of values of those that are made when they are read."""
 
     nodes: tuple[onnx.NodeProto, ...]
     constants: Mapping[str, np.ndarray]
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _WhenRead(Mapping[str, np.ndarray]):
+    """Arrays of which some are made each time they are read, and kept by nobody."""
+
+    held: Mapping[str, np.ndarray]
+    makers: Mapping[str, Callable[[], np.ndarray]]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.makers[name]() if name in self.makers else self.held[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.makers or name in self.held
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.held
+        yield from self.makers
+
+    def __len__(self) -> int:
+        return len(self.held) + len(self.makers)
 
 
 def rounded(
@@ -46,11 +70,12 @@ def rounded(
     amax: Mapping[str, np.ndarray],
     folded: Iterable[str] = (),
     made: Mapping[str, np.ndarray] = MappingProxyType({}),
+    when_read: bool = False,
 ) -> Rounded:
     """A prepared graph with these rows' sites rounded, by their `amax` where they are not dynamic,
     and with the batch norms of the layers `folded` taken in. `made` are weights that are rounded
-    already, by site."""
-    edit, rows = _Edit(graph), list(rows)
+    already, by site; others are rounded at once, or each time `when_read`."""
+    edit, rows = _Edit(graph, when_read), list(rows)
     weights = {row.layer: row for row in rows if row.operand == "weight"}
     folded = set(folded)
     for layer in dict.fromkeys([*weights, *folded]):
@@ -94,12 +119,15 @@ def bias_of(graph: ReadGraph, placed: Placed) -> np.ndarray | None:
 @dataclass
 class _Edit:
     graph: ReadGraph
+    when_read: bool = False
     nodes: dict[str, onnx.NodeProto] = field(default_factory=dict)
     before: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
     after: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
     renamed: dict[str, str] = field(default_factory=dict)
     constants: dict[str, np.ndarray] = field(default_factory=dict)
+    makers: dict[str, Callable[[], np.ndarray]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
 
     def node(self, name: str) -> onnx.NodeProto:
         """A copy of a node, to be changed."""
@@ -121,21 +149,26 @@ class _Edit:
         folds: bool,
     ) -> None:
         """Give a layer another weight, and the bias of its batch norm."""
-        node, layer = self.node(placed.node.name), placed.layer.name
-        weight = None if row is None else made.get(row.site)
-        if folds:
-            whole, bias = folded_of(self.graph, placed)
-            self._bias(placed, bias)
-        elif weight is None:
-            held = weight_of(self.graph, placed.node)
-            assert held is not None
-            whole = held
-        if weight is None:
-            weight = whole
+        node, name = self.node(placed.node.name), f"{placed.layer.name}/weight"
+        folded = folded_of(self.graph, placed) if folds else None
+        if folded is not None:
+            self._bias(placed, folded[1])
+
+        def weight() -> np.ndarray:
+            if row is not None and row.site in made:
+                return made[row.site]
+            whole = folded[0] if folded is not None else weight_of(self.graph, placed.node)
+            assert whole is not None
             if row is not None:
                 fmt = FORMATS[row.format]
-                weight = fake_quantize(whole, scale_of(amax[row.site], fmt), row.block, fmt)
-        name = self.constant(f"{layer}/weight", weight)
+                whole = fake_quantize(whole, scale_of(amax[row.site], fmt), row.block, fmt)
+            return np.ascontiguousarray(whole)
+
+        if self.when_read:
+            self.makers[name] = weight
+            self.sizes[name] = math.prod(placed.layer.shape("weight") or ())
+        else:
+            self.constant(name, weight())
         if node.op_type == "MatMul":
             turned = helper.make_node("Transpose", [name], [f"{name}/turned"], perm=[1, 0])
             self.before.setdefault(node.name, []).append(turned)
@@ -240,7 +273,7 @@ class _Edit:
             found += self.after.get(node.name, ())
         if self.renamed:
             found = [self._named(node) for node in found]
-        return Rounded(tuple(found), self.constants)
+        return Rounded(tuple(found), _WhenRead(self.constants, self.makers), self.sizes)
 
     def _named(self, node: onnx.NodeProto) -> onnx.NodeProto:
         """The node with the names that tensors have where a batch norm is gone."""

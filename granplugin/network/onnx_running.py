@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from granplugin.errors import ModelError
 from granplugin.graph import reference
 from granplugin.graph.read.graph import ReadGraph, reads
+from granplugin.graph.read.in_parts import HANDED_ON
 from granplugin.quant.site import Shape
 from granplugin.translate import translated
 
@@ -148,6 +149,31 @@ class Running:
             session, tuple(fed), tuple(outputs), str(graph.path), tuple(shared.values())
         )
 
+    def run_in_parts(
+        self,
+        nodes: Sequence[onnx.NodeProto],
+        outputs: Sequence[str],
+        constants: Feeds,
+        sizes: Mapping[str, int],
+        batch: Feeds,
+    ) -> dict[str, np.ndarray]:
+        """What a session of these nodes gives for a batch. Constants that are large, as their
+        `sizes` tell in values, are read a part of the nodes at a time, each run on what the one
+        before it left. Raises ModelError."""
+        parts = _parts(self.graph, nodes, sizes)
+        if len(parts) == 1:
+            return self.open(nodes, outputs, constants).run(batch)
+        held, found = dict(batch), {name: batch[name] for name in outputs if name in batch}
+        found |= {name: self.graph.array(name) for name in outputs if name in self.graph.stored}
+        for part, left in parts:
+            made = {name for node in part for name in node.output}
+            wanted = sorted(made.intersection([*left, *outputs]))
+            given = {name: array.dtype for name, array in held.items()}
+            held |= self.open(part, wanted, constants, given).run(held)
+            found |= {name: held[name] for name in made.intersection(outputs)}
+            held = {name: array for name, array in held.items() if name in left}
+        return {name: found[name] for name in outputs}
+
     def _value(self, name: str) -> onnxruntime.OrtValue:
         if name not in self._shared:
             array = np.ascontiguousarray(self.graph.array(name))
@@ -171,6 +197,31 @@ class Computation:
         with translated(f"{self.path}: onnxruntime cannot run it", reference.ERRORS, ModelError):
             outputs = self.session.run(self.outputs, {name: feeds[name] for name in self.inputs})
         return dict(zip(self.outputs, outputs, strict=True))
+
+
+def _parts(
+    graph: ReadGraph, nodes: Sequence[onnx.NodeProto], sizes: Mapping[str, int]
+) -> list[tuple[list[onnx.NodeProto], set[str]]]:
+    """The nodes in parts, and what later parts read of each and of what was there before; a part
+    ends where numpy can hand all of that on."""
+    last = {name: at for at, node in enumerate(nodes) for name in reads(node)}
+    parts: list[tuple[list[onnx.NodeProto], set[str]]] = []
+    part: list[onnx.NodeProto] = []
+    live: set[str] = {value.name for value in graph.model.graph.input if value.name in last}
+    values = 0
+    for at, node in enumerate(nodes):
+        more = sum(sizes.get(name, 0) for name in node.input)
+        if (
+            values + more > _AT_ONCE
+            and part
+            and all(graph.element_type(x) in HANDED_ON for x in live)
+        ):
+            parts.append((part, set(live)))
+            part, values = [], 0
+        part.append(node)
+        values += more
+        live = {name for name in {*live, *node.output} if last.get(name, 0) > at}
+    return [*parts, (part, set())]
 
 
 def parts_of(batch: Feeds, values: int) -> Iterator[Feeds]:

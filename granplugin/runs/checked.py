@@ -43,7 +43,7 @@ def agreed(session: Session, built: Built) -> Built:
         sites = agreement(onnx, rows, amax, few, session.network.fake_quantize())
         with located(session.loaded, "model"):
             quantized = session.network.quantized(plan, amax, session.layers, session.example)
-        theirs = sampled(quantized(batch), session.axes)
+            theirs = sampled(quantized(batch), session.axes)
         reference = backends.backend_of(REFERENCE)
         with calls.opened(reference, calls.build(reference, onnx, onnx.parent)) as runner:
             ours = sampled(calls.run(runner, batch), session.axes)

@@ -218,9 +218,12 @@ class OnnxNetwork:
         example: Batch,
     ) -> Callable[[Batch], Outputs]:
         seen = self.shown(example)
-        change = rounded(seen.graph, seen.placed, ranged(plan.rows, amax), amax, plan.folded)
+        rows = ranged(plan.rows, amax)
+        change = rounded(seen.graph, seen.placed, rows, amax, plan.folded, when_read=True)
         outputs = list(seen.graph.outputs)
-        return self.running.open(change.nodes, outputs, change.constants).run
+        return lambda batch: self.running.run_in_parts(
+            change.nodes, outputs, change.constants, change.sizes, batch
+        )
 
     @cached_property
     def _prepared(self) -> Prepared:

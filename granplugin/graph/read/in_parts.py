@@ -17,7 +17,7 @@ from granplugin.graph import reference
 from granplugin.graph.read.constants import is_random
 from granplugin.graph.read.graph import ReadGraph, reads
 
-_LEFT = frozenset(
+HANDED_ON = frozenset(
     getattr(TensorProto, word)
     for word in (
         "FLOAT FLOAT16 DOUBLE BOOL INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64".split()
@@ -81,7 +81,7 @@ def _parts(graph: ReadGraph, wanted: Sequence[Collection[str]]) -> list[_Part]:
             index = at.get(name)
             if index is None or index in chosen:
                 continue
-            if index <= start and name not in constant and graph.element_type(name) in _LEFT:
+            if index <= start and name not in constant and graph.element_type(name) in HANDED_ON:
                 given.add(name)
                 continue
             chosen.add(index)
