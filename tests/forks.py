@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -173,6 +174,8 @@ def _run(asked: Mapping[str, Any]) -> None:
 
 # -- its clients -----------------------------------------------------------------------------------
 
+BEGUN = "GRANPLUGIN_FORKS"
+
 
 class Process:
     """A child of the server: as subprocess.Popen, as far as that goes."""
@@ -219,11 +222,28 @@ class Forks:
                 self._place = Path(at.read_text())
                 self._open = self._connected()
             except OSError:
-                # A socket's path is short, and a worker's folder may be none.
-                self._place = Path(tempfile.mkdtemp(prefix="forks-")) / "socket"
-                self._begin()
-                self._open = self._connected()
+                if not self._begun():
+                    # A socket's path is short, and a worker's folder may be none.
+                    self._place = Path(tempfile.mkdtemp(prefix="forks-")) / "socket"
+                    self._begin()
+                    self._open = self._connected()
                 at.write_text(str(self._place))
+
+    def _begun(self) -> bool:
+        """Whether there is one already, which whoever began the tests told as its process and
+        socket: it has imported while they were not installed yet."""
+        pid, _, place = os.environ.get(BEGUN, "").partition(" ")
+        self._place, end = Path(place), time.monotonic() + 60
+        try:
+            while not self._place.exists():
+                os.kill(int(pid), 0)
+                if time.monotonic() > end:
+                    return False
+                time.sleep(0.02)
+            self._open = self._connected()
+        except (OSError, ValueError):
+            return False
+        return True
 
     def _begin(self) -> None:
         with open(self._place.with_name("said"), "w") as said:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from granplugin.report.schema.run import Report
 
 FEW = ["--set", "data.evaluation.samples=96", "--set", "data.calibration.samples=64"]
+FEW += ["--set", "latency.rounds=6", "--set", "latency.seconds=0.01"]
 SHIPPED = sorted(RECIPES.glob("*.yaml"))
 
 
