@@ -260,7 +260,7 @@ def test_our_own_failure_exits_70_with_versions_in_a_log(applied, monkeypatch):
 def test_what_a_hook_of_ours_raises_is_not_told_as_the_models(project, monkeypatch):
     ours = {"__name__": "granplugin.calibration.seen"}
     exec("def add(*_):\n    raise ZeroDivisionError('by our own hook')", ours)
-    monkeypatch.setattr("granplugin.modelopt_bridge.observe.Seen.add", ours["add"])
+    monkeypatch.setattr("granplugin.calibration.seen.Seen.add", ours["add"])
     project.recipe()
     done = project.apply()
     assert (done.code, done.stdout) == (70, "")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from granplugin.analysis.analyst import PEAK
 from granplugin.analysis.factors import layer_module
 from granplugin.analysis.passes import InMemory, Pace, left
-from granplugin.calibration.seen import Seen
+from granplugin.calibration.seen import Seen, not_finite, seen_of, statistics_of
 from granplugin.calibration.statistics import Need, Statistics
 from granplugin.data.batches import Batch
 from granplugin.errors import DataError, ModelError
@@ -32,50 +33,27 @@ def collect_resumably(
 ) -> Statistics:
     """What is needed at each site, over all batches; `kept` is where an interrupted pass for the
     same `key` was last saved. Raises ModelError naming the first layer that saw NaN or Inf."""
-    needs = sorted(needs, key=lambda need: (need.site, need.block))
     past, done = left(kept, key)
-    seen: dict[str, list[Seen]] = {}
-    for need in needs:
-        seen.setdefault(need.site, []).append(Seen(need))
-    order: dict[str, None] = {}
+    once = _Once(seen_of(needs))
     samples = 0
-    # What was seen of a batch before memory ran out is not to be seen again in its halves.
-    calls: Counter[Seen] = Counter()
-    before: Counter[Seen] = Counter()
-
-    def add(site: str, tensor: Tensor) -> None:
-        order[site] = None
-        for each in seen[site]:
-            if calls[each] >= before[each]:
-                each.add(tensor.detach().float())
-            calls[each] += 1
 
     def see(part: Batch) -> Batch:
-        calls.clear()
-        try:
+        with once.running():
             forward(part)
-        except Exception:
-            before.update(calls)
-            raise
         return part
 
-    def snapshot() -> Statistics | None:
-        """Of what is done so far; None before the first batch."""
+    def so_far() -> Statistics | None:
+        """None before the first batch."""
         if not samples:
             return past
-        found = [each for group in seen.values() for each in group if each.amax is not None]
-        now = Statistics(
-            {each.need: each.amax_grid() for each in found},
-            {each.need: each.counts_grid() for each in found if each.need.histogram},
-            samples,
-        )
+        now = statistics_of(once.seen, samples)
         return now if past is None else past.merge(now)
 
     def save_it() -> None:
-        if (now := snapshot()) is not None:
+        if (now := so_far()) is not None:
             now.save(kept, f"{key}+{done}")
 
-    hooks = [_hook(model, site, partial(add, site)) for site in seen]
+    hooks = [_hook(model, site, partial(once.add, site)) for site in once.seen]
     memory = InMemory()
     pace = Pace()
     try:
@@ -84,22 +62,53 @@ def collect_resumably(
                 continue
             for part in memory.run(see, batch):
                 samples += len(next(iter(part.values())))
-            before.clear()
-            for site in order:
-                if not all(each.is_finite() for each in seen[site]):
-                    raise ModelError(
-                        f"{site}: NaN or Inf in the calibration data's pass, and in no layer "
-                        "before it; look at this layer's weights and at the data"
-                    )
+            once.end_batch()
             done = at + 1
             pace.save(save_it)
     finally:
         for hook in hooks:
             hook.remove()
-    found = snapshot()
+    found = so_far()
     if found is None:
         raise DataError("there are no calibration samples")
     return found
+
+
+class _Once:
+    """Sees each value of a batch once: what was seen before memory ran out is not to be seen again
+    where the batch is run in halves."""
+
+    def __init__(self, seen: Mapping[str, Sequence[Seen]]) -> None:
+        self.seen = seen
+        self._reached: dict[str, None] = {}
+        self._calls: Counter[Seen] = Counter()
+        self._before: Counter[Seen] = Counter()
+
+    def add(self, site: str, tensor: Tensor) -> None:
+        self._reached[site] = None
+        for each in self.seen[site]:
+            if self._calls[each] >= self._before[each]:
+                each.add(tensor.detach().float())
+            self._calls[each] += 1
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """While a batch runs, or a part of one."""
+        self._calls.clear()
+        try:
+            yield
+        except Exception:
+            self._before.update(self._calls)
+            raise
+
+    def end_batch(self) -> None:
+        """All of a batch was seen. Raises ModelError where it was not finite."""
+        self._before.clear()
+        if (site := not_finite(self.seen, self._reached)) is not None:
+            raise ModelError(
+                f"{site}: NaN or Inf in the calibration data's pass, and in no layer "
+                "before it; look at this layer's weights and at the data"
+            )
 
 
 def _hook(model: nn.Module, site: str, add: Callable[[Tensor], None]) -> Any:

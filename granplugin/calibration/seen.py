@@ -3,13 +3,13 @@ histograms. Every reduction is exact and independent of the order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 
 import numpy as np
 import torch
 
-from granplugin.calibration.statistics import Need, splits
+from granplugin.calibration.statistics import Need, Statistics, splits
 from granplugin.quant.calibrators import BINS, FIRST, SHIFT
 
 _CHUNK = 1 << 20
@@ -92,3 +92,26 @@ class Seen:
             kept[-1] += counts[FIRST + BINS :].sum()
             counts = kept
         return counts.reshape(*self.need.grid, BINS)
+
+
+def seen_of(needs: Iterable[Need]) -> dict[str, list[Seen]]:
+    """Site -> what is to be seen of it, nothing yet; in an order of their own."""
+    seen: dict[str, list[Seen]] = {}
+    for need in sorted(needs, key=lambda need: (need.site, need.block)):
+        seen.setdefault(need.site, []).append(Seen(need))
+    return seen
+
+
+def not_finite(seen: Mapping[str, Sequence[Seen]], reached: Iterable[str]) -> str | None:
+    """The first of these sites that saw NaN or Inf."""
+    return next((s for s in reached if not all(each.is_finite() for each in seen[s])), None)
+
+
+def statistics_of(seen: Mapping[str, Sequence[Seen]], samples: int) -> Statistics:
+    """What was seen of the sites that were reached, on so many samples."""
+    found = [each for group in seen.values() for each in group if each.amax is not None]
+    return Statistics(
+        {each.need: each.amax_grid() for each in found},
+        {each.need: each.counts_grid() for each in found if each.need.histogram},
+        samples,
+    )

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from granplugin.calibration.seen import Seen
+from granplugin.calibration.seen import not_finite, seen_of, statistics_of
 from granplugin.calibration.statistics import Need, Statistics
 from granplugin.errors import ModelError
 from granplugin.modelopt_bridge.library import TensorQuantizer
@@ -34,9 +34,7 @@ def observe(model: nn.Module, needs: Iterable[Need], forward_loop: ForwardLoop) 
     naming the first layer that saw NaN or Inf, a site that does not exist, or one that was never
     reached.
     """
-    sites: dict[str, list[Seen]] = {}
-    for need in sorted(needs, key=lambda need: (need.site, need.block)):
-        sites.setdefault(need.site, []).append(Seen(need))
+    sites = seen_of(needs)
     reached: dict[str, None] = {}
     samples = 0
 
@@ -70,24 +68,18 @@ def observe(model: nn.Module, needs: Iterable[Need], forward_loop: ForwardLoop) 
         for quantizer in enabled:
             quantizer.enable()
 
-    for site in reached:
-        if not all(seen.is_finite() for seen in sites[site]):
-            raise ModelError(
-                f"{site}: NaN or Inf during calibration, and in no layer before it; "
-                "look at this layer's weights and at the calibration data"
-            )
+    if (broken := not_finite(sites, reached)) is not None:
+        raise ModelError(
+            f"{broken}: NaN or Inf during calibration, and in no layer before it; "
+            "look at this layer's weights and at the calibration data"
+        )
     if missing := sorted(sites.keys() - reached.keys()):
         raise ModelError(
             f"{missing[0]}: never reached during calibration{_and_more(missing)}; "
             "set its format to float"
         )
     log.debug("observed %d sites on %d samples", len(sites), samples)
-    found = [seen for group in sites.values() for seen in group]
-    return Statistics(
-        {seen.need: seen.amax_grid() for seen in found},
-        {seen.need: seen.counts_grid() for seen in found if seen.need.histogram},
-        samples,
-    )
+    return statistics_of(sites, samples)
 
 
 def of_all_processes(own: Statistics) -> Statistics:
