@@ -5,7 +5,6 @@ The only package that imports modelopt. Importing it registers the calibration m
 """
 
 from granplugin.modelopt_bridge.apart import take_apart
-from granplugin.modelopt_bridge.chatter import quiet
 from granplugin.modelopt_bridge.marker import marked
 from granplugin.modelopt_bridge.mode import convert, quantize
 from granplugin.modelopt_bridge.places import want_quantizers
@@ -20,7 +19,6 @@ __all__ = [
     "load_amax",
     "marked",
     "quantize",
-    "quiet",
     "sites_of",
     "take_apart",
     "want_quantizers",
