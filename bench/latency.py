@@ -24,7 +24,7 @@ from measure import HERE, Figure, forward_loop, main, of_latency, of_ratio, torc
 
 from granplugin import backends
 from granplugin.measures.timing import measure_interleaved, ratio
-from granplugin.modelopt_bridge import quiet
+from granplugin.modelopt_bridge.chatter import quiet
 from granplugin.recipe.load import load_recipe
 from granplugin.results.values import FP32
 from granplugin.runs.calibrated import calibrate
