@@ -39,7 +39,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
 
 # What runs longest starts first, so that the workers end together.
-LONGEST = ("quickstart", "efficientnet", "test_skips", "test_analysis", "test_apply", "test_cli")
+LONGEST = (
+    "quickstart efficientnet test_skips test_analysis test_apply test_cli test_products test_deploy "
+    "test_equal_forms test_gates test_wrong_engines"
+).split()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
