@@ -4,6 +4,7 @@ is lowered, so that a small network goes that way."""
 from __future__ import annotations
 
 import json
+import mmap
 import os
 
 import numpy as np
@@ -14,6 +15,7 @@ from conftest import run_main
 
 from granplugin.graph import files
 from granplugin.graph.edit.precision import convert
+from granplugin.graph.mapped import let_go
 from granplugin.graph.read.graph import read
 from granplugin.store.cache import Cache
 from granplugin.store.companions import companions
@@ -110,3 +112,19 @@ def test_what_is_outside_is_named_by_its_content_and_goes_where_the_file_goes(
     assert (loaded.graph.initializers["w"].const_value.numpy() == 1).all()
     files.save(loaded, tmp_path / "copy.onnx")
     assert companions(tmp_path / "copy.onnx")[0].read_bytes() == kept.read_bytes()
+
+
+def test_whatever_is_a_view_of_a_mapped_file_lets_its_pages_go():
+    told = []
+
+    class Mapped(mmap.mmap):
+        def madvise(self, *advice):
+            told.append(advice)
+
+    array = np.frombuffer(Mapped(-1, 4096), np.float32)
+    views = [array, array.reshape(2, -1).T, array.view(np.uint8).data, memoryview(array)[1:]]
+    for view in views:
+        let_go(view)
+    assert told == [(mmap.MADV_DONTNEED,)] * len(views)
+    for other in (np.ones(3), memoryview(b"abc"), None):
+        let_go(other)
