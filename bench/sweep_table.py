@@ -22,7 +22,7 @@ rows honoured: that the engine's own plan shows computed as asked, of those it t
   the engine computes wrongly are found and left float for it; WRONG: its outputs are farther from
   FP32 than the reference's by more than `apply` accepts, and what does it was not found in time.
 analyze: layers ranked (+ other sites: of products of two activations, skips and lookups; of calls
-  with a weight too but in gpt2 and xcit, whose runs are later), and what it says of the loss by the
+  with a weight too but in gpt2, nf_resnet26 and xcit, whose runs are later), and what it says of the loss by the
   recipe, of 8 samples, with 1 % tolerated: within, above, or cannot tell where the interval has the
   tolerance in it (8 samples tell little: it says how many would). Behind "above": how many changes
   it advises, and what it promises with them on samples that nothing was chosen by; none: what it
