@@ -8,6 +8,7 @@ the run folder, by content, and go on where they were killed.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,12 +22,14 @@ from granplugin.analysis.outputs import contradiction, measure_outputs, rank
 from granplugin.analysis.promised import find_costs, find_promises
 from granplugin.analysis.questions import ask_all
 from granplugin.analysis.ranges import Ranges, find_ranges, gather, read_statistics
-from granplugin.analysis.subject import Clock, open_subject
+from granplugin.analysis.subject import Clock, Subject, open_subject
 from granplugin.analysis.suggested_file import check_target, write_recipe
 from granplugin.analysis.tried import round_all
 from granplugin.analysis.verdict import find_advice, say
 from granplugin.calibration.statistics import Statistics
+from granplugin.data.doubts import Doubt
 from granplugin.planning.plan import make_plan
+from granplugin.planning.rows import Plan
 from granplugin.progress import stage
 from granplugin.recipe.loaded import Loaded
 from granplugin.report.result import Result
@@ -120,7 +123,6 @@ def analyze_in(
     with stage("asking what engines promise"):
         promised = find_promises(session, questions, network)
     outputs = measure_outputs(subject, network, losses, promised, wanted, clock)
-    broken = "; ".join(doubt.said for doubt in doubtful if doubt.breaks)
     if distrust := contradiction(outputs, subject.metric, subject.data.labels()):
         # The figures are kept: only what they are read for changes.
         subject = replace(subject, distrust=distrust)
@@ -129,6 +131,7 @@ def analyze_in(
     evidence = Evidence(questions, seen, ranges, promised, outputs, layers, losses.sites)
     facts = {each.name: facts_of(each, evidence) for each in layers}
     why = {each.name: why_of(each, facts[each.name], evidence, wanted.tolerance) for each in layers}
+    broken = "; ".join(doubt.said for doubt in doubtful if doubt.breaks)
     advice = (
         Advice("cannot tell", {}, broken=broken)
         if broken and outputs.quantizes
@@ -137,13 +140,6 @@ def analyze_in(
     told = say(advice, evidence, facts, subject, session.layers)
     with clock.timed("costs"):
         priced = find_costs(session, questions, network, seen, measured=costs)
-    notes = [
-        *session.notes,
-        *plan.notes,
-        *([distrust] if distrust else []),
-        *(each.said for each in doubtful),
-        *([small] if (small := subject.small_batches()) else []),
-    ]
     found = answer(
         session,
         evidence,
@@ -154,9 +150,20 @@ def analyze_in(
         len(drawn),
         subject.metric,
         clock.seconds,
-        notes,
+        _notes(session, plan, doubtful, subject),
     )
     return found, _for_page(session, seen, ranges)
+
+
+def _notes(session: Session, plan: Plan, doubtful: Sequence[Doubt], subject: Subject) -> list[str]:
+    """What a reader must know of the network, the recipe, the labels, the data and the batches."""
+    return [
+        *session.notes,
+        *plan.notes,
+        *([subject.distrust] if subject.distrust else []),
+        *(doubt.said for doubt in doubtful),
+        *([small] if (small := subject.small_batches()) else []),
+    ]
 
 
 def _for_page(session: Session, seen: Statistics, ranges: Ranges) -> KeptForPage:
