@@ -1,11 +1,11 @@
-"""A decoder of 1.1 billion parameters: planned, exported, its weights quantized from the file, and
-a whole apply of it, as a module and as the ONNX file that this leaves.
+"""A decoder of 1.1 billion parameters: plan, export, int4 from the file, and whole applies.
 
     python bench/large.py --save
 
-float32 takes 4.4 GB; 25 GB of disk and 12 GB of memory are needed. Each stage is a process of its
-own; its peak is that of all its resident memory (VmHWM), pages of files included. apply runs on one
-batch of 2 samples of 8 tokens, on ONNX Runtime alone.
+The applies are of the module, and of the ONNX file that the export leaves, on one batch of 2 samples
+of 8 tokens, on ONNX Runtime alone. float32 takes 4.4 GB; 25 GB of disk and 16 GB of memory are
+needed. Each stage is a process of its own; its peak is that of all its resident memory (VmHWM),
+pages of files included.
 """
 
 from __future__ import annotations
