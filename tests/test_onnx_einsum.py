@@ -58,3 +58,16 @@ def test_a_matrix_product_in_some_layout_is_a_matmul_of_the_same_name(equation, 
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
     named = {node.op_type for node in model.graph.node if node.name == "said"}
     assert named == {"MatMul" if (equation, constant) in PRODUCTS else "Einsum"}
+
+
+def test_a_name_that_the_file_has_is_not_given_to_another():
+    model, feeds = made("bnd,dhk->bhnk", WEIGHT)
+    (wanted,) = ReferenceEvaluator(model).run(None, feeds)
+    for name in ("said/transpose", "said/constant", "said/reshape"):
+        model.graph.node.append(helper.make_node("Identity", ["a"], [name], name=name))
+    as_products(read_graph(model, Path("net.onnx")))
+    (result,) = ReferenceEvaluator(model).run(None, feeds)
+    np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-5)
+    written = [name for node in model.graph.node for name in node.output]
+    written += [each.name for each in model.graph.initializer]
+    assert len(written) == len(set(written))

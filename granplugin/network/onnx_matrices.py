@@ -6,78 +6,26 @@ A torch model's calls are taken so too (granplugin.network.experts), with the sa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from granplugin.graph.read.graph import ReadGraph
+from granplugin.network.onnx_rewriting import InPlace, rewrite
 
 
 def as_layers(graph: ReadGraph) -> None:
-    """Rewrites such nodes in the graph's model, each under its own name; of several, those behind
-    the first are called <name>_1, ..."""
-    given = (value.name for value in graph.model.graph.input)
-    taken = {*graph.named, *graph.stored, *graph.producer, *given}
-    nodes: list[onnx.NodeProto] = []
-    for node in graph.model.graph.node:
-        made = _Made(node.name, taken)
-        if node.domain not in ("", "ai.onnx") or not _rewritten(graph, node, made):
-            nodes.append(node)
-            continue
-        made.nodes[-1].output[0] = node.output[0]
-        nodes += made.nodes
-        graph.model.graph.initializer.extend(made.constants)
-    del graph.model.graph.node[:]
-    graph.model.graph.node.extend(nodes)
+    """Rewrites such nodes in the graph's model, each under its own name."""
+    rewrite(graph, _rewritten)
 
 
-@dataclass(slots=True, eq=False)
-class _Made:
-    """The nodes in place of one, and the constants that they read."""
-
-    name: str
-    taken: set[str]
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    constants: list[onnx.TensorProto] = field(default_factory=list)
-    products: int = 0
-
-    def node(self, op_type: str, reads: Sequence[str], **attributes: object) -> str:
-        """What it puts out. It is beside the product: no node is called <layer>/<OpType> but what
-        is computed for the layer."""
-        name = self._free(f"{self.name}/{op_type.lower()}")
-        made = helper.make_node(op_type, reads, [name], name=name, **attributes)
-        self.nodes.append(made)
-        return name
-
-    def product(self, first: str, second: str) -> str:
-        """A MatMul, the first of which has this name."""
-        out = self.node("MatMul", [first, second])
-        count, self.products = self.products, self.products + 1
-        self.nodes[-1].name = self.name if not count else self._free(f"{self.name}_{count}")
-        return out
-
-    def number(self, value: int | float | Sequence[int], kind: type[np.generic]) -> str:
-        name = self._free(f"{self.name}/constant")
-        self.constants.append(numpy_helper.from_array(np.array(value, kind), name))
-        return name
-
-    def _free(self, base: str) -> str:
-        name, count = base, 0
-        while name in self.taken:
-            count += 1
-            name = f"{base}_{count}"
-        self.taken.add(name)
-        return name
-
-    def turned(self, tensor: str, rank: int) -> str:
-        """The tensor with its last two axes exchanged."""
-        perm = [*range(rank - 2), rank - 1, rank - 2]
-        return self.node("Transpose", [tensor], perm=perm)
+def _turned(made: InPlace, tensor: str, rank: int) -> str:
+    """The tensor with its last two axes exchanged."""
+    return made.node("Transpose", [tensor], perm=[*range(rank - 2), rank - 1, rank - 2])
 
 
-def _rewritten(graph: ReadGraph, node: onnx.NodeProto, made: _Made) -> bool:
+def _rewritten(graph: ReadGraph, node: onnx.NodeProto, made: InPlace) -> bool:
     """Whether it is another form now."""
     if node.op_type == "Gemm":
         return _gemm(graph, node, made)
@@ -98,11 +46,11 @@ def _rewritten(graph: ReadGraph, node: onnx.NodeProto, made: _Made) -> bool:
         _each(made, first, list(rows), second, list(held))
         return True
     rank = len(rows)
-    turned = made.turned(first, len(held))
-    given = made.turned(second, rank)
+    turned = _turned(made, first, len(held))
+    given = _turned(made, second, rank)
     lengths = [*rows[:-2], rows[-1], rows[-2]]
     result = _each(made, given, lengths, turned, [*held[:-2], held[-1], held[-2]])
-    made.turned(result, max(rank, len(held)))
+    _turned(made, result, max(rank, len(held)))
     return True
 
 
@@ -112,7 +60,9 @@ def _fit(rows: Sequence[int | None], weights: Sequence[int]) -> bool:
     return all(count == 1 or length in (1, count) for length, count in lengths)
 
 
-def _each(made: _Made, rows: str, lengths: list[int | None], weights: str, held: list[int]) -> str:
+def _each(
+    made: InPlace, rows: str, lengths: list[int | None], weights: str, held: list[int]
+) -> str:
     """The products of (..., rows, in) with each of the matrices in (..., in, out)."""
     rank = len(held)
     if rank == 2:
@@ -138,7 +88,7 @@ def _each(made: _Made, rows: str, lengths: list[int | None], weights: str, held:
     return made.node("Concat", parts, axis=max(at, 0))
 
 
-def _gemm(graph: ReadGraph, node: onnx.NodeProto, made: _Made) -> bool:
+def _gemm(graph: ReadGraph, node: onnx.NodeProto, made: InPlace) -> bool:
     """alpha A B + beta C of two activations, or of one that is transposed."""
     said = {each.name: helper.get_attribute_value(each) for each in node.attribute}
     first, second = node.input[:2]
